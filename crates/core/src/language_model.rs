@@ -1,0 +1,254 @@
+use crate::{Result, TokenId};
+
+/// Names one sequence of a [`LanguageModel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Facts about a model that callers plan with.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The model's own name, for messages.
+    pub name: String,
+    /// Number of token ids; logits have this length.
+    pub vocab_size: usize,
+    /// Tokens that one sequence may hold.
+    pub max_context: usize,
+    /// Number of transformer blocks.
+    pub n_layers: usize,
+    /// Width of the hidden state.
+    pub hidden_size: usize,
+    /// Token ids that end a text.
+    pub end_tokens: Vec<TokenId>,
+}
+
+impl ModelInfo {
+    /// The facts that every model has; the rest is filled in by assignment.
+    pub fn new(name: impl Into<String>, vocab_size: usize, max_context: usize) -> Self {
+        Self {
+            name: name.into(),
+            vocab_size,
+            max_context,
+            n_layers: 0,
+            hidden_size: 0,
+            end_tokens: Vec::new(),
+        }
+    }
+}
+
+/// What is wanted for one row (one token) of a step: something about the *next* token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Want {
+    /// Nothing: the row only extends the sequence. The head is not computed for it.
+    #[default]
+    Nothing,
+    /// The most likely next token; of equal logits the lowest id.
+    ArgMax,
+    /// The `k` most likely next tokens with their log-probabilities.
+    TopK(usize),
+    /// All logits, copied to the host.
+    Logits,
+}
+
+/// A place in the network whose hidden state is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LayerTap {
+    /// The residual stream after block `i` (0-based).
+    AfterBlock(usize),
+    /// After the final norm, as the head sees it.
+    Final,
+}
+
+/// A token and its log-probability, in nats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability under the model's full softmax.
+    pub logprob: f32,
+}
+
+/// The answer to a [`Want`].
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Nothing was wanted.
+    #[default]
+    Nothing,
+    /// The most likely next token.
+    ArgMax(TokenId),
+    /// The most likely next tokens, best first; equal logits in ascending order of id.
+    TopK(Vec<TokenLogprob>),
+    /// Logits, one for each id of the vocabulary.
+    Logits(Vec<f32>),
+}
+
+impl Output {
+    /// The most likely token, whatever form the answer has.
+    ///
+    /// `None` for [`Output::Nothing`], an empty top-k and logits that hold a NaN.
+    pub fn best(&self) -> Option<TokenId> {
+        match self {
+            Output::Nothing => None,
+            Output::ArgMax(token) => Some(*token),
+            Output::TopK(best) => best.first().map(|b| b.token),
+            Output::Logits(logits) => crate::argmax(logits).ok(),
+        }
+    }
+}
+
+/// Everything that a forward pass answers for one row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowOutput {
+    /// The answer to the row's [`Want`].
+    pub output: Output,
+    /// One hidden state `[hidden_size]` for each of the step's taps, in their order.
+    pub hidden: Vec<Vec<f32>>,
+}
+
+/// The tokens of one sequence in a forward pass, and what is wanted of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The sequence that the tokens extend.
+    pub sequence: SequenceId,
+    /// Tokens to feed, one row each.
+    pub tokens: Vec<TokenId>,
+    /// `None`: a chain, each token follows the one before. Otherwise, for each token, the row of its
+    /// parent in this step (`None`: it follows what the sequence holds already). A row sees what the
+    /// sequence held before the step, its ancestors and itself; siblings share a position.
+    pub parents: Option<Vec<Option<usize>>>,
+    /// What is wanted of each row. Shorter than `tokens`: the missing leading rows want nothing, so
+    /// that a prompt needs one entry for its last token.
+    pub wants: Vec<Want>,
+    /// Hidden states wanted of every row.
+    pub taps: Vec<LayerTap>,
+    /// Filled by [`LanguageModel::forward`]: one entry for each token.
+    pub outputs: Vec<RowOutput>,
+}
+
+impl Step {
+    /// A chain of tokens with something wanted of the last one only (a prompt, a plain decoding step).
+    pub fn last(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
+        Self { sequence, tokens, parents: None, wants: vec![want], taps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// A chain of tokens with the same wanted of each (verification, scoring).
+    pub fn each(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
+        let wants = vec![want; tokens.len()];
+        Self { sequence, tokens, parents: None, wants, taps: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// What is wanted of row `row`.
+    pub fn want(&self, row: usize) -> Want {
+        let missing = self.tokens.len().saturating_sub(self.wants.len());
+        if row < missing { Want::Nothing } else { self.wants.get(row - missing).copied().unwrap_or_default() }
+    }
+
+    /// Checks what can be checked without knowing the sequence.
+    ///
+    /// # Errors
+    /// [`Error::EmptyStep`](crate::Error::EmptyStep), [`Error::InvalidToken`](crate::Error::InvalidToken),
+    /// [`Error::RowCount`](crate::Error::RowCount) and [`Error::InvalidParent`](crate::Error::InvalidParent).
+    pub fn validate(&self, vocab_size: usize) -> Result<()> {
+        use crate::Error;
+        let n = self.tokens.len();
+        if n == 0 {
+            return Err(Error::EmptyStep { sequence: self.sequence });
+        }
+        if let Some(&token) = self.tokens.iter().find(|&&t| t as usize >= vocab_size) {
+            return Err(Error::InvalidToken { token, vocab_size });
+        }
+        if self.wants.len() > n {
+            return Err(Error::RowCount { what: "wants", expected: n, found: self.wants.len() });
+        }
+        if let Some(parents) = &self.parents {
+            if parents.len() != n {
+                return Err(Error::RowCount { what: "parents", expected: n, found: parents.len() });
+            }
+            for (row, parent) in parents.iter().enumerate() {
+                if let Some(parent) = *parent
+                    && parent >= row
+                {
+                    return Err(Error::InvalidParent { row, parent });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A causal language model that holds sequences and extends them, many at a time.
+///
+/// Tokens fed by [`forward`](Self::forward) are *provisional*: they count for everything fed later, and
+/// can be taken back by [`truncate`](Self::truncate) or thinned out by [`retain`](Self::retain).
+/// [`commit`](Self::commit) makes them final, which allows the cache to compress them. Plain decoding
+/// commits after each step; speculation after verification.
+///
+/// # Batch invariance
+/// An implementation must give a row the same bits, whatever else is in the call: the number of rows,
+/// other sequences, the chunks in which the prefix was fed, the number of threads. Speculative decoding
+/// and batching are lossless because of it. Implementations that cannot promise it must say so.
+pub trait LanguageModel {
+    /// Facts about the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Opens an empty sequence.
+    ///
+    /// # Errors
+    /// The engine's own, if it has no room for one more.
+    fn open(&mut self) -> Result<SequenceId>;
+
+    /// Opens a sequence that starts as a copy of another one; storage is shared where possible.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence).
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId>;
+
+    /// Drops a sequence and frees its memory. Unknown sequences are ignored.
+    fn close(&mut self, sequence: SequenceId);
+
+    /// Number of tokens in a sequence, provisional ones included.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence).
+    fn len(&self, sequence: SequenceId) -> Result<usize>;
+
+    /// Number of final tokens in a sequence.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence).
+    fn committed(&self, sequence: SequenceId) -> Result<usize>;
+
+    /// Feeds each step's tokens and fills its `outputs`. Either all steps are carried out, or, on an
+    /// error, none has changed its sequence.
+    ///
+    /// # Errors
+    /// Those of [`Step::validate`], [`Error::UnknownSequence`](crate::Error::UnknownSequence),
+    /// [`Error::DuplicateSequence`](crate::Error::DuplicateSequence),
+    /// [`Error::ContextFull`](crate::Error::ContextFull),
+    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine).
+    fn forward(&mut self, steps: &mut [Step]) -> Result<()>;
+
+    /// Keeps, of the provisional tokens, only those at the given indices (0 = first provisional token),
+    /// which must ascend and form one chain; the others are dropped. This is how one path of a token
+    /// tree is accepted.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if an index is not provisional or does not ascend.
+    fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()>;
+
+    /// Makes the first `n_tokens` provisional tokens final.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if fewer are provisional.
+    fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()>;
+
+    /// Shortens a sequence to `len` tokens, final ones too where the cache can.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if it is shorter already,
+    /// [`Error::TruncateEvicted`](crate::Error::TruncateEvicted) if the cache cannot go back that far.
+    fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()>;
+}
