@@ -3,24 +3,26 @@
 //! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
 //! a loop over them vectorizes inside [`per_isa`] and rounds alike in scalar, AVX2 and AVX-512 code.
 
-use crate::cpu::{self, Isa};
+use crate::cpu::Isa;
 
-/// Runs a loop compiled for the chosen instruction set.
+/// Runs a loop compiled for an instruction set; for one that the machine lacks, the plain code.
+///
+/// Kernels read [`cpu::isa`](crate::cpu::isa) once, before they fork into the pool, and pass it on.
 ///
 /// The closure is inlined into a function with the wider features turned on, where the compiler
 /// vectorizes it; the result has the same bits on every path, because Rust neither fuses nor reorders
 /// floating-point operations by itself.
 #[inline]
-pub fn per_isa<R>(f: impl FnOnce() -> R) -> R {
-    match cpu::isa() {
+pub fn per_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
+    match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
-            // SAFETY: `cpu::isa` names only what the processor has.
+        Isa::Avx512 if isa.is_available() => {
+            // SAFETY: the processor has the features.
             unsafe { with_avx512(f) }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            // SAFETY: `cpu::isa` names only what the processor has.
+        Isa::Avx2 if isa.is_available() => {
+            // SAFETY: the processor has the features.
             unsafe { with_avx2(f) }
         }
         _ => f(),
@@ -107,19 +109,9 @@ mod tests {
     #[test]
     fn every_isa_gives_the_same_bits() {
         let x: Vec<f32> = (0..1001).map(|i| (i as f32 - 500.0) * 0.17).collect();
-        let run = || -> Vec<u32> { per_isa(|| x.iter().map(|&x| exp(x).to_bits()).collect()) };
-        let scalar: Vec<u32> = x.iter().map(|&x| exp(x).to_bits()).collect();
-        for isa in cpu::available() {
-            // SAFETY: `available` names only what the processor has.
-            let got: Vec<u32> = match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { with_avx512(run) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above.
-                Isa::Avx2 => unsafe { with_avx2(run) },
-                _ => run(),
-            };
-            assert_eq!(got, scalar, "{isa:?}");
+        let run = |isa| -> Vec<u32> { per_isa(isa, || x.iter().map(|&x| exp(x).to_bits()).collect()) };
+        for isa in crate::cpu::available() {
+            assert_eq!(run(isa), run(Isa::Scalar), "{isa}");
         }
     }
 }
