@@ -322,10 +322,9 @@ impl Shared {
         IN_TASK.set(true);
         let worker = &self.workers[index - 1];
         while !self.shutdown.load(SeqCst) {
-            if self.may_work(index) && worker.state.load(Relaxed) == AWAKE {
-                if self.work() || spin(SPIN, YIELD, || self.has_tasks() || !self.may_work(index)) {
-                    continue;
-                }
+            let awake = self.may_work(index) && worker.state.load(Relaxed) == AWAKE;
+            if awake && (self.work() || spin(SPIN, YIELD, || self.has_tasks() || !self.may_work(index))) {
+                continue;
             }
             self.doze(index, worker);
         }
