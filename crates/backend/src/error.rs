@@ -42,4 +42,14 @@ pub enum Error {
         /// The name received.
         name: String,
     },
+    /// Rows that are not whole blocks, or values that are not whole rows.
+    #[error("{n_values} values do not make rows of {n_cols} in whole blocks of {block}")]
+    RowLength {
+        /// Values in a block.
+        block: usize,
+        /// Values in a row.
+        n_cols: usize,
+        /// Values received.
+        n_values: usize,
+    },
 }
