@@ -1,0 +1,54 @@
+//! What a caller may watch, and stop, while something is fetched.
+
+/// Receives the progress of a fetch; a user interface implements what it needs, every method has a default.
+///
+/// All calls come from the thread that called [`Hub::resolve`](crate::Hub::resolve).
+///
+/// # Example
+/// ```
+/// use breakers_hub::Progress;
+///
+/// #[derive(Default)]
+/// struct Lines(Vec<String>);
+///
+/// impl Progress for Lines {
+///     fn message(&mut self, text: &str) {
+///         self.0.push(text.to_owned());
+///     }
+/// }
+/// let mut lines = Lines::default();
+/// lines.started("smollm2-135m", 93_000_000);
+/// lines.message("license: Apache-2.0");
+/// assert_eq!(lines.0, ["license: Apache-2.0"]);
+/// ```
+pub trait Progress {
+    /// A transfer begins; called again, with a new total, when another source is tried.
+    ///
+    /// # Units
+    /// `total_bytes` counts the bytes to transfer: compressed packages are smaller than the files inside.
+    fn started(&mut self, name: &str, total_bytes: u64) {
+        let _ = (name, total_bytes);
+    }
+
+    /// `done_bytes` of the total have arrived so far, parts kept from an earlier fetch included.
+    fn advanced(&mut self, done_bytes: u64) {
+        let _ = done_bytes;
+    }
+
+    /// A line worth showing: the license, the source in use, why a source was given up.
+    fn message(&mut self, text: &str) {
+        let _ = text;
+    }
+
+    /// The transfer that [`started`](Self::started) announced is over, whether it succeeded or not.
+    fn finished(&mut self) {}
+
+    /// Asked several times a second; `false` stops the fetch with
+    /// [`Error::Interrupted`](crate::Error::Interrupted) and keeps the parts that have arrived.
+    fn keep_going(&mut self) -> bool {
+        true
+    }
+}
+
+/// Watches nothing.
+impl Progress for () {}
