@@ -155,9 +155,7 @@ impl Writer {
         let header_end = header.len() as u64;
         sink.write_all(&header)?;
         let mut writer = TensorWriter { sink, tensors: self.tensors, next: 0, written: 0, alignment };
-        if !writer.tensors.is_empty() {
-            writer.pad(header_end)?;
-        }
+        writer.pad(header_end)?;
         Ok(writer)
     }
 }
