@@ -1,0 +1,87 @@
+use std::path::PathBuf;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in a statistic or a report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Too few values for the statistic.
+    #[error("{what} needs at least {expected} values, got {found}")]
+    TooFewValues {
+        /// The statistic.
+        what: &'static str,
+        /// Values needed.
+        expected: usize,
+        /// Values given.
+        found: usize,
+    },
+    /// A value is NaN or infinite.
+    #[error("value {index} is {value}, expected a finite number")]
+    NotFinite {
+        /// Where.
+        index: usize,
+        /// What was found.
+        value: f64,
+    },
+    /// Paired samples differ in length.
+    #[error("paired samples have {expected} and {found} values")]
+    Unpaired {
+        /// Length of the first sample.
+        expected: usize,
+        /// Length of the second sample.
+        found: usize,
+    },
+    /// A parameter is outside of its range.
+    #[error("{name} is {found}, expected {expected}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// Value given.
+        found: f64,
+        /// The range.
+        expected: &'static str,
+    },
+    /// A ratio's denominator is zero.
+    #[error("the median of the denominator is zero")]
+    ZeroDenominator,
+    /// A row does not fit its table, or a series its chart.
+    #[error("{what} `{name}` has {found} entries, expected {expected}")]
+    Length {
+        /// A row or a series.
+        what: &'static str,
+        /// Name of the table or the series.
+        name: String,
+        /// Columns or groups.
+        expected: usize,
+        /// Entries given.
+        found: usize,
+    },
+    /// Two tables or charts of a report have the same name.
+    #[error("two parts of the report are named `{name}`")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A chart could not be drawn.
+    #[error("chart `{name}` could not be drawn: {reason}")]
+    Chart {
+        /// Name of the chart.
+        name: String,
+        /// What the drawing library said.
+        reason: String,
+    },
+    /// A file of the report could not be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The report could not be turned into JSON.
+    #[error("the report could not be turned into JSON")]
+    Json(#[from] serde_json::Error),
+}

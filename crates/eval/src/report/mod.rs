@@ -1,0 +1,158 @@
+//! Reports of benchmarks: text, tables and charts with the provenance of the run, as JSON, Markdown and SVG.
+
+mod chart;
+mod provenance;
+mod table;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::{Error, Result};
+
+pub use chart::{BarChart, Chart, LineChart};
+pub use provenance::{GitState, ModelFile, Provenance};
+pub use table::{Cell, Column, Table};
+
+/// What a benchmark found, and where it found it.
+#[derive(Clone, Debug)]
+pub struct Report {
+    title: String,
+    provenance: Provenance,
+    paragraphs: Vec<String>,
+    tables: Vec<Table>,
+    charts: Vec<(String, Chart)>,
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(title: impl Into<String>, provenance: Provenance) -> Self {
+        Self {
+            title: title.into(),
+            provenance,
+            paragraphs: Vec::new(),
+            tables: Vec::new(),
+            charts: Vec::new(),
+        }
+    }
+
+    /// Adds a paragraph of Markdown, shown before the tables.
+    pub fn paragraph(&mut self, markdown: impl Into<String>) -> &mut Self {
+        self.paragraphs.push(markdown.into());
+        self
+    }
+
+    /// Adds a table.
+    pub fn table(&mut self, table: Table) -> &mut Self {
+        self.tables.push(table);
+        self
+    }
+
+    /// Adds a chart; `name` becomes the file `<name>.svg`, in lower case with other characters than letters
+    /// and digits replaced by `_`.
+    pub fn chart(&mut self, name: &str, chart: Chart) -> &mut Self {
+        self.charts.push((file_stem(name), chart));
+        self
+    }
+
+    /// The tables added so far.
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    /// The report as one JSON object: `title`, `text`, `tables` by name (`columns`, `rows`), `charts` (file
+    /// names) and `provenance`.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateName`] if two tables share a name, [`Error::Json`].
+    pub fn to_json(&self) -> Result<Value> {
+        let mut tables = serde_json::Map::new();
+        for table in &self.tables {
+            if tables.insert(table.name().to_owned(), table.to_json()).is_some() {
+                return Err(Error::DuplicateName { name: table.name().to_owned() });
+            }
+        }
+        let charts: Vec<String> = self.charts.iter().map(|(stem, _)| format!("{stem}.svg")).collect();
+        Ok(json!({
+            "title": self.title,
+            "text": self.paragraphs,
+            "tables": tables,
+            "charts": charts,
+            "provenance": serde_json::to_value(&self.provenance)?,
+        }))
+    }
+
+    /// The report as Markdown; charts are linked by their file names.
+    pub fn to_markdown(&self) -> String {
+        let mut out = format!("# {}\n", self.title);
+        for paragraph in &self.paragraphs {
+            out += &format!("\n{paragraph}\n");
+        }
+        for table in &self.tables {
+            out += &format!("\n## {}\n\n{}", table.title(), table.to_markdown());
+        }
+        for (stem, chart) in &self.charts {
+            let alt = chart.title().replace(['[', ']', '\n'], " ");
+            out += &format!("\n![{alt}]({stem}.svg)\n");
+        }
+        out += &format!("\n## Provenance\n\n{}", self.provenance.to_markdown());
+        out
+    }
+
+    /// Writes `report.json`, `report.md` and the charts into a folder, which is made if needed, and returns
+    /// the files. Each file appears whole or not at all, and `report.json` last: when it is there, all are.
+    ///
+    /// # Errors
+    /// [`Error::Write`], [`Error::Chart`], [`Error::DuplicateName`], [`Error::Json`].
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+        let folder = folder.as_ref();
+        let mut files = Vec::new();
+        for (stem, chart) in &self.charts {
+            let name = format!("{stem}.svg");
+            if files.iter().any(|(n, _)| *n == name) {
+                return Err(Error::DuplicateName { name: stem.clone() });
+            }
+            files.push((name, chart.to_svg(stem)?));
+        }
+        files.push(("report.md".to_owned(), self.to_markdown()));
+        let mut json = serde_json::to_string_pretty(&self.to_json()?)?;
+        json.push('\n');
+        files.push(("report.json".to_owned(), json));
+
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.to_owned(), source })?;
+        let mut paths = Vec::new();
+        for (name, content) in files {
+            let path = folder.join(name);
+            write_atomically(&path, content.as_bytes())
+                .map_err(|source| Error::Write { path: path.clone(), source })?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}
+
+/// Writes a file beside its place, then moves it there.
+fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = std::fs::File::create(&temporary).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    let moved = written.and_then(|()| std::fs::rename(&temporary, path));
+    if moved.is_err() {
+        // The first error is what the caller must see; a left-over file is harmless.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    moved
+}
+
+fn file_stem(name: &str) -> String {
+    let stem: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+    if stem.is_empty() { "chart".to_owned() } else { stem }
+}
+
+#[cfg(test)]
+mod tests;
