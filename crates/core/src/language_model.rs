@@ -252,3 +252,44 @@ pub trait LanguageModel {
     /// [`Error::TruncateEvicted`](crate::Error::TruncateEvicted) if the cache cannot go back that far.
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()>;
 }
+
+/// Passes every call on to the model behind a pointer.
+macro_rules! forward_to_pointee {
+    ($pointer:ty) => {
+        impl<M: LanguageModel + ?Sized> LanguageModel for $pointer {
+            fn info(&self) -> &ModelInfo {
+                (**self).info()
+            }
+            fn open(&mut self) -> Result<SequenceId> {
+                (**self).open()
+            }
+            fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId> {
+                (**self).fork(sequence)
+            }
+            fn close(&mut self, sequence: SequenceId) {
+                (**self).close(sequence)
+            }
+            fn len(&self, sequence: SequenceId) -> Result<usize> {
+                (**self).len(sequence)
+            }
+            fn committed(&self, sequence: SequenceId) -> Result<usize> {
+                (**self).committed(sequence)
+            }
+            fn forward(&mut self, steps: &mut [Step]) -> Result<()> {
+                (**self).forward(steps)
+            }
+            fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()> {
+                (**self).retain(sequence, rows)
+            }
+            fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()> {
+                (**self).commit(sequence, n_tokens)
+            }
+            fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
+                (**self).truncate(sequence, len)
+            }
+        }
+    };
+}
+
+forward_to_pointee!(&mut M);
+forward_to_pointee!(Box<M>);
