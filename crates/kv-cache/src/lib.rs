@@ -1,1 +1,53 @@
-//! breakers
+//! Key-value caches of transformer sequences, and attention over them.
+//!
+//! [`KvCache`] is the interface: a forward pass appends keys and values layer by layer and attends in the
+//! same call; its tokens stay provisional until they are committed, so that speculation can take them back.
+//! [`PlainCache`] keeps everything, as 16- or 32-bit floats, in pages that forks share.
+//!
+//! A row's result has the same bits, whatever else is in the call: see [`KvCache`].
+//!
+//! # Example
+//! Decoding token by token gives the bits of one big step:
+//! ```
+//! use breakers_kv_cache::{CacheShape, Element, KvCache, LayerShape, PlainCache};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//!
+//! # fn main() -> Result<(), breakers_kv_cache::Error> {
+//! let device = Device::flex();
+//! let shape = CacheShape::uniform(1, LayerShape::new(1, 64), 1024);
+//! let random = |heads| Tensor::<3>::random([3, heads, 64], Distribution::Default, &device);
+//! let (q, k, v) = (random(2), random(1), random(1));
+//!
+//! let mut at_once = PlainCache::new(shape.clone(), Element::F16, &device)?;
+//! at_once.begin(3, None)?;
+//! let expected = at_once.attend(0, q.clone(), k.clone(), v.clone(), 0.125)?;
+//! at_once.end()?;
+//!
+//! let mut one_by_one = PlainCache::new(shape, Element::F16, &device)?;
+//! for row in 0..3 {
+//!     let pick = |t: &Tensor<3>| t.clone().narrow(0, row, 1);
+//!     one_by_one.begin(1, None)?;
+//!     let out = one_by_one.attend(0, pick(&q), pick(&k), pick(&v), 0.125)?;
+//!     one_by_one.end()?;
+//!     one_by_one.commit(1)?;
+//!     assert_eq!(out.into_data(), expected.clone().narrow(0, row, 1).into_data());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod attend;
+mod cache;
+mod error;
+mod kernel;
+mod ledger;
+mod page;
+mod plain;
+mod shape;
+mod simd;
+mod tree;
+
+pub use cache::{CacheHook, KvCache};
+pub use error::{Error, Result};
+pub use plain::PlainCache;
+pub use shape::{CacheShape, Element, LayerShape};

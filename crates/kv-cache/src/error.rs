@@ -1,0 +1,148 @@
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a cache.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A cache cannot have this shape.
+    #[error("layer {layer}: {field} must be at least 1")]
+    ZeroDimension {
+        /// The layer in question.
+        layer: usize,
+        /// Its field that is zero.
+        field: &'static str,
+    },
+    /// A cache needs at least one layer.
+    #[error("a cache needs at least one layer")]
+    NoLayers,
+    /// A tensor's shape does not fit the step and the layer.
+    #[error("{tensor} has the shape {found:?}, the step needs {expected:?}")]
+    TensorShape {
+        /// `q`, `k` or `v`.
+        tensor: &'static str,
+        /// Shape that the step and the layer call for.
+        expected: [usize; 3],
+        /// Shape found.
+        found: [usize; 3],
+    },
+    /// Query heads cannot be shared out evenly to key-value heads.
+    #[error("{n_heads} query heads cannot share {n_kv_heads} key-value heads evenly")]
+    HeadCount {
+        /// Query heads found in `q`.
+        n_heads: usize,
+        /// Key-value heads of the layer.
+        n_kv_heads: usize,
+    },
+    /// A tensor lives on another device than the cache.
+    #[error("{tensor} lives on {found}, the cache on {expected}")]
+    Device {
+        /// `q`, `k` or `v`.
+        tensor: &'static str,
+        /// The cache's device.
+        expected: String,
+        /// The tensor's device.
+        found: String,
+    },
+    /// A NaN or an infinity in the input, which would spread to every later token.
+    #[error("{tensor} holds {value} in row {row}")]
+    NotFinite {
+        /// `q`, `k`, `v` or `scale`.
+        tensor: &'static str,
+        /// Row of the step (0 for `scale`).
+        row: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A step needs at least one row.
+    #[error("a step needs at least one row")]
+    EmptyStep,
+    /// The call is not possible while a step is open.
+    #[error("{operation} is not possible while a step is open; end or abort it first")]
+    StepOpen {
+        /// The operation refused.
+        operation: &'static str,
+    },
+    /// The call needs an open step.
+    #[error("{operation} needs an open step; call begin first")]
+    NoStep {
+        /// The operation refused.
+        operation: &'static str,
+    },
+    /// The layers of a step come in ascending order, each once.
+    #[error("layer {found} was called where layer {expected} comes next")]
+    LayerOrder {
+        /// The layer that comes next.
+        expected: usize,
+        /// The layer of the call.
+        found: usize,
+    },
+    /// A step was ended before all of its layers were appended.
+    #[error("the step ends after {found} of {expected} layers")]
+    StepIncomplete {
+        /// Layers of the cache.
+        expected: usize,
+        /// Layers appended so far.
+        found: usize,
+    },
+    /// The list of parents does not fit the step.
+    #[error("{found} parents for {expected} rows")]
+    RowCount {
+        /// Rows of the step.
+        expected: usize,
+        /// Parents found.
+        found: usize,
+    },
+    /// A tree parent does not stand before its child.
+    #[error("row {row} names row {parent} as its parent; a parent must stand before its child")]
+    InvalidParent {
+        /// The row in question.
+        row: usize,
+        /// The parent it names.
+        parent: usize,
+    },
+    /// A token tree has branches that have not been thinned out to one path.
+    #[error("{operation}: the provisional tokens form a tree; keep one path of it by retain first")]
+    UnresolvedTree {
+        /// The operation refused.
+        operation: &'static str,
+    },
+    /// Rows to be kept do not follow one another.
+    #[error(
+        "provisional token {row} does not follow the one kept before it: its parent is {expected:?}, not {found:?}"
+    )]
+    NotAChain {
+        /// The provisional token, counted from the first one.
+        row: usize,
+        /// Its parent, `None` for the last final token.
+        expected: Option<usize>,
+        /// The token kept before it, `None` for the last final token.
+        found: Option<usize>,
+    },
+    /// The cache would outgrow its limit.
+    #[error("{needed} tokens do not fit into a cache of {limit}")]
+    ContextFull {
+        /// Tokens that the cache would hold.
+        needed: usize,
+        /// Tokens that it may hold.
+        limit: usize,
+    },
+    /// A number is beyond what the cache holds.
+    #[error("{what}: {requested} asked for, {available} there")]
+    OutOfRange {
+        /// The operation.
+        what: &'static str,
+        /// What was asked for.
+        requested: usize,
+        /// What the cache has.
+        available: usize,
+    },
+    /// Tokens to be taken back were compressed or evicted when they became final.
+    #[error("cannot truncate to {requested} tokens: {evicted_from} and later were compressed or evicted")]
+    TruncateEvicted {
+        /// Length asked for.
+        requested: usize,
+        /// First token index that cannot be restored.
+        evicted_from: usize,
+    },
+}

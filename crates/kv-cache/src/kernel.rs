@@ -1,0 +1,368 @@
+//! The inner loops: a tile of query rows against one page.
+//!
+//! A tile is up to [`TILE_ROWS`] rows. Its scores against 16 to 64 keys stay in registers while the head's
+//! elements go by, so do its outputs while the keys go by. Each score is one chain of fused multiply-adds
+//! over the head's elements, each output one over the keys in ascending order; so neither depends on how
+//! rows and keys are put into tiles.
+//!
+//! # Source
+//! Online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867; over tiles: Dao et al. 2022,
+//! arXiv 2205.14135. Deviations: powers of 2 instead of e (the query carries log₂ e), and sums over chunks
+//! at fixed token indices, merged in ascending order.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout, Stored};
+use crate::simd::{self, Simd};
+
+/// Query rows that are processed together at most.
+pub(crate) const TILE_ROWS: usize = 6;
+
+/// Running softmax of some query rows: pointers into a task's scratch memory.
+///
+/// Row r has its query at `q + r · stride`, its weighted values at `acc + r · stride`, the largest score so
+/// far at `max + r`, and the sum of its weights, in [`LANES`] parts, at `sum + r · LANES`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// Elements from one row to the next of `q` and `acc`: `head_dim` rounded up to [`LANES`].
+    pub(crate) stride: usize,
+    /// Queries, times the scale and log₂ e.
+    pub(crate) q: *const f32,
+    pub(crate) acc: *mut f32,
+    pub(crate) max: *mut f32,
+    pub(crate) sum: *mut f32,
+    /// Room for `TILE_ROWS · PAGE_TOKENS` weights.
+    pub(crate) weights: *mut f32,
+}
+
+impl Rows {
+    /// The same from row `n` on.
+    ///
+    /// # Safety
+    /// There are more than `n` rows.
+    #[inline(always)]
+    pub(crate) unsafe fn skip(self, n: usize) -> Self {
+        // SAFETY: row n exists.
+        unsafe {
+            Self {
+                q: self.q.add(n * self.stride),
+                acc: self.acc.add(n * self.stride),
+                max: self.max.add(n),
+                sum: self.sum.add(n * LANES),
+                ..self
+            }
+        }
+    }
+
+    /// Sets `n_rows` rows to the softmax over nothing.
+    ///
+    /// # Safety
+    /// There are `n_rows` rows.
+    #[inline(always)]
+    pub(crate) unsafe fn reset(self, n_rows: usize) {
+        // SAFETY: the arrays hold n_rows rows.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.max, n_rows).fill(f32::NEG_INFINITY);
+            std::slice::from_raw_parts_mut(self.sum, n_rows * LANES).fill(0.0);
+            std::slice::from_raw_parts_mut(self.acc, n_rows * self.stride).fill(0.0);
+        }
+    }
+}
+
+/// Slots that a row sees, relative to the page: may reach beyond it on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Span {
+    pub(crate) from: i32,
+    pub(crate) to: i32,
+}
+
+/// Lets `spans.len()` rows attend to one head's region of a page.
+///
+/// # Safety
+/// - `S`'s instructions are there
+/// - `region` points to a head's region of `layout` with elements of type `E`
+/// - `rows` has as many rows as `spans`
+#[inline(always)]
+pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
+    layout: &PageLayout,
+    region: *const E,
+    rows: Rows,
+    spans: &[Span],
+) {
+    let n_tiles = spans.len().div_ceil(TILE_ROWS);
+    let mut start = 0;
+    for tile in 0..n_tiles {
+        let end = spans.len() * (tile + 1) / n_tiles;
+        let spans = &spans[start..end];
+        // SAFETY: the caller's promises; rows start..end exist, and R below is their number.
+        unsafe {
+            let rows = rows.skip(start);
+            match spans.len() {
+                1 => attend_tile::<S, E, 1>(layout, region, rows, spans),
+                2 => attend_tile::<S, E, 2>(layout, region, rows, spans),
+                3 => attend_tile::<S, E, 3>(layout, region, rows, spans),
+                4 => attend_tile::<S, E, 4>(layout, region, rows, spans),
+                5 => attend_tile::<S, E, 5>(layout, region, rows, spans),
+                _ => attend_tile::<S, E, TILE_ROWS>(layout, region, rows, spans),
+            }
+        }
+        start = end;
+    }
+}
+
+/// # Safety
+/// As [`attend_page`], with `R` rows.
+#[inline(always)]
+unsafe fn attend_tile<S: Simd, E: Stored, const R: usize>(
+    layout: &PageLayout,
+    region: *const E,
+    rows: Rows,
+    spans: &[Span],
+) {
+    debug_assert_eq!(spans.len(), R);
+    let (mut from, mut to) = (PAGE_TOKENS as i32, 0);
+    let mut masked = false;
+    for span in spans {
+        if span.from < span.to {
+            from = from.min(span.from.max(0));
+            to = to.max(span.to.min(PAGE_TOKENS as i32));
+        }
+    }
+    if from >= to {
+        return;
+    }
+    let (from, to) = (from as usize, to as usize);
+    let (first, end) = (from / LANES, to.div_ceil(LANES));
+    for span in spans {
+        masked |= span.from > (first * LANES) as i32 || span.to < (end * LANES) as i32;
+    }
+    // SAFETY: the caller's promises; blocks first..end and keys from..to lie in the page.
+    unsafe {
+        let mut block = first;
+        while block < end {
+            let left = end - block;
+            let scores = (layout, region, rows, spans, masked, block);
+            block += if R * 4 <= S::ACCUMULATORS && left >= 4 {
+                score::<S, E, R, 4>(scores)
+            } else if R * 2 <= S::ACCUMULATORS && left >= 2 {
+                score::<S, E, R, 2>(scores)
+            } else {
+                score::<S, E, R, 1>(scores)
+            };
+        }
+        let mut rescale = [1.0; R];
+        for (row, rescale) in rescale.iter_mut().enumerate() {
+            *rescale = weigh::<S>(rows.skip(row), rows.weights.add(row * PAGE_TOKENS), first, end);
+        }
+        for panel in (0..layout.padded_dim).step_by(PANEL) {
+            let width = PANEL.min(layout.padded_dim - panel);
+            let values = region.add(layout.value_index(0, panel));
+            let mut column = 0;
+            while column < width {
+                let left = (width - column) / LANES;
+                let sums = (values.add(column), width, rows, panel + column, from..to, &rescale);
+                column += if R * 4 <= S::ACCUMULATORS && left >= 4 {
+                    sum_values::<S, E, R, 4>(sums)
+                } else if R * 2 <= S::ACCUMULATORS && left >= 2 {
+                    sum_values::<S, E, R, 2>(sums)
+                } else {
+                    sum_values::<S, E, R, 1>(sums)
+                };
+            }
+        }
+    }
+}
+
+/// Scores of `R` rows against `B` blocks of keys, into the rows' weights; returns `B`.
+///
+/// # Safety
+/// As [`attend_page`], with `R` rows; blocks `first..first + B` lie in the page.
+#[inline(always)]
+unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
+    (layout, region, rows, spans, masked, first): (&PageLayout, *const E, Rows, &[Span], bool, usize),
+) -> usize {
+    // SAFETY: `key_index` lies in the region for slots of the page and elements of the head.
+    unsafe {
+        let keys = region.add(layout.key_index(first * LANES, 0));
+        let block_stride = layout.head_dim * LANES;
+        let mut scores = [[S::splat(0.0); B]; R];
+        for dim in 0..layout.head_dim {
+            let mut key = [S::splat(0.0); B];
+            for b in 0..B {
+                key[b] = S::widen(keys.add(b * block_stride + dim * LANES));
+            }
+            for r in 0..R {
+                let q = S::splat(*rows.q.add(r * rows.stride + dim));
+                for b in 0..B {
+                    scores[r][b] = S::fma(q, key[b], scores[r][b]);
+                }
+            }
+        }
+        for r in 0..R {
+            for b in 0..B {
+                let mut score = scores[r][b];
+                if masked {
+                    let lane = ((first + b) * LANES) as i32;
+                    score = S::mask(score, spans[r].from - lane, spans[r].to - lane);
+                }
+                S::store(rows.weights.add(r * PAGE_TOKENS + (first + b) * LANES), score);
+            }
+        }
+    }
+    B
+}
+
+/// Turns one row's scores into weights and adds them to its sum; returns what its sums so far are to be
+/// multiplied by.
+///
+/// # Safety
+/// `S`'s instructions are there; `weights` holds a page's scores in the blocks `first..end`.
+#[inline(always)]
+unsafe fn weigh<S: Simd>(row: Rows, weights: *mut f32, first: usize, end: usize) -> f32 {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        for block in first..end {
+            largest = S::max(largest, S::load(weights.add(block * LANES)));
+        }
+        let before = *row.max;
+        let page = S::reduce_max(largest);
+        let after = if page > before { page } else { before };
+        if page == f32::NEG_INFINITY {
+            // The row sees nothing of this page: all weights are zero, its sums stay.
+            for block in first..end {
+                S::store(weights.add(block * LANES), S::splat(0.0));
+            }
+            return 1.0;
+        }
+        let reference = S::splat(after);
+        let mut parts = [S::splat(0.0); PAGE_BLOCKS];
+        for block in first..end {
+            let at = weights.add(block * LANES);
+            let weight = S::exp2(S::sub(S::load(at), reference));
+            S::store(at, weight);
+            parts[block] = weight;
+        }
+        let page_sum = S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3]));
+        let rescale = if after == before { 1.0 } else { simd::exp2(before - after) };
+        S::store(row.sum, S::fma(S::load(row.sum), S::splat(rescale), page_sum));
+        *row.max = after;
+        rescale
+    }
+}
+
+/// Adds the weighted values of the slots in `slots` to `R` rows' sums, `B` registers of the head's elements
+/// from `dim` on; returns the number of elements.
+///
+/// # Safety
+/// As [`attend_page`], with `R` rows; `values` points to slot 0's elements in a panel of the given width,
+/// which has `B` registers from there on.
+#[inline(always)]
+unsafe fn sum_values<S: Simd, E: Stored, const R: usize, const B: usize>(
+    (values, width, rows, dim, slots, rescale): (
+        *const E,
+        usize,
+        Rows,
+        usize,
+        std::ops::Range<usize>,
+        &[f32; R],
+    ),
+) -> usize {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut sums = [[S::splat(0.0); B]; R];
+        for r in 0..R {
+            let factor = S::splat(rescale[r]);
+            for b in 0..B {
+                sums[r][b] = S::mul(S::load(rows.acc.add(r * rows.stride + dim + b * LANES)), factor);
+            }
+        }
+        for slot in slots {
+            let mut value = [S::splat(0.0); B];
+            for b in 0..B {
+                value[b] = S::widen(values.add(slot * width + b * LANES));
+            }
+            for r in 0..R {
+                let weight = S::splat(*rows.weights.add(r * PAGE_TOKENS + slot));
+                for b in 0..B {
+                    sums[r][b] = S::fma(weight, value[b], sums[r][b]);
+                }
+            }
+        }
+        for r in 0..R {
+            for b in 0..B {
+                S::store(rows.acc.add(r * rows.stride + dim + b * LANES), sums[r][b]);
+            }
+        }
+    }
+    B * LANES
+}
+
+/// A finished or growing softmax of one row: the largest score, the sum of weights, the weighted values.
+#[derive(Clone, Copy)]
+pub(crate) struct Partial {
+    pub(crate) max: f32,
+    pub(crate) sum: f32,
+    pub(crate) values: *mut f32,
+}
+
+/// Joins the softmax of a later chunk to that of the chunks before it.
+///
+/// # Safety
+/// `S`'s instructions are there; the values of both are `stride` elements, a multiple of [`LANES`].
+#[inline(always)]
+pub(crate) unsafe fn merge<S: Simd>(total: &mut Partial, chunk: &Partial, stride: usize) {
+    if chunk.max == f32::NEG_INFINITY {
+        return;
+    }
+    // SAFETY: the caller's promises.
+    unsafe {
+        if total.max == f32::NEG_INFINITY {
+            for dim in (0..stride).step_by(LANES) {
+                S::store(total.values.add(dim), S::load(chunk.values.add(dim)));
+            }
+            (total.max, total.sum) = (chunk.max, chunk.sum);
+            return;
+        }
+        let max = if chunk.max > total.max { chunk.max } else { total.max };
+        let (a, b) = (simd::exp2(total.max - max), simd::exp2(chunk.max - max));
+        let (a_lanes, b_lanes) = (S::splat(a), S::splat(b));
+        for dim in (0..stride).step_by(LANES) {
+            let later = S::mul(S::load(chunk.values.add(dim)), b_lanes);
+            S::store(total.values.add(dim), S::fma(S::load(total.values.add(dim)), a_lanes, later));
+        }
+        total.max = max;
+        total.sum = total.sum.mul_add(a, chunk.sum * b);
+    }
+}
+
+/// Writes the row's result: its weighted values divided by the sum of weights; zeros if it saw nothing.
+///
+/// # Safety
+/// `S`'s instructions are there; `total` has `stride` values, and `out.len() <= stride`.
+#[inline(always)]
+pub(crate) unsafe fn finish<S: Simd>(total: &Partial, out: &mut [f32]) {
+    if total.max == f32::NEG_INFINITY {
+        out.fill(0.0);
+        return;
+    }
+    // SAFETY: the caller's promises; the last register goes through an array.
+    unsafe {
+        let sum = S::splat(total.sum);
+        let mut chunks = out.chunks_exact_mut(LANES);
+        let mut at = total.values.cast_const();
+        for chunk in &mut chunks {
+            // Adding zero turns a negative zero, which depends on how many weights were zero, into zero.
+            let quotient = S::add(S::div(S::load(at), sum), S::splat(0.0));
+            S::store(chunk.as_mut_ptr(), quotient);
+            at = at.add(LANES);
+        }
+        let rest = chunks.into_remainder();
+        if !rest.is_empty() {
+            let mut last = [0.0; LANES];
+            S::store(last.as_mut_ptr(), S::add(S::div(S::load(at), sum), S::splat(0.0)));
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The bookkeeping of steps: which tokens are final, which provisional, and what a step may do.
+
+use crate::tree;
+use crate::{Error, Result};
+
+/// An open step.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) n_rows: usize,
+    /// Layers appended so far.
+    pub(crate) n_layers: usize,
+    /// Ancestors of each row in the step.
+    pub(crate) depths: Vec<usize>,
+    /// Parents and paths, if the step is not a chain.
+    pub(crate) tree: Option<StepTree>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct StepTree {
+    parents: Vec<Option<usize>>,
+    pub(crate) paths: Vec<Vec<usize>>,
+}
+
+/// Final and provisional tokens of one sequence.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    n_layers: usize,
+    max_tokens: usize,
+    len: usize,
+    committed: usize,
+    /// Parents of the last tokens, where they form a tree: the first of them stands at `len` minus their
+    /// number.
+    tree: Vec<Option<usize>>,
+    step: Option<Step>,
+}
+
+impl Ledger {
+    pub(crate) fn new(n_layers: usize, max_tokens: usize) -> Self {
+        Self { n_layers, max_tokens, len: 0, committed: 0, tree: Vec::new(), step: None }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn committed(&self) -> usize {
+        self.committed
+    }
+
+    pub(crate) fn step(&self, operation: &'static str) -> Result<&Step> {
+        self.step.as_ref().ok_or(Error::NoStep { operation })
+    }
+
+    /// Fails while a step is open.
+    pub(crate) fn closed(&self, operation: &'static str) -> Result<()> {
+        if self.step.is_some() { Err(Error::StepOpen { operation }) } else { Ok(()) }
+    }
+
+    pub(crate) fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
+        self.closed("begin")?;
+        if n_rows == 0 {
+            return Err(Error::EmptyStep);
+        }
+        if !self.tree.is_empty() {
+            return Err(Error::UnresolvedTree { operation: "begin" });
+        }
+        let needed = self.len.saturating_add(n_rows);
+        if needed > self.max_tokens {
+            return Err(Error::ContextFull { needed, limit: self.max_tokens });
+        }
+        let depths = tree::depths(n_rows, parents)?;
+        let tree = parents
+            .filter(|parents| !tree::is_chain(parents))
+            .map(|parents| StepTree { parents: parents.to_vec(), paths: tree::paths(parents) });
+        self.step = Some(Step { n_rows, n_layers: 0, depths, tree });
+        Ok(())
+    }
+
+    /// The open step, if `layer` is the next one.
+    pub(crate) fn layer(&self, layer: usize) -> Result<&Step> {
+        let step = self.step("attend")?;
+        if step.n_layers != layer || layer >= self.n_layers {
+            return Err(Error::LayerOrder { expected: step.n_layers, found: layer });
+        }
+        Ok(step)
+    }
+
+    pub(crate) fn layer_done(&mut self) {
+        if let Some(step) = &mut self.step {
+            step.n_layers += 1;
+        }
+    }
+
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let found = self.step("end")?.n_layers;
+        if found != self.n_layers {
+            return Err(Error::StepIncomplete { expected: self.n_layers, found });
+        }
+        if let Some(step) = self.step.take() {
+            self.len += step.n_rows;
+            self.tree = step.tree.map_or_else(Vec::new, |tree| tree.parents);
+        }
+        Ok(())
+    }
+
+    /// Takes the open step back; whether there was one.
+    pub(crate) fn abort(&mut self) -> bool {
+        self.step.take().is_some()
+    }
+
+    /// The parent of a provisional token, both counted from the first provisional one.
+    fn parent(&self, token: usize) -> Option<usize> {
+        let tree_start = self.len - self.committed - self.tree.len();
+        match token.checked_sub(tree_start).and_then(|row| self.tree.get(row)) {
+            Some(Some(row)) => Some(tree_start + row),
+            Some(None) => tree::chain_parent(tree_start),
+            None => tree::chain_parent(token),
+        }
+    }
+
+    /// Checks that the provisional tokens `rows` form a chain from the last final token on.
+    pub(crate) fn check_retain(&self, rows: &[usize]) -> Result<()> {
+        self.closed("retain")?;
+        let available = self.len - self.committed;
+        let mut found = None;
+        for &row in rows {
+            if row >= available {
+                return Err(Error::OutOfRange { what: "retain", requested: row, available });
+            }
+            let expected = self.parent(row);
+            if expected != found {
+                return Err(Error::NotAChain { row, expected, found });
+            }
+            found = Some(row);
+        }
+        Ok(())
+    }
+
+    /// Notes that `n_kept` provisional tokens, a chain, were kept.
+    pub(crate) fn retained(&mut self, n_kept: usize) {
+        self.len = self.committed + n_kept;
+        self.tree.clear();
+    }
+
+    pub(crate) fn commit(&mut self, n_tokens: usize) -> Result<()> {
+        self.closed("commit")?;
+        let available = self.len - self.committed;
+        if n_tokens > available {
+            return Err(Error::OutOfRange { what: "commit", requested: n_tokens, available });
+        }
+        if n_tokens > available - self.tree.len() {
+            // Rows of the tree become final: they must be a chain, and so must what would follow them.
+            return Err(Error::UnresolvedTree { operation: "commit" });
+        }
+        self.committed += n_tokens;
+        Ok(())
+    }
+
+    pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {
+        self.closed("truncate")?;
+        if len > self.len {
+            return Err(Error::OutOfRange { what: "truncate", requested: len, available: self.len });
+        }
+        Ok(())
+    }
+
+    /// Notes that the sequence was shortened to `len` tokens.
+    pub(crate) fn truncated(&mut self, len: usize) {
+        let tree_start = self.len - self.tree.len();
+        self.tree.truncate(len.saturating_sub(tree_start));
+        if tree::is_chain(&self.tree) {
+            self.tree.clear();
+        }
+        self.len = len;
+        self.committed = self.committed.min(len);
+    }
+}

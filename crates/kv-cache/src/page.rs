@@ -1,0 +1,237 @@
+//! Pages: the keys and values of [`PAGE_TOKENS`] consecutive slots of one layer.
+//!
+//! A page holds one region after the other for the layer's key-value heads; a region is made for kernels
+//! that read it once from front to back, 16 lanes at a time:
+//! - keys: for each 16 slots one block `[head_dim][16]`, so that a register holds one element of 16 keys and
+//!   scores build up without sums across lanes;
+//! - values: for each 64 elements of the head one panel `[PAGE_TOKENS][64]` (the last panel narrower, a
+//!   multiple of 16), so that a register holds 16 elements of one value.
+//!
+//! # Memory
+//! `PAGE_TOKENS · n_kv_heads · (head_dim + head_dim rounded up to 16)` elements.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::{Element, LayerShape};
+
+/// Slots of a page. Pages begin at multiples of it.
+pub(crate) const PAGE_TOKENS: usize = 64;
+/// Lanes of the widest register that the kernels are written for.
+pub(crate) const LANES: usize = 16;
+/// Blocks of keys in a page.
+pub(crate) const PAGE_BLOCKS: usize = PAGE_TOKENS / LANES;
+/// Elements of a value that one panel holds.
+pub(crate) const PANEL: usize = 64;
+
+/// A cache line: makes the page's storage aligned.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; 64]);
+
+/// An element type of the storage.
+pub(crate) trait Stored: Pod {
+    /// The element type's name in the interface.
+    const ELEMENT: Element;
+    /// Rounds to nearest even; magnitudes beyond the largest finite value become that value.
+    fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+impl Stored for f16 {
+    const ELEMENT: Element = Element::F16;
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x.clamp(-65_504.0, 65_504.0))
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+impl Stored for f32 {
+    const ELEMENT: Element = Element::F32;
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// Where things stand in the pages of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageLayout {
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// `head_dim` rounded up to [`LANES`].
+    pub(crate) padded_dim: usize,
+    pub(crate) element: Element,
+}
+
+impl PageLayout {
+    pub(crate) fn new(layer: &LayerShape, element: Element) -> Self {
+        let padded_dim = layer.head_dim.next_multiple_of(LANES);
+        Self { n_kv_heads: layer.n_kv_heads, head_dim: layer.head_dim, padded_dim, element }
+    }
+
+    /// Elements of one head's region.
+    pub(crate) fn region_elements(&self) -> usize {
+        PAGE_TOKENS * (self.head_dim + self.padded_dim)
+    }
+
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.n_kv_heads * self.region_elements() * self.element.bytes()
+    }
+
+    /// Index of a key's element in a head's region.
+    #[inline(always)]
+    pub(crate) fn key_index(&self, slot: usize, dim: usize) -> usize {
+        (slot / LANES * self.head_dim + dim) * LANES + slot % LANES
+    }
+
+    /// Index of a value's element in a head's region; elements up to the next multiple of [`LANES`] follow.
+    #[inline(always)]
+    pub(crate) fn value_index(&self, slot: usize, dim: usize) -> usize {
+        let panel = dim / PANEL * PANEL;
+        let width = PANEL.min(self.padded_dim - panel);
+        PAGE_TOKENS * (self.head_dim + panel) + slot * width + (dim - panel)
+    }
+}
+
+/// The storage of one page.
+#[derive(Clone)]
+pub(crate) struct Page {
+    lines: Box<[Line]>,
+}
+
+impl Page {
+    pub(crate) fn zeroed(layout: &PageLayout) -> Self {
+        let n_lines = layout.page_bytes().div_ceil(size_of::<Line>());
+        Self { lines: vec![Line::zeroed(); n_lines].into_boxed_slice() }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
+
+    pub(crate) fn region<E: Stored>(&self, layout: &PageLayout, head: usize) -> &[E] {
+        debug_assert_eq!(E::ELEMENT, layout.element);
+        let n = layout.region_elements();
+        &bytemuck::cast_slice(&self.lines)[head * n..][..n]
+    }
+
+    pub(crate) fn region_mut<E: Stored>(&mut self, layout: &PageLayout, head: usize) -> &mut [E] {
+        debug_assert_eq!(E::ELEMENT, layout.element);
+        let n = layout.region_elements();
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[head * n..][..n]
+    }
+}
+
+/// Writes one token's key and value into a head's region.
+pub(crate) fn write_token<E: Stored>(
+    layout: &PageLayout,
+    region: &mut [E],
+    slot: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    let keys = &mut region[layout.key_index(slot, 0)..];
+    for (lane, &x) in keys.iter_mut().step_by(LANES).zip(key) {
+        *lane = E::from_f32(x);
+    }
+    for (panel, values) in value.chunks(PANEL).enumerate() {
+        let at = layout.value_index(slot, panel * PANEL);
+        for (element, &x) in region[at..].iter_mut().zip(values) {
+            *element = E::from_f32(x);
+        }
+    }
+}
+
+/// Copies one token from a region to another one.
+pub(crate) fn copy_token<E: Stored>(
+    layout: &PageLayout,
+    from: &[E],
+    from_slot: usize,
+    to: &mut [E],
+    to_slot: usize,
+) {
+    let source = from[layout.key_index(from_slot, 0)..].iter().step_by(LANES);
+    let target = to[layout.key_index(to_slot, 0)..].iter_mut().step_by(LANES);
+    for (target, source) in target.zip(source).take(layout.head_dim) {
+        *target = *source;
+    }
+    for dim in (0..layout.padded_dim).step_by(PANEL) {
+        let width = PANEL.min(layout.padded_dim - dim);
+        let source = layout.value_index(from_slot, dim);
+        let target = layout.value_index(to_slot, dim);
+        to[target..][..width].copy_from_slice(&from[source..][..width]);
+    }
+}
+
+/// Copies one token to another slot of the same region.
+pub(crate) fn move_token<E: Stored>(layout: &PageLayout, region: &mut [E], from_slot: usize, to_slot: usize) {
+    let (source, target) = (layout.key_index(from_slot, 0), layout.key_index(to_slot, 0));
+    for at in (0..layout.head_dim * LANES).step_by(LANES) {
+        region[target + at] = region[source + at];
+    }
+    for dim in (0..layout.padded_dim).step_by(PANEL) {
+        let width = PANEL.min(layout.padded_dim - dim);
+        let source = layout.value_index(from_slot, dim);
+        region.copy_within(source..source + width, layout.value_index(to_slot, dim));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_has_its_own_place() {
+        for head_dim in [1, 15, 16, 40, 64, 80, 128, 200] {
+            let layout = PageLayout::new(&LayerShape::new(2, head_dim), Element::F32);
+            let mut seen = vec![false; layout.region_elements()];
+            for slot in 0..PAGE_TOKENS {
+                let keys = (0..head_dim).map(|dim| layout.key_index(slot, dim));
+                let values = (0..layout.padded_dim).map(|dim| layout.value_index(slot, dim));
+                for index in keys.chain(values) {
+                    assert!(!std::mem::replace(&mut seen[index], true), "{head_dim}: {slot}, {index}");
+                }
+            }
+            assert!(seen.iter().all(|&s| s), "{head_dim}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_copied_whole() {
+        let layout = PageLayout::new(&LayerShape::new(1, 80), Element::F16);
+        let key: Vec<f32> = (0..80).map(|i| i as f32 * 0.5).collect();
+        let value: Vec<f32> = (0..80).map(|i| -(i as f32)).collect();
+        let (mut a, mut b) = (Page::zeroed(&layout), Page::zeroed(&layout));
+        write_token::<f16>(&layout, a.region_mut(&layout, 0), 5, &key, &value);
+        copy_token::<f16>(&layout, a.region(&layout, 0), 5, b.region_mut(&layout, 0), 49);
+        move_token::<f16>(&layout, b.region_mut(&layout, 0), 49, 3);
+        let region = b.region::<f16>(&layout, 0);
+        for slot in [49, 3] {
+            for dim in 0..80 {
+                assert_eq!(region[layout.key_index(slot, dim)].to_f32(), key[dim]);
+                assert_eq!(region[layout.value_index(slot, dim)].to_f32(), value[dim]);
+            }
+        }
+    }
+
+    #[test]
+    fn large_values_stay_finite() {
+        for (x, want) in [(1e9, 65_504.0), (-1e9, -65_504.0), (65_519.0, 65_504.0), (1.0, 1.0)] {
+            assert_eq!(<f16 as Stored>::from_f32(x).to_f32(), want);
+        }
+        assert_eq!(<f32 as Stored>::from_f32(1e9), 1e9);
+    }
+}
