@@ -2,10 +2,14 @@
 //! quantized activations, and the three-legged pattern that ties a custom operation to Burn.
 
 pub mod activations;
+pub mod bits;
 pub mod cpu;
+pub mod device;
 mod error;
 pub mod flex;
+pub mod hadamard;
 pub mod math;
 pub mod pool;
+mod random;
 
 pub use error::{Error, Result};
