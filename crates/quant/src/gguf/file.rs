@@ -52,6 +52,24 @@ impl Storage {
             Storage::Owned(bytes) => (**bytes).as_ref(),
         }
     }
+
+    /// Lets the system take back the pages that hold the range; they come back when they are read.
+    fn advise_done(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = self
+            && !range.is_empty()
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is shared, read-only and backed by a file, so that a page that was taken
+            // back is read from the file again, with the bytes it had.
+            let taken = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+            if let Err(error) = taken {
+                tracing::debug!(%error, ?range, "pages of a GGUF file stay resident");
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
 }
 
 /// What the header says about a tensor, checked.
@@ -139,8 +157,13 @@ impl File {
         self.tensor(name).ok_or_else(|| Error::MissingTensor { tensor: name.to_owned() })
     }
 
+    /// Says that nothing of the file is needed for now; see [`TensorView::advise_done`].
+    pub fn advise_done(&self) {
+        self.inner.storage.advise_done(0..self.len_bytes());
+    }
+
     fn view<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
-        TensorView { info, bytes: &self.inner.storage.bytes()[info.range.clone()] }
+        TensorView { info, storage: &self.inner.storage }
     }
 
     fn from_storage(storage: Storage) -> Result<Self> {
@@ -305,7 +328,7 @@ fn place(tensors: &mut [TensorInfo], header_end: usize, file_end: usize, alignme
 #[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     info: &'a TensorInfo,
-    bytes: &'a [u8],
+    storage: &'a Storage,
 }
 
 impl<'a> TensorView<'a> {
@@ -343,7 +366,7 @@ impl<'a> TensorView<'a> {
 
     /// The packed bytes of all rows, one after the other.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        &self.storage.bytes()[self.info.range.clone()]
     }
 
     /// The packed bytes of one row, or nothing beyond the last.
@@ -351,8 +374,8 @@ impl<'a> TensorView<'a> {
         if row_idx >= self.n_rows() {
             return None;
         }
-        let row_bytes = self.bytes.len() / self.n_rows();
-        Some(&self.bytes[row_idx * row_bytes..(row_idx + 1) * row_bytes])
+        let row_bytes = self.info.range.len() / self.n_rows();
+        Some(&self.bytes()[row_idx * row_bytes..(row_idx + 1) * row_bytes])
     }
 
     /// Decodes all values.
@@ -362,9 +385,17 @@ impl<'a> TensorView<'a> {
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.n_values()];
         // The header's checks made bytes and values agree in number.
-        let decoded = self.format().decode_row(self.bytes, &mut values);
+        let decoded = self.format().decode_row(self.bytes(), &mut values);
         debug_assert!(decoded.is_ok(), "{decoded:?}");
         values
+    }
+
+    /// Says that the bytes are not needed for now, because they were copied or repacked: the pages that hold
+    /// them leave the process's resident memory. They stay readable, and come back from the system's cache or
+    /// the disk when they are read. Neighbors that share the first or last page lose it too, at no more than
+    /// the cost of one page fault. A file in memory and other systems than Unix are left as they are.
+    pub fn advise_done(&self) {
+        self.storage.advise_done(self.info.range.clone());
     }
 }
 
