@@ -1,10 +1,10 @@
-use crate::{cpu::Isa, device::Kind};
+use crate::{cpu::Isa, device::Kind, harness::Place};
 
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in this crate.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A number of threads that the pool cannot have.
@@ -145,5 +145,31 @@ pub enum Error {
         odd_factor: usize,
         /// The largest supported.
         max_odd_factor: usize,
+    },
+    /// Two implementations of an operation differ.
+    #[error("{place}: output {output} at {index} is {found}, expected {expected} within {tolerance}")]
+    LegDiffers {
+        /// The operation, the implementation and the case.
+        place: Place,
+        /// Which of the operation's outputs.
+        output: usize,
+        /// Which of its elements, in row-major order.
+        index: usize,
+        /// The element.
+        found: f32,
+        /// What the reference has there.
+        expected: f32,
+        /// The tolerance.
+        tolerance: String,
+    },
+    /// Two implementations of an operation give outputs of different shapes.
+    #[error("{place}: outputs of shapes {found:?}, expected {expected:?}")]
+    LegShape {
+        /// The operation, the implementation and the case.
+        place: Place,
+        /// The shapes.
+        found: Vec<Vec<usize>>,
+        /// The reference's.
+        expected: Vec<Vec<usize>>,
     },
 }

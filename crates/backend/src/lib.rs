@@ -8,7 +8,9 @@ pub mod device;
 mod error;
 pub mod flex;
 pub mod hadamard;
+pub mod harness;
 pub mod math;
+pub mod norm;
 pub mod pool;
 mod random;
 
