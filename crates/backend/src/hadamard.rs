@@ -61,7 +61,7 @@ impl Rotation {
         if !(1..=MAX_ODD_FACTOR).contains(&odd) {
             return Err(Error::RotationLength { len, odd_factor: odd, max_odd_factor: MAX_ODD_FACTOR });
         }
-        let paley = if odd > 1 && len % 4 == 0 { hadamard_of_four_times(odd) } else { None };
+        let paley = if odd > 1 && len.is_multiple_of(4) { hadamard_of_four_times(odd) } else { None };
         let (order, matrix, squared_norm) = match paley {
             Some(matrix) => (4 * odd, matrix, len),
             None if odd > 1 => (odd, cosine_matrix(odd), len / odd),
@@ -315,8 +315,9 @@ mod tests {
     #[test]
     fn a_power_of_two_is_the_walsh_hadamard_matrix() {
         for len in [2usize, 8, 16, 128] {
-            let sign =
-                |row: usize, column: usize| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |row: usize, column: usize| {
+                if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+            };
             let expected = by_entries(len, |row, column| sign(row, column) / (len as f32).sqrt());
             let images = images(&Rotation::new(len).unwrap());
             assert!(images.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{len}");
