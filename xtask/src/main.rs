@@ -1,2 +1,87 @@
-//! Chores.
-fn main() {}
+//! Chores of the workspace: `cargo xtask --help`.
+#![allow(clippy::print_stdout)] // A command-line program.
+
+mod bench;
+mod check;
+mod cuda;
+mod docs;
+mod exact;
+mod fetch;
+mod licenses;
+mod peer;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a chore returns: an error is shown with its causes.
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+#[command(about = "Checks, benchmarks and other chores of the workspace")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Check what the compiler does not: dependency arrows, feature forwarding, licenses, words, metadata.
+    Check {
+        /// Also what takes too long for every change: all models, the peer, a real CUDA build.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Fetch models and print the folder that `BREAKERS_TEST_MODELS` should name.
+    Fetch {
+        /// Names of models; `all` for every one. Default: those that the tests use.
+        names: Vec<String>,
+    },
+    /// Measure speed against llama.cpp: same files, same thread count, in turn.
+    Bench(bench::Options),
+    /// Compare token ids, log-probabilities and perplexity with llama.cpp's.
+    Exact(exact::Options),
+    /// Put Debian's LLVM where the CUDA build looks for its own (for machines without access to GitHub).
+    CudaSetup,
+    /// Build the examples for CUDA, release profile, and print the programs' paths.
+    CudaBuild {
+        /// Link small: identical code folded, relocations packed, symbols stripped.
+        #[arg(long)]
+        small: bool,
+        /// Also build the test programs.
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Build the documentation: the book if mdBook is installed, and the API pages.
+    Docs {
+        /// Where the book goes.
+        #[arg(long, default_value = "target/book")]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Check { full } => check::run(full),
+        Chore::Fetch { names } => fetch::run(&names),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Exact(options) => exact::run(&options),
+        Chore::CudaSetup => cuda::setup().map(|folder| println!("{}", folder.display())),
+        Chore::CudaBuild { small, tests } => cuda::build(small, tests),
+        Chore::Docs { out } => docs::run(&out),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
