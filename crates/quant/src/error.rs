@@ -263,6 +263,42 @@ pub enum Error {
         /// The tensor that was written.
         found: String,
     },
+    /// The system has no memory for weights.
+    #[error("no memory for {n_bytes} bytes of weights: {source}")]
+    OutOfMemory {
+        /// Bytes asked for.
+        n_bytes: usize,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A row beyond the last.
+    #[error("there is no row {found} in a matrix of {n_rows}")]
+    RowIndex {
+        /// Rows of the matrix.
+        n_rows: usize,
+        /// The row asked for.
+        found: usize,
+    },
+    /// Operands with different numbers of columns (input features).
+    #[error("the matrix has {expected} columns, the other operand {found}")]
+    Columns {
+        /// Columns of the matrix.
+        expected: usize,
+        /// Columns of the other operand.
+        found: usize,
+    },
+    /// A linear layer over no matrix at all.
+    #[error("a linear layer needs at least one matrix")]
+    NoMatrices,
+    /// Several matrices where one is needed.
+    #[error("one matrix is needed, {found} were given")]
+    ManyMatrices {
+        /// Matrices given.
+        found: usize,
+    },
+    /// A device without kernels, or activations that cannot be quantized.
+    #[error(transparent)]
+    Backend(#[from] breakers_backend::Error),
 }
 
 fn describe_magic(found: &[u8]) -> String {

@@ -27,6 +27,12 @@
 mod error;
 mod format;
 pub mod gguf;
+mod kernels;
+pub mod linear;
+mod matrix;
+mod product;
+mod repack;
 
 pub use error::{Error, Result};
 pub use format::Format;
+pub use matrix::{Activations, PackedMatrix};

@@ -6,6 +6,7 @@ mod float;
 mod super_block;
 
 use crate::{Error, Result};
+pub(crate) use codebook::{IQ4_NL_LEVELS, MXFP4_LEVELS, half_power_of_two};
 
 /// How rows of weights are packed. A row is a sequence of blocks, a block some values with shared scales.
 ///

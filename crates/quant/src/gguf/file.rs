@@ -163,7 +163,7 @@ impl File {
     }
 
     fn view<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
-        TensorView { info, storage: &self.inner.storage }
+        TensorView { info, file: self }
     }
 
     fn from_storage(storage: Storage) -> Result<Self> {
@@ -328,7 +328,7 @@ fn place(tensors: &mut [TensorInfo], header_end: usize, file_end: usize, alignme
 #[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     info: &'a TensorInfo,
-    storage: &'a Storage,
+    file: &'a File,
 }
 
 impl<'a> TensorView<'a> {
@@ -366,7 +366,7 @@ impl<'a> TensorView<'a> {
 
     /// The packed bytes of all rows, one after the other.
     pub fn bytes(&self) -> &'a [u8] {
-        &self.storage.bytes()[self.info.range.clone()]
+        &self.file.inner.storage.bytes()[self.info.range.clone()]
     }
 
     /// The packed bytes of one row, or nothing beyond the last.
@@ -395,7 +395,32 @@ impl<'a> TensorView<'a> {
     /// the disk when they are read. Neighbors that share the first or last page lose it too, at no more than
     /// the cost of one page fault. A file in memory and other systems than Unix are left as they are.
     pub fn advise_done(&self) {
-        self.storage.advise_done(self.info.range.clone());
+        self.file.inner.storage.advise_done(self.info.range.clone());
+    }
+
+    /// The tensor with a share in the file, so that it can outlive the [`File`] it came from.
+    pub fn to_shared(&self) -> SharedTensor {
+        SharedTensor { file: self.file.clone(), tensor_idx: self.file.inner.index[&*self.info.name] }
+    }
+}
+
+/// A tensor that keeps its file mapped. Clones share the mapping.
+#[derive(Clone)]
+pub struct SharedTensor {
+    file: File,
+    tensor_idx: usize,
+}
+
+impl SharedTensor {
+    /// The tensor.
+    pub fn view(&self) -> TensorView<'_> {
+        self.file.view(&self.file.inner.tensors[self.tensor_idx])
+    }
+}
+
+impl std::fmt::Debug for SharedTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.view().fmt(f)
     }
 }
 

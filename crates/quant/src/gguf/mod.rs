@@ -24,7 +24,7 @@ mod parse;
 mod value;
 mod writer;
 
-pub use file::{File, TensorView};
+pub use file::{File, SharedTensor, TensorView};
 pub use metadata::Metadata;
 pub use value::{Array, StringArray, Value};
 pub use writer::{FileWriter, TensorWriter, Writer};

@@ -1,0 +1,207 @@
+//! Weights that are floating-point numbers, against activations in `f32`.
+//!
+//! The tile holds, for each column, the numbers of its sixteen rows side by side. Each (row, output) has one
+//! accumulator, to which columns are added in ascending order by fused multiply-adds.
+
+use super::{Outputs, TILE, by_rows};
+use crate::Format;
+use breakers_backend::{activations::PANEL_ROWS, cpu::Isa};
+
+/// Multiplies up to [`PANEL_ROWS`] rows of activations with a tile. As many rows of the outputs are written as
+/// `inputs` holds.
+///
+/// # Safety
+/// - The CPU must have the instructions of the path that the kernel was chosen for.
+/// - `weights` must hold `n_cols` columns of the format that the kernel was chosen for.
+/// - `inputs` must hold the number of rows that the kernel was chosen for, each of `n_cols` values.
+pub(crate) type FloatKernel = unsafe fn(weights: &[u8], inputs: &[f32], n_cols: usize, out: &mut Outputs);
+
+/// How weights become `f32`.
+trait Weights {
+    const BYTES: usize;
+    fn scalar(bytes: &[u8]) -> f32;
+    /// # Safety
+    /// - The CPU must have AVX-512, and `weights` point to sixteen numbers.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx512(weights: *const u8) -> std::arch::x86_64::__m512;
+    /// # Safety
+    /// - The CPU must have AVX2 and F16C, and `weights` point to eight numbers.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx2(weights: *const u8) -> std::arch::x86_64::__m256;
+}
+
+struct F32;
+struct F16;
+struct BF16;
+
+/// The kernel for a format of floats, an instruction set and a number of rows; none for integer codes.
+pub(crate) fn float_kernel(format: Format, isa: Isa, n_rows: usize) -> Option<FloatKernel> {
+    match format {
+        Format::F32 => Some(kernel_of::<F32>(isa, n_rows)),
+        Format::F16 => Some(kernel_of::<F16>(isa, n_rows)),
+        Format::BF16 => Some(kernel_of::<BF16>(isa, n_rows)),
+        _ => None,
+    }
+}
+
+fn kernel_of<W: Weights>(isa: Isa, n_rows: usize) -> FloatKernel {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => by_rows!(n_rows, R => x86::multiply_avx512::<W, R>),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => by_rows!(n_rows, R => x86::multiply_avx2::<W, R>),
+        _ => multiply_scalar::<W>,
+    }
+}
+
+/// # Safety
+/// - None beyond those of [`FloatKernel`]; this one is safe and checks its indices.
+unsafe fn multiply_scalar<W: Weights>(weights: &[u8], inputs: &[f32], n_cols: usize, out: &mut Outputs) {
+    let n_rows = inputs.len().checked_div(n_cols).unwrap_or(PANEL_ROWS);
+    out[..n_rows].fill([0.0; TILE]);
+    for (col, line) in weights.chunks_exact(TILE * W::BYTES).take(n_cols).enumerate() {
+        for (lane, weight) in line.chunks_exact(W::BYTES).enumerate() {
+            let weight = W::scalar(weight);
+            for row in 0..n_rows {
+                out[row][lane] = weight.mul_add(inputs[row * n_cols + col], out[row][lane]);
+            }
+        }
+    }
+}
+
+impl Weights for F32 {
+    const BYTES: usize = 4;
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx512(weights: *const u8) -> std::arch::x86_64::__m512 {
+        // SAFETY: the caller grants instructions and reads.
+        unsafe { std::arch::x86_64::_mm512_loadu_ps(weights.cast()) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx2(weights: *const u8) -> std::arch::x86_64::__m256 {
+        // SAFETY: the caller grants instructions and reads.
+        unsafe { std::arch::x86_64::_mm256_loadu_ps(weights.cast()) }
+    }
+}
+
+impl Weights for F16 {
+    const BYTES: usize = 2;
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx512(weights: *const u8) -> std::arch::x86_64::__m512 {
+        // SAFETY: the caller grants instructions and reads.
+        unsafe { std::arch::x86_64::_mm512_cvtph_ps(std::arch::x86_64::_mm256_loadu_si256(weights.cast())) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx2(weights: *const u8) -> std::arch::x86_64::__m256 {
+        // SAFETY: the caller grants instructions and reads.
+        unsafe { std::arch::x86_64::_mm256_cvtph_ps(std::arch::x86_64::_mm_loadu_si128(weights.cast())) }
+    }
+}
+
+impl Weights for BF16 {
+    const BYTES: usize = 2;
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx512(weights: *const u8) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller grants instructions and reads.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(weights.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn avx2(weights: *const u8) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller grants instructions and reads.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(weights.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Outputs, TILE, Weights};
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// Those of [`FloatKernel`](super::FloatKernel) for AVX-512, `W` and `R`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn multiply_avx512<W: Weights, const R: usize>(
+        weights: &[u8],
+        inputs: &[f32],
+        n_cols: usize,
+        out: &mut Outputs,
+    ) {
+        debug_assert!(weights.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
+        let mut sums = [_mm512_setzero_ps(); R];
+        for col in 0..n_cols {
+            // SAFETY: weights and inputs have `n_cols` columns.
+            unsafe {
+                let weights = W::avx512(weights.as_ptr().add(col * TILE * W::BYTES));
+                for row in 0..R {
+                    let input = _mm512_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
+                    sums[row] = _mm512_fmadd_ps(weights, input, sums[row]);
+                }
+            }
+        }
+        for row in 0..R {
+            // SAFETY: a row of the outputs is sixteen numbers.
+            unsafe { _mm512_storeu_ps(out[row].as_mut_ptr(), sums[row]) };
+        }
+    }
+
+    /// # Safety
+    /// Those of [`FloatKernel`](super::FloatKernel) for AVX2, `W` and `R`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn multiply_avx2<W: Weights, const R: usize>(
+        weights: &[u8],
+        inputs: &[f32],
+        n_cols: usize,
+        out: &mut Outputs,
+    ) {
+        debug_assert!(weights.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
+        for side in 0..2 {
+            let mut sums = [_mm256_setzero_ps(); R];
+            for col in 0..n_cols {
+                // SAFETY: weights and inputs have `n_cols` columns.
+                unsafe {
+                    let at = (col * TILE + side * TILE / 2) * W::BYTES;
+                    let weights = W::avx2(weights.as_ptr().add(at));
+                    for row in 0..R {
+                        let input = _mm256_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
+                        sums[row] = _mm256_fmadd_ps(weights, input, sums[row]);
+                    }
+                }
+            }
+            for row in 0..R {
+                // SAFETY: a row of the outputs is sixteen numbers.
+                unsafe { _mm256_storeu_ps(out[row].as_mut_ptr().add(side * TILE / 2), sums[row]) };
+            }
+        }
+    }
+}

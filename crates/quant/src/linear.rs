@@ -1,0 +1,302 @@
+//! Linear layers and embeddings over packed weights, as operations on Burn tensors.
+//!
+//! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this crate. On
+//! other devices they stay the blocks of the GGUF file, in one buffer for each matrix.
+
+mod ops;
+
+pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
+
+use crate::{
+    Activations, Error, PackedMatrix, Result,
+    gguf::{SharedTensor, TensorView},
+    product,
+};
+use breakers_backend::{device, pool};
+use burn::{
+    backend::Dispatch,
+    tensor::{DType, Device, Int, Tensor, TensorData},
+};
+use std::sync::Arc;
+
+/// Rows of an embedding that a task of the pool decodes at least.
+const TASK_ROWS: usize = 8;
+
+/// A linear layer without bias, `x -> x wᵀ`, over one matrix or over several whose outputs stand side by side (such as
+/// query, key and value projections): activations are quantized once for all of them. Clones share the weights.
+///
+/// # Example
+/// ```
+/// use breakers_quant::{PackedMatrix, linear::QuantizedLinear};
+/// use burn::tensor::{Device, Tensor};
+/// use std::sync::Arc;
+///
+/// # fn main() -> Result<(), breakers_quant::Error> {
+/// let swap = Arc::new(PackedMatrix::from_f32(2, 2, &[0.0, 1.0, 1.0, 0.0])?);
+/// let sum = Arc::new(PackedMatrix::from_f32(1, 2, &[1.0, 1.0])?);
+/// let layer = QuantizedLinear::from_packed(vec![swap, sum])?;
+/// let x = Tensor::<2>::from_data([[3.0f32, 4.0]], &Device::flex());
+/// assert_eq!(layer.forward(x).into_data().try_to_vec::<f32>().unwrap(), [4.0, 3.0, 7.0]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct QuantizedLinear {
+    n_cols: usize,
+    n_outputs: usize,
+    weights: Weights,
+}
+
+#[derive(Debug, Clone)]
+enum Weights {
+    Host(HostMatrices),
+    Device { words: Vec<Tensor<1, Int>>, specs: Arc<[MatrixSpec]>, sources: Arc<[SharedTensor]> },
+}
+
+impl QuantizedLinear {
+    /// Takes tensors `[out features, in features]` of a GGUF file to a device. The file's pages that were copied
+    /// leave resident memory.
+    ///
+    /// # Errors
+    /// [`Error::NoMatrices`] without tensors, [`Error::Columns`] when their input features differ,
+    /// [`Error::Backend`] for a device without kernels, [`Error::OutOfMemory`].
+    pub fn new(parts: Vec<TensorView<'_>>, device: &Device) -> Result<Self> {
+        device::require(device)?;
+        let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
+        let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
+        let weights = if device::is_cpu(device) {
+            let matrices: Result<Vec<_>> = parts
+                .iter()
+                .map(|part| {
+                    let matrix = PackedMatrix::from_gguf(part)?;
+                    part.advise_done();
+                    Ok(Arc::new(matrix))
+                })
+                .collect();
+            Weights::Host(matrices?.into())
+        } else {
+            let words = parts
+                .iter()
+                .map(|part| {
+                    let words = to_words(part.bytes());
+                    part.advise_done();
+                    let len = words.len();
+                    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
+                })
+                .collect();
+            Weights::Device {
+                words,
+                specs: parts
+                    .iter()
+                    .map(|part| MatrixSpec {
+                        format: part.format(),
+                        n_rows: part.n_rows(),
+                        n_cols: part.n_cols(),
+                    })
+                    .collect(),
+                sources: parts.iter().map(|part| part.to_shared()).collect(),
+            }
+        };
+        Ok(Self { n_cols, n_outputs, weights })
+    }
+
+    /// A layer on the CPU over matrices that are packed already.
+    ///
+    /// # Errors
+    /// [`Error::NoMatrices`] without matrices, [`Error::Columns`] when their columns differ.
+    pub fn from_packed(parts: Vec<Arc<PackedMatrix>>) -> Result<Self> {
+        let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
+        let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
+        Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()) })
+    }
+
+    /// Multiplies activations with the weights.
+    ///
+    /// # Shapes
+    /// `x`: `[n_rows, n_inputs]`; the result: `[n_rows, n_outputs]`.
+    ///
+    /// # Panics
+    /// If `x` has other than [`n_inputs`](Self::n_inputs) columns or lies on another kind of device than the weights.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let [n_rows, n_cols] = x.dims();
+        assert_eq!(n_cols, self.n_cols, "columns of the activations and inputs of the layer");
+        if n_rows == 0 {
+            return Tensor::zeros([0, self.n_outputs], &x.device());
+        }
+        match &self.weights {
+            Weights::Host(matrices) => {
+                Tensor::from_dispatch(Dispatch::quantized_linear(x.into_dispatch(), matrices.clone()))
+            }
+            Weights::Device { words, specs, .. } => {
+                let parts = words.iter().zip(specs.iter()).map(|(words, &spec)| {
+                    let (x, words) = (x.clone().into_dispatch(), words.clone().into_dispatch());
+                    Tensor::from_dispatch(Dispatch::quantized_linear_on_device(x, words, spec))
+                });
+                let mut parts: Vec<Tensor<2>> = parts.collect();
+                if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
+            }
+        }
+    }
+
+    /// Input features.
+    pub fn n_inputs(&self) -> usize {
+        self.n_cols
+    }
+
+    /// Output features of all matrices together.
+    pub fn n_outputs(&self) -> usize {
+        self.n_outputs
+    }
+
+    /// Bytes of weights, all of which a product reads once.
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Host(matrices) => matrices.iter().map(|matrix| matrix.bytes()).sum(),
+            Weights::Device { words, .. } => words.iter().map(|words| words.dims()[0] * 4).sum(),
+        }
+    }
+
+    /// The packed matrices, if the weights lie in the host's memory.
+    pub fn matrices(&self) -> Option<&[Arc<PackedMatrix>]> {
+        match &self.weights {
+            Weights::Host(matrices) => Some(matrices),
+            Weights::Device { .. } => None,
+        }
+    }
+}
+
+fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
+    let expected = columns.next().ok_or(Error::NoMatrices)?;
+    match columns.find(|&found| found != expected) {
+        Some(found) => Err(Error::Columns { expected, found }),
+        None => Ok(expected),
+    }
+}
+
+/// Bytes as little-endian words, the last one filled up with zeros.
+fn to_words(bytes: &[u8]) -> Vec<i32> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = (!rest.is_empty()).then_some(last);
+    words.iter().chain(&last).map(|&word| i32::from_le_bytes(word)).collect()
+}
+
+/// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`] does on
+/// the CPU, on slices.
+///
+/// # Shapes
+/// `x`: `[n_x, n_cols]`; `out`: `n_x` rows of the matrices' rows together, `out_stride` apart.
+///
+/// # Errors
+/// As [`PackedMatrix::matmul`].
+pub fn matmul_parts(
+    parts: &[Arc<PackedMatrix>],
+    x: &Activations<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Result<()> {
+    let parts: Vec<&PackedMatrix> = parts.iter().map(|part| &**part).collect();
+    product::multiply(&parts, x, out, out_stride)
+}
+
+/// A table of embeddings, whose rows are decoded as they are asked for. Clones share the table.
+#[derive(Debug, Clone)]
+pub struct QuantizedEmbedding {
+    table: Table,
+}
+
+#[derive(Debug, Clone)]
+enum Table {
+    /// Shared with the head.
+    Packed(Arc<PackedMatrix>),
+    /// In the mapped file.
+    Mapped(SharedTensor),
+}
+
+impl QuantizedEmbedding {
+    /// A table of its own: it stays in the mapped file, of which only rows that were asked for become resident.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] for a device without kernels.
+    pub fn new(view: TensorView<'_>, device: &Device) -> Result<Self> {
+        device::require(device)?;
+        Ok(Self { table: Table::Mapped(view.to_shared()) })
+    }
+
+    /// The table that a tied head shares.
+    ///
+    /// # Errors
+    /// [`Error::ManyMatrices`] when the layer is over several matrices.
+    pub fn from_linear(head: &QuantizedLinear) -> Result<Self> {
+        let table = match &head.weights {
+            Weights::Host(matrices) => only(matrices).cloned().map(Table::Packed),
+            Weights::Device { sources, .. } => only(sources).cloned().map(Table::Mapped),
+        };
+        Ok(Self { table: table? })
+    }
+
+    /// Number of embeddings.
+    pub fn n_rows(&self) -> usize {
+        match &self.table {
+            Table::Packed(matrix) => matrix.n_rows(),
+            Table::Mapped(tensor) => tensor.view().n_rows(),
+        }
+    }
+
+    /// Values of an embedding.
+    pub fn n_cols(&self) -> usize {
+        match &self.table {
+            Table::Packed(matrix) => matrix.n_cols(),
+            Table::Mapped(tensor) => tensor.view().n_cols(),
+        }
+    }
+
+    /// Bytes of memory that the table takes beside a tied head and the mapped file: none.
+    pub fn bytes(&self) -> usize {
+        0
+    }
+
+    /// The embeddings of `ids`, on a device.
+    ///
+    /// # Shapes
+    /// `[ids.len(), n_cols]`
+    ///
+    /// # Errors
+    /// [`Error::RowIndex`] when an id is beyond the table.
+    pub fn lookup(&self, ids: &[u32], device: &Device) -> Result<Tensor<2>> {
+        let (n_rows, n_cols) = (self.n_rows(), self.n_cols());
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= n_rows) {
+            return Err(Error::RowIndex { n_rows, found: id as usize });
+        }
+        let mut values = vec![0.0; ids.len() * n_cols];
+        pool::parallel_chunks_mut(&mut values, TASK_ROWS * n_cols, |start, rows| {
+            for (row, &id) in rows.chunks_exact_mut(n_cols).zip(&ids[start / n_cols..]) {
+                // The ids were checked, and the rows are `n_cols` long.
+                let decoded = self.decode_row(id as usize, row);
+                debug_assert!(decoded.is_ok(), "{decoded:?}");
+            }
+        });
+        Ok(Tensor::from_data(TensorData::new(values, [ids.len(), n_cols]), device))
+    }
+
+    fn decode_row(&self, row_idx: usize, out: &mut [f32]) -> Result<()> {
+        match &self.table {
+            Table::Packed(matrix) => matrix.decode_row(row_idx, out),
+            Table::Mapped(tensor) => {
+                let view = tensor.view();
+                let row = view
+                    .row(row_idx)
+                    .ok_or_else(|| Error::RowIndex { n_rows: view.n_rows(), found: row_idx })?;
+                view.format().decode_row(row, out)
+            }
+        }
+    }
+}
+
+fn only<T>(items: &[T]) -> Result<&T> {
+    match items {
+        [item] => Ok(item),
+        _ => Err(Error::ManyMatrices { found: items.len() }),
+    }
+}
