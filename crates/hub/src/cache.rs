@@ -9,12 +9,13 @@
 //!     .lock                               held by the process that fetches
 //!     .parts/                             while a fetch is under way
 //!       b179c9523d0e6a0f.partial          a file that grows; its pieces are recognized by their hashes
-//!       work-0/                           what pip or npm is bringing right now
+//!       work-4711-0-0/                    what pip or npm is bringing right now
 //! ```
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -27,6 +28,7 @@ use crate::progress::Progress;
 
 const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # Models and data sets that breakers-hub fetched; they can be fetched again.\n";
+static MARKERS_WRITTEN: AtomicU64 = AtomicU64::new(0);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// The cache folder of this user: `BREAKERS_CACHE`, else `breakers` in the system's cache folder.
@@ -106,19 +108,18 @@ impl EntryFolder {
             }
         }
         let path = self.marker();
-        let temporary = self.path.join(".verified.json.new");
+        // Readers of a cache that another process fills must never see half a marker.
+        let count = MARKERS_WRITTEN.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.path.join(format!(".verified.json.{}-{count}", std::process::id()));
         let json = serde_json::to_vec_pretty(&marker).unwrap_or_default();
         std::fs::write(&temporary, json)
             .and_then(|()| std::fs::rename(&temporary, &path))
             .map_err(|error| Error::io("write", &path, error))
     }
 
-    /// Forgets a file that turned out to be bad.
-    pub(crate) fn unmark(&self, spec: &FileSpec) {
-        let mut marker = self.read_marker();
-        if marker.remove(&spec.name).is_some() {
-            let _ = std::fs::write(self.marker(), serde_json::to_vec_pretty(&marker).unwrap_or_default());
-        }
+    /// Forgets all files, so that the next look hashes them.
+    pub(crate) fn unmark(&self) {
+        let _ = std::fs::remove_file(self.marker());
     }
 
     /// A marker that cannot be read is no marker: the files are hashed again.
@@ -175,11 +176,16 @@ impl EntryFolder {
 
     /// Removes what processes that are gone have left. The caller holds the lock.
     pub(crate) fn remove_stale(&self) {
-        let Ok(items) = std::fs::read_dir(self.parts()) else { return };
-        for item in items.flatten() {
-            if item.file_name().to_string_lossy().starts_with("work-") {
-                let _ = std::fs::remove_dir_all(item.path());
-            }
+        let starting_with = |folder: &Path, start: &str| -> Vec<PathBuf> {
+            let Ok(items) = std::fs::read_dir(folder) else { return Vec::new() };
+            let stale = items.flatten().filter(|item| item.file_name().to_string_lossy().starts_with(start));
+            stale.map(|item| item.path()).collect()
+        };
+        for folder in starting_with(&self.parts(), "work-") {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+        for file in starting_with(&self.path, ".verified.json.") {
+            let _ = std::fs::remove_file(file);
         }
     }
 

@@ -381,6 +381,9 @@ fn validate(entry: &Entry) -> Result<()> {
         if !file.name.split('/').all(is_word) {
             return Err(invalid(entry, "files", format!("has the unsafe path `{}`", file.name)));
         }
+        if file.bytes == 0 {
+            return Err(invalid(entry, "files", format!("hold the empty `{}`", file.name)));
+        }
         if !file_names.insert(file.name.as_str()) {
             return Err(invalid(entry, "files", format!("names `{}` twice", file.name)));
         }
@@ -434,6 +437,7 @@ fn validate_packages(entry: &Entry, packages: &[Package]) -> Result<()> {
     }
     match pieces().find(|piece| entry.files.iter().all(|file| file.name != piece.file)) {
         Some(piece) => Err(invalid(entry, "pieces", format!("belong to the unknown file `{}`", piece.file))),
+        None if pieces().any(|piece| piece.bytes == 0) => Err(invalid(entry, "pieces", "must not be empty")),
         None => Ok(()),
     }
 }

@@ -258,7 +258,7 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    pub(crate) fn new(entry: &Entry, folder: &Path, missing: &[usize], attempts: Vec<Attempt>) -> Error {
+    pub(crate) fn error(entry: &Entry, folder: &Path, missing: &[usize], attempts: Vec<Attempt>) -> Error {
         let wanted = missing
             .iter()
             .map(|&file_idx| &entry.files[file_idx])

