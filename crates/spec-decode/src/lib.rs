@@ -1,1 +1,77 @@
-//! breakers
+//! Lossless speculative decoding: a cheap drafter guesses several tokens, the target model looks at all of
+//! them in one forward pass, and exactly those are kept that it would have produced itself.
+//!
+//! The text is the one of plain decoding: the same tokens under greedy decoding, the same distribution under
+//! sampling (and the same tokens for the same seed, unless the drafter samples, too). This rests on
+//! [`LanguageModel`]'s promise that a row's logits do not depend on how many rows are in the call.
+//!
+//! - [`Drafter`]: [`NgramDrafter`] (prompt lookup by a suffix automaton), [`ModelDrafter`] (a small model with
+//!   the same tokenizer), [`NoDrafter`] (plain decoding, the baseline).
+//! - [`verify`]: the two rules of acceptance, for chains and token trees.
+//! - [`AdaptiveLength`]: how many tokens to draft, from measured costs; turns itself off where it would lose.
+//! - [`Speculator`] and [`speculate`]: generate a text; [`Decoding`] is the state machine underneath, for
+//!   those who batch many texts.
+//! - [`Stats`] and [`theory`]: what a run cost, and what it should.
+//!
+//! # Example
+//! ```
+//! # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
+//! # use toy::Toy;
+//! use std::ops::ControlFlow;
+//! use breakers_spec_decode::{Config, DraftLength, NgramDrafter, NoDrafter, Speculator};
+//!
+//! # fn main() -> Result<(), breakers_spec_decode::Error> {
+//! // Any `LanguageModel` will do; this one writes one passage over and over, with changes.
+//! let mut model = Toy::repetitive(64, 7);
+//! let prompt: Vec<u32> = (1..20).collect();
+//! let config = Config { max_tokens: 200, draft_length: DraftLength::Fixed(8), ..Config::default() };
+//!
+//! let plain =
+//!     Speculator::new(NoDrafter).generate(&mut model, &prompt, &config, |_| ControlFlow::Continue(()))?;
+//! let mut pieces = Vec::new();
+//! let fast = Speculator::new(NgramDrafter::default()).generate(&mut model, &prompt, &config, |tokens| {
+//!     pieces.push(tokens.to_vec());
+//!     ControlFlow::Continue(())
+//! })?;
+//!
+//! assert_eq!(fast.tokens, plain.tokens);
+//! assert_eq!(pieces.concat(), fast.tokens);
+//! assert!(fast.stats.tokens_per_step() > 2.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Source
+//! Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192);
+//! Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318).
+//! The sources of each drafter are named where it is defined.
+//!
+//! [`LanguageModel`]: breakers_core::LanguageModel
+
+mod acceptance;
+mod adaptive;
+mod costs;
+mod decoding;
+mod draft;
+mod draft_model;
+mod error;
+mod fingerprint;
+mod ngram;
+mod none;
+mod speculator;
+mod stats;
+mod suffix_automaton;
+pub mod theory;
+pub mod verify;
+
+pub use adaptive::AdaptiveLength;
+pub use decoding::{Config, Decoding, DraftLength, Speculated};
+pub use draft::{Draft, DraftRequest, Drafter, Outcome};
+pub use draft_model::{ModelDraftConfig, ModelDrafter, Proposal};
+pub use error::{Error, Result};
+pub use fingerprint::TokenizerFingerprint;
+pub use ngram::{Continuation, NgramConfig, NgramDrafter};
+pub use none::NoDrafter;
+pub use speculator::{Speculator, speculate};
+pub use stats::{PositionStats, RowStats, Stats};
+pub use verify::{Chance, Verdict};

@@ -1,0 +1,259 @@
+//! How many tokens to draft, from what steps cost on this machine and what was accepted so far.
+//!
+//! A token that is not gained now costs 1/ρ seconds later, with ρ the rate at which tokens will be produced.
+//! So a step that takes T seconds and is expected to give E tokens is worth E − ρT, and the length with the
+//! largest worth is chosen. ρ is the running mean rate or, where this step promises more, its own best E/T:
+//! a good stretch (a copied passage) tends to go on, and within it the length with the most tokens per second
+//! is the right one. E comes from running estimates of acceptance, T from running medians of measured times: a
+//! plain step, verification by the number of rows, drafting by the number of tokens.
+//!
+//! - Length 0 is always a candidate, so that speculation turns itself off where it would lose.
+//! - Proposals that cost next to nothing (n-gram) are made in every step; those not verified are compared
+//!   with the text that follows, so that acceptance is learned for free.
+//! - Proposals that cost something are probed now and then, within 1 % of the decoding time.
+//! - Costs need not grow evenly with the rows (tiles, kernels for few rows), so that lengths below the best
+//!   one are tried until their cost is known.
+//! - A plain step is repeated from time to time where the gain is small, because everything is compared
+//!   with its cost.
+//!
+//! # Source
+//! E and T: Leviathan et al. (arXiv 2211.17192), equation 1 and theorem 3.8, with measured in place of
+//! assumed costs. Stopping by a threshold: SpecDec++ (arXiv 2405.19715), section 4.
+
+use crate::acceptance::Acceptance;
+use crate::costs::CostTable;
+
+/// Assumed growth of the cost of verification per row, before two numbers of rows were measured.
+const ROW_GROWTH: f64 = 0.1;
+/// Tokens in a first draft, when nothing is known of its cost.
+const FIRST_DRAFT: usize = 4;
+/// Tokens in a draft that only looks whether things have changed.
+const PROBE_DRAFT: usize = 2;
+/// Steps between two probes at least.
+const PROBE_EVERY: u64 = 16;
+/// Share of the decoding time that probes may cost.
+const PROBE_SHARE: f64 = 0.01;
+/// A draft that costs less than this share of a plain step is made in every step.
+const FREE_SHARE: f64 = 0.01;
+/// Tokens by which a draft must be expected to win.
+const MARGIN: f64 = 0.02;
+/// Steps after which the cost of a plain step is measured again where speculation gains little, and where it
+/// gains much.
+const PLAIN_AGE: (u64, u64) = (64, 512);
+/// Ratio of speculative to plain rate below which the gain counts as little.
+const SMALL_GAIN: f64 = 1.5;
+/// Draft lengths whose cost is measured early, best first: it need not grow evenly with the rows.
+const LADDER: [usize; 7] = [7, 3, 15, 11, 5, 2, 1];
+/// Drafts between two that only look what such a length costs.
+const EXPLORE_EVERY: u64 = 4;
+/// What a step leaves of the weight of those before it in the running rate.
+const RATE_DECAY: f64 = 0.97;
+
+/// Chooses draft lengths; see the module's page for the rule.
+///
+/// It belongs to one pair of model and drafter on one machine, and should outlive a text.
+#[derive(Clone, Debug)]
+pub struct AdaptiveLength {
+    steps: CostTable,
+    drafts: CostTable,
+    acceptance: Acceptance,
+    rate_tokens: f64,
+    rate_seconds: f64,
+    total_seconds: f64,
+    probe_seconds: f64,
+    since_probe: u64,
+    probing: bool,
+    since_explored: u64,
+}
+
+impl Default for AdaptiveLength {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl AdaptiveLength {
+    /// Without any experience.
+    pub fn new() -> Self {
+        Self {
+            steps: CostTable::new(ROW_GROWTH),
+            drafts: CostTable::new(1.0),
+            acceptance: Acceptance::default(),
+            rate_tokens: 0.0,
+            rate_seconds: 0.0,
+            total_seconds: 0.0,
+            probe_seconds: 0.0,
+            since_probe: 0,
+            probing: false,
+            since_explored: 0,
+        }
+    }
+
+    /// How many tokens to ask the drafter for, at most `limit`; 0: make a plain step without asking.
+    ///
+    /// A drafter that `stops_itself` gets all the room where drafting pays at all.
+    pub fn budget(&mut self, limit: usize, stops_itself: bool) -> usize {
+        self.probing = false;
+        self.since_probe += 1;
+        let Some(costs) = self.steps.estimates(limit + 1) else { return 0 };
+        let Some(drafts) = self.drafts.estimates(limit) else { return limit.min(FIRST_DRAFT) };
+        if limit == 0 || drafts[0] < FREE_SHARE * costs[0] {
+            return limit;
+        }
+        let reach = reaches(&self.acceptance.of_positions(limit));
+        let best = self.best(&reach, &costs, 0.0, |n| drafts[n - 1]);
+        if best == 0 {
+            let affordable = self.probe_seconds <= PROBE_SHARE * self.total_seconds;
+            self.probing = self.since_probe >= PROBE_EVERY && affordable;
+            return if self.probing { limit.min(PROBE_DRAFT) } else { 0 };
+        }
+        if self.plain_is_due() {
+            return 0;
+        }
+        match self.explore(best) {
+            shorter if shorter < best => shorter,
+            _ if stops_itself => limit,
+            _ => best,
+        }
+    }
+
+    /// How many tokens of a draft to verify, which was made without chance, given the confidences of all of
+    /// them if there are any.
+    pub fn keep(&mut self, n_tokens: usize, confidences: Option<&[f32]>) -> usize {
+        let Some(costs) = self.steps.estimates(n_tokens + 1) else { return 0 };
+        if self.probing || n_tokens == 0 {
+            return n_tokens;
+        }
+        let acceptances = match confidences {
+            Some(confidences) => {
+                confidences.iter().enumerate().map(|(i, &c)| self.acceptance.of_token(i, c)).collect()
+            }
+            None => self.acceptance.of_positions(n_tokens),
+        };
+        let spent = self.drafts.estimates(n_tokens).map_or(0.0, |drafts| drafts[n_tokens - 1]);
+        let best = self.best(&reaches(&acceptances), &costs, spent, |_| 0.0);
+        if best > 0 && self.plain_is_due() { 0 } else { self.explore(best) }
+    }
+
+    /// Whether one token more is worth drafting after those whose confidences are given.
+    pub fn pays(&self, confidences: &[f32]) -> bool {
+        let n = confidences.len();
+        if self.probing {
+            return n < PROBE_DRAFT;
+        }
+        let (Some(costs), Some(drafts)) = (self.steps.estimates(n + 2), self.drafts.estimates(n + 1)) else {
+            return n < FIRST_DRAFT;
+        };
+        let acceptances: Vec<f64> =
+            confidences.iter().enumerate().map(|(i, &c)| self.acceptance.of_token(i, c)).collect();
+        let reach = reaches(&acceptances);
+        let gain = reach.last().unwrap_or(&1.0) * self.acceptance.of_positions(n + 1)[n];
+        let before = if n == 0 { 0.0 } else { drafts[n - 1] };
+        let so_far = (1.0 + reach.iter().sum::<f64>()) / (before + costs[n]);
+        gain > self.rate(costs[0]).max(so_far) * (drafts[n] - before + costs[n + 1] - costs[n])
+    }
+
+    /// Notes that drafting `n_tokens` took some time, without that of catching up with skipped steps.
+    pub fn record_draft(&mut self, n_tokens: usize, seconds: f64, catch_up_seconds: f64) {
+        // Finding nothing costs what finding one token costs.
+        self.drafts.record(n_tokens.max(1), seconds);
+        self.spend(seconds + catch_up_seconds);
+    }
+
+    /// Notes that a step over `rows` tokens took some time, without a text being produced: a measurement made
+    /// on purpose.
+    pub fn record_cost(&mut self, rows: usize, seconds: f64) {
+        self.steps.record(rows, seconds);
+    }
+
+    /// Notes that a step over `rows` tokens (1 + those verified) took some time and gave `n_tokens`.
+    pub fn record_step(&mut self, rows: usize, seconds: f64, n_tokens: usize) {
+        if self.probing {
+            self.since_probe = 0;
+            // A probe that paid off cost nothing.
+            let plain = self.steps.estimates(1).map_or(0.0, |costs| costs[0]);
+            self.probe_seconds -= plain * n_tokens as f64;
+        }
+        self.steps.record(rows, seconds);
+        self.rate_tokens = self.rate_tokens * RATE_DECAY + n_tokens as f64;
+        self.rate_seconds *= RATE_DECAY;
+        self.spend(seconds);
+        self.probe_seconds = self.probe_seconds.max(0.0);
+    }
+
+    /// Notes whether the target agreed with the token at `position` of a draft, all before it having been
+    /// accepted.
+    pub fn record_acceptance(&mut self, position: usize, confidence: Option<f32>, accepted: bool) {
+        self.acceptance.record(position, confidence, accepted);
+    }
+
+    fn spend(&mut self, seconds: f64) {
+        self.rate_seconds += seconds;
+        self.total_seconds += seconds;
+        if self.probing {
+            self.probe_seconds += seconds;
+        }
+    }
+
+    /// ρ: tokens per second in the long run, no less than plain decoding gives.
+    fn rate(&self, plain_seconds: f64) -> f64 {
+        let plain = 1.0 / plain_seconds.max(1e-12);
+        if self.rate_seconds > 0.0 { plain.max(self.rate_tokens / self.rate_seconds) } else { plain }
+    }
+
+    /// The length with the largest E − ρT, 0 if none leads a plain step by the margin. `draft(n)`: seconds
+    /// that drafting n tokens will take; `spent`: those that drafting has taken already.
+    fn best(&self, reach: &[f64], costs: &[f64], spent: f64, draft: impl Fn(usize) -> f64) -> usize {
+        let expected: Vec<f64> = reach
+            .iter()
+            .scan(1.0, |sum, r| {
+                *sum += r;
+                Some(*sum)
+            })
+            .collect();
+        let rate = (1..=reach.len())
+            .map(|n| expected[n - 1] / (spent + draft(n) + costs[n]))
+            .fold(self.rate(costs[0]), f64::max);
+        let (mut best, mut lead) = (0, 1.0 + MARGIN);
+        for n in 1..=reach.len() {
+            let worth = expected[n - 1] - rate * (draft(n) + costs[n] - costs[0]);
+            if worth > lead {
+                (best, lead) = (n, worth);
+            }
+        }
+        best
+    }
+
+    /// A shorter length whose cost is unknown, now and then; otherwise the best one.
+    fn explore(&mut self, best: usize) -> usize {
+        self.since_explored += (best > 0) as u64;
+        if self.since_explored < EXPLORE_EVERY {
+            return best;
+        }
+        match LADDER.into_iter().find(|&n| n < best && self.steps.age(n + 1).is_none()) {
+            Some(shorter) => {
+                self.since_explored = 0;
+                shorter
+            }
+            None => best,
+        }
+    }
+
+    fn plain_is_due(&self) -> bool {
+        let Some(plain) = self.steps.estimates(1) else { return true };
+        let gain = self.rate(plain[0]) * plain[0];
+        let limit = if gain < SMALL_GAIN { PLAIN_AGE.0 } else { PLAIN_AGE.1 };
+        self.steps.age(1).is_none_or(|age| age >= limit)
+    }
+}
+
+/// Probabilities that a draft is accepted up to and including each position.
+fn reaches(acceptances: &[f64]) -> Vec<f64> {
+    acceptances
+        .iter()
+        .scan(1.0, |reach, a| {
+            *reach *= a;
+            Some(*reach)
+        })
+        .collect()
+}

@@ -1,0 +1,152 @@
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use breakers_core::{FinishReason, LanguageModel, SequenceId, Step, TokenId, Want};
+
+use crate::{AdaptiveLength, Config, Decoding, Drafter, Error, Result, Speculated};
+
+/// Generates texts with a model and a drafter, and remembers from text to text what pays off.
+///
+/// # Example
+/// See the [crate's page](crate).
+#[derive(Clone, Debug)]
+pub struct Speculator<D> {
+    drafter: D,
+    policy: AdaptiveLength,
+}
+
+impl<D: Drafter> Speculator<D> {
+    /// Without any experience.
+    pub fn new(drafter: D) -> Self {
+        Self { drafter, policy: AdaptiveLength::new() }
+    }
+
+    /// The drafter.
+    pub fn drafter(&self) -> &D {
+        &self.drafter
+    }
+
+    /// Measures what forward passes over 1, 2, 4, … `max_rows` rows cost after `prompt`, so that the adaptive
+    /// length starts with figures instead of assumptions. It takes three passes each in a sequence of its own.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::Target`].
+    pub fn calibrate<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        prompt: &[TokenId],
+        max_rows: usize,
+    ) -> Result<()> {
+        let Some(&token) = prompt.last() else { return Err(Error::EmptyPrompt) };
+        let sequence = model.open().map_err(Error::Target)?;
+        let mut measure = || -> breakers_core::Result<()> {
+            model.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
+            model.commit(sequence, prompt.len())?;
+            let room = model.info().max_context.saturating_sub(prompt.len());
+            let counts = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
+            for rows in counts.take_while(|&rows| rows <= max_rows.min(room)) {
+                for _ in 0..3 {
+                    let begun = Instant::now();
+                    model.forward(&mut [Step::each(sequence, vec![token; rows], Want::ArgMax)])?;
+                    self.policy.record_cost(rows, begun.elapsed().as_secs_f64());
+                    model.truncate(sequence, prompt.len())?;
+                }
+            }
+            Ok(())
+        };
+        let result = measure().map_err(Error::Target);
+        model.close(sequence);
+        result
+    }
+
+    /// What has been learned so far.
+    pub fn policy(&self) -> &AdaptiveLength {
+        &self.policy
+    }
+
+    /// Continues `prompt` in a sequence of its own, which is closed afterwards.
+    ///
+    /// # Errors
+    /// As [`continue_sequence`](Self::continue_sequence).
+    pub fn generate<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        prompt: &[TokenId],
+        config: &Config,
+        on_tokens: impl FnMut(&[TokenId]) -> ControlFlow<()>,
+    ) -> Result<Speculated> {
+        let sequence = model.open().map_err(Error::Target)?;
+        let result = self.continue_sequence(model, sequence, prompt, config, on_tokens);
+        model.close(sequence);
+        result
+    }
+
+    /// Continues `prompt`: all tokens of the text, of which `sequence` may hold a beginning. `on_tokens`
+    /// receives the new tokens of each step and can stop the text after them.
+    ///
+    /// Afterwards the sequence holds the prompt and the output without its last token, all final.
+    ///
+    /// # Errors
+    /// Those of [`Decoding::new`], [`Decoding::plan`], [`Decoding::absorb`] and of the model's forward pass;
+    /// tokens handed out until then are valid.
+    pub fn continue_sequence<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        sequence: SequenceId,
+        prompt: &[TokenId],
+        config: &Config,
+        mut on_tokens: impl FnMut(&[TokenId]) -> ControlFlow<()>,
+    ) -> Result<Speculated> {
+        let mut decoding = Decoding::new(model, sequence, prompt, config)?;
+        std::mem::swap(decoding.policy_mut(), &mut self.policy);
+        let result = loop {
+            let step = advance(&mut decoding, model, &mut self.drafter, &mut on_tokens);
+            match step {
+                Ok(Some(finish)) => break Ok(finish),
+                Ok(None) => {}
+                Err(error) => {
+                    decoding.abandon(model);
+                    break Err(error);
+                }
+            }
+        };
+        std::mem::swap(decoding.policy_mut(), &mut self.policy);
+        Ok(decoding.into_result(result?))
+    }
+}
+
+/// One step of a single text; the reason of its end, if it has ended.
+fn advance<M: LanguageModel + ?Sized, D: Drafter + ?Sized>(
+    decoding: &mut Decoding,
+    model: &mut M,
+    drafter: &mut D,
+    on_tokens: &mut impl FnMut(&[TokenId]) -> ControlFlow<()>,
+) -> Result<Option<FinishReason>> {
+    if let Some(step) = decoding.plan(drafter)? {
+        let begun = Instant::now();
+        let mut steps = [step];
+        model.forward(&mut steps).map_err(Error::Target)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let [step] = steps;
+        if on_tokens(decoding.absorb(model, drafter, &step, seconds)?).is_break() {
+            decoding.cancel();
+        }
+    }
+    Ok(decoding.finish())
+}
+
+/// Continues a prompt with a drafter that is used for this one text; see
+/// [`Speculator::continue_sequence`].
+///
+/// # Errors
+/// As [`Speculator::continue_sequence`].
+pub fn speculate<M: LanguageModel + ?Sized, D: Drafter + ?Sized>(
+    model: &mut M,
+    sequence: SequenceId,
+    prompt: &[TokenId],
+    drafter: &mut D,
+    config: &Config,
+    on_tokens: impl FnMut(&[TokenId]) -> ControlFlow<()>,
+) -> Result<Speculated> {
+    Speculator::new(drafter).continue_sequence(model, sequence, prompt, config, on_tokens)
+}

@@ -1,0 +1,283 @@
+// A deterministic language model that checks how it is used. Included by the tests and by the example in the
+// crate's documentation.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use breakers_core::{
+    Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, TokenId, Want, argmax,
+    top_k,
+};
+
+/// Logits of the next token as a function of all tokens before it.
+pub(crate) type LogitsFn = Rc<dyn Fn(&[TokenId]) -> Vec<f32>>;
+
+/// What a [`Toy`] insists on; a breach panics.
+#[derive(Clone, Copy, PartialEq)]
+#[allow(dead_code)]
+pub(crate) enum Rules {
+    /// Only what the trait says.
+    Trait,
+    /// Also: every forward pass begins with nothing provisional.
+    Tidy,
+    /// Also: nothing is committed after the first commit but the model's own greedy choices.
+    GreedyText,
+}
+
+#[derive(Clone, Default)]
+struct Sequence {
+    tokens: Vec<TokenId>,
+    committed: usize,
+    first_commit: Option<usize>,
+    /// A tree was fed and no path of it has been chosen yet.
+    branches: bool,
+}
+
+pub(crate) struct Toy {
+    pub(crate) info: ModelInfo,
+    pub(crate) rules: Rules,
+    pub(crate) logits: LogitsFn,
+    /// Number of the forward pass (from 0) that fails.
+    pub(crate) fail_at: Option<usize>,
+    /// Tokens that cannot be truncated any more once they are final.
+    pub(crate) evicts: bool,
+    pub(crate) n_forwards: usize,
+    pub(crate) n_rows: usize,
+    sequences: HashMap<SequenceId, Sequence>,
+    n_opened: u64,
+}
+
+#[allow(dead_code)]
+impl Toy {
+    pub(crate) fn new(vocab_size: usize, logits: LogitsFn) -> Self {
+        Self {
+            info: ModelInfo::new("toy", vocab_size, 1 << 20),
+            rules: Rules::Tidy,
+            logits,
+            fail_at: None,
+            evicts: false,
+            n_forwards: 0,
+            n_rows: 0,
+            sequences: HashMap::new(),
+            n_opened: 0,
+        }
+    }
+
+    /// The next token depends on the `order` tokens before it.
+    pub(crate) fn markov(vocab_size: usize, order: usize, sharpness: f32, seed: u64) -> Self {
+        Self::new(vocab_size, markov(vocab_size, order, sharpness, seed))
+    }
+
+    /// Writes a passage of 20 tokens over and over, with a change now and then.
+    pub(crate) fn repetitive(vocab_size: usize, seed: u64) -> Self {
+        Self::new(vocab_size, repetitive(vocab_size, seed))
+    }
+
+    pub(crate) fn n_open(&self) -> usize {
+        self.sequences.len()
+    }
+
+    pub(crate) fn tokens(&self, sequence: SequenceId) -> &[TokenId] {
+        &self.sequences[&sequence].tokens
+    }
+
+    fn get(&self, sequence: SequenceId) -> Result<&Sequence> {
+        self.sequences.get(&sequence).ok_or(Error::UnknownSequence { sequence })
+    }
+
+    fn get_mut(&mut self, sequence: SequenceId) -> Result<&mut Sequence> {
+        self.sequences.get_mut(&sequence).ok_or(Error::UnknownSequence { sequence })
+    }
+
+    fn check_step(&self, step: &Step) -> Result<()> {
+        step.validate(self.info.vocab_size)?;
+        let held = self.get(step.sequence)?;
+        assert!(!held.branches, "a tree was fed and none of its paths chosen");
+        if self.rules != Rules::Trait {
+            assert_eq!(held.committed, held.tokens.len(), "provisional tokens are left from an earlier step");
+        }
+        let needed = held.tokens.len() + step.tokens.len();
+        match needed > self.info.max_context {
+            true => Err(Error::ContextFull { needed, limit: self.info.max_context }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl LanguageModel for Toy {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn open(&mut self) -> Result<SequenceId> {
+        self.n_opened += 1;
+        let id = SequenceId(self.n_opened);
+        self.sequences.insert(id, Sequence::default());
+        Ok(id)
+    }
+
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId> {
+        let copy = self.get(sequence)?.clone();
+        let id = self.open()?;
+        self.sequences.insert(id, copy);
+        Ok(id)
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+
+    fn len(&self, sequence: SequenceId) -> Result<usize> {
+        Ok(self.get(sequence)?.tokens.len())
+    }
+
+    fn committed(&self, sequence: SequenceId) -> Result<usize> {
+        Ok(self.get(sequence)?.committed)
+    }
+
+    fn forward(&mut self, steps: &mut [Step]) -> Result<()> {
+        for step in steps.iter() {
+            self.check_step(step)?;
+        }
+        self.n_forwards += 1;
+        if self.fail_at == Some(self.n_forwards - 1) {
+            return Err(Error::Engine("told to fail".into()));
+        }
+        for step in steps {
+            let held = &self.sequences[&step.sequence].tokens;
+            let mut outputs = Vec::new();
+            for row in 0..step.tokens.len() {
+                // The row itself and its ancestors, youngest first.
+                let mut path = vec![row];
+                while let Some(parent) = match &step.parents {
+                    Some(parents) => parents[path[path.len() - 1]],
+                    None => path[path.len() - 1].checked_sub(1),
+                } {
+                    path.push(parent);
+                }
+                let mut context = held.clone();
+                context.extend(path.iter().rev().map(|&row| step.tokens[row]));
+                let output = match step.want(row) {
+                    Want::Nothing => Output::Nothing,
+                    Want::ArgMax => Output::ArgMax(argmax(&(self.logits)(&context))?),
+                    Want::TopK(k) => Output::TopK(top_k(&(self.logits)(&context), k)?),
+                    _ => Output::Logits((self.logits)(&context)),
+                };
+                outputs.push(RowOutput { output, ..RowOutput::default() });
+            }
+            step.outputs = outputs;
+            self.n_rows += step.tokens.len();
+            let held = self.get_mut(step.sequence)?;
+            held.tokens.extend_from_slice(&step.tokens);
+            held.branches = step.parents.is_some();
+        }
+        Ok(())
+    }
+
+    fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()> {
+        let held = self.get_mut(sequence)?;
+        let provisional = held.tokens.split_off(held.committed);
+        assert!(rows.is_sorted_by(|a, b| a < b), "rows must ascend: {rows:?}");
+        for &row in rows {
+            let &token = provisional.get(row).ok_or(Error::OutOfRange {
+                what: "retain",
+                requested: row,
+                available: provisional.len(),
+            })?;
+            held.tokens.push(token);
+        }
+        held.branches = false;
+        Ok(())
+    }
+
+    fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()> {
+        let (rules, logits) = (self.rules, self.logits.clone());
+        let held = self.get_mut(sequence)?;
+        assert!(!held.branches, "a tree cannot be committed");
+        let end = held.committed + n_tokens;
+        if end > held.tokens.len() {
+            let available = held.tokens.len() - held.committed;
+            return Err(Error::OutOfRange { what: "commit", requested: n_tokens, available });
+        }
+        let first = *held.first_commit.get_or_insert(end);
+        if rules == Rules::GreedyText {
+            for i in held.committed.max(first)..end {
+                let expected = argmax(&logits(&held.tokens[..i]))?;
+                assert_eq!(held.tokens[i], expected, "a token was committed that the model did not choose");
+            }
+        }
+        held.committed = end;
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
+        let evicts = self.evicts;
+        let held = self.get_mut(sequence)?;
+        if len > held.tokens.len() {
+            return Err(Error::OutOfRange { what: "truncate", requested: len, available: held.tokens.len() });
+        }
+        if evicts && len < held.committed {
+            return Err(Error::TruncateEvicted { requested: len, evicted_from: held.committed });
+        }
+        assert!(!held.branches || len <= held.committed, "a tree cannot be cut like a chain");
+        held.branches = false;
+        held.tokens.truncate(len);
+        held.committed = held.committed.min(len);
+        Ok(())
+    }
+}
+
+/// 64 well-mixed bits (the finalizer of SplitMix64).
+pub(crate) fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e3779b97f4a7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d049bb133111eb);
+    x ^ (x >> 31)
+}
+
+/// A number from −1 to 1.
+pub(crate) fn noise(seed: u64, values: &[u32]) -> f32 {
+    let hash = values.iter().fold(mix(seed), |h, &v| mix(h ^ v as u64));
+    (hash >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+}
+
+pub(crate) fn markov(vocab_size: usize, order: usize, sharpness: f32, seed: u64) -> LogitsFn {
+    Rc::new(move |context| {
+        let mut key = context[context.len().saturating_sub(order)..].to_vec();
+        key.push(0);
+        let logit = |token: u32| {
+            *key.last_mut().unwrap() = token;
+            sharpness * noise(seed, &key)
+        };
+        (0..vocab_size as u32).map(logit).collect()
+    })
+}
+
+pub(crate) fn repetitive(vocab_size: usize, seed: u64) -> LogitsFn {
+    Rc::new(move |context| {
+        let n = context.len() as u32;
+        let mut key = context[context.len().saturating_sub(2)..].to_vec();
+        key.push(n);
+        let changed = noise(seed, &key) > 0.9;
+        let pick = if changed { mix(seed ^ n as u64) } else { mix(seed + 1 + n as u64 % 20) };
+        let favorite = (pick % vocab_size as u64) as u32;
+        (0..vocab_size as u32)
+            .map(|token| if token == favorite { 5.0 } else { noise(seed, &[n % 20, token]) })
+            .collect()
+    })
+}
+
+/// A model that agrees with another one mostly: its logits plus noise.
+#[allow(dead_code)]
+pub(crate) fn perturbed(logits: LogitsFn, amount: f32, seed: u64) -> LogitsFn {
+    Rc::new(move |context| {
+        let mut key = context[context.len().saturating_sub(4)..].to_vec();
+        key.push(0);
+        let mut out = logits(context);
+        for (token, logit) in out.iter_mut().enumerate() {
+            *key.last_mut().unwrap() = token as u32;
+            *logit += amount * noise(seed, &key);
+        }
+        out
+    })
+}
