@@ -29,7 +29,13 @@
 //! assert!((vector[3] - 8.0).abs() < 1e-5);
 //! ```
 
-use crate::{Error, Result, cpu, math::per_isa, pool, random::SplitMix64};
+use crate::{
+    Error, Result,
+    cpu::{self, Isa},
+    math::per_isa,
+    pool,
+    random::SplitMix64,
+};
 
 /// The largest odd factor of a length: beyond it the dense part would be slower than it is useful.
 pub const MAX_ODD_FACTOR: usize = 1023;
@@ -97,12 +103,8 @@ impl Rotation {
     /// # Errors
     /// [`Error::Length`] if `rows` is no multiple of the length.
     pub fn forward(&self, rows: &mut [f32]) -> Result<()> {
-        self.for_each_row(rows, |row, scratch| {
-            self.multiply_signs(row);
-            walsh_hadamard(row, self.len / self.order);
-            self.mix(0, row, scratch);
-            row.iter_mut().for_each(|x| *x *= self.scale);
-        })
+        let isa = self.isa();
+        self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.forward_rows(rows, scratch)))
     }
 
     /// Undoes [`forward`](Self::forward).
@@ -113,34 +115,53 @@ impl Rotation {
     /// # Errors
     /// [`Error::Length`] if `rows` is no multiple of the length.
     pub fn inverse(&self, rows: &mut [f32]) -> Result<()> {
-        self.for_each_row(rows, |row, scratch| {
-            self.mix(1, row, scratch);
-            walsh_hadamard(row, self.len / self.order);
-            row.iter_mut().for_each(|x| *x *= self.scale);
-            self.multiply_signs(row);
-        })
+        let isa = self.isa();
+        self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.inverse_rows(rows, scratch)))
     }
 
-    fn for_each_row(&self, rows: &mut [f32], rotate: impl Fn(&mut [f32], &mut [f32]) + Sync) -> Result<()> {
+    /// The instruction set to use: alone, butterflies are faster without AVX-512, which the compiler uses for
+    /// gathers there.
+    fn isa(&self) -> Isa {
+        match cpu::isa() {
+            Isa::Avx512 if self.order == 1 => Isa::Avx2,
+            isa => isa,
+        }
+    }
+
+    /// Calls `rotate` with whole rows and room for [`mix`](Self::mix): all rows, or parts from several threads.
+    fn in_parallel(&self, rows: &mut [f32], rotate: impl Fn(&mut [f32], &mut [f32]) + Sync) -> Result<()> {
         if !rows.len().is_multiple_of(self.len) {
             let expected = rows.len().next_multiple_of(self.len);
             return Err(Error::Length { what: "the rows of a rotation", expected, found: rows.len() });
         }
-        let isa = cpu::isa();
-        let scratch_len = if self.order > 1 { self.order * LANES } else { 0 };
-        let work = |_start: usize, rows: &mut [f32]| {
-            let mut scratch = vec![0.0; scratch_len];
-            for row in rows.chunks_exact_mut(self.len) {
-                per_isa(isa, || rotate(row, &mut scratch));
-            }
-        };
+        let scratch = || vec![0.0; if self.order > 1 { self.order * LANES } else { 0 }];
         if rows.len() < MIN_PARALLEL {
-            work(0, rows);
+            rotate(rows, &mut scratch());
         } else {
             let rows_per_task = MIN_PARALLEL.div_ceil(4 * self.len);
-            pool::parallel_chunks_mut(rows, rows_per_task * self.len, work);
+            pool::parallel_chunks_mut(rows, rows_per_task * self.len, |_, rows| rotate(rows, &mut scratch()));
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn forward_rows(&self, rows: &mut [f32], scratch: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.len) {
+            self.multiply_signs(row);
+            walsh_hadamard(row, self.len / self.order);
+            self.mix(0, row, scratch);
+            row.iter_mut().for_each(|x| *x *= self.scale);
+        }
+    }
+
+    #[inline(always)]
+    fn inverse_rows(&self, rows: &mut [f32], scratch: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.len) {
+            self.mix(1, row, scratch);
+            walsh_hadamard(row, self.len / self.order);
+            row.iter_mut().for_each(|x| *x *= self.scale);
+            self.multiply_signs(row);
+        }
     }
 
     #[inline(always)]
@@ -201,7 +222,7 @@ fn butterfly<const DISTANCE: usize>(lanes: [f32; LANES]) -> [f32; LANES] {
     // A product with ±1 is exact, so this rounds as a sum or a difference does, in one form for all lanes.
     std::array::from_fn(|i| {
         let sign = if i & DISTANCE == 0 { 1.0f32 } else { -1.0 };
-        lanes[i].mul_add(sign, lanes[i ^ DISTANCE])
+        lanes[i ^ DISTANCE] + sign * lanes[i]
     })
 }
 

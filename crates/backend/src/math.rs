@@ -1,48 +1,89 @@
 //! Elementary functions that give the same bits on every instruction set.
 //!
 //! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
-//! a loop over them vectorizes inside [`per_isa`] and rounds alike in scalar, AVX2 and AVX-512 code.
+//! a loop over them vectorizes inside [`per_isa!`] and rounds alike in scalar, AVX2 and AVX-512 code.
 
 use crate::cpu::Isa;
 
-/// Runs a loop compiled for an instruction set; for one that the machine lacks, the plain code.
+/// Evaluates an expression compiled for an instruction set; for one that the machine lacks, the plain code.
 ///
-/// Kernels read [`cpu::isa`](crate::cpu::isa) once, before they fork into the pool, and pass it on.
+/// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`cpu::isa`](crate::cpu::isa) once,
+/// before they fork into the pool, and pass it on.
 ///
-/// The closure is inlined into a function with the wider features turned on, where the compiler
-/// vectorizes it; the result has the same bits on every path, because Rust neither fuses nor reorders
+/// The expression is compiled once for each instruction set, inside a function with the wider features turned
+/// on, where the compiler vectorizes it and fused multiply-adds are single instructions. That reaches only what
+/// is inlined: let the expression be a loop over, or a call of, `#[inline(always)]` functions, and pass no
+/// closures through it. The result has the same bits on every path, because Rust neither fuses nor reorders
 /// floating-point operations by itself.
+///
+/// # Example
+/// ```
+/// use breakers_backend::{cpu, math::per_isa};
+///
+/// #[inline(always)]
+/// fn dot(a: &[f32; 64], b: &[f32; 64]) -> f32 {
+///     let mut lanes = [0.0; 16];
+///     for i in 0..64 {
+///         lanes[i % 16] = a[i].mul_add(b[i], lanes[i % 16]);
+///     }
+///     lanes.iter().sum()
+/// }
+///
+/// let (a, b) = ([1.0; 64], [0.5; 64]);
+/// assert_eq!(per_isa!(cpu::isa(), || dot(&a, &b)), 32.0);
+/// ```
+#[macro_export]
+macro_rules! per_isa {
+    ($isa:expr, || $body:expr) => {
+        // A closure that is called from one place only is inlined there, whatever its size; hence three of them.
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::Isa::Avx512 if $crate::cpu::Isa::Avx512.is_available() => {
+                // SAFETY: the processor has the features.
+                unsafe { $crate::math::with_avx512(|| $body) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::Isa::Avx2 if $crate::cpu::Isa::Avx2.is_available() => {
+                // SAFETY: the processor has the features.
+                unsafe { $crate::math::with_avx2(|| $body) }
+            }
+            _ => $crate::math::with_nothing(|| $body),
+        }
+    };
+}
+pub use crate::per_isa;
+
+/// # Safety
+/// The processor must have these features.
+#[doc(hidden)]
+#[cfg(target_arch = "x86_64")]
 #[inline]
-pub fn per_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if isa.is_available() => {
-            // SAFETY: the processor has the features.
-            unsafe { with_avx512(f) }
-        }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 if isa.is_available() => {
-            // SAFETY: the processor has the features.
-            unsafe { with_avx2(f) }
-        }
-        _ => f(),
-    }
-}
-
-/// # Safety
-/// The processor must have these features.
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
+pub unsafe fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
 /// # Safety
 /// The processor must have these features.
+#[doc(hidden)]
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
+pub unsafe fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
+}
+
+#[doc(hidden)]
+#[inline(always)]
+pub fn with_nothing<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// As the macro [`per_isa!`], for a closure that is small enough to be inlined three times.
+#[doc(hidden)]
+#[inline(always)]
+pub fn per_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
+    per_isa!(isa, || f())
 }
 
 /// eˣ, within 2 units in the last place; 0 below −87.3, e^88.7 above 88.7.
@@ -109,7 +150,7 @@ mod tests {
     #[test]
     fn every_isa_gives_the_same_bits() {
         let x: Vec<f32> = (0..1001).map(|i| (i as f32 - 500.0) * 0.17).collect();
-        let run = |isa| -> Vec<u32> { per_isa(isa, || x.iter().map(|&x| exp(x).to_bits()).collect()) };
+        let run = |isa| -> Vec<u32> { per_isa!(isa, || x.iter().map(|&x| exp(x).to_bits()).collect()) };
         for isa in crate::cpu::available() {
             assert_eq!(run(isa), run(Isa::Scalar), "{isa}");
         }

@@ -39,13 +39,8 @@ impl NormOps for Flex {
 /// # Panics
 /// If `x` and `out` differ in length or hold no whole number of rows.
 pub fn rms_norm_rows(isa: Isa, x: &[f32], weight: &[f32], offset: f32, epsilon: f32, out: &mut [f32]) {
-    let width = weight.len();
-    for_each_row(isa, width, x, out, |x, out| {
-        let squares = sum(x, |sum, x| x.mul_add(x, sum));
-        let scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * scale * (weight + offset);
-        }
+    in_parallel(weight.len(), x, out, |x, out| {
+        per_isa!(isa, || rms_norm_plain(x, weight, offset, epsilon, out))
     });
 }
 
@@ -58,34 +53,49 @@ pub fn rms_norm_rows(isa: Isa, x: &[f32], weight: &[f32], offset: f32, epsilon: 
 /// # Panics
 /// If `weight` and `bias`, or `x` and `out`, differ in length, or if the latter hold no whole number of rows.
 pub fn layer_norm_rows(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    assert_eq!(bias.len(), weight.len(), "weight and bias differ in length");
+    in_parallel(weight.len(), x, out, |x, out| {
+        per_isa!(isa, || layer_norm_plain(x, weight, bias, epsilon, out))
+    });
+}
+
+#[inline(always)]
+fn rms_norm_plain(x: &[f32], weight: &[f32], offset: f32, epsilon: f32, out: &mut [f32]) {
     let width = weight.len();
-    assert_eq!(bias.len(), width, "weight and bias differ in length");
-    for_each_row(isa, width, x, out, |x, out| {
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let squares = sum(x, |sum, x| x.mul_add(x, sum));
+        let scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * (weight + offset);
+        }
+    }
+}
+
+#[inline(always)]
+fn layer_norm_plain(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
         let mean = sum(x, |sum, x| sum + x) / width as f32;
         let squares = sum(x, |sum, x| (x - mean).mul_add(x - mean, sum));
         let scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
         for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
             *out = ((x - mean) * scale).mul_add(*weight, *bias);
         }
-    });
+    }
 }
 
-fn for_each_row(isa: Isa, width: usize, x: &[f32], out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
+/// Calls `rows` with whole rows of input and output: all of them, or parts from several threads.
+fn in_parallel(width: usize, x: &[f32], out: &mut [f32], rows: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert_eq!(x.len(), out.len(), "input and output differ in length");
     if x.is_empty() {
         return;
     }
     assert!(width > 0 && x.len().is_multiple_of(width), "{} elements are no rows of {width}", x.len());
-    let rows = |start: usize, out: &mut [f32]| {
-        let x = &x[start..][..out.len()];
-        per_isa(isa, || {
-            x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(|(x, out)| row(x, out))
-        });
-    };
     if out.len() < 2 * MIN_PARALLEL {
-        rows(0, out);
+        rows(x, out);
     } else {
-        pool::parallel_chunks_mut(out, MIN_PARALLEL.div_ceil(width) * width, rows);
+        let chunk = MIN_PARALLEL.div_ceil(width) * width;
+        pool::parallel_chunks_mut(out, chunk, |start, out| rows(&x[start..][..out.len()], out));
     }
 }
 
