@@ -67,6 +67,20 @@ pub fn from_vec(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     typed_from_vec(values, shape)
 }
 
+/// As [`from_vec`], with the elements rounded to another floating-point type.
+///
+/// # Panics
+/// If the shape does not hold as many elements as `values`, or if `dtype` is no floating-point type.
+pub fn from_f32(values: Vec<f32>, shape: impl Into<Shape>, dtype: DType) -> FlexTensor {
+    match dtype {
+        DType::F32 => from_vec(values, shape),
+        DType::F16 => typed_from_vec(values.into_iter().map(f16::from_f32).collect(), shape),
+        DType::BF16 => typed_from_vec(values.into_iter().map(bf16::from_f32).collect(), shape),
+        DType::F64 => typed_from_vec(values.into_iter().map(f64::from).collect(), shape),
+        other => panic!("a floating-point type is needed, {other:?} was given"),
+    }
+}
+
 /// As [`from_vec`], for any element type.
 ///
 /// # Panics
@@ -116,6 +130,8 @@ mod tests {
         let brains = typed_from_vec(values.map(bf16::from_f32).to_vec(), [3]);
         let doubles = typed_from_vec(values.map(f64::from).to_vec(), [3]);
         for tensor in [halves, brains, doubles] {
+            let back = from_f32(values.to_vec(), [3], tensor.dtype());
+            assert_eq!((back.dtype(), back.bytes()), (tensor.dtype(), tensor.bytes()));
             assert_eq!(as_slice(&contiguous_f32(tensor)), values);
         }
     }

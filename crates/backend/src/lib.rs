@@ -1,5 +1,51 @@
-//! What every crate with a kernel shares: devices, CPU features, the one thread pool, bit packing, rotations,
-//! quantized activations, and the three-legged pattern that ties a custom operation to Burn.
+//! What every crate with a kernel shares: devices, CPU features, the one thread pool, quantized activations,
+//! bit packing, rotations, and the three-legged pattern that ties a custom operation to Burn.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`device`] | devices by name (`flex`, `vulkan:1`, `cuda:0`), with errors that say what is missing |
+//! | [`cpu`] | which instruction set the kernels use, and how to force one |
+//! | [`pool`] | the threads that all CPU kernels share |
+//! | [`activations`] | rows quantized to eight bits, once for every product that reads them |
+//! | [`norm`] | RMS and layer normalization, and the model of how an operation is written |
+//! | [`math`] | elementary functions with the same bits on every instruction set |
+//! | [`hadamard`], [`bits`] | rotations and bit packing, for quantizers |
+//! | [`flex`] | between Burn's CPU tensors and slices |
+//! | [`harness`] | tests that hold all implementations of an operation against each other |
+//!
+//! # Adding an operation
+//! [`norm`] shows each part: a trait with `#[backend_extension(Flex, Cube: cfg(feature = "cube"))]` whose default
+//! body is the reference in tensor operations; an implementation for `Flex` that calls a function over slices; one
+//! for `CubeBackend` that launches a CubeCL kernel; a free function over `Tensor<D>`; and a test with
+//! [`harness::Operation`].
+//!
+//! # Promises of every kernel
+//! - A row's result depends neither on the other rows of a call nor on the number of threads
+//!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 16 rows.
+//! - The CPU paths give the same bits wherever the price is small; `same_bits` of [`harness::Operation`] tests it.
+//! - All work goes through the [`pool`]; no kernel starts threads.
+//!
+//! # Features
+//! The CPU backend is always there. `wgpu`, `vulkan`, `metal` and `cuda` add GPU backends under Burn's own names; the
+//! default build has none of them and pulls in no GPU stack.
+//!
+//! # Environment
+//! `BREAKERS_THREADS` (threads of the pool), `BREAKERS_ISA` (`scalar`, `avx2`, `avx512`), and for tests
+//! `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure).
+//!
+//! # Example
+//! ```
+//! use breakers_backend::{cpu, device, norm::rms_norm, pool};
+//! use burn::tensor::Tensor;
+//!
+//! pool::set_threads(2).unwrap();
+//! println!("{} threads, {} kernels", pool::threads(), cpu::isa());
+//!
+//! let device = device::open("flex").unwrap();
+//! let rows = Tensor::<2>::from_floats([[3.0, 4.0], [0.0, 1.0]], &device);
+//! let weight = Tensor::<1>::ones([2], &device);
+//! println!("{}", rms_norm(rows, weight, 1e-6));
+//! ```
 
 pub mod activations;
 pub mod bits;

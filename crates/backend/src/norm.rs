@@ -64,6 +64,8 @@ pub trait NormOps: Backend {
 /// - `weight`: [width]
 /// - result: [rows, width]
 ///
+/// The result has the element type of `x`; sums are in `f32` whatever the type.
+///
 /// # Panics
 /// If `weight` is not as long as a row, if the tensors are on different devices, or if our kernels do not run on
 /// the device (see [`device::require`](crate::device::require)).
@@ -96,7 +98,7 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
 /// # Panics
 /// As [`rms_norm`].
 pub fn rms_norm_offset(x: Tensor<2>, weight: Tensor<1>, offset: f32, epsilon: f32) -> Tensor<2> {
-    check_width(&x, "weight", &weight);
+    let weight = vector_for(&x, "weight", weight);
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::rms_norm(x, weight, offset, epsilon))
 }
@@ -129,30 +131,30 @@ pub fn rms_norm_offset(x: Tensor<2>, weight: Tensor<1>, offset: f32, epsilon: f3
 /// assert_eq!(y, [-2.0, 3.0]);
 /// ```
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f32) -> Tensor<2> {
-    check_width(&x, "weight", &weight);
-    check_width(&x, "bias", &bias);
+    let (weight, bias) = (vector_for(&x, "weight", weight), vector_for(&x, "bias", bias));
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::layer_norm(x, weight, bias, epsilon))
 }
 
 /// [`rms_norm_offset`] in tensor operations, on any device: the reference of the kernels.
 pub fn rms_norm_reference(x: Tensor<2>, weight: Tensor<1>, offset: f32, epsilon: f32) -> Tensor<2> {
-    check_width(&x, "weight", &weight);
+    let weight = vector_for(&x, "weight", weight);
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(rms_norm_generic::<Dispatch>(x, weight, offset, epsilon))
 }
 
 /// [`layer_norm`] in tensor operations, on any device: the reference of the kernels.
 pub fn layer_norm_reference(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f32) -> Tensor<2> {
-    check_width(&x, "weight", &weight);
-    check_width(&x, "bias", &bias);
+    let (weight, bias) = (vector_for(&x, "weight", weight), vector_for(&x, "bias", bias));
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(layer_norm_generic::<Dispatch>(x, weight, bias, epsilon))
 }
 
-fn check_width(x: &Tensor<2>, what: &str, vector: &Tensor<1>) {
+/// The vector in the element type of `x`, as kernels expect it.
+fn vector_for(x: &Tensor<2>, what: &str, vector: Tensor<1>) -> Tensor<1> {
     let ([_, width], [found]) = (x.dims(), vector.dims());
     assert_eq!(found, width, "the {what} has {found} elements for rows of {width}");
+    if vector.dtype() == x.dtype() { vector } else { vector.cast(x.dtype()) }
 }
 
 fn rms_norm_generic<B: Backend>(

@@ -3,7 +3,7 @@
 use super::NormOps;
 use crate::{
     cpu::{self, Isa},
-    flex::{as_slice, contiguous_f32, from_vec},
+    flex::{as_slice, contiguous_f32, from_f32},
     math::per_isa,
     pool,
 };
@@ -16,17 +16,19 @@ const MIN_PARALLEL: usize = 16 * 1024;
 
 impl NormOps for Flex {
     fn rms_norm(x: FlexTensor, weight: FlexTensor, offset: f32, epsilon: f32) -> FlexTensor {
+        let dtype = x.dtype();
         let (x, weight) = (contiguous_f32(x), contiguous_f32(weight));
         let mut out = vec![0.0; x.layout().num_elements()];
         rms_norm_rows(cpu::isa(), as_slice(&x), as_slice(&weight), offset, epsilon, &mut out);
-        from_vec(out, x.layout().shape().clone())
+        from_f32(out, x.layout().shape().clone(), dtype)
     }
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f32) -> FlexTensor {
+        let dtype = x.dtype();
         let (x, weight, bias) = (contiguous_f32(x), contiguous_f32(weight), contiguous_f32(bias));
         let mut out = vec![0.0; x.layout().num_elements()];
         layer_norm_rows(cpu::isa(), as_slice(&x), as_slice(&weight), as_slice(&bias), epsilon, &mut out);
-        from_vec(out, x.layout().shape().clone())
+        from_f32(out, x.layout().shape().clone(), dtype)
     }
 }
 

@@ -1,8 +1,9 @@
 use super::*;
 use crate::{
     cpu,
-    harness::{self, Inputs, Operation, Tolerance},
+    harness::{self, Inputs, Operation, Outputs, Tolerance},
 };
+use burn::tensor::DType;
 
 /// Sums of up to 3,000 squares in another order: √3000·2⁻²⁴ of the sum, some steps more for the rest.
 const OTHER_ORDER: Tolerance = Tolerance::new("another order of summation", 2e-6, 4e-6);
@@ -84,6 +85,38 @@ fn rows_do_not_depend_on_their_neighbors() {
         let (weight, bias) = (vector(x.dims()[1], 1.0, &x.device()), vector(x.dims()[1], -0.5, &x.device()));
         layer_norm(x, weight, bias, EPSILON)
     });
+}
+
+#[test]
+fn half_precision_in_every_leg() {
+    // Both round the result to 11 bits; the reference rounds every step.
+    const HALF: Tolerance = Tolerance::new("steps in half precision", 2e-3, 1e-2);
+    let inputs = |width, from: &mut Inputs| {
+        let x = from.tensor([3, width]).cast(DType::F16);
+        // The weight in another type than the rows.
+        (x, from.tensor([width]))
+    };
+    Operation {
+        name: "norms of half-precision rows",
+        cases: &[1, 16, 100],
+        cpu: HALF,
+        gpu: HALF,
+        same_bits: true,
+        reference: &|width, from| {
+            let (x, weight) = inputs(*width, from);
+            let bias = weight.clone();
+            let layer = layer_norm_reference(x.clone(), weight.clone(), bias, 0.1);
+            Outputs::from(rms_norm_reference(x, weight, 0.0, 0.1)).and(layer)
+        },
+        kernel: &|width, from| {
+            let (x, weight) = inputs(*width, from);
+            let (rms, layer) =
+                (rms_norm(x.clone(), weight.clone(), 0.1), layer_norm(x, weight.clone(), weight, 0.1));
+            assert_eq!((rms.dtype(), layer.dtype()), (DType::F16, DType::F16));
+            Outputs::from(rms).and(layer)
+        },
+    }
+    .check();
 }
 
 #[test]
