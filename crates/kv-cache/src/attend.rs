@@ -8,8 +8,10 @@
 //! into the step are put together for each row.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use breakers_backend::cpu::Isa;
 use breakers_backend::pool::{self, DisjointMut};
@@ -19,7 +21,7 @@ use half::f16;
 use crate::Element;
 use crate::kernel::{self, Partial, Rows, Span, TILE_ROWS};
 use crate::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
-use crate::simd::{Scalar, Simd};
+use crate::simd::{self, Kernel, Simd};
 
 /// Keys whose softmax is computed together. A multiple of [`PAGE_TOKENS`].
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -62,7 +64,7 @@ struct Task {
 /// Where tasks write.
 enum Output<'a> {
     /// Final results, `[n_rows, n_heads, head_dim]`.
-    Whole(DisjointMut<'a, f32>),
+    Whole(DisjointMut<'a, MaybeUninit<f32>>),
     /// One softmax for each of `[n_chunks, n_rows, n_heads]`: its largest score and sum of weights in
     /// `marks`, its values in `values`.
     Chunks { marks: DisjointMut<'a, [f32; 2]>, values: DisjointMut<'a, f32>, first_chunk: usize },
@@ -76,62 +78,70 @@ thread_local! {
 }
 
 impl Job<'_> {
-    /// The result, `[n_rows, n_heads, head_dim]`.
-    pub(crate) fn run(&self, isa: Isa) -> Vec<f32> {
+    /// The result, `[n_rows, n_heads, head_dim]`; the first row with a NaN or an infinity in its query, if
+    /// there is one.
+    pub(crate) fn run(&self, isa: Isa) -> Result<Vec<f32>, usize> {
+        let mut out = Vec::with_capacity(self.q.len());
+        let bad_row = AtomicUsize::new(usize::MAX);
+        self.run_into(isa, &mut out.spare_capacity_mut()[..self.q.len()], &bad_row);
+        // SAFETY: `run_into` has written all of the q.len() elements.
+        unsafe { out.set_len(self.q.len()) };
+        match bad_row.into_inner() {
+            usize::MAX => Ok(out),
+            row => Err(row),
+        }
+    }
+
+    /// Writes all elements of `out`.
+    fn run_into(&self, isa: Isa, out: &mut [MaybeUninit<f32>], bad_row: &AtomicUsize) {
         let n_rows = self.spans.len();
-        let mut out = vec![0.0; self.q.len()];
-        let group = self.n_heads / self.layout.n_kv_heads;
-        let rows_per_task = (TASK_ROWS / group).max(1);
+        let n_kv_heads = self.layout.n_kv_heads;
+        let rows_per_task = (TASK_ROWS * n_kv_heads / self.n_heads).max(1);
         let n_blocks = n_rows.div_ceil(rows_per_task);
         let chunks = self.chunks(0..n_rows);
-        let n_whole = self.layout.n_kv_heads * n_blocks;
+        let n_whole = n_kv_heads * n_blocks;
         let block = |i: usize| i * rows_per_task..n_rows.min((i + 1) * rows_per_task);
 
-        let products = self.spans.iter().map(ExactSizeIterator::len).sum::<usize>()
-            * self.n_heads
-            * (2 * self.layout.head_dim);
+        let keys = self.spans.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let products = keys * self.n_heads * 2 * self.layout.head_dim;
         let threads = if products < FORK_PRODUCTS { 1 } else { pool::threads() };
         if threads == 1 || n_whole >= TASKS_PER_THREAD * threads || chunks.len() <= 1 {
-            let task = |i: usize| {
+            let output = Output::Whole(DisjointMut::new(out));
+            let run = |i: usize| {
                 // Later rows see more: they come first, so that no long task is left for the end.
-                let rows = block(n_blocks - 1 - i / self.layout.n_kv_heads);
+                let rows = block(n_blocks - 1 - i / n_kv_heads);
                 let chunks = self.chunks(rows.clone());
-                Task { head: i % self.layout.n_kv_heads, rows, chunks }
+                self.run_task(isa, &Task { head: i % n_kv_heads, rows, chunks }, &output, bad_row);
             };
-            let output = Output::Whole(DisjointMut::new(&mut out));
             if threads == 1 {
-                (0..n_whole).for_each(|i| self.run_task(isa, &task(i), &output));
+                (0..n_whole).for_each(run);
             } else {
-                pool::parallel_for(n_whole, |i| self.run_task(isa, &task(i), &output));
+                pool::parallel_for(n_whole, run);
             }
-            return out;
+            return;
         }
 
         CHUNKS.with_borrow_mut(|(marks, values)| {
-            let stride = self.layout.padded_dim;
             let n_partials = chunks.len() * n_rows * self.n_heads;
             grow(marks, n_partials);
-            grow(values, (n_partials * stride * size_of::<f32>()).div_ceil(size_of::<Line>()));
+            grow(values, (n_partials * self.layout.padded_dim).div_ceil(LANES));
             let values: &mut [f32] = bytemuck::cast_slice_mut(values);
             let per_task = (chunks.len() * n_whole).div_ceil(TASKS_PER_THREAD * threads);
             let n_pieces = chunks.len().div_ceil(per_task);
-            {
-                let output = Output::Chunks {
-                    marks: DisjointMut::new(marks),
-                    values: DisjointMut::new(values),
-                    first_chunk: chunks.start,
-                };
-                pool::parallel_for(n_whole * n_pieces, |i| {
-                    let first = chunks.start + i / n_whole * per_task;
-                    let chunks = first..chunks.end.min(first + per_task);
-                    let rows = block(i % n_whole / self.layout.n_kv_heads);
-                    let task = Task { head: i % self.layout.n_kv_heads, rows, chunks };
-                    self.run_task(isa, &task, &output);
-                });
-            }
-            self.join(isa, chunks.len(), marks, values, &mut out);
+            let output = Output::Chunks {
+                marks: DisjointMut::new(marks),
+                values: DisjointMut::new(values),
+                first_chunk: chunks.start,
+            };
+            pool::parallel_for(n_whole * n_pieces, |i| {
+                let first = chunks.start + i / n_whole * per_task;
+                let chunks = first..chunks.end.min(first + per_task);
+                let rows = block(i % n_whole / n_kv_heads);
+                let task = Task { head: i % n_kv_heads, rows, chunks };
+                self.run_task(isa, &task, &output, bad_row);
+            });
+            simd::dispatch(isa, Join { job: self, n_chunks: chunks.len(), marks, values, out });
         });
-        out
     }
 
     /// Chunks that at least one of the rows sees.
@@ -142,42 +152,36 @@ impl Job<'_> {
         from / CHUNK_TOKENS..to.div_ceil(CHUNK_TOKENS).max(from / CHUNK_TOKENS)
     }
 
-    fn run_task(&self, isa: Isa, task: &Task, output: &Output<'_>) {
-        SCRATCH.with_borrow_mut(|scratch| match self.layout.element {
-            Element::F16 => self.run_task_as::<f16>(isa, task, output, scratch),
-            Element::F32 => self.run_task_as::<f32>(isa, task, output, scratch),
+    fn run_task(&self, isa: Isa, task: &Task, output: &Output<'_>, bad_row: &AtomicUsize) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let kernel = RunTask { job: self, task, output, bad_row, scratch };
+            simd::dispatch(isa, kernel);
         });
-    }
-
-    fn run_task_as<E: Stored>(&self, isa: Isa, task: &Task, output: &Output<'_>, scratch: &mut Vec<Line>) {
-        let _ = isa;
-        // SAFETY: plain Rust runs everywhere.
-        unsafe { self.run_task_with::<Scalar, E>(task, output, scratch) }
     }
 
     /// # Safety
     /// `S`'s instructions are there.
     #[inline(always)]
-    unsafe fn run_task_with<S: Simd, E: Stored>(
-        &self,
-        task: &Task,
-        output: &Output<'_>,
-        scratch: &mut Vec<Line>,
-    ) {
+    unsafe fn run_task_as<S: Simd, E: Stored>(&self, kernel: RunTask<'_>) {
+        let RunTask { task, output, bad_row, scratch, .. } = kernel;
         let layout = &self.layout;
         let group = self.n_heads / layout.n_kv_heads;
         let (n_rows, stride) = (task.rows.len() * group, layout.padded_dim);
         let mut workspace = Workspace::new(scratch, n_rows, layout);
-        let rows = workspace.rows();
         let spans = &self.spans[task.rows.clone()];
-        let first_head = task.head * group;
+        // The first of the rows' heads, in [n_rows, n_heads].
+        let head =
+            |row: usize| (task.rows.start + row / group) * self.n_heads + task.head * group + row % group;
 
         let scale = self.scale * std::f32::consts::LOG2_E;
         for (row, q) in workspace.q.chunks_exact_mut(stride).enumerate() {
-            let head = (task.rows.start + row / group) * self.n_heads + first_head + row % group;
-            let from = &self.q[head * layout.head_dim..][..layout.head_dim];
-            q.iter_mut().zip(from).for_each(|(q, &x)| *q = x * scale);
+            let from = &self.q[head(row) * layout.head_dim..][..layout.head_dim];
+            // SAFETY: the caller's promise; q has `stride` elements.
+            if !unsafe { kernel::scale_query::<S>(from, scale, q.as_mut_ptr()) } {
+                bad_row.fetch_min(task.rows.start + row / group, Ordering::Relaxed);
+            }
         }
+        let rows = workspace.rows();
         workspace.total_max.fill(f32::NEG_INFINITY);
         for chunk in task.chunks.clone() {
             // SAFETY: the workspace has n_rows rows.
@@ -201,9 +205,7 @@ impl Job<'_> {
                             (workspace.total_max[row], workspace.total_sum[row]) = (total.max, total.sum);
                         }
                         Output::Chunks { marks, values, first_chunk } => {
-                            let token = task.rows.start + row / group;
-                            let at = (chunk - first_chunk) * self.spans.len() + token;
-                            let at = at * self.n_heads + first_head + row % group;
+                            let at = (chunk - first_chunk) * self.spans.len() * self.n_heads + head(row);
                             // Each chunk, row and head belongs to one task.
                             marks.write(at, [max, sum]);
                             let values = values.slice_mut(at * stride..(at + 1) * stride);
@@ -215,14 +217,14 @@ impl Job<'_> {
         }
         if let Output::Whole(out) = output {
             for row in 0..n_rows {
-                let head = (task.rows.start + row / group) * self.n_heads + first_head + row % group;
-                let at = head * layout.head_dim;
+                let at = head(row) * layout.head_dim;
                 let (max, sum) = (workspace.total_max[row], workspace.total_sum[row]);
                 // SAFETY: each row and head belongs to one task; the total has `stride` values.
                 unsafe {
                     let values = workspace.total.as_mut_ptr().add(row * stride);
                     let total = Partial { max, sum, values };
-                    kernel::finish::<S>(&total, out.slice_mut(at..at + layout.head_dim));
+                    let out = out.slice_mut(at..at + layout.head_dim).as_mut_ptr().cast();
+                    kernel::finish::<S>(&total, out, layout.head_dim);
                 }
             }
         }
@@ -243,91 +245,130 @@ impl Job<'_> {
         page_spans: &mut [Span],
         virtual_page: *mut E,
     ) {
-        let group = self.n_heads / self.layout.n_kv_heads;
+        let layout = &self.layout;
+        let group = self.n_heads / layout.n_kv_heads;
         let from = spans.iter().map(|s| s.start).min().unwrap_or(0).max(chunk * CHUNK_TOKENS);
         let to = spans.iter().map(|s| s.end).max().unwrap_or(0).min((chunk + 1) * CHUNK_TOKENS);
         if from >= to {
             return;
         }
         let n_real_pages = self.tree.map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
+        let region_of = |page: usize| self.pages.get(page).map(|p| p.region::<E>(layout, task.head).as_ptr());
         for page in from / PAGE_TOKENS..to.div_ceil(PAGE_TOKENS) {
             let start = page * PAGE_TOKENS;
             let sees = |s: &Range<usize>| s.start < start + PAGE_TOKENS && s.end > start;
-            let relative = |s: &Range<usize>| Span {
-                from: s.start.saturating_sub(start).min(PAGE_TOKENS) as i32,
-                to: s.end.saturating_sub(start).min(PAGE_TOKENS) as i32,
-            };
-            if page < n_real_pages {
-                let Some(first) = spans.iter().position(sees) else { continue };
-                let end = spans.iter().rposition(sees).map_or(first, |last| last + 1);
-                for (token, span) in spans[first..end].iter().enumerate() {
-                    page_spans[token * group..][..group].fill(relative(span));
+            let Some(begin) = spans.iter().position(sees) else { continue };
+            let end = spans.iter().rposition(sees).map_or(begin, |last| last + 1);
+            // All tokens at once on a page that stands in the cache, one by one where each has its own.
+            let own_page = self.tree.filter(|_| page >= n_real_pages);
+            let at_once = if own_page.is_some() { 1 } else { end - begin };
+            for first in (begin..end).step_by(at_once) {
+                let tokens = first..first + at_once;
+                for (span, page_spans) in spans[tokens.clone()].iter().zip(page_spans.chunks_exact_mut(group))
+                {
+                    page_spans.fill(Span {
+                        from: span.start.saturating_sub(start).min(PAGE_TOKENS) as i32,
+                        to: span.end.saturating_sub(start).min(PAGE_TOKENS) as i32,
+                    });
                 }
-                let region = self.pages[page].region::<E>(&self.layout, task.head);
-                // SAFETY: the caller's promises; the rows of tokens first..end exist.
+                let region = match own_page {
+                    None => self.pages[page].region::<E>(layout, task.head).as_ptr(),
+                    Some(tree) => {
+                        // SAFETY: there is room for a region.
+                        let region =
+                            unsafe { std::slice::from_raw_parts_mut(virtual_page, layout.region_elements()) };
+                        let row = task.rows.start + first;
+                        if row == task.rows.start + begin && start < tree.prefix {
+                            region.copy_from_slice(self.pages[page].region(layout, task.head));
+                        }
+                        self.gather(tree, task.head, row, page, spans[first].end, region);
+                        virtual_page.cast_const()
+                    }
+                };
+                let next = region_of(page + 1).unwrap_or(region);
+                // SAFETY: the caller's promises; the rows of the tokens exist.
                 unsafe {
                     let rows = rows.skip(first * group);
-                    let page_spans = &page_spans[..(end - first) * group];
-                    kernel::attend_page::<S, E>(&self.layout, region.as_ptr(), rows, page_spans);
-                }
-                continue;
-            }
-            // SAFETY: the virtual page has room for a region.
-            let region =
-                unsafe { std::slice::from_raw_parts_mut(virtual_page, self.layout.region_elements()) };
-            let Some(tree) = self.tree else { continue };
-            if start < tree.prefix {
-                region.copy_from_slice(self.pages[page].region(&self.layout, task.head));
-            }
-            for (token, span) in spans.iter().enumerate().filter(|(_, span)| sees(span)) {
-                let path = &tree.paths[task.rows.start + token];
-                for slot in start.max(tree.prefix)..span.end.min(start + PAGE_TOKENS) {
-                    let kept_at = tree.prefix + path[slot - tree.prefix];
-                    let kept = self.pages[kept_at / PAGE_TOKENS].region::<E>(&self.layout, task.head);
-                    copy_token(&self.layout, kept, kept_at % PAGE_TOKENS, region, slot - start);
-                }
-                page_spans[..group].fill(relative(span));
-                // SAFETY: the caller's promises; the token's rows exist.
-                unsafe {
-                    let rows = rows.skip(token * group);
-                    kernel::attend_page::<S, E>(&self.layout, region.as_ptr(), rows, &page_spans[..group]);
+                    let page_spans = &page_spans[..at_once * group];
+                    kernel::attend_page::<S, E>(layout, region, next, rows, page_spans);
                 }
             }
         }
     }
 
-    /// Puts the chunks of all rows together, in ascending order.
-    fn join(&self, isa: Isa, n_chunks: usize, marks: &[[f32; 2]], values: &mut [f32], out: &mut [f32]) {
-        let _ = isa;
-        // SAFETY: plain Rust runs everywhere.
-        unsafe { self.join_with::<Scalar>(n_chunks, marks, values, out) }
-    }
-
-    /// # Safety
-    /// `S`'s instructions are there.
-    #[inline(always)]
-    unsafe fn join_with<S: Simd>(
+    /// Copies a row's ancestors into the page that it sees, behind the tokens before the step.
+    fn gather<E: Stored>(
         &self,
-        n_chunks: usize,
-        marks: &[[f32; 2]],
-        values: &mut [f32],
-        out: &mut [f32],
+        tree: TreeRows<'_>,
+        head: usize,
+        row: usize,
+        page: usize,
+        end: usize,
+        region: &mut [E],
     ) {
-        let stride = self.layout.padded_dim;
-        let n_rows = self.spans.len() * self.n_heads;
-        let (first, later) = values.split_at_mut(n_rows * stride);
-        for (row, out) in out.chunks_exact_mut(self.layout.head_dim).enumerate() {
-            let values = &mut first[row * stride..][..stride];
-            let mut total = Partial { max: marks[row][0], sum: marks[row][1], values: values.as_mut_ptr() };
-            for chunk in 1..n_chunks {
-                let [max, sum] = marks[chunk * n_rows + row];
-                let values = &mut later[((chunk - 1) * n_rows + row) * stride..][..stride];
-                let partial = Partial { max, sum, values: values.as_mut_ptr() };
+        let (layout, start) = (&self.layout, page * PAGE_TOKENS);
+        for slot in start.max(tree.prefix)..end.min(start + PAGE_TOKENS) {
+            let kept_at = tree.prefix + tree.paths[row][slot - tree.prefix];
+            let kept = self.pages[kept_at / PAGE_TOKENS].region::<E>(layout, head);
+            copy_token(layout, kept, kept_at % PAGE_TOKENS, region, slot - start);
+        }
+    }
+}
+
+/// One task, compiled for each instruction set.
+struct RunTask<'a> {
+    job: &'a Job<'a>,
+    task: &'a Task,
+    output: &'a Output<'a>,
+    bad_row: &'a AtomicUsize,
+    scratch: &'a mut Vec<Line>,
+}
+
+impl Kernel for RunTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.job.layout.element {
+                Element::F16 => self.job.run_task_as::<S, f16>(self),
+                Element::F32 => self.job.run_task_as::<S, f32>(self),
+            }
+        }
+    }
+}
+
+/// Puts the chunks of all rows together, in ascending order.
+struct Join<'a> {
+    job: &'a Job<'a>,
+    n_chunks: usize,
+    marks: &'a [[f32; 2]],
+    values: &'a mut [f32],
+    out: &'a mut [MaybeUninit<f32>],
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let PageLayout { head_dim, padded_dim: stride, .. } = self.job.layout;
+        let n_rows = self.job.spans.len() * self.job.n_heads;
+        let (first, later) = self.values.split_at_mut(n_rows * stride);
+        for (row, out) in self.out.chunks_exact_mut(head_dim).enumerate() {
+            let [max, sum] = self.marks[row];
+            let values = first[row * stride..][..stride].as_mut_ptr();
+            let mut total = Partial { max, sum, values };
+            for chunk in 1..self.n_chunks {
+                let [max, sum] = self.marks[chunk * n_rows + row];
+                let at = ((chunk - 1) * n_rows + row) * stride;
+                let partial = Partial { max, sum, values: later[at..][..stride].as_mut_ptr() };
                 // SAFETY: the caller's promise; both have `stride` values, which do not overlap.
                 unsafe { kernel::merge::<S>(&mut total, &partial, stride) };
             }
-            // SAFETY: the caller's promise; the total has `stride` values, `out` at most as many.
-            unsafe { kernel::finish::<S>(&total, out) };
+            // SAFETY: the caller's promise; the total has `stride` values, `out` has head_dim elements.
+            unsafe { kernel::finish::<S>(&total, out.as_mut_ptr().cast(), head_dim) };
         }
     }
 }

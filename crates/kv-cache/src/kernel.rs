@@ -18,6 +18,9 @@ use crate::simd::{self, Simd};
 /// Query rows that are processed together at most.
 pub(crate) const TILE_ROWS: usize = 6;
 
+/// Bytes that one prefetch brings.
+const CACHE_LINE: usize = 64;
+
 /// Running softmax of some query rows: pointers into a task's scratch memory.
 ///
 /// Row r has its query at `q + r · stride`, its weighted values at `acc + r · stride`, the largest score so
@@ -83,10 +86,13 @@ pub(crate) struct Span {
 /// - `S`'s instructions are there
 /// - `region` points to a head's region of `layout` with elements of type `E`
 /// - `rows` has as many rows as `spans`
+///
+/// `next` is the region that is read next: it is fetched meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
     layout: &PageLayout,
     region: *const E,
+    next: *const E,
     rows: Rows,
     spans: &[Span],
 ) {
@@ -98,6 +104,8 @@ pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
         // SAFETY: the caller's promises; rows start..end exist, and R below is their number.
         unsafe {
             let rows = rows.skip(start);
+            // One tile fetches ahead; the others would fetch the same again.
+            let region = Region { start: region, next: if tile == 0 { next } else { region } };
             match spans.len() {
                 1 => attend_tile::<S, E, 1>(layout, region, rows, spans),
                 2 => attend_tile::<S, E, 2>(layout, region, rows, spans),
@@ -111,12 +119,19 @@ pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
     }
 }
 
+/// A head's region of a page, and the one that is read next.
+#[derive(Clone, Copy)]
+struct Region<E> {
+    start: *const E,
+    next: *const E,
+}
+
 /// # Safety
 /// As [`attend_page`], with `R` rows.
 #[inline(always)]
 unsafe fn attend_tile<S: Simd, E: Stored, const R: usize>(
     layout: &PageLayout,
-    region: *const E,
+    region: Region<E>,
     rows: Rows,
     spans: &[Span],
 ) {
@@ -157,11 +172,11 @@ unsafe fn attend_tile<S: Simd, E: Stored, const R: usize>(
         }
         for panel in (0..layout.padded_dim).step_by(PANEL) {
             let width = PANEL.min(layout.padded_dim - panel);
-            let values = region.add(layout.value_index(0, panel));
+            let values = layout.value_index(0, panel);
             let mut column = 0;
             while column < width {
                 let left = (width - column) / LANES;
-                let sums = (values.add(column), width, rows, panel + column, from..to, &rescale);
+                let sums = (region, values + column, width, rows, panel + column, from..to, &rescale);
                 column += if R * 4 <= S::ACCUMULATORS && left >= 4 {
                     sum_values::<S, E, R, 4>(sums)
                 } else if R * 2 <= S::ACCUMULATORS && left >= 2 {
@@ -180,17 +195,22 @@ unsafe fn attend_tile<S: Simd, E: Stored, const R: usize>(
 /// As [`attend_page`], with `R` rows; blocks `first..first + B` lie in the page.
 #[inline(always)]
 unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
-    (layout, region, rows, spans, masked, first): (&PageLayout, *const E, Rows, &[Span], bool, usize),
+    (layout, region, rows, spans, masked, first): (&PageLayout, Region<E>, Rows, &[Span], bool, usize),
 ) -> usize {
     // SAFETY: `key_index` lies in the region for slots of the page and elements of the head.
     unsafe {
-        let keys = region.add(layout.key_index(first * LANES, 0));
+        let keys = region.start.add(layout.key_index(first * LANES, 0));
+        let next = region.next.wrapping_add(layout.key_index(first * LANES, 0)).cast::<u8>();
+        let step = B * LANES * size_of::<E>();
         let block_stride = layout.head_dim * LANES;
         let mut scores = [[S::splat(0.0); B]; R];
         for dim in 0..layout.head_dim {
             let mut key = [S::splat(0.0); B];
             for b in 0..B {
                 key[b] = S::widen(keys.add(b * block_stride + dim * LANES));
+            }
+            for line in (0..step).step_by(CACHE_LINE) {
+                S::prefetch(next.wrapping_add(dim * step + line));
             }
             for r in 0..R {
                 let q = S::splat(*rows.q.add(r * rows.stride + dim));
@@ -256,12 +276,13 @@ unsafe fn weigh<S: Simd>(row: Rows, weights: *mut f32, first: usize, end: usize)
 /// from `dim` on; returns the number of elements.
 ///
 /// # Safety
-/// As [`attend_page`], with `R` rows; `values` points to slot 0's elements in a panel of the given width,
+/// As [`attend_page`], with `R` rows; `first` is the index of slot 0's elements in a panel of the given width,
 /// which has `B` registers from there on.
 #[inline(always)]
 unsafe fn sum_values<S: Simd, E: Stored, const R: usize, const B: usize>(
-    (values, width, rows, dim, slots, rescale): (
-        *const E,
+    (region, first, width, rows, dim, slots, rescale): (
+        Region<E>,
+        usize,
         usize,
         Rows,
         usize,
@@ -271,6 +292,7 @@ unsafe fn sum_values<S: Simd, E: Stored, const R: usize, const B: usize>(
 ) -> usize {
     // SAFETY: the caller's promises.
     unsafe {
+        let (values, next) = (region.start.add(first), region.next.wrapping_add(first));
         let mut sums = [[S::splat(0.0); B]; R];
         for r in 0..R {
             let factor = S::splat(rescale[r]);
@@ -282,6 +304,9 @@ unsafe fn sum_values<S: Simd, E: Stored, const R: usize, const B: usize>(
             let mut value = [S::splat(0.0); B];
             for b in 0..B {
                 value[b] = S::widen(values.add(slot * width + b * LANES));
+            }
+            for line in (0..B * LANES).step_by(CACHE_LINE / size_of::<E>()) {
+                S::prefetch(next.wrapping_add(slot * width + line).cast());
             }
             for r in 0..R {
                 let weight = S::splat(*rows.weights.add(r * PAGE_TOKENS + slot));
@@ -337,32 +362,58 @@ pub(crate) unsafe fn merge<S: Simd>(total: &mut Partial, chunk: &Partial, stride
     }
 }
 
-/// Writes the row's result: its weighted values divided by the sum of weights; zeros if it saw nothing.
+/// Writes the row's result, `len` elements: its weighted values divided by the sum of weights; zeros if it
+/// saw nothing.
 ///
 /// # Safety
-/// `S`'s instructions are there; `total` has `stride` values, and `out.len() <= stride`.
+/// `S`'s instructions are there; `total` has `len` values, rounded up to [`LANES`]; `out` is valid for `len`.
 #[inline(always)]
-pub(crate) unsafe fn finish<S: Simd>(total: &Partial, out: &mut [f32]) {
-    if total.max == f32::NEG_INFINITY {
-        out.fill(0.0);
-        return;
-    }
-    // SAFETY: the caller's promises; the last register goes through an array.
+pub(crate) unsafe fn finish<S: Simd>(total: &Partial, out: *mut f32, len: usize) {
+    // SAFETY: the caller's promises; what is left of the last register goes through an array.
     unsafe {
+        let empty = total.max == f32::NEG_INFINITY;
         let sum = S::splat(total.sum);
-        let mut chunks = out.chunks_exact_mut(LANES);
-        let mut at = total.values.cast_const();
-        for chunk in &mut chunks {
+        for dim in (0..len).step_by(LANES) {
             // Adding zero turns a negative zero, which depends on how many weights were zero, into zero.
-            let quotient = S::add(S::div(S::load(at), sum), S::splat(0.0));
-            S::store(chunk.as_mut_ptr(), quotient);
-            at = at.add(LANES);
+            let quotient = if empty {
+                S::splat(0.0)
+            } else {
+                S::add(S::div(S::load(total.values.add(dim)), sum), S::splat(0.0))
+            };
+            if len - dim >= LANES {
+                S::store(out.add(dim), quotient);
+            } else {
+                let mut last = [0.0; LANES];
+                S::store(last.as_mut_ptr(), quotient);
+                out.add(dim).copy_from_nonoverlapping(last.as_ptr(), len - dim);
+            }
         }
-        let rest = chunks.into_remainder();
-        if !rest.is_empty() {
-            let mut last = [0.0; LANES];
-            S::store(last.as_mut_ptr(), S::add(S::div(S::load(at), sum), S::splat(0.0)));
-            rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// Writes a head's query, times `scale`, to `q`; whether all elements were finite.
+///
+/// # Safety
+/// `S`'s instructions are there; `q` is valid for `from.len()` elements, rounded up to [`LANES`].
+#[inline(always)]
+pub(crate) unsafe fn scale_query<S: Simd>(from: &[f32], scale: f32, q: *mut f32) -> bool {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let (zero, scale) = (S::splat(0.0), S::splat(scale));
+        // Zero times a finite number is zero, a NaN otherwise.
+        let mut check = zero;
+        for dim in (0..from.len()).step_by(LANES) {
+            let left = from.len() - dim;
+            let x = if left >= LANES {
+                S::load(from.as_ptr().add(dim))
+            } else {
+                let mut last = [0.0f32; LANES];
+                last[..left].copy_from_slice(&from[dim..]);
+                S::load(last.as_ptr())
+            };
+            check = S::fma(x, zero, check);
+            S::store(q.add(dim), S::mul(x, scale));
         }
+        S::reduce_add(check) == 0.0
     }
 }

@@ -13,6 +13,7 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use crate::simd::Simd;
 use crate::{Element, LayerShape};
 
 /// Slots of a page. Pages begin at multiples of it.
@@ -23,6 +24,9 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const PAGE_BLOCKS: usize = PAGE_TOKENS / LANES;
 /// Elements of a value that one panel holds.
 pub(crate) const PANEL: usize = 64;
+
+/// The largest finite 16-bit float.
+pub(crate) const F16_MAX: f32 = 65_504.0;
 
 /// A cache line: makes the page's storage aligned.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -43,7 +47,7 @@ impl Stored for f16 {
 
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
-        f16::from_f32(x.clamp(-65_504.0, 65_504.0))
+        f16::from_f32(x.clamp(-F16_MAX, F16_MAX))
     }
 
     #[inline(always)]
@@ -135,23 +139,47 @@ impl Page {
     }
 }
 
-/// Writes one token's key and value into a head's region.
-pub(crate) fn write_token<E: Stored>(
+/// Writes one token's key and value into a head's region; whether all elements were finite.
+///
+/// # Safety
+/// `S`'s instructions are there.
+#[inline(always)]
+pub(crate) unsafe fn write_token<S: Simd, E: Stored>(
     layout: &PageLayout,
     region: &mut [E],
     slot: usize,
     key: &[f32],
     value: &[f32],
-) {
-    let keys = &mut region[layout.key_index(slot, 0)..];
-    for (lane, &x) in keys.iter_mut().step_by(LANES).zip(key) {
-        *lane = E::from_f32(x);
-    }
-    for (panel, values) in value.chunks(PANEL).enumerate() {
-        let at = layout.value_index(slot, panel * PANEL);
-        for (element, &x) in region[at..].iter_mut().zip(values) {
-            *element = E::from_f32(x);
+) -> bool {
+    let head_dim = layout.head_dim;
+    assert!(key.len() == head_dim && value.len() == head_dim && slot < PAGE_TOKENS);
+    assert!(region.len() == layout.region_elements());
+    // SAFETY: the caller's promise. Sixteen elements of the inputs are read only where there are as many;
+    // those of a slot's value have room up to the next multiple of LANES.
+    unsafe {
+        // Zero times a finite number is zero, a NaN otherwise.
+        let zero = S::splat(0.0);
+        let mut check = zero;
+        for dim in (0..head_dim).step_by(LANES) {
+            let left = head_dim - dim;
+            let (k, v) = if left >= LANES {
+                (S::load(key.as_ptr().add(dim)), S::load(value.as_ptr().add(dim)))
+            } else {
+                let mut last = [[0.0f32; LANES]; 2];
+                last[0][..left].copy_from_slice(&key[dim..]);
+                last[1][..left].copy_from_slice(&value[dim..]);
+                (S::load(last[0].as_ptr()), S::load(last[1].as_ptr()))
+            };
+            check = S::fma(k, zero, S::fma(v, zero, check));
+            S::narrow(region.as_mut_ptr().add(layout.value_index(slot, dim)), v);
+            let mut narrow = [E::zeroed(); LANES];
+            S::narrow(narrow.as_mut_ptr(), k);
+            let keys = region[layout.key_index(slot, dim)..].iter_mut().step_by(LANES);
+            for (lane, &x) in keys.zip(&narrow[..left.min(LANES)]) {
+                *lane = x;
+            }
         }
+        S::reduce_add(check) == 0.0
     }
 }
 
@@ -192,6 +220,7 @@ pub(crate) fn move_token<E: Stored>(layout: &PageLayout, region: &mut [E], from_
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Scalar;
 
     #[test]
     fn every_element_has_its_own_place() {
@@ -215,7 +244,10 @@ mod tests {
         let key: Vec<f32> = (0..80).map(|i| i as f32 * 0.5).collect();
         let value: Vec<f32> = (0..80).map(|i| -(i as f32)).collect();
         let (mut a, mut b) = (Page::zeroed(&layout), Page::zeroed(&layout));
-        write_token::<f16>(&layout, a.region_mut(&layout, 0), 5, &key, &value);
+        // SAFETY: plain Rust runs everywhere.
+        let finite =
+            unsafe { write_token::<Scalar, f16>(&layout, a.region_mut(&layout, 0), 5, &key, &value) };
+        assert!(finite);
         copy_token::<f16>(&layout, a.region(&layout, 0), 5, b.region_mut(&layout, 0), 49);
         move_token::<f16>(&layout, b.region_mut(&layout, 0), 49, 3);
         let region = b.region::<f16>(&layout, 0);

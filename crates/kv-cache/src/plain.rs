@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers_backend::{cpu, flex};
+use breakers_backend::cpu::{self, Isa};
+use breakers_backend::{flex, pool};
 use burn::tensor::{Device, Tensor};
 use burn_flex::{Flex, FlexTensor};
 use half::f16;
@@ -11,6 +13,7 @@ use half::f16;
 use crate::attend::{Job, TreeRows};
 use crate::ledger::{Ledger, Step};
 use crate::page::{PAGE_TOKENS, Page, PageLayout, Stored, copy_token, move_token, write_token};
+use crate::simd::{self, Kernel, Simd};
 use crate::{CacheHook, CacheShape, Element, Error, KvCache, Result};
 
 /// The pages of one layer.
@@ -96,9 +99,7 @@ impl PlainCache {
             expected: format!("{:?}", self.device),
             found: format!("{device:?}"),
         })?;
-        let tensor = flex::contiguous_f32(tensor);
-        check_finite(name, flex::as_slice(&tensor), expected[1] * expected[2])?;
-        Ok(tensor)
+        Ok(flex::contiguous_f32(tensor))
     }
 
     /// Drops the pages behind the first `len` tokens.
@@ -160,9 +161,16 @@ impl KvCache for PlainCache {
         let first = self.ledger.len();
         let spans = spans(step, first, shape.window);
         let pages = &mut self.layers[layer];
-        match self.element {
-            Element::F16 => pages.append::<f16>(first, flex::as_slice(&k), flex::as_slice(&v)),
-            Element::F32 => pages.append::<f32>(first, flex::as_slice(&k), flex::as_slice(&v)),
+        let isa = cpu::isa();
+        let not_finite = |tensor, values: &FlexTensor, row: usize| {
+            let values = flex::as_slice(values);
+            let values = &values[values.len() / n_rows * row..][..values.len() / n_rows];
+            values.iter().find(|x| !x.is_finite()).map(|&value| Error::NotFinite { tensor, row, value })
+        };
+        if let Err(row) = pages.append(isa, first, flex::as_slice(&k), flex::as_slice(&v)) {
+            // What was written stands behind the cache's end.
+            let error = not_finite("k", &k, row).or_else(|| not_finite("v", &v, row));
+            return Err(error.unwrap_or(Error::NotFinite { tensor: "k", row, value: f32::NAN }));
         }
         let job = Job {
             layout: pages.layout,
@@ -173,7 +181,9 @@ impl KvCache for PlainCache {
             spans: &spans,
             tree: step.tree.as_ref().map(|tree| TreeRows { prefix: first, paths: &tree.paths }),
         };
-        let out = job.run(cpu::isa());
+        let out = job.run(isa).map_err(|row| {
+            not_finite("q", &q, row).unwrap_or(Error::NotFinite { tensor: "q", row, value: f32::NAN })
+        })?;
         let out = flex::from_vec(out, [n_rows, n_heads * shape.head_dim]);
 
         if let Some((q, k, v)) = for_hooks {
@@ -246,21 +256,36 @@ impl KvCache for PlainCache {
 }
 
 impl LayerPages {
-    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on.
-    fn append<E: Stored>(&mut self, first: usize, k: &[f32], v: &[f32]) {
+    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on; fails with a
+    /// row that holds a NaN or an infinity.
+    fn append(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), usize> {
         let layout = self.layout;
-        let row = layout.n_kv_heads * layout.head_dim;
-        for (i, (k, v)) in k.chunks_exact(row).zip(v.chunks_exact(row)).enumerate() {
-            let slot = first + i;
-            if slot / PAGE_TOKENS >= self.pages.len() {
-                self.pages.push(Arc::new(Page::zeroed(&layout)));
+        let width = layout.n_kv_heads * layout.head_dim;
+        let end = first + k.len() / width;
+        while self.pages.len() * PAGE_TOKENS < end {
+            self.pages.push(Arc::new(Page::zeroed(&layout)));
+        }
+        let first_page = first / PAGE_TOKENS;
+        let bad_row = AtomicUsize::new(usize::MAX);
+        let write = |at: usize, page: &mut Arc<Page>| {
+            let start = (first_page + at) * PAGE_TOKENS;
+            let slots = first.max(start) - start..end.min(start + PAGE_TOKENS) - start;
+            let row = start + slots.start - first;
+            let rows = row * width..(row + slots.len()) * width;
+            let write =
+                WriteTokens { layout, page: Arc::make_mut(page), slots, k: &k[rows.clone()], v: &v[rows] };
+            if let Err(bad) = simd::dispatch(isa, write) {
+                bad_row.fetch_min(row + bad, Ordering::Relaxed);
             }
-            let page = Arc::make_mut(&mut self.pages[slot / PAGE_TOKENS]);
-            let heads = k.chunks_exact(layout.head_dim).zip(v.chunks_exact(layout.head_dim));
-            for (head, (key, value)) in heads.enumerate() {
-                let region = page.region_mut::<E>(&layout, head);
-                write_token(&layout, region, slot % PAGE_TOKENS, key, value);
-            }
+        };
+        let pages = &mut self.pages[first_page..];
+        match pages {
+            [page] => write(0, page),
+            pages => pool::parallel_chunks_mut(pages, 1, |at, page| write(at, &mut page[0])),
+        }
+        match bad_row.into_inner() {
+            usize::MAX => Ok(()),
+            row => Err(row),
         }
     }
 
@@ -281,6 +306,54 @@ impl LayerPages {
     }
 }
 
+/// Writes tokens `[n_rows, n_kv_heads, head_dim]` into one page; fails with a row that holds a NaN or an
+/// infinity.
+struct WriteTokens<'a> {
+    layout: PageLayout,
+    page: &'a mut Page,
+    slots: Range<usize>,
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+impl WriteTokens<'_> {
+    /// # Safety
+    /// `S`'s instructions are there.
+    #[inline(always)]
+    unsafe fn run_as<S: Simd, E: Stored>(self) -> Result<(), usize> {
+        let head_dim = self.layout.head_dim;
+        let width = self.layout.n_kv_heads * head_dim;
+        let mut result = Ok(());
+        for head in 0..self.layout.n_kv_heads {
+            let region = self.page.region_mut::<E>(&self.layout, head);
+            for (row, slot) in self.slots.clone().enumerate() {
+                let at = row * width + head * head_dim;
+                let (key, value) = (&self.k[at..][..head_dim], &self.v[at..][..head_dim]);
+                // SAFETY: the caller's promise.
+                if !unsafe { write_token::<S, E>(&self.layout, region, slot, key, value) } {
+                    result = Err(row.min(result.err().unwrap_or(row)));
+                }
+            }
+        }
+        result
+    }
+}
+
+impl Kernel for WriteTokens<'_> {
+    type Output = Result<(), usize>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.layout.element {
+                Element::F16 => self.run_as::<S, f16>(),
+                Element::F32 => self.run_as::<S, f32>(),
+            }
+        }
+    }
+}
+
 /// For each row of a step the slots that it sees, its path taken as a chain.
 fn spans(step: &Step, first: usize, window: Option<usize>) -> Vec<Range<usize>> {
     let span = |depth: &usize| {
@@ -288,16 +361,4 @@ fn spans(step: &Step, first: usize, window: Option<usize>) -> Vec<Range<usize>> 
         window.map_or(0, |window| end.saturating_sub(window))..end
     };
     step.depths.iter().map(span).collect()
-}
-
-fn check_finite(tensor: &'static str, values: &[f32], row: usize) -> Result<()> {
-    // No early exit within a block, so that the scan vectorizes.
-    let bad = |block: &[f32]| block.iter().fold(false, |bad, x| bad | !x.is_finite());
-    match values.chunks(256).position(bad) {
-        None => Ok(()),
-        Some(block) => {
-            let at = values[block * 256..].iter().position(|x| !x.is_finite()).unwrap_or(0) + block * 256;
-            Err(Error::NotFinite { tensor, row: at / row, value: values[at] })
-        }
-    }
 }

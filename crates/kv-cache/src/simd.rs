@@ -3,9 +3,21 @@
 //! Each instruction set gives the same bits: every operation is defined lane by lane and correctly rounded,
 //! and the two sums across lanes have one fixed order.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use {avx2::Avx2, avx512::Avx512};
+
+use breakers_backend::cpu::Isa;
 
 use crate::page::Stored;
 
@@ -25,6 +37,10 @@ pub(crate) trait Simd: Copy {
     /// Sixteen stored elements, widened exactly.
     unsafe fn widen<E: Stored>(from: *const E) -> Self::V;
     unsafe fn store(to: *mut f32, x: Self::V);
+    /// Stores sixteen elements, rounded as [`Stored::from_f32`] does; none is a NaN.
+    unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V);
+    /// Hints that the cache line at `at`, which need not be valid, is read soon.
+    unsafe fn prefetch(at: *const u8);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -56,6 +72,56 @@ pub(crate) trait Simd: Copy {
             Self::scale_by_power(x, p, shifted)
         }
     }
+}
+
+/// A loop that is compiled for each instruction set.
+pub(crate) trait Kernel {
+    /// Its result.
+    type Output;
+
+    /// Runs it; implementations are `#[inline(always)]`, so that they take on the caller's instructions.
+    ///
+    /// # Safety
+    /// The processor has `S`'s instructions.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the given instruction set, which the processor must have, as [`cpu::isa`] promises.
+///
+/// [`cpu::isa`]: breakers_backend::cpu::isa
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    debug_assert!(isa.is_available());
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has them.
+        Isa::Avx512 => unsafe { with_avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has them.
+        Isa::Avx2 => unsafe { with_avx2(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the processor has them.
+        Isa::Neon => unsafe { kernel.run::<Neon>() },
+        // SAFETY: plain Rust runs everywhere.
+        _ => unsafe { kernel.run::<Scalar>() },
+    }
+}
+
+/// # Safety
+/// The processor has these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// # Safety
+/// The processor has these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<Avx2>() }
 }
 
 /// 1.5 · 2²³: adding it to a small number rounds that to an integer, which stands in the low bits then.
@@ -90,4 +156,101 @@ fn scale_by_power(x: f32, y: f32, shifted: f32) -> f32 {
     // The bits of ROUND vanish in the shift.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
     if x >= -126.0 { y * power } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::LANES;
+    use breakers_backend::cpu;
+    use half::f16;
+
+    /// Everything that an instruction set computes from some inputs, as bits.
+    struct Everything<'a>(&'a [f32; LANES], &'a [f32; LANES]);
+
+    impl Kernel for Everything<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Vec<u32> {
+            // SAFETY: the caller has the instructions.
+            unsafe { everything::<S>(self.0, self.1) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn everything<S: Simd>(a: &[f32; LANES], b: &[f32; LANES]) -> Vec<u32> {
+        let halves = b.map(f16::from_f32);
+        let mut bits = Vec::new();
+        // SAFETY: the caller has the instructions; all arrays have LANES elements.
+        unsafe {
+            let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
+            let negative = S::sub(S::splat(-0.0), S::mul(x, x));
+            let mut results = vec![
+                S::add(x, y),
+                S::sub(x, y),
+                S::mul(x, y),
+                S::div(x, y),
+                S::fma(x, y, S::splat(0.3)),
+                S::max(x, y),
+                S::widen(halves.as_ptr()),
+                S::widen(b.as_ptr()),
+                S::exp2(negative),
+                S::exp2(S::mul(negative, S::splat(40.0))),
+                S::exp2(S::splat(f32::NEG_INFINITY)),
+            ];
+            for large in [1.0, 1e3, 1e4] {
+                let (mut halves, mut singles) = ([f16::ZERO; LANES], [0.0f32; LANES]);
+                S::narrow(halves.as_mut_ptr(), S::mul(x, S::splat(large)));
+                S::narrow(singles.as_mut_ptr(), S::mul(y, S::splat(large)));
+                bits.extend(halves.map(|h| h.to_bits() as u32));
+                bits.extend(singles.map(f32::to_bits));
+            }
+            for from in -3..20 {
+                for to in -3..20 {
+                    results.push(S::mask(x, from, to));
+                }
+            }
+            for result in results {
+                let mut lanes = [0.0; LANES];
+                S::store(lanes.as_mut_ptr(), result);
+                bits.extend(lanes.map(f32::to_bits));
+            }
+            bits.extend([S::reduce_max(x).to_bits(), S::reduce_add(x).to_bits()]);
+        }
+        bits
+    }
+
+    #[test]
+    fn instruction_sets_agree_to_the_bit() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 20) as f32 - 8.0
+        };
+        for _ in 0..200 {
+            let a: [f32; LANES] = std::array::from_fn(|_| next());
+            let b: [f32; LANES] = std::array::from_fn(|_| next() * 1e-3);
+            let want = dispatch(Isa::Scalar, Everything(&a, &b));
+            for isa in cpu::available() {
+                let got = dispatch(isa, Everything(&a, &b));
+                assert!(got == want, "{isa}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_is_within_one_ulp() {
+        let mut worst = 0.0f64;
+        for i in 0..=2_000_000 {
+            let x = -126.0 * i as f32 / 2_000_000.0;
+            let want = (x as f64).exp2();
+            let ulp = f32::from_bits(1 + (want as f32).to_bits()) as f64 - want as f32 as f64;
+            worst = worst.max((exp2(x) as f64 - want).abs() / ulp);
+        }
+        assert!(worst <= 1.0, "{worst} ulp");
+        assert_eq!(exp2(0.0), 1.0);
+        assert_eq!(exp2(-126.5), 0.0);
+        assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
+    }
 }

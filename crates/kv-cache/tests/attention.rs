@@ -1,9 +1,10 @@
-//! Attention over the plain cache: against the plain definition, and the same bits however it is fed.
+//! Attention over the plain cache: against its definition, and the same bits however it is fed.
 
 mod common;
 
+use breakers_backend::{cpu, pool};
 use breakers_kv_cache::{Element, KvCache};
-use common::{Heads, Tokens, bits, heads};
+use common::{Heads, Random, Tokens, bits, heads, random_parents};
 
 /// Largest difference to attention in f64 over the same stored keys and values (all about 1 in size): what
 /// sums of a few hundred products in f32 cost.
@@ -46,21 +47,131 @@ fn attention_equals_its_definition() {
     }
 }
 
+/// Feeds the tokens in steps whose sizes repeat `sizes`.
+fn feed_in_steps(tokens: &Tokens, cache: &mut dyn KvCache, sizes: &[usize]) -> Vec<u32> {
+    let mut out = Vec::new();
+    let mut sizes = sizes.iter().cycle();
+    let mut from = 0;
+    while from < tokens.n {
+        let to = tokens.n.min(from + sizes.next().unwrap());
+        out.extend(bits(&tokens.range(from..to).feed(cache, None)));
+        from = to;
+    }
+    out
+}
+
 #[test]
 fn steps_of_any_size_give_the_same_bits() {
     for heads in SHAPES {
         let tokens = Tokens::random(heads, 330, 11);
-        let want = bits(&tokens.feed(&mut heads.cache(Element::F16), None));
-        for sizes in [&[1][..], &[3, 1, 7], &[64], &[100, 29, 1], &[256, 1]] {
-            let mut cache = heads.cache(Element::F16);
-            let mut got = Vec::new();
-            let mut sizes = sizes.iter().cycle();
-            while cache.len() < tokens.n {
-                let from = cache.len();
-                let to = tokens.n.min(from + sizes.next().unwrap());
-                got.extend(bits(&tokens.range(from..to).feed(&mut cache, None)));
+        for element in [Element::F16, Element::F32] {
+            let want = bits(&tokens.feed(&mut heads.cache(element), None));
+            for sizes in [&[1][..], &[3, 1, 7], &[64], &[100, 29, 1], &[256, 1]] {
+                let got = feed_in_steps(&tokens, &mut heads.cache(element), sizes);
+                assert!(got == want, "{heads:?} {element:?} {sizes:?}");
             }
-            assert!(got == want, "{heads:?}");
         }
+    }
+}
+
+#[test]
+fn instruction_sets_give_the_same_bits() {
+    for heads in SHAPES {
+        let tokens = Tokens::random(heads, 270, 13);
+        for element in [Element::F16, Element::F32] {
+            let run = |isa| {
+                cpu::with_isa(isa, || feed_in_steps(&tokens, &mut heads.cache(element), &[256, 13, 1]))
+                    .unwrap()
+            };
+            let want = run(cpu::Isa::Scalar);
+            for isa in cpu::available() {
+                assert!(run(isa) == want, "{heads:?} {element:?} {isa}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    // Large enough to be cut by rows (the first step) and by chunks of keys (the others).
+    for heads in [heads(9, 3, 64), heads(4, 1, 128), heads(2, 1, 64).window(700)] {
+        let tokens = Tokens::random(heads, 1500, 17);
+        let run = |threads| {
+            pool::set_threads(threads).unwrap();
+            feed_in_steps(&tokens, &mut heads.cache(Element::F16), &[1480, 1, 8, 11])
+        };
+        let want = run(1);
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == want, "{heads:?} {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_tree_has_the_bits_of_its_chain() {
+    let mut random = Random(19);
+    for heads in SHAPES {
+        for prefix in [0, 1, 60, 64, 250] {
+            let n_rows = 1 + random.below(20);
+            let parents = random_parents(&mut random, n_rows);
+            let tokens = Tokens::random(heads, prefix + n_rows + 1, 23);
+            let start = || {
+                let mut cache = heads.cache(Element::F16);
+                if prefix > 0 {
+                    tokens.range(0..prefix).feed(&mut cache, None);
+                }
+                cache.commit(prefix).unwrap();
+                cache
+            };
+            let mut tree = start();
+            let rows = tokens.range(prefix..prefix + n_rows);
+            let out = bits(&rows.feed(&mut tree, Some(&parents)));
+            let width = heads.n_heads * heads.head_dim;
+            let mut path = Vec::new();
+            for row in 0..n_rows {
+                path.clear();
+                let mut ancestor = Some(row);
+                while let Some(row) = ancestor {
+                    path.insert(0, row);
+                    ancestor = parents[row];
+                }
+                let mut chain = start();
+                let want = bits(&rows.pick(&path).feed(&mut chain, None));
+                let (got, want) = (&out[row * width..][..width], &want[(path.len() - 1) * width..]);
+                assert!(got == want, "{heads:?} prefix {prefix} {parents:?} row {row}");
+
+                // The path that is kept is the chain from then on.
+                let mut kept = tree.fork().unwrap();
+                kept.retain(&path).unwrap();
+                assert_eq!(kept.len(), prefix + path.len());
+                let next = tokens.range(prefix + n_rows..tokens.n);
+                let want = bits(&next.feed(&mut chain, None));
+                assert!(bits(&next.feed(&mut *kept, None)) == want, "{heads:?} after {path:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn later_rows_leave_earlier_ones_alone() {
+    // Values so large that a weight of exactly zero must keep them out.
+    let heads = heads(4, 2, 64);
+    let mut tokens = Tokens::random(heads, 40, 29);
+    let want = bits(&tokens.range(0..20).feed(&mut heads.cache(Element::F32), None));
+    let width = 2 * 64;
+    tokens.v[20 * width..].fill(f32::MAX);
+    tokens.k[20 * width..].fill(1e30);
+    let got = bits(&tokens.feed(&mut heads.cache(Element::F32), None));
+    assert!(got[..want.len()] == want);
+}
+
+#[test]
+fn extreme_scores_stay_finite() {
+    let heads = heads(2, 1, 64);
+    for size in [0.0, 1e-30, 1e4] {
+        let mut tokens = Tokens::random(heads, 100, 31);
+        tokens.q.iter_mut().for_each(|x| *x *= size);
+        let out = tokens.feed(&mut heads.cache(Element::F16), None);
+        assert!(out.iter().all(|x| x.is_finite()), "{size}");
     }
 }

@@ -54,6 +54,15 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
+        // SAFETY: valid for LANES elements by the trait's contract.
+        unsafe { to.cast::<[E; LANES]>().write_unaligned(x.map(E::from_f32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |a, b| a + b)
     }

@@ -119,7 +119,7 @@ impl Tokens {
             let [q, k, v] = self.tensors();
             let result = cache.attend(layer, q, k, v, self.heads.scale()).unwrap();
             assert_eq!(result.dims(), [self.n, self.heads.n_heads * self.heads.head_dim]);
-            out = result.into_data().to_vec::<f32>().unwrap();
+            out = result.into_data().try_to_vec::<f32>().unwrap();
         }
         cache.end().unwrap();
         out
@@ -159,4 +159,9 @@ impl Tokens {
 
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// A random tree: each row follows an earlier row or none.
+pub fn random_parents(random: &mut Random, n_rows: usize) -> Vec<Option<usize>> {
+    (0..n_rows).map(|row| random.below(row + 1).checked_sub(1)).collect()
 }

@@ -1,0 +1,128 @@
+//! Advanced SIMD of 64-bit Arm: sixteen lanes in four registers.
+
+use std::arch::aarch64::*;
+
+use super::Simd;
+use crate::page::{LANES, Stored};
+
+/// Needs Advanced SIMD, which every 64-bit Arm processor has.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon;
+
+// SAFETY of all blocks: the trait's contract gives the instructions and the validity of pointers.
+#[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
+impl Simd for Neon {
+    type V = [float32x4_t; 4];
+    const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { [0, 4, 8, 12].map(|lane| vld1q_f32(from.add(lane))) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<E: Stored>(from: *const E) -> Self::V {
+        let stored = unsafe { from.cast::<[E; LANES]>().read_unaligned() };
+        let wide = stored.map(E::to_f32);
+        unsafe { Self::load(wide.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: Self::V) {
+        unsafe {
+            for i in 0..4 {
+                vst1q_f32(to.add(4 * i), x[i]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
+        let mut wide = [0.0; LANES];
+        unsafe {
+            Self::store(wide.as_mut_ptr(), x);
+            to.cast::<[E; LANES]>().write_unaligned(wide.map(E::from_f32));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vaddq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vsubq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vmulq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vdivq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vfmaq_f32(c[i], a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { std::array::from_fn(|i| vmaxq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(x: Self::V) -> f32 {
+        unsafe { vmaxvq_f32(vmaxq_f32(vmaxq_f32(x[0], x[1]), vmaxq_f32(x[2], x[3]))) }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_add(x: Self::V) -> f32 {
+        unsafe {
+            let x = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
+            let x = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+            vget_lane_f32::<0>(x) + vget_lane_f32::<1>(x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mask(x: Self::V, from: i32, to: i32) -> Self::V {
+        unsafe {
+            let lanes = vld1q_s32([0, 1, 2, 3].as_ptr());
+            let nothing = vdupq_n_f32(f32::NEG_INFINITY);
+            std::array::from_fn(|i| {
+                let base = 4 * i as i32;
+                let seen = vandq_u32(
+                    vcgeq_s32(lanes, vdupq_n_s32(from - base)),
+                    vcltq_s32(lanes, vdupq_n_s32(to - base)),
+                );
+                vbslq_f32(seen, x[i], nothing)
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V {
+        unsafe {
+            std::array::from_fn(|i| {
+                let bits = vshlq_n_u32::<23>(vreinterpretq_u32_f32(shifted[i]));
+                let power = vreinterpretq_f32_u32(vaddq_u32(bits, vdupq_n_u32(1f32.to_bits())));
+                let normal = vcgeq_f32(x[i], vdupq_n_f32(-126.0));
+                let scaled = vmulq_f32(y[i], power);
+                vreinterpretq_f32_u32(vandq_u32(normal, vreinterpretq_u32_f32(scaled)))
+            })
+        }
+    }
+}
