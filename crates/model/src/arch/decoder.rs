@@ -1,0 +1,320 @@
+//! The block that causal architectures share: norm, attention, norm, gated feed-forward.
+
+use breakers_backend::norm::rms_norm;
+use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
+use breakers_quant::gguf;
+use breakers_quant::linear::{QuantizedEmbedding, QuantizedLinear};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::DecoderSpec;
+use crate::Error;
+use crate::ops::{HeadLayout, RopeTable, gated_activation, split_heads};
+
+/// A causal transformer's weights on a device.
+pub(crate) struct Decoder {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) vocab_size: usize,
+    embedding: QuantizedEmbedding,
+    blocks: Vec<Block>,
+    final_norm: Tensor<1>,
+    head: QuantizedLinear,
+    /// Llama 3's frequency divisors; empty in other models.
+    rope_factors: Vec<f32>,
+    device: Device,
+}
+
+struct Block {
+    attention_norm: Tensor<1>,
+    qkv: QuantizedLinear,
+    qkv_bias: Tensor<1>,
+    q_norm: Tensor<1>,
+    k_norm: Tensor<1>,
+    attention_out: QuantizedLinear,
+    post_attention_norm: Option<Tensor<1>>,
+    feed_forward_norm: Tensor<1>,
+    gate_up: QuantizedLinear,
+    down: QuantizedLinear,
+    post_feed_forward_norm: Option<Tensor<1>>,
+}
+
+/// The rows of one sequence in a forward pass.
+pub(crate) struct Segment<'a> {
+    pub(crate) cache: &'a mut dyn KvCache,
+    pub(crate) n_rows: usize,
+}
+
+/// Hidden states that a forward pass keeps.
+pub(crate) struct Hidden {
+    /// After the final norm, only the rows asked for: `[n_kept, width]`.
+    pub(crate) last: Option<Tensor<2>>,
+    /// After the blocks asked for, all rows: `[n_rows, width]` each.
+    pub(crate) taps: Vec<Tensor<2>>,
+}
+
+impl Decoder {
+    pub(crate) fn load(file: &gguf::File, spec: DecoderSpec, device: &Device) -> Result<Self, Error> {
+        let weights = Weights { file, device };
+        let embedding_view = file.require("token_embd.weight")?;
+        let vocab_size = embedding_view.n_rows();
+        expect_shape(&embedding_view, &[vocab_size, spec.width])?;
+        let (embedding, head) = match file.tensor("output.weight") {
+            Some(view) => {
+                expect_shape(&view, &[vocab_size, spec.width])?;
+                let head = QuantizedLinear::new(vec![view], device)?;
+                (QuantizedEmbedding::new(embedding_view, device)?, head)
+            }
+            None => {
+                let head = QuantizedLinear::new(vec![embedding_view], device)?;
+                (QuantizedEmbedding::from_linear(&head)?, head)
+            }
+        };
+        let blocks =
+            (0..spec.layers.len()).map(|i| Block::load(&weights, &spec, i)).collect::<Result<_, _>>()?;
+        let rope_factors = match file.tensor("rope_freqs.weight") {
+            Some(view) => {
+                expect_shape(&view, &[spec.n_rotated / 2])?;
+                view.to_f32()
+            }
+            None => Vec::new(),
+        };
+        let final_norm = weights.vector("output_norm.weight", spec.width)?;
+        Ok(Self {
+            vocab_size,
+            embedding,
+            blocks,
+            final_norm,
+            head,
+            rope_factors,
+            spec,
+            device: device.clone(),
+        })
+    }
+
+    pub(crate) fn cache_shape(&self) -> CacheShape {
+        let layer =
+            |window| LayerShape { n_kv_heads: self.spec.n_kv_heads, head_dim: self.spec.head_dim, window };
+        CacheShape {
+            layers: self.spec.layers.iter().map(|l| layer(l.window)).collect(),
+            max_tokens: self.spec.max_context,
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub(crate) fn bytes(&self) -> usize {
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|b| b.qkv.bytes() + b.attention_out.bytes() + b.gate_up.bytes() + b.down.bytes());
+        self.head.bytes() + blocks.sum::<usize>()
+    }
+
+    /// Runs the blocks over rows that belong to the segments, in their order. The caches have been told
+    /// of the step by `begin`; `kept` are the rows whose final hidden state is wanted, ascending.
+    pub(crate) fn forward(
+        &self,
+        tokens: &[u32],
+        positions: &[usize],
+        segments: &mut [Segment<'_>],
+        kept: &[usize],
+        taps: &[usize],
+    ) -> Result<Hidden, Error> {
+        let spec = &self.spec;
+        let mut x = self.embedding.lookup(tokens, &self.device)?;
+        if spec.embedding_scale != 1.0 {
+            x = x.mul_scalar(spec.embedding_scale);
+        }
+        let layout = HeadLayout {
+            n_heads: spec.n_heads,
+            n_kv_heads: spec.n_kv_heads,
+            head_dim: spec.head_dim,
+            rope: spec.rope,
+            norm_eps: spec.head_norms.then_some(spec.norm_eps),
+        };
+        // Layers of one kind share their angles.
+        let mut tables: Vec<(f32, f32, RopeTable)> = Vec::new();
+        let mut tapped = vec![None; taps.len()];
+        let last = self.blocks.len() - 1;
+        let only_kept = kept.len() < tokens.len() && !taps.contains(&last);
+        for (i, (block, layer)) in self.blocks.iter().zip(&spec.layers).enumerate() {
+            let key = (layer.rope_base, layer.rope_scale);
+            let table = match tables.iter().position(|t| (t.0, t.1) == key) {
+                Some(at) => at,
+                None => {
+                    let table = RopeTable::new(
+                        positions,
+                        spec.n_rotated,
+                        key.0,
+                        key.1,
+                        &self.rope_factors,
+                        &self.device,
+                    );
+                    tables.push((key.0, key.1, table));
+                    tables.len() - 1
+                }
+            };
+            let normed = rms_norm(x.clone(), block.attention_norm.clone(), spec.norm_eps);
+            let heads = split_heads(
+                block.qkv.forward(normed),
+                block.qkv_bias.clone(),
+                block.q_norm.clone(),
+                block.k_norm.clone(),
+                &tables[table].2,
+                layout,
+            );
+            let mut attended = attend(segments, i, heads, spec.attention_scale)?;
+            if i == last && only_kept {
+                // Behind the last attention rows are independent, and the others are not asked for.
+                if kept.is_empty() {
+                    return Ok(Hidden { last: None, taps: collect(tapped) });
+                }
+                attended = rows(attended, kept);
+                x = rows(x, kept);
+            }
+            let mut out = block.attention_out.forward(attended);
+            if let Some(norm) = &block.post_attention_norm {
+                out = rms_norm(out, norm.clone(), spec.norm_eps);
+            }
+            x = x + out;
+            let normed = rms_norm(x.clone(), block.feed_forward_norm.clone(), spec.norm_eps);
+            let activated = gated_activation(block.gate_up.forward(normed), spec.activation);
+            let mut out = block.down.forward(activated);
+            if let Some(norm) = &block.post_feed_forward_norm {
+                out = rms_norm(out, norm.clone(), spec.norm_eps);
+            }
+            x = x + out;
+            for (at, _) in taps.iter().enumerate().filter(|t| *t.1 == i) {
+                tapped[at] = Some(x.clone());
+            }
+        }
+        if kept.is_empty() {
+            return Ok(Hidden { last: None, taps: collect(tapped) });
+        }
+        if !only_kept && kept.len() < tokens.len() {
+            x = rows(x, kept);
+        }
+        let hidden = rms_norm(x, self.final_norm.clone(), spec.norm_eps);
+        Ok(Hidden { last: Some(hidden), taps: collect(tapped) })
+    }
+
+    /// Logits `[rows, vocab]` of final hidden states `[rows, width]`.
+    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.head.forward(hidden)
+    }
+}
+
+fn collect(taps: Vec<Option<Tensor<2>>>) -> Vec<Tensor<2>> {
+    taps.into_iter().flatten().collect()
+}
+
+/// Attention of each segment over its own cache.
+fn attend(
+    segments: &mut [Segment<'_>],
+    layer: usize,
+    heads: crate::ops::Heads,
+    scale: f32,
+) -> Result<Tensor<2>, Error> {
+    if let [only] = segments {
+        return Ok(only.cache.attend(layer, heads.q, heads.k, heads.v, scale)?);
+    }
+    let mut from = 0;
+    let mut parts = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let range = from..from + segment.n_rows;
+        let part = |t: &Tensor<3>| t.clone().slice([range.clone()]);
+        parts.push(segment.cache.attend(layer, part(&heads.q), part(&heads.k), part(&heads.v), scale)?);
+        from = range.end;
+    }
+    Ok(Tensor::cat(parts, 0))
+}
+
+/// The rows at the given indices, which ascend.
+fn rows(x: Tensor<2>, indices: &[usize]) -> Tensor<2> {
+    let (first, n) = (indices[0], indices.len());
+    if indices[n - 1] - first + 1 == n {
+        return x.slice([first..first + n]);
+    }
+    let device = x.device();
+    let indices: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
+    x.select(0, Tensor::from_data(TensorData::new(indices, [n]), &device))
+}
+
+impl Block {
+    fn load(weights: &Weights<'_>, spec: &DecoderSpec, i: usize) -> Result<Self, Error> {
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
+        let width = spec.width;
+        let qkv_bias = if spec.qkv_bias {
+            let parts = [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)]
+                .map(|(part, n)| weights.vector(&name(part), n));
+            let [q, k, v] = parts;
+            Tensor::cat(vec![q?, k?, v?], 0)
+        } else {
+            Tensor::zeros([q + 2 * kv], weights.device)
+        };
+        let head_norm = |part: &str| match spec.head_norms {
+            true => weights.vector(&name(part), spec.head_dim),
+            false => Ok(Tensor::ones([spec.head_dim], weights.device)),
+        };
+        let post_norm = |part: &str| match spec.post_norms {
+            true => weights.vector(&name(part), width).map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            attention_norm: weights.vector(&name("attn_norm.weight"), width)?,
+            qkv: weights.linear(
+                &[(&name("attn_q.weight"), q), (&name("attn_k.weight"), kv), (&name("attn_v.weight"), kv)],
+                width,
+            )?,
+            qkv_bias,
+            q_norm: head_norm("attn_q_norm.weight")?,
+            k_norm: head_norm("attn_k_norm.weight")?,
+            attention_out: weights.linear(&[(&name("attn_output.weight"), width)], q)?,
+            post_attention_norm: post_norm("post_attention_norm.weight")?,
+            feed_forward_norm: weights.vector(&name("ffn_norm.weight"), width)?,
+            gate_up: weights.linear(
+                &[(&name("ffn_gate.weight"), spec.feed_forward), (&name("ffn_up.weight"), spec.feed_forward)],
+                width,
+            )?,
+            down: weights.linear(&[(&name("ffn_down.weight"), width)], spec.feed_forward)?,
+            post_feed_forward_norm: post_norm("post_ffw_norm.weight")?,
+        })
+    }
+}
+
+/// Reads tensors and checks their shapes.
+struct Weights<'a> {
+    file: &'a gguf::File,
+    device: &'a Device,
+}
+
+impl Weights<'_> {
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        let view = self.file.require(name)?;
+        expect_shape(&view, &[len])?;
+        Ok(Tensor::from_data(TensorData::new(view.to_f32(), [len]), self.device))
+    }
+
+    /// One product with several matrices, given as (name, rows).
+    fn linear(&self, parts: &[(&str, usize)], n_cols: usize) -> Result<QuantizedLinear, Error> {
+        let views = parts
+            .iter()
+            .map(|&(name, n_rows)| {
+                let view = self.file.require(name)?;
+                expect_shape(&view, &[n_rows, n_cols])?;
+                Ok(view)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        Ok(QuantizedLinear::new(views, self.device)?)
+    }
+}
+
+fn expect_shape(view: &gguf::TensorView<'_>, expected: &[usize]) -> Result<(), Error> {
+    if view.shape() == expected {
+        return Ok(());
+    }
+    Err(Error::TensorShape {
+        name: view.name().to_owned(),
+        expected: expected.to_vec(),
+        found: view.shape().to_vec(),
+    })
+}

@@ -1,0 +1,14 @@
+//! Llama and its many descendants (arXiv 2302.13971), SmolLM2 among them.
+//!
+//! Converters permute the projections of queries and keys, so that files of this architecture rotate
+//! neighboring coordinates.
+
+use breakers_quant::gguf::Metadata;
+
+use super::DecoderSpec;
+use crate::Error;
+use crate::ops::RopeStyle;
+
+pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, Error> {
+    Ok(DecoderSpec { rope: RopeStyle::Interleaved, ..DecoderSpec::common("llama", metadata)? })
+}

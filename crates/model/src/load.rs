@@ -1,0 +1,150 @@
+//! Loading a model from a file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use breakers_core::{ModelInfo, TokenId};
+use breakers_kv_cache::Element;
+use breakers_quant::gguf;
+use burn::tensor::Device;
+
+use crate::arch::{self, decoder::Decoder};
+use crate::chat::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Runner};
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// How the plain cache stores keys and values.
+    pub cache_element: Element,
+    /// Tokens that a sequence may hold; `None`: what the model was trained for.
+    pub max_context: Option<usize>,
+    /// Rows computed at a time; longer prompts are fed in passes. Changes memory and speed, not results.
+    pub rows_per_pass: usize,
+}
+
+impl LoadOptions {
+    /// The usual settings on a device: an f16 cache, passes of 512 rows.
+    pub fn on(device: Device) -> Self {
+        Self { device, cache_element: Element::F16, max_context: None, rows_per_pass: 512 }
+    }
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self::on(Device::flex())
+    }
+}
+
+/// A causal language model: weights, tokenizer and chat template. Cheap to clone.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    decoder: Decoder,
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    path: PathBuf,
+    options: LoadOptions,
+}
+
+impl Model {
+    /// Loads a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] for a damaged file or a missing tensor, [`Error::UnknownArchitecture`],
+    /// [`Error::Hyperparameter`], [`Error::TensorShape`], and the tokenizer's own.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use breakers_core::LanguageModel;
+    /// use breakers_model::{LoadOptions, Model};
+    /// let model = Model::load("model.gguf", &LoadOptions::default())?;
+    /// println!("{} tokens", model.runner().info().vocab_size);
+    /// # Ok::<(), breakers_model::Error>(())
+    /// ```
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let file = gguf::File::open(path)?;
+        let spec = arch::decoder_spec(file.metadata())?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let chat = ChatTemplate::from_gguf(&file)?;
+        let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
+        let decoder = Decoder::load(&file, spec, &options.device)?;
+        if tokenizer.vocab_size() > decoder.vocab_size {
+            return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: decoder.vocab_size });
+        }
+        let trained = decoder.spec.max_context;
+        let mut info = ModelInfo::new(name, decoder.vocab_size, options.max_context.unwrap_or(trained));
+        info.n_layers = decoder.spec.layers.len();
+        info.hidden_size = decoder.spec.width;
+        info.end_tokens = tokenizer.end_tokens().to_vec();
+        let options = options.clone();
+        Ok(Self { inner: Arc::new(Inner { decoder, info, tokenizer, chat, path: path.to_owned(), options }) })
+    }
+
+    /// A runner with no sequences yet.
+    pub fn runner(&self) -> Runner {
+        Runner::new(self.clone())
+    }
+
+    /// Facts about the model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// The name in `general.architecture`.
+    pub fn architecture(&self) -> &'static str {
+        self.inner.decoder.spec.architecture
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The chat template in the file, if there is one. Base models have none.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.inner.chat.as_ref()
+    }
+
+    /// The file that the model was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> &Device {
+        &self.inner.options.device
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.inner.decoder.bytes()
+    }
+
+    /// Token ids that end a text.
+    pub fn end_tokens(&self) -> &[TokenId] {
+        &self.inner.info.end_tokens
+    }
+
+    pub(crate) fn options(&self) -> &LoadOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.inner.decoder
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("info", &self.inner.info).field("path", &self.inner.path).finish()
+    }
+}

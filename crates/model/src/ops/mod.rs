@@ -1,0 +1,12 @@
+//! The operations of a transformer block that are neither a matrix product, a norm nor attention.
+//!
+//! Each follows the house pattern: a reference in tensor operations, which is also what a GPU runs, and a
+//! CPU kernel over slices.
+
+pub mod bidirectional;
+pub mod gated;
+pub mod heads;
+
+pub use bidirectional::bidirectional_attention;
+pub use gated::{Activation, gated_activation};
+pub use heads::{HeadLayout, Heads, RopeStyle, RopeTable, split_heads};

@@ -1,0 +1,343 @@
+//! A model with its sequences: the [`LanguageModel`] that everything above drives.
+
+use std::collections::BTreeMap;
+
+use breakers_backend::device;
+use breakers_core::{
+    Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
+    SequenceId, Step, Want, argmax, top_k,
+};
+use breakers_kv_cache::{CacheShape, KvCache, PlainCache};
+use burn::tensor::Tensor;
+
+use crate::arch::decoder::Segment;
+use crate::{Error, Model};
+
+/// Rows whose logits are computed at a time: bounds the memory of a head with a large vocabulary.
+const HEAD_ROWS: usize = 32;
+
+/// Makes the cache of a new sequence.
+pub type CacheFactory = dyn Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send;
+
+/// Sequences over one set of weights.
+///
+/// Several runners may share a [`Model`]; each has its own sequences. Logits of a row have the same bits
+/// whatever else is in the call, however its prefix was fed and on however many threads.
+///
+/// # Cost
+/// A step of `n` rows is one pass over the weights, in passes of at most
+/// [`LoadOptions::rows_per_pass`](crate::LoadOptions::rows_per_pass) rows. The head is computed for rows that
+/// want something only.
+pub struct Runner {
+    model: Model,
+    sequences: BTreeMap<SequenceId, Box<dyn KvCache>>,
+    next: u64,
+    cache: Box<CacheFactory>,
+}
+
+/// A stretch of one step's rows that is computed in one pass.
+struct Part {
+    step: usize,
+    rows: std::ops::Range<usize>,
+}
+
+impl Runner {
+    pub(crate) fn new(model: Model) -> Self {
+        let (element, device) = (model.options().cache_element, model.device().clone());
+        let cache = move |shape: &CacheShape| -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> {
+            Ok(Box::new(PlainCache::new(shape.clone(), element, &device)?))
+        };
+        Self { model, sequences: BTreeMap::new(), next: 0, cache: Box::new(cache) }
+    }
+
+    /// A runner whose sequences use another cache (a compressed one, say).
+    pub fn with_cache(
+        mut self,
+        cache: impl Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send + 'static,
+    ) -> Self {
+        self.cache = Box::new(cache);
+        self
+    }
+
+    /// The model underneath.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Bytes that the sequences' caches hold. Shared pages count for each sequence.
+    pub fn cache_bytes(&self) -> usize {
+        self.sequences.values().map(|c| c.bytes()).sum()
+    }
+
+    fn cache(&self, sequence: SequenceId) -> CoreResult<&dyn KvCache> {
+        self.sequences.get(&sequence).map(|c| &**c).ok_or(CoreError::UnknownSequence { sequence })
+    }
+
+    fn cache_mut(&mut self, sequence: SequenceId) -> CoreResult<&mut Box<dyn KvCache>> {
+        self.sequences.get_mut(&sequence).ok_or(CoreError::UnknownSequence { sequence })
+    }
+
+    fn validate(&self, steps: &[Step]) -> CoreResult<()> {
+        let info = self.model.info();
+        for (i, step) in steps.iter().enumerate() {
+            step.validate(info.vocab_size)?;
+            let len = self.cache(step.sequence)?.len();
+            if steps[..i].iter().any(|s| s.sequence == step.sequence) {
+                return Err(CoreError::DuplicateSequence { sequence: step.sequence });
+            }
+            let needed = len + step.tokens.len();
+            if needed > info.max_context {
+                return Err(CoreError::ContextFull { needed, limit: info.max_context });
+            }
+            for tap in &step.taps {
+                if let LayerTap::AfterBlock(i) = *tap
+                    && i >= info.n_layers
+                {
+                    return Err(CoreError::OutOfRange {
+                        what: "block of a hidden-state tap",
+                        requested: i,
+                        available: info.n_layers,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Divides the rows into passes. A tree stays whole, since its rows refer to each other.
+    fn passes(&self, steps: &[Step]) -> Vec<Vec<Part>> {
+        let most = self.model.options().rows_per_pass.max(1);
+        let mut passes = vec![Vec::new()];
+        let mut room = most;
+        for (at, step) in steps.iter().enumerate() {
+            let n = step.tokens.len();
+            let mut from = 0;
+            while from < n {
+                let take = if step.parents.is_some() { n } else { (n - from).min(room.max(1)) };
+                if take > room && room < most {
+                    passes.push(Vec::new());
+                    room = most;
+                    continue;
+                }
+                passes
+                    .last_mut()
+                    .expect("one pass at least")
+                    .push(Part { step: at, rows: from..from + take });
+                from += take;
+                room = room.saturating_sub(take);
+            }
+        }
+        passes
+    }
+
+    fn pass(&mut self, steps: &mut [Step], parts: &[Part]) -> Result<(), Error> {
+        // The caches leave the map for the length of the pass, so that several can be borrowed at once.
+        let mut caches: Vec<Box<dyn KvCache>> =
+            parts.iter().filter_map(|p| self.sequences.remove(&steps[p.step].sequence)).collect();
+        let result = run(&self.model, steps, parts, &mut caches);
+        for (part, mut cache) in parts.iter().zip(caches) {
+            if result.is_err() {
+                cache.abort();
+            }
+            self.sequences.insert(steps[part.step].sequence, cache);
+        }
+        result
+    }
+}
+
+fn run(
+    model: &Model,
+    steps: &mut [Step],
+    parts: &[Part],
+    caches: &mut [Box<dyn KvCache>],
+) -> Result<(), Error> {
+    let decoder = model.decoder();
+    let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+    // Rows whose final hidden state is needed, as (row of the pass, step, row of the step).
+    let mut kept: Vec<(usize, usize, usize)> = Vec::new();
+    let mut blocks: Vec<usize> = Vec::new();
+    for (part, cache) in parts.iter().zip(caches.iter_mut()) {
+        let step = &steps[part.step];
+        let parents = step.parents.as_deref();
+        positions.extend(cache.positions(part.rows.len(), parents)?);
+        cache.begin(part.rows.len(), parents)?;
+        let all = step.taps.contains(&LayerTap::Final);
+        for row in part.rows.clone() {
+            if all || step.want(row) != Want::Nothing {
+                kept.push((tokens.len(), part.step, row));
+            }
+            tokens.push(step.tokens[row]);
+        }
+        for tap in &step.taps {
+            if let LayerTap::AfterBlock(i) = *tap
+                && !blocks.contains(&i)
+            {
+                blocks.push(i);
+            }
+        }
+    }
+    let mut segments: Vec<Segment<'_>> = caches
+        .iter_mut()
+        .zip(parts)
+        .map(|(cache, part)| Segment { cache: &mut **cache, n_rows: part.rows.len() })
+        .collect();
+    let kept_rows: Vec<usize> = kept.iter().map(|k| k.0).collect();
+    let hidden = decoder.forward(&tokens, &positions, &mut segments, &kept_rows, &blocks)?;
+    let last = match &hidden.last {
+        Some(last) => answer(model, steps, &kept, last.clone())?,
+        None => Vec::new(),
+    };
+    let tapped = hidden.taps.into_iter().map(to_vec).collect::<Result<Vec<_>, _>>()?;
+    let width = decoder.spec.width;
+    let mut row_of_pass = 0;
+    for part in parts {
+        let step = &mut steps[part.step];
+        let taps = step.taps.clone();
+        for row in part.rows.clone() {
+            step.outputs[row].hidden = taps
+                .iter()
+                .map(|tap| match tap {
+                    LayerTap::AfterBlock(i) => {
+                        let at = blocks.iter().position(|b| b == i).expect("every tapped block was listed");
+                        tapped[at][row_of_pass * width..(row_of_pass + 1) * width].to_vec()
+                    }
+                    _ => {
+                        let at =
+                            kept_rows.binary_search(&row_of_pass).expect("all rows of the step were kept");
+                        last[at * width..(at + 1) * width].to_vec()
+                    }
+                })
+                .collect();
+            row_of_pass += 1;
+        }
+    }
+    caches.iter_mut().try_for_each(|c| c.end())?;
+    Ok(())
+}
+
+/// Fills the outputs of the kept rows; returns their hidden states if a step taps them.
+fn answer(
+    model: &Model,
+    steps: &mut [Step],
+    kept: &[(usize, usize, usize)],
+    hidden: Tensor<2>,
+) -> Result<Vec<f32>, Error> {
+    let tapped = kept.iter().any(|&(_, step, _)| steps[step].taps.contains(&LayerTap::Final));
+    let wanted: Vec<(usize, &(usize, usize, usize))> =
+        kept.iter().enumerate().filter(|(_, k)| steps[k.1].want(k.2) != Want::Nothing).collect();
+    let mut answers = Vec::with_capacity(wanted.len());
+    let mut from = 0;
+    while from < wanted.len() {
+        // Runs of neighboring rows, so that a slice is enough.
+        let mut to = from + 1;
+        while to < wanted.len() && to - from < HEAD_ROWS && wanted[to].0 == wanted[to - 1].0 + 1 {
+            to += 1;
+        }
+        let rows = hidden.clone().slice([wanted[from].0..wanted[to - 1].0 + 1]);
+        let wants: Vec<Want> = wanted[from..to].iter().map(|(_, k)| steps[k.1].want(k.2)).collect();
+        answers.extend(outputs(model, rows, &wants)?);
+        from = to;
+    }
+    let places: Vec<(usize, usize)> = wanted.iter().map(|(_, k)| (k.1, k.2)).collect();
+    for ((step, row), output) in places.into_iter().zip(answers) {
+        steps[step].outputs[row].output = output;
+    }
+    if tapped { to_vec(hidden) } else { Ok(Vec::new()) }
+}
+
+/// What is wanted of each row `[n, width]`.
+fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
+    let logits = model.decoder().logits(hidden);
+    if !device::is_cpu(model.device()) && wants.iter().all(|w| *w == Want::ArgMax) {
+        // Only the ids leave the device.
+        let ids = logits
+            .argmax(1)
+            .into_data()
+            .convert::<i64>()
+            .try_into_vec::<i64>()
+            .map_err(Error::tensor_data)?;
+        return Ok(ids.into_iter().map(|id| Output::ArgMax(id as u32)).collect());
+    }
+    let logits = to_vec(logits)?;
+    let vocab = model.info().vocab_size;
+    let each = logits.chunks_exact(vocab).zip(wants).map(|(row, want)| {
+        Ok(match *want {
+            Want::ArgMax => Output::ArgMax(argmax(row)?),
+            Want::TopK(k) => Output::TopK(top_k(row, k)?),
+            Want::Logits => Output::Logits(row.to_vec()),
+            _ => Output::Nothing,
+        })
+    });
+    each.collect()
+}
+
+fn to_vec(tensor: Tensor<2>) -> Result<Vec<f32>, Error> {
+    tensor.into_data().try_into_vec::<f32>().map_err(Error::tensor_data)
+}
+
+impl LanguageModel for Runner {
+    fn info(&self) -> &ModelInfo {
+        self.model.info()
+    }
+
+    fn open(&mut self) -> CoreResult<SequenceId> {
+        let cache = (self.cache)(&self.model.decoder().cache_shape()).map_err(Error::from)?;
+        let id = SequenceId(self.next);
+        self.next += 1;
+        self.sequences.insert(id, cache);
+        Ok(id)
+    }
+
+    fn fork(&mut self, sequence: SequenceId) -> CoreResult<SequenceId> {
+        let copy = self.cache(sequence)?.fork().map_err(Error::from)?;
+        let id = SequenceId(self.next);
+        self.next += 1;
+        self.sequences.insert(id, copy);
+        Ok(id)
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+
+    fn len(&self, sequence: SequenceId) -> CoreResult<usize> {
+        Ok(self.cache(sequence)?.len())
+    }
+
+    fn committed(&self, sequence: SequenceId) -> CoreResult<usize> {
+        Ok(self.cache(sequence)?.committed())
+    }
+
+    fn forward(&mut self, steps: &mut [Step]) -> CoreResult<()> {
+        self.validate(steps)?;
+        let before: Vec<(SequenceId, usize)> = steps
+            .iter()
+            .map(|s| Ok((s.sequence, self.cache(s.sequence)?.len())))
+            .collect::<CoreResult<_>>()?;
+        for step in steps.iter_mut() {
+            step.outputs = vec![RowOutput::default(); step.tokens.len()];
+        }
+        for parts in self.passes(steps) {
+            if let Err(error) = self.pass(steps, &parts) {
+                for (sequence, len) in before {
+                    self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?;
+                }
+                steps.iter_mut().for_each(|s| s.outputs.clear());
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> CoreResult<()> {
+        Ok(self.cache_mut(sequence)?.retain(rows).map_err(Error::from)?)
+    }
+
+    fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> CoreResult<()> {
+        Ok(self.cache_mut(sequence)?.commit(n_tokens).map_err(Error::from)?)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, len: usize) -> CoreResult<()> {
+        Ok(self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?)
+    }
+}

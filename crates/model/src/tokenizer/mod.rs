@@ -1,0 +1,299 @@
+//! Text to token ids and back.
+//!
+//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]) or from a
+//! tokenizer.json ([`Tokenizer::from_tokenizer_json`]). Three algorithms stand behind it: byte-level
+//! byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2), SentencePiece's byte-pair encoding (Gemma, Llama 2)
+//! and WordPiece (BERT, MiniLM). Token ids equal llama.cpp's for the first two and Hugging Face's for the
+//! third, also on text that is not language.
+//!
+//! # Special tokens
+//! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
+//! they are recognized only with [`EncodeOptions::parse_special`], which is meant for the output of a
+//! [chat template](crate::chat). User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
+//! recognized always.
+//!
+//! # Round trip
+//! `decode(encode(text)) == text` for every text when [`Tokenizer::is_lossless`] holds. Some vocabularies
+//! have no token for certain bytes (SmolLM2's lacks a few control characters); these are dropped, as
+//! llama.cpp drops them.
+//!
+//! # Example
+//! ```
+//! use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+//!
+//! # fn main() -> Result<(), breakers_model::Error> {
+//! let tokenizer = Tokenizer::bytes();
+//! let ids = tokenizer.encode("héllo", EncodeOptions::default())?;
+//! assert_eq!(ids, [104, 195, 169, 108, 108, 111]);
+//! assert_eq!(tokenizer.decode(&ids, DecodeOptions::default())?, "héllo");
+//! # Ok(())
+//! # }
+//! ```
+
+mod bpe;
+mod gguf;
+mod pretokenize;
+mod special;
+mod spm;
+mod stream;
+mod unicode;
+mod unicode_table;
+mod vocab;
+
+use std::{borrow::Cow, sync::Arc};
+
+use breakers_core::TokenId;
+
+use self::{
+    bpe::ByteLevelBpe,
+    special::{Fragment, SpecialTokens},
+    spm::SentencePiece,
+    vocab::{Attributes, SPECIAL, Vocab},
+};
+use crate::{Error, Result};
+
+pub use self::stream::TextStream;
+
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EncodeOptions {
+    /// Adds what the model wants around a text (a token that begins it, one that ends it), if it wants any.
+    pub add_special: bool,
+    /// Takes the spelling of a control token for the token. Off for text of unknown origin.
+    pub parse_special: bool,
+}
+
+impl Default for EncodeOptions {
+    /// What the model wants around a text is added; control tokens in it are text.
+    fn default() -> Self {
+        Self { add_special: true, parse_special: false }
+    }
+}
+
+/// How tokens become text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DecodeOptions {
+    /// Leaves control tokens out; otherwise they appear as they are spelled.
+    pub skip_special: bool,
+    /// The tokens continue a text. Some models (Llama 2) put a space before every text, which is taken away
+    /// again only where a text begins.
+    pub continues: bool,
+}
+
+impl Default for DecodeOptions {
+    /// A whole text, without control tokens.
+    fn default() -> Self {
+        Self { skip_special: true, continues: false }
+    }
+}
+
+/// Turns text into token ids and back. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tokenizer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    vocab: Vocab,
+    algorithm: Algorithm,
+    specials: SpecialTokens,
+    roles: Roles,
+    /// Added before and after a text.
+    prefix: Vec<TokenId>,
+    suffix: Vec<TokenId>,
+    /// Ascending.
+    end_tokens: Vec<TokenId>,
+    add_space_prefix: bool,
+}
+
+#[derive(Debug)]
+enum Algorithm {
+    ByteLevelBpe(Box<ByteLevelBpe>),
+    SentencePiece(Box<SentencePiece>),
+}
+
+/// Tokens with a task.
+#[derive(Clone, Copy, Debug, Default)]
+struct Roles {
+    bos: Option<TokenId>,
+    eos: Option<TokenId>,
+    unknown: Option<TokenId>,
+    padding: Option<TokenId>,
+}
+
+impl Tokenizer {
+    /// A tokenizer without a vocabulary: each byte is a token, and there are no special ones.
+    pub fn bytes() -> Self {
+        let mut vocab = Vocab::with_capacity(256);
+        (0..=255).for_each(|byte| vocab.push(Attributes::NORMAL, |out| out.push(byte)));
+        Self(Arc::new(Inner {
+            vocab,
+            algorithm: Algorithm::ByteLevelBpe(Box::new(ByteLevelBpe {
+                pre_tokenizer: pretokenize::PreTokenizer::Gpt2,
+                byte_tokens: std::array::from_fn(|byte| Some(byte as TokenId)),
+                merges: bpe::Merges::new(),
+                whole_words: None,
+            })),
+            specials: SpecialTokens::new(Vec::new()),
+            roles: Roles::default(),
+            prefix: Vec::new(),
+            suffix: Vec::new(),
+            end_tokens: Vec::new(),
+            add_space_prefix: false,
+        }))
+    }
+
+    /// The tokens of a text.
+    ///
+    /// # Errors
+    /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary can neither hold nor spell,
+    /// [`Error::TextTooLong`] beyond 4 GiB.
+    pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
+        let limit = u32::MAX as usize;
+        if text.len() >= limit / 3 {
+            return Err(Error::TextTooLong { found: text.len(), limit: limit / 3 });
+        }
+        let inner = &*self.0;
+        let mut out = Vec::with_capacity(text.len() / 4 + 2);
+        if options.add_special {
+            out.extend_from_slice(&inner.prefix);
+        }
+        // A token before a stretch of text counts as the start of a text.
+        let mut after_token = true;
+        for fragment in inner.specials.split(text, options.parse_special) {
+            match fragment {
+                Fragment::Token(token) => {
+                    out.push(token);
+                    after_token = true;
+                }
+                Fragment::Text(range) => {
+                    inner.encode_stretch(&text[range], after_token, &mut out)?;
+                    after_token = false;
+                }
+            }
+        }
+        if options.add_special {
+            out.extend_from_slice(&inner.suffix);
+        }
+        Ok(out)
+    }
+
+    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD; [`Tokenizer::decode_bytes`] keeps them.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`].
+    pub fn decode(&self, tokens: &[TokenId], options: DecodeOptions) -> Result<String> {
+        let bytes = self.decode_bytes(tokens, options)?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    /// The bytes of tokens, which need not be whole characters.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`].
+    pub fn decode_bytes(&self, tokens: &[TokenId], options: DecodeOptions) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(tokens.len() * 4);
+        let mut at_start = true;
+        for &token in tokens {
+            out.extend_from_slice(self.piece(token, options, &mut at_start)?);
+        }
+        Ok(out)
+    }
+
+    /// Text out of tokens as they arrive.
+    pub fn stream(&self, options: DecodeOptions) -> TextStream {
+        TextStream::new(self.clone(), options)
+    }
+
+    /// The bytes that a token stands for, control tokens as they are spelled; `None` outside of the
+    /// vocabulary. Empty for ids that are not in use.
+    pub fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
+        self.0.vocab.piece(token)
+    }
+
+    /// Whether a token is not text: a control token or the one for unknown text.
+    pub fn is_control(&self, token: TokenId) -> bool {
+        self.0.vocab.attributes(token).is_some_and(|attributes| attributes.is(SPECIAL))
+    }
+
+    /// The token that begins a text, if the vocabulary names one (it need not be used: see
+    /// [`Tokenizer::adds_bos`]).
+    pub fn bos(&self) -> Option<TokenId> {
+        self.0.roles.bos
+    }
+
+    /// Whether a text begins with [`Tokenizer::bos`] when special tokens are added.
+    pub fn adds_bos(&self) -> bool {
+        self.0.roles.bos.is_some() && self.0.prefix.first().copied() == self.0.roles.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<TokenId> {
+        self.0.roles.eos
+    }
+
+    /// The token for text that the vocabulary cannot express.
+    pub fn unknown(&self) -> Option<TokenId> {
+        self.0.roles.unknown
+    }
+
+    /// The token that fills up short texts of a batch.
+    pub fn padding(&self) -> Option<TokenId> {
+        self.0.roles.padding
+    }
+
+    /// All tokens after which generation ends, in ascending order.
+    pub fn end_tokens(&self) -> &[TokenId] {
+        &self.0.end_tokens
+    }
+
+    /// Number of tokens; ids below it are valid.
+    pub fn vocab_size(&self) -> usize {
+        self.0.vocab.len()
+    }
+
+    /// Whether every text survives encoding and decoding.
+    ///
+    /// Byte-level vocabularies need a token for each byte that occurs in UTF-8. SentencePiece loses the
+    /// difference between a space and `▁`, so it is never lossless in this strict sense.
+    pub fn is_lossless(&self) -> bool {
+        match &self.0.algorithm {
+            Algorithm::ByteLevelBpe(bpe) => {
+                let occurs = |byte: usize| !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
+                (0..256).all(|byte| bpe.byte_tokens[byte].is_some() || !occurs(byte))
+            }
+            Algorithm::SentencePiece(_) => false,
+        }
+    }
+
+    /// What a token adds to a text.
+    fn piece(&self, token: TokenId, options: DecodeOptions, at_start: &mut bool) -> Result<&[u8]> {
+        let inner = &*self.0;
+        inner.vocab.check(token)?;
+        if self.is_control(token) && options.skip_special {
+            return Ok(&[]);
+        }
+        let piece = inner.vocab.piece(token).unwrap_or_default();
+        let first = std::mem::replace(at_start, false) && !options.continues && inner.add_space_prefix;
+        Ok(if first { piece.strip_prefix(b" ").unwrap_or(piece) } else { piece })
+    }
+}
+
+impl Inner {
+    /// Encodes text that holds no special token.
+    fn encode_stretch(&self, text: &str, starts: bool, out: &mut Vec<TokenId>) -> Result<()> {
+        match &self.algorithm {
+            Algorithm::ByteLevelBpe(bpe) => bpe.encode(text, out),
+            Algorithm::SentencePiece(spm) => {
+                let mut escaped = Cow::Borrowed(text);
+                if starts && self.add_space_prefix {
+                    escaped = format!("{}{text}", spm::SPACE).into();
+                }
+                if escaped.contains(' ') {
+                    escaped = escaped.replace(' ', "▁").into();
+                }
+                spm.encode(&escaped, out)?;
+            }
+        }
+        Ok(())
+    }
+}

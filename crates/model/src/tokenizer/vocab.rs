@@ -1,0 +1,185 @@
+//! The tokens of a model: what bytes each stands for and which of them are special.
+
+use breakers_core::TokenId;
+
+use crate::{Error, Result};
+
+/// Properties of a token, a set of flags because a file's type and a token's text may both say something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attributes(u8);
+
+impl Attributes {
+    pub(super) const NONE: Self = Self(0);
+    pub(super) const NORMAL: Self = Self(1);
+    pub(super) const UNKNOWN: Self = Self(2);
+    pub(super) const CONTROL: Self = Self(4);
+    pub(super) const USER_DEFINED: Self = Self(8);
+    pub(super) const BYTE: Self = Self(16);
+
+    /// From `tokenizer.ggml.token_type`; unused (5) and unheard-of types stand for nothing.
+    pub(super) fn from_gguf(token_type: i32) -> Self {
+        match token_type {
+            1 => Self::NORMAL,
+            2 => Self::UNKNOWN,
+            3 => Self::CONTROL,
+            4 => Self::USER_DEFINED,
+            6 => Self::BYTE,
+            _ => Self::NONE,
+        }
+    }
+
+    pub(super) fn is(self, any_of: Self) -> bool {
+        self.0 & any_of.0 != 0
+    }
+
+    pub(super) fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Unknown and control tokens: not text, whatever their piece says.
+pub(super) const SPECIAL: Attributes = Attributes(Attributes::UNKNOWN.0 | Attributes::CONTROL.0);
+
+/// Pieces and attributes of all tokens.
+#[derive(Debug, Default)]
+pub(super) struct Vocab {
+    bytes: Vec<u8>,
+    /// `ends[i]` is where the piece of token `i` ends within `bytes`.
+    ends: Vec<u32>,
+    attributes: Vec<Attributes>,
+}
+
+impl Vocab {
+    pub(super) fn with_capacity(n_tokens: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(n_tokens * 8),
+            ends: Vec::with_capacity(n_tokens),
+            attributes: Vec::with_capacity(n_tokens),
+        }
+    }
+
+    /// Adds the next token; `write` appends its piece.
+    pub(super) fn push(&mut self, attributes: Attributes, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+        // A piece is never longer than its text, and a file's texts stay below 4 GiB together.
+        self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        self.attributes.push(attributes);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn piece(&self, token: TokenId) -> Option<&[u8]> {
+        let index = token as usize;
+        let end = *self.ends.get(index)? as usize;
+        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+        self.bytes.get(start..end)
+    }
+
+    pub(super) fn attributes(&self, token: TokenId) -> Option<Attributes> {
+        self.attributes.get(token as usize).copied()
+    }
+
+    pub(super) fn check(&self, token: TokenId) -> Result<()> {
+        if (token as usize) < self.len() {
+            Ok(())
+        } else {
+            Err(Error::TokenOutOfRange { token, vocab_size: self.len() })
+        }
+    }
+}
+
+/// The byte that a token like `<0x0A>` stands for.
+pub(super) fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let hexadecimal = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    hexadecimal.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// Byte-level BPE writes each byte as a printable character, so that its files hold text.
+///
+/// # Source
+/// `bytes_to_unicode` of openai/gpt-2: the printable characters of Latin-1 stand for themselves, the other
+/// 68 bytes are counted up from U+0100.
+pub(super) mod alphabet {
+    const fn is_printable(byte: u8) -> bool {
+        matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
+    }
+
+    /// The character of each byte.
+    pub(in crate::tokenizer) const CHARS: [char; 256] = {
+        let mut chars = ['\0'; 256];
+        let (mut byte, mut next) = (0, 0x100);
+        while byte < 256 {
+            if is_printable(byte as u8) {
+                chars[byte] = byte as u8 as char;
+            } else {
+                chars[byte] = match char::from_u32(next) {
+                    Some(c) => c,
+                    None => unreachable!(),
+                };
+                next += 1;
+            }
+            byte += 1;
+        }
+        chars
+    };
+
+    /// The byte of each character below U+0144.
+    const BYTES: [Option<u8>; 0x144] = {
+        let mut bytes = [None; 0x144];
+        let mut byte = 0;
+        while byte < 256 {
+            bytes[CHARS[byte] as usize] = Some(byte as u8);
+            byte += 1;
+        }
+        bytes
+    };
+
+    /// The byte that a character stands for.
+    pub(in crate::tokenizer) fn byte(c: char) -> Option<u8> {
+        BYTES.get(c as usize).copied().flatten()
+    }
+
+    /// Appends the bytes that a token's text stands for; false, and nothing appended, if a character is not
+    /// of this alphabet.
+    pub(in crate::tokenizer) fn decode(text: &str, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        for c in text.chars() {
+            match byte(c) {
+                Some(b) => out.push(b),
+                None => {
+                    out.truncate(start);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alphabet_is_a_bijection() {
+        for byte in 0..=255u8 {
+            assert_eq!(alphabet::byte(alphabet::CHARS[byte as usize]), Some(byte));
+        }
+        assert_eq!(alphabet::CHARS[b' ' as usize], 'Ġ');
+        assert_eq!(alphabet::CHARS[b'\n' as usize], 'Ċ');
+        assert_eq!(alphabet::byte('\u{144}'), None);
+        assert_eq!(alphabet::byte(' '), None);
+    }
+
+    #[test]
+    fn byte_tokens() {
+        for (text, expected) in
+            [("<0x0A>", Some(10)), ("<0xff>", Some(255)), ("<0x+1>", None), ("<0x123>", None), ("", None)]
+        {
+            assert_eq!(byte_of(text), expected, "{text}");
+        }
+    }
+}
