@@ -216,3 +216,90 @@ pub(crate) fn expect_digest(what: &str, expected: Digest, found: Digest) -> Resu
         Err(Error::HashMismatch { what: what.to_owned(), expected, found })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::Nested;
+
+    fn zip_of(member: &str, content: &[u8]) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        zip.start_file(member, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(content).unwrap();
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn tarball_of(member: &str, content: &[u8]) -> Vec<u8> {
+        let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut tarball = tar::Builder::new(gzip);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        tarball.append_data(&mut header, member, content).unwrap();
+        tarball.into_inner().unwrap().finish().unwrap()
+    }
+
+    fn digest(data: &[u8]) -> Digest {
+        Digest(Sha256::digest(data).into())
+    }
+
+    /// Extracts the one piece of an archive and returns the file it makes.
+    fn extract_one(archive: &[u8], kind: ToolKind, package: &Package) -> Result<Vec<u8>> {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, out) = (folder.path().join("archive"), folder.path().join("out"));
+        std::fs::write(&path, archive).unwrap();
+        extract(&path, kind, package, folder.path(), &|_| true, &mut |piece_idx, reader| {
+            write_piece(reader, &out, 0, "piece", &package.pieces[piece_idx])
+        })?;
+        Ok(std::fs::read(&out).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// A damaged archive gives an error or, where the damage does not matter, the pinned bytes.
+        #[test]
+        fn damaged_archives_never_panic_or_lie(
+            shape in 0_usize..3,
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let content: Vec<u8> = (0..3000_u32).map(|value| (value * value % 251) as u8).collect();
+            let inner = zip_of("data.bin", &content);
+            let (kind, mut archive, nested) = match shape {
+                0 => (ToolKind::Pip, zip_of("data.bin", &content), None),
+                1 => (ToolKind::Npm, tarball_of("data.bin", &content), None),
+                _ => {
+                    let bytes = inner.len() as u64;
+                    let nested = Nested { member: "in.zip".to_owned(), bytes, sha256: digest(&inner) };
+                    (ToolKind::Pip, zip_of("in.zip", &inner), Some(nested))
+                }
+            };
+            let piece = Piece {
+                member: "data.bin".to_owned(),
+                file: "out".to_owned(),
+                bytes: content.len() as u64,
+                sha256: digest(&content),
+            };
+            let package = Package {
+                name: "package".to_owned(),
+                version: "1".to_owned(),
+                bytes: archive.len() as u64,
+                nested,
+                pieces: vec![piece],
+            };
+            prop_assert!(extract_one(&archive, kind, &package).unwrap() == content);
+            for (place, value) in damage {
+                let place = place.index(archive.len());
+                archive[place] = value;
+            }
+            if let Some(cut) = cut {
+                archive.truncate(cut.index(archive.len()));
+            }
+            if let Ok(found) = extract_one(&archive, kind, &package) {
+                prop_assert!(found == content);
+            }
+        }
+    }
+}

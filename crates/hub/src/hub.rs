@@ -255,7 +255,8 @@ impl Hub {
         let note = if entry.license_note.is_empty() { "" } else { " — " };
         progress.message(&format!("{}: license: {}{note}{}", entry.name, entry.license, entry.license_note));
         let mut attempts = Vec::new();
-        for source in sources {
+        let mut sources = sources.into_iter().peekable();
+        while let Some(source) = sources.next() {
             progress.message(&format!("{}: fetching from {}", entry.name, source.describe()));
             match fetch_from(source, entry, &missing, &folder, options, progress) {
                 Ok(()) => {
@@ -266,7 +267,11 @@ impl Hub {
                 }
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => {
-                    progress.message(&format!("{}: {error}", entry.name));
+                    if sources.peek().is_some() {
+                        let text = error.to_string();
+                        let first_line = text.lines().next().unwrap_or_default();
+                        progress.message(&format!("{}: {first_line}; trying the next source", entry.name));
+                    }
                     attempts.push(Attempt { source: source.describe(), error });
                 }
             }
