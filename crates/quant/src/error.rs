@@ -23,7 +23,6 @@ pub enum Error {
     #[error("writing GGUF: {source}")]
     Write {
         /// The sink's error.
-        #[from]
         source: std::io::Error,
     },
     /// The bytes do not begin with `GGUF`.
@@ -298,7 +297,13 @@ pub enum Error {
     },
     /// A device without kernels, or activations that cannot be quantized.
     #[error(transparent)]
-    Backend(#[from] breakers_backend::Error),
+    Backend(Box<breakers_backend::Error>),
+}
+
+impl From<breakers_backend::Error> for Error {
+    fn from(error: breakers_backend::Error) -> Self {
+        Error::Backend(Box::new(error))
+    }
 }
 
 fn describe_magic(found: &[u8]) -> String {

@@ -153,11 +153,15 @@ impl Writer {
                 })?;
         }
         let header_end = header.len() as u64;
-        sink.write_all(&header)?;
+        sink.write_all(&header).map_err(sink_failed)?;
         let mut writer = TensorWriter { sink, tensors: self.tensors, next: 0, written: 0, alignment };
         writer.pad(header_end)?;
         Ok(writer)
     }
+}
+
+fn sink_failed(source: std::io::Error) -> Error {
+    Error::Write { source }
 }
 
 /// Takes the bytes of the tensors that a [`Writer`] declared, into any sink.
@@ -188,7 +192,7 @@ impl<W: Write> TensorWriter<W> {
         if bytes.len() > left {
             return Err(Error::Length { what: "bytes of a tensor", expected: left, found: bytes.len() });
         }
-        self.sink.write_all(bytes)?;
+        self.sink.write_all(bytes).map_err(sink_failed)?;
         self.written += bytes.len();
         if bytes.len() == left {
             let n_bytes = tensor.n_bytes as u64;
@@ -212,14 +216,15 @@ impl<W: Write> TensorWriter<W> {
                 found: self.written,
             });
         }
-        self.sink.flush()?;
+        self.sink.flush().map_err(sink_failed)?;
         Ok(self.sink)
     }
 
     /// Zeros from `position` to the next aligned position.
     fn pad(&mut self, position: u64) -> Result<()> {
         let n_zeros = position.next_multiple_of(self.alignment) - position;
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), n_zeros), &mut self.sink)?;
+        let mut zeros = std::io::Read::take(std::io::repeat(0), n_zeros);
+        std::io::copy(&mut zeros, &mut self.sink).map_err(sink_failed)?;
         Ok(())
     }
 }

@@ -228,6 +228,23 @@ fn wrong_plans_and_orders_are_refused() {
 }
 
 #[test]
+fn a_full_sink_is_an_error() {
+    let mut plan = Writer::new();
+    plan.declare("w", Format::F32, &[16]).unwrap();
+    // Room for nothing, for the header alone, for part of the tensor.
+    for (room, at_header) in [(0, true), (64, false), (100, false)] {
+        let mut buffer = vec![0; room];
+        match plan.clone().write_to(&mut buffer[..]) {
+            Err(error) => assert!(at_header && matches!(error, Error::Write { .. }), "{room}: {error}"),
+            Ok(mut writer) => {
+                assert!(!at_header);
+                assert!(matches!(writer.write("w", &[0; 64]), Err(Error::Write { .. })), "{room}");
+            }
+        }
+    }
+}
+
+#[test]
 fn files_appear_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -278,18 +295,22 @@ fn files_appear_whole_or_not_at_all() {
     assert!(matches!(nowhere, Err(Error::Io { .. })));
 }
 
-/// A model that was fetched before, looked for in the folder `BREAKERS_TEST_MODELS`.
+/// A model in the folder that `BREAKERS_TEST_MODELS` names. With `BREAKERS_REQUIRE_MODELS=1` its absence is
+/// a failure.
 fn model(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS")?).join(name);
-    path.exists().then_some(path)
+    let folder = std::env::var_os("BREAKERS_TEST_MODELS").map(PathBuf::from);
+    let path = folder.map(|folder| folder.join(name)).filter(|path| path.exists());
+    if path.is_none() {
+        let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1");
+        assert!(!required, "{name} is not in the folder BREAKERS_TEST_MODELS");
+        eprintln!("skipped: {name} is not in the folder BREAKERS_TEST_MODELS; `cargo xtask fetch` gets it");
+    }
+    path
 }
 
 #[test]
 fn a_real_model_survives_being_rewritten() {
-    let Some(path) = model("smollm2-135m.gguf") else {
-        eprintln!("skipped: BREAKERS_TEST_MODELS names no folder with smollm2-135m.gguf");
-        return;
-    };
+    let Some(path) = model("smollm2-135m.gguf") else { return };
     let original = File::open(path).unwrap();
     assert_eq!(original.metadata().require_str("general.architecture").unwrap(), "llama");
     assert_eq!(original.metadata().require_strings("tokenizer.ggml.tokens").unwrap().len(), 49_152);
