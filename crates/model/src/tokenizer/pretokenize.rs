@@ -238,7 +238,7 @@ mod tests {
         let qwen = PreTokenizer::Cased { digits: 1, marks: false };
         let llama = PreTokenizer::Cased { digits: 3, marks: false };
         for (rule, words) in [
-            (PreTokenizer::Gpt2, &["I", "'ll", " do", "  ", " 123", " +=", "\n", "x", "'S"][..]),
+            (PreTokenizer::Gpt2, &["I", "'ll", " do", "  ", " 123", " +=", "\n", "x", "'", "S"][..]),
             (PreTokenizer::Gpt2, &["a", "\n\n", "\n", "b", "   "]),
             (PreTokenizer::Gpt2Digits, &["a", "  ", "1", "2", "b", " '", "s"]),
             (
