@@ -67,7 +67,7 @@ impl Message {
     fn to_value(&self) -> Value {
         let pairs = [("role", Value::from(&*self.role)), ("content", Value::from(&*self.content))];
         let fields = self.fields.iter().map(|(name, value)| (name.as_str(), value.0.clone()));
-        Value::from_iter(pairs.into_iter().chain(fields))
+        Value::from_pairs(pairs.into_iter().chain(fields))
     }
 }
 
@@ -213,7 +213,7 @@ impl ChatTemplate {
         // A token that the model does not have is undefined, which prints as nothing.
         let tokens = [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)];
         let tokens = tokens.into_iter().filter_map(|(name, text)| Some((name, text.clone()?)));
-        let context = context! { ..context, ..Value::from_iter(tokens) };
+        let context = context! { ..context, ..Value::from_pairs(tokens) };
         self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(failed)
     }
 }

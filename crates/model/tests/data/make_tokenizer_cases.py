@@ -155,7 +155,7 @@ def main():
             for key, ids, skip in [("text", parsed, True), ("text_with_special", parsed, False)]:
                 decoded = peer.decode(ids, skip)
                 if decoded != text.encode():
-                    case[key] = decoded.decode()
+                    case[key] = decoded.decode(errors="replace")
             cases.append(case)
         models[name] = {"end_tokens": peer.end_tokens(), "cases": cases}
     json.dump({"texts": texts, "models": models}, sys.stdout, ensure_ascii=True, separators=(",", ":"))
