@@ -9,6 +9,7 @@ use crate::{
 };
 use breakers_backend::{
     activations::QuantizedActivations,
+    cpu,
     pool::{self, DisjointMut},
 };
 use memmap2::MmapMut;
@@ -112,7 +113,7 @@ impl PackedMatrix {
 
     fn pack(&mut self, bytes: &[u8], row_bytes: usize) {
         let (format, code_bytes, scale_bytes) = (self.format, self.code_bytes, self.scale_bytes);
-        let n_tiles = self.n_tiles();
+        let (isa, n_tiles) = (cpu::isa(), self.n_tiles());
         let tiles_per_task = (TASK_BYTES / (code_bytes + scale_bytes).max(1)).max(1);
         let (codes, scales) = self.storage.split_at_mut(self.scales_start);
         let (codes, scales) = (DisjointMut::new(codes), DisjointMut::new(scales));
@@ -126,7 +127,7 @@ impl PackedMatrix {
                         scales.slice_mut(tile * scale_bytes..(tile + 1) * scale_bytes),
                     )
                 };
-                pack_tile(format, rows, row_bytes, codes, scales);
+                pack_tile(format, isa, rows, row_bytes, codes, scales);
             }
         });
     }

@@ -22,13 +22,25 @@ const LOW_HALF: u32 = 0x0f0f_0f0f;
 #[inline(always)]
 fn word(block: &[u8], at: usize, i: usize) -> u32 {
     let at = at + 4 * i;
-    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&block[at..at + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+/// A group of codes for each index. (`std::array::from_fn` is not always inlined, which costs a call a group.)
+#[inline(always)]
+fn each(group: impl Fn(usize) -> u32) -> [u32; 8] {
+    let mut groups = [0; 8];
+    for (g, slot) in groups.iter_mut().enumerate() {
+        *slot = group(g);
+    }
+    groups
 }
 
 /// The codes of 16 bytes: columns 0..16 in their low halves, 16..32 in their high halves.
 #[inline(always)]
 fn nibbles(block: &[u8], at: usize) -> [u32; 8] {
-    std::array::from_fn(|g| word(block, at, g % 4) >> (4 * (g / 4)) & LOW_HALF)
+    each(|g| word(block, at, g % 4) >> (4 * (g / 4)) & LOW_HALF)
 }
 
 /// As [`nibbles`], with the fifth bits from a 32-bit word at `high`.
@@ -48,13 +60,13 @@ fn nibbles_and_word(block: &[u8], high: usize, at: usize) -> [u32; 8] {
 #[inline(always)]
 fn bytes(block: &[u8], at: usize, shift: usize, mask: u8) -> [u32; 8] {
     let mask = u32::from_ne_bytes([mask; 4]);
-    std::array::from_fn(|g| word(block, at, g) >> shift & mask)
+    each(|g| word(block, at, g) >> shift & mask)
 }
 
 /// Adds the other codes as bits from `at` on.
 #[inline(always)]
 fn merge(low: [u32; 8], high: [u32; 8], at: usize) -> [u32; 8] {
-    std::array::from_fn(|g| low[g] | high[g] << at)
+    each(|g| low[g] | high[g] << at)
 }
 
 /// The line of bytes after `halves` lines of half-precision numbers.
