@@ -18,10 +18,11 @@ use breakers_backend::pool::{self, DisjointMut};
 use bytemuck::Zeroable;
 use half::f16;
 
-use crate::Element;
 use crate::kernel::{self, Partial, Rows, Span, TILE_ROWS};
 use crate::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
 use crate::simd::{self, Kernel, Simd};
+use crate::visible::TreeRows;
+use crate::{Element, Visible};
 
 /// Keys whose softmax is computed together. A multiple of [`PAGE_TOKENS`].
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -32,15 +33,6 @@ const TASKS_PER_THREAD: usize = 4;
 /// Products below which forking costs more than it saves.
 const FORK_PRODUCTS: usize = 150_000;
 
-/// The paths of a token tree's rows.
-#[derive(Clone, Copy)]
-pub(crate) struct TreeRows<'a> {
-    /// Tokens before the step; row i of the step is kept at slot `prefix + i`.
-    pub(crate) prefix: usize,
-    /// For each row its ancestors, oldest first, and itself.
-    pub(crate) paths: &'a [Vec<usize>],
-}
-
 /// Attention of some rows over one layer.
 pub(crate) struct Job<'a> {
     pub(crate) layout: PageLayout,
@@ -49,9 +41,7 @@ pub(crate) struct Job<'a> {
     pub(crate) q: &'a [f32],
     pub(crate) n_heads: usize,
     pub(crate) scale: f32,
-    /// For each row the slots that it sees; in a tree, as if its path were a chain.
-    pub(crate) spans: &'a [Range<usize>],
-    pub(crate) tree: Option<TreeRows<'a>>,
+    pub(crate) visible: &'a Visible,
 }
 
 /// What one task computes: some rows of the query heads that share one key-value head, over some chunks.
@@ -94,7 +84,7 @@ impl Job<'_> {
 
     /// Writes all elements of `out`.
     fn run_into(&self, isa: Isa, out: &mut [MaybeUninit<f32>], bad_row: &AtomicUsize) {
-        let n_rows = self.spans.len();
+        let n_rows = self.visible.spans.len();
         let n_kv_heads = self.layout.n_kv_heads;
         let rows_per_task = (TASK_ROWS * n_kv_heads / self.n_heads).max(1);
         let n_blocks = n_rows.div_ceil(rows_per_task);
@@ -102,7 +92,7 @@ impl Job<'_> {
         let n_whole = n_kv_heads * n_blocks;
         let block = |i: usize| i * rows_per_task..n_rows.min((i + 1) * rows_per_task);
 
-        let keys = self.spans.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let keys = self.visible.spans.iter().map(ExactSizeIterator::len).sum::<usize>();
         let products = keys * self.n_heads * 2 * self.layout.head_dim;
         let threads = if products < FORK_PRODUCTS { 1 } else { pool::threads() };
         if threads == 1 || n_whole >= TASKS_PER_THREAD * threads || chunks.len() <= 1 {
@@ -146,7 +136,7 @@ impl Job<'_> {
 
     /// Chunks that at least one of the rows sees.
     fn chunks(&self, rows: Range<usize>) -> Range<usize> {
-        let spans = &self.spans[rows];
+        let spans = &self.visible.spans[rows];
         let from = spans.iter().map(|s| s.start).min().unwrap_or(0);
         let to = spans.iter().map(|s| s.end).max().unwrap_or(0);
         from / CHUNK_TOKENS..to.div_ceil(CHUNK_TOKENS).max(from / CHUNK_TOKENS)
@@ -168,7 +158,7 @@ impl Job<'_> {
         let group = self.n_heads / layout.n_kv_heads;
         let (n_rows, stride) = (task.rows.len() * group, layout.padded_dim);
         let mut workspace = Workspace::new(scratch, n_rows, layout);
-        let spans = &self.spans[task.rows.clone()];
+        let spans = &self.visible.spans[task.rows.clone()];
         // The first of the rows' heads, in [n_rows, n_heads].
         let head =
             |row: usize| (task.rows.start + row / group) * self.n_heads + task.head * group + row % group;
@@ -205,7 +195,8 @@ impl Job<'_> {
                             (workspace.total_max[row], workspace.total_sum[row]) = (total.max, total.sum);
                         }
                         Output::Chunks { marks, values, first_chunk } => {
-                            let at = (chunk - first_chunk) * self.spans.len() * self.n_heads + head(row);
+                            let at =
+                                (chunk - first_chunk) * self.visible.spans.len() * self.n_heads + head(row);
                             // Each chunk, row and head belongs to one task.
                             marks.write(at, [max, sum]);
                             let values = values.slice_mut(at * stride..(at + 1) * stride);
@@ -252,7 +243,7 @@ impl Job<'_> {
         if from >= to {
             return;
         }
-        let n_real_pages = self.tree.map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
+        let n_real_pages = self.visible.tree.as_ref().map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
         let region_of = |page: usize| self.pages.get(page).map(|p| p.region::<E>(layout, task.head).as_ptr());
         for page in from / PAGE_TOKENS..to.div_ceil(PAGE_TOKENS) {
             let start = page * PAGE_TOKENS;
@@ -260,7 +251,7 @@ impl Job<'_> {
             let Some(begin) = spans.iter().position(sees) else { continue };
             let end = spans.iter().rposition(sees).map_or(begin, |last| last + 1);
             // All tokens at once on a page that stands in the cache, one by one where each has its own.
-            let own_page = self.tree.filter(|_| page >= n_real_pages);
+            let own_page = self.visible.tree.as_ref().filter(|_| page >= n_real_pages);
             let at_once = if own_page.is_some() { 1 } else { end - begin };
             for first in (begin..end).step_by(at_once) {
                 let tokens = first..first + at_once;
@@ -299,7 +290,7 @@ impl Job<'_> {
     /// Copies a row's ancestors into the page that it sees, behind the tokens before the step.
     fn gather<E: Stored>(
         &self,
-        tree: TreeRows<'_>,
+        tree: &TreeRows,
         head: usize,
         row: usize,
         page: usize,
@@ -354,7 +345,7 @@ impl Kernel for Join<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let PageLayout { head_dim, padded_dim: stride, .. } = self.job.layout;
-        let n_rows = self.job.spans.len() * self.job.n_heads;
+        let n_rows = self.job.visible.spans.len() * self.job.n_heads;
         let (first, later) = self.values.split_at_mut(n_rows * stride);
         for (row, out) in self.out.chunks_exact_mut(head_dim).enumerate() {
             let [max, sum] = self.marks[row];

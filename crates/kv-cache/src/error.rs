@@ -26,6 +26,28 @@ pub enum Error {
         /// Shape found.
         found: [usize; 3],
     },
+    /// A description of what rows see does not fit the tensors.
+    #[error("the visible keys are of {found:?} rows and keys, the tensors of {expected:?}")]
+    VisibleShape {
+        /// Rows of `q` and keys of `k`.
+        expected: [usize; 2],
+        /// Rows and keys of the description.
+        found: [usize; 2],
+    },
+    /// The kernels do not run on this device.
+    #[error("the kernels do not run on {device}")]
+    UnsupportedDevice {
+        /// The device.
+        device: String,
+    },
+    /// The device cannot store elements of this type.
+    #[error("{device} cannot store elements of type {element:?}")]
+    UnsupportedElement {
+        /// The element type asked for.
+        element: crate::Element,
+        /// The device.
+        device: String,
+    },
     /// Query heads cannot be shared out evenly to key-value heads.
     #[error("{n_heads} query heads cannot share {n_kv_heads} key-value heads evenly")]
     HeadCount {

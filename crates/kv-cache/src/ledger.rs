@@ -1,5 +1,7 @@
 //! The bookkeeping of steps: which tokens are final, which provisional, and what a step may do.
 
+use std::sync::Arc;
+
 use crate::tree;
 use crate::{Error, Result};
 
@@ -18,7 +20,7 @@ pub(crate) struct Step {
 #[derive(Clone, Debug)]
 pub(crate) struct StepTree {
     parents: Vec<Option<usize>>,
-    pub(crate) paths: Vec<Vec<usize>>,
+    pub(crate) paths: Arc<Vec<Vec<usize>>>,
 }
 
 /// Final and provisional tokens of one sequence.
@@ -71,7 +73,7 @@ impl Ledger {
         let depths = tree::depths(n_rows, parents)?;
         let tree = parents
             .filter(|parents| !tree::is_chain(parents))
-            .map(|parents| StepTree { parents: parents.to_vec(), paths: tree::paths(parents) });
+            .map(|parents| StepTree { parents: parents.to_vec(), paths: Arc::new(tree::paths(parents)) });
         self.step = Some(Step { n_rows, n_layers: 0, depths, tree });
         Ok(())
     }

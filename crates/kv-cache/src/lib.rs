@@ -37,17 +37,23 @@
 //! ```
 
 mod attend;
+mod attention;
 mod cache;
+mod device_pages;
 mod error;
 mod kernel;
 mod ledger;
 mod page;
+mod pages;
 mod plain;
 mod shape;
 mod simd;
 mod tree;
+mod visible;
 
+pub use attention::{AttentionOps, attention, attention_reference};
 pub use cache::{CacheHook, KvCache};
 pub use error::{Error, Result};
 pub use plain::PlainCache;
 pub use shape::{CacheShape, Element, LayerShape};
+pub use visible::Visible;

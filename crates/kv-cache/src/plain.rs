@@ -1,27 +1,17 @@
 //! The plain cache: every token's keys and values, in pages that forks share.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers_backend::cpu::{self, Isa};
-use breakers_backend::{flex, pool};
+use breakers_backend::{cpu, device, flex};
 use burn::tensor::{Device, Tensor};
-use burn_flex::{Flex, FlexTensor};
-use half::f16;
+use burn_flex::Flex;
 
-use crate::attend::{Job, TreeRows};
-use crate::ledger::{Ledger, Step};
-use crate::page::{PAGE_TOKENS, Page, PageLayout, Stored, copy_token, move_token, write_token};
-use crate::simd::{self, Kernel, Simd};
-use crate::{CacheHook, CacheShape, Element, Error, KvCache, Result};
-
-/// The pages of one layer.
-#[derive(Clone)]
-struct LayerPages {
-    layout: PageLayout,
-    pages: Vec<Arc<Page>>,
-}
+use crate::attend::Job;
+use crate::attention::{check_heads, check_scale, not_finite, primitive, require};
+use crate::device_pages::DevicePages;
+use crate::ledger::Ledger;
+use crate::pages::LayerPages;
+use crate::{CacheHook, CacheShape, Element, Error, KvCache, Result, Visible};
 
 /// A cache that keeps every token's keys and values as they are.
 ///
@@ -54,23 +44,38 @@ pub struct PlainCache {
     shape: Arc<CacheShape>,
     element: Element,
     device: Device,
-    layers: Vec<LayerPages>,
+    layers: Vec<Layer>,
     ledger: Ledger,
     hooks: Vec<Box<dyn CacheHook>>,
+}
+
+/// Where a layer's keys and values are.
+#[derive(Clone)]
+enum Layer {
+    Host(LayerPages),
+    Device(DevicePages),
 }
 
 impl PlainCache {
     /// An empty cache on a device.
     ///
     /// # Errors
-    /// [`Error::NoLayers`], [`Error::ZeroDimension`].
+    /// [`Error::NoLayers`], [`Error::ZeroDimension`], [`Error::UnsupportedDevice`], and
+    /// [`Error::UnsupportedElement`] if the device cannot store elements of this type.
     pub fn new(shape: CacheShape, element: Element, device: &Device) -> Result<Self> {
+        require(device)?;
+        let on_host = device::is_cpu(device);
+        Self::with_storage(shape, element, device, on_host)
+    }
+
+    /// An empty cache whose storage is pages in the host's memory, or tensors on the device.
+    fn with_storage(shape: CacheShape, element: Element, device: &Device, on_host: bool) -> Result<Self> {
         shape.validate()?;
-        let layers = shape
-            .layers
-            .iter()
-            .map(|layer| LayerPages { layout: PageLayout::new(layer, element), pages: Vec::new() })
-            .collect();
+        let layer = |layer| match on_host {
+            true => Ok(Layer::Host(LayerPages::new(layer, element))),
+            false => DevicePages::new(layer, shape.max_tokens, element, device).map(Layer::Device),
+        };
+        let layers = shape.layers.iter().map(layer).collect::<Result<_>>()?;
         let ledger = Ledger::new(shape.layers.len(), shape.max_tokens);
         let device = device.clone();
         Ok(Self { shape: Arc::new(shape), element, device, layers, ledger, hooks: Vec::new() })
@@ -81,32 +86,64 @@ impl PlainCache {
         self.element
     }
 
-    /// Bytes of the pages that other caches hold, too.
+    /// Bytes of the pages that other caches hold, too. On a GPU, whose storage is one piece a layer, 0.
     pub fn shared_bytes(&self) -> usize {
-        let pages = self.layers.iter().flat_map(|layer| &layer.pages);
-        pages.filter(|page| Arc::strong_count(page) > 1).map(|page| page.bytes()).sum()
+        let shared = |layer: &Layer| match layer {
+            Layer::Host(pages) => pages.shared_bytes(),
+            Layer::Device(_) => 0,
+        };
+        self.layers.iter().map(shared).sum()
     }
 
-    /// The tensor's elements, if its shape and device are as expected.
-    fn input(&self, name: &'static str, tensor: Tensor<3>, expected: [usize; 3]) -> Result<FlexTensor> {
-        let found = tensor.dims();
+    /// Fails unless the tensor's shape and device are as expected.
+    fn check(&self, name: &'static str, tensor: &Tensor<3>, expected: [usize; 3]) -> Result<()> {
+        let (found, device) = (tensor.dims(), tensor.device());
         if found != expected {
             return Err(Error::TensorShape { tensor: name, expected, found });
         }
-        let device = tensor.device();
-        let tensor = tensor.try_into_primitive::<Flex>().map_err(|_| Error::Device {
-            tensor: name,
-            expected: format!("{:?}", self.device),
-            found: format!("{device:?}"),
-        })?;
-        Ok(flex::contiguous_f32(tensor))
+        if device != self.device {
+            let (expected, found) = (format!("{:?}", self.device), format!("{device:?}"));
+            return Err(Error::Device { tensor: name, expected, found });
+        }
+        Ok(())
     }
 
-    /// Drops the pages behind the first `len` tokens.
-    fn drop_pages(&mut self, len: usize) {
+    /// Gives back the storage behind the first `len` tokens.
+    fn shrink(&mut self, len: usize) {
         for layer in &mut self.layers {
-            layer.pages.truncate(len.div_ceil(PAGE_TOKENS));
+            match layer {
+                Layer::Host(pages) => pages.truncate(len),
+                Layer::Device(pages) => pages.truncate(len),
+            }
         }
+    }
+}
+
+impl Layer {
+    /// Appends the tokens behind the first `first` ones and attends.
+    fn attend(
+        &mut self,
+        first: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        visible: &Visible,
+        scale: f32,
+    ) -> Result<Tensor<2>> {
+        let pages = match self {
+            Self::Host(pages) => pages,
+            Self::Device(pages) => return pages.attend(first, q, k, v, visible, scale),
+        };
+        let [n_rows, n_heads, head_dim] = q.dims();
+        let contiguous = |name, tensor| primitive(name, tensor).map(flex::contiguous_f32);
+        let (q, k, v) = (contiguous("q", q)?, contiguous("k", k)?, contiguous("v", v)?);
+        let isa = cpu::isa();
+        // What is written before an error is found stands behind the cache's end.
+        pages.append(isa, first, &k, &v)?;
+        let (layout, pages, q_slice) = (pages.layout, &pages.pages, flex::as_slice(&q));
+        let job = Job { layout, pages, q: q_slice, n_heads, scale, visible };
+        let out = job.run(isa).map_err(|row| not_finite("q", &q, row))?;
+        Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, [n_rows, n_heads * head_dim])))
     }
 }
 
@@ -124,10 +161,11 @@ impl KvCache for PlainCache {
     }
 
     fn bytes(&self) -> usize {
-        let page_lists: usize =
-            self.layers.iter().map(|layer| layer.pages.capacity() * size_of::<Arc<Page>>()).sum();
-        let pages = self.layers.iter().flat_map(|layer| &layer.pages);
-        page_lists + pages.map(|page| page.bytes()).sum::<usize>()
+        let bytes = |layer: &Layer| match layer {
+            Layer::Host(pages) => pages.bytes(),
+            Layer::Device(pages) => pages.bytes(),
+        };
+        self.layers.iter().map(bytes).sum()
     }
 
     fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
@@ -143,49 +181,20 @@ impl KvCache for PlainCache {
         scale: f32,
     ) -> Result<Tensor<2>> {
         let step = self.ledger.layer(layer)?;
-        let n_rows = step.n_rows;
         let shape = &self.shape.layers[layer];
-        if !scale.is_finite() {
-            return Err(Error::NotFinite { tensor: "scale", row: 0, value: scale });
-        }
         let n_heads = q.dims()[1];
-        if n_heads == 0 || !n_heads.is_multiple_of(shape.n_kv_heads) {
-            return Err(Error::HeadCount { n_heads, n_kv_heads: shape.n_kv_heads });
-        }
-        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
-        let stored = [n_rows, shape.n_kv_heads, shape.head_dim];
-        let q = self.input("q", q, [n_rows, n_heads, shape.head_dim])?;
-        let k = self.input("k", k, stored)?;
-        let v = self.input("v", v, stored)?;
+        check_scale(scale)?;
+        check_heads(n_heads, shape.n_kv_heads)?;
+        let stored = [step.n_rows, shape.n_kv_heads, shape.head_dim];
+        self.check("q", &q, [step.n_rows, n_heads, shape.head_dim])?;
+        self.check("k", &k, stored)?;
+        self.check("v", &v, stored)?;
 
         let first = self.ledger.len();
-        let spans = spans(step, first, shape.window);
-        let pages = &mut self.layers[layer];
-        let isa = cpu::isa();
-        let not_finite = |tensor, values: &FlexTensor, row: usize| {
-            let values = flex::as_slice(values);
-            let values = &values[values.len() / n_rows * row..][..values.len() / n_rows];
-            values.iter().find(|x| !x.is_finite()).map(|&value| Error::NotFinite { tensor, row, value })
-        };
-        if let Err(row) = pages.append(isa, first, flex::as_slice(&k), flex::as_slice(&v)) {
-            // What was written stands behind the cache's end.
-            let error = not_finite("k", &k, row).or_else(|| not_finite("v", &v, row));
-            return Err(error.unwrap_or(Error::NotFinite { tensor: "k", row, value: f32::NAN }));
-        }
-        let job = Job {
-            layout: pages.layout,
-            pages: &pages.pages,
-            q: flex::as_slice(&q),
-            n_heads,
-            scale,
-            spans: &spans,
-            tree: step.tree.as_ref().map(|tree| TreeRows { prefix: first, paths: &tree.paths }),
-        };
-        let out = job.run(isa).map_err(|row| {
-            not_finite("q", &q, row).unwrap_or(Error::NotFinite { tensor: "q", row, value: f32::NAN })
-        })?;
-        let out = flex::from_vec(out, [n_rows, n_heads * shape.head_dim]);
-
+        let paths = step.tree.as_ref().map(|tree| &tree.paths);
+        let visible = Visible::step(first, &step.depths, paths, shape.window);
+        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
+        let out = self.layers[layer].attend(first, q, k, v, &visible, scale)?;
         if let Some((q, k, v)) = for_hooks {
             let positions: Vec<usize> = step.depths.iter().map(|depth| first + depth).collect();
             for hook in &mut self.hooks {
@@ -193,7 +202,7 @@ impl KvCache for PlainCache {
             }
         }
         self.ledger.layer_done();
-        Ok(Tensor::from_primitive::<Flex>(out))
+        Ok(out)
     }
 
     fn end(&mut self) -> Result<()> {
@@ -202,7 +211,7 @@ impl KvCache for PlainCache {
 
     fn abort(&mut self) {
         if self.ledger.abort() {
-            self.drop_pages(self.ledger.len());
+            self.shrink(self.ledger.len());
             self.hooks.iter_mut().for_each(|hook| hook.aborted());
         }
     }
@@ -210,16 +219,14 @@ impl KvCache for PlainCache {
     fn retain(&mut self, rows: &[usize]) -> Result<()> {
         self.ledger.check_retain(rows)?;
         let first = self.ledger.committed();
-        for (kept, &row) in rows.iter().enumerate().filter(|(kept, row)| kept != *row) {
-            for layer in &mut self.layers {
-                match self.element {
-                    Element::F16 => layer.move_token::<f16>(first + row, first + kept),
-                    Element::F32 => layer.move_token::<f32>(first + row, first + kept),
-                }
+        for layer in &mut self.layers {
+            match layer {
+                Layer::Host(pages) => pages.retain(first, rows),
+                Layer::Device(pages) => pages.retain(first, rows),
             }
         }
         self.ledger.retained(rows.len());
-        self.drop_pages(self.ledger.len());
+        self.shrink(self.ledger.len());
         self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
         Ok(())
     }
@@ -233,7 +240,7 @@ impl KvCache for PlainCache {
     fn truncate(&mut self, len: usize) -> Result<()> {
         self.ledger.check_truncate(len)?;
         self.ledger.truncated(len);
-        self.drop_pages(len);
+        self.shrink(len);
         self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
         Ok(())
     }
@@ -255,110 +262,62 @@ impl KvCache for PlainCache {
     }
 }
 
-impl LayerPages {
-    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on; fails with a
-    /// row that holds a NaN or an infinity.
-    fn append(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), usize> {
-        let layout = self.layout;
-        let width = layout.n_kv_heads * layout.head_dim;
-        let end = first + k.len() / width;
-        while self.pages.len() * PAGE_TOKENS < end {
-            self.pages.push(Arc::new(Page::zeroed(&layout)));
-        }
-        let first_page = first / PAGE_TOKENS;
-        let bad_row = AtomicUsize::new(usize::MAX);
-        let write = |at: usize, page: &mut Arc<Page>| {
-            let start = (first_page + at) * PAGE_TOKENS;
-            let slots = first.max(start) - start..end.min(start + PAGE_TOKENS) - start;
-            let row = start + slots.start - first;
-            let rows = row * width..(row + slots.len()) * width;
-            let write =
-                WriteTokens { layout, page: Arc::make_mut(page), slots, k: &k[rows.clone()], v: &v[rows] };
-            if let Err(bad) = simd::dispatch(isa, write) {
-                bad_row.fetch_min(row + bad, Ordering::Relaxed);
-            }
-        };
-        let pages = &mut self.pages[first_page..];
-        match pages {
-            [page] => write(0, page),
-            pages => pool::parallel_chunks_mut(pages, 1, |at, page| write(at, &mut page[0])),
-        }
-        match bad_row.into_inner() {
-            usize::MAX => Ok(()),
-            row => Err(row),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LayerShape;
+    use burn::tensor::{Distribution, TensorData};
 
-    /// Copies a token to another slot.
-    fn move_token<E: Stored>(&mut self, from: usize, to: usize) {
-        let layout = self.layout;
-        let (from_page, to_page) = (from / PAGE_TOKENS, to / PAGE_TOKENS);
-        let other = (from_page != to_page).then(|| Arc::clone(&self.pages[from_page]));
-        let target = Arc::make_mut(&mut self.pages[to_page]);
-        let (from, to) = (from % PAGE_TOKENS, to % PAGE_TOKENS);
-        for head in 0..layout.n_kv_heads {
-            let target = target.region_mut::<E>(&layout, head);
-            match &other {
-                Some(source) => copy_token(&layout, source.region::<E>(&layout, head), from, target, to),
-                None => move_token(&layout, target, from, to),
-            }
-        }
-    }
-}
-
-/// Writes tokens `[n_rows, n_kv_heads, head_dim]` into one page; fails with a row that holds a NaN or an
-/// infinity.
-struct WriteTokens<'a> {
-    layout: PageLayout,
-    page: &'a mut Page,
-    slots: Range<usize>,
-    k: &'a [f32],
-    v: &'a [f32],
-}
-
-impl WriteTokens<'_> {
-    /// # Safety
-    /// `S`'s instructions are there.
-    #[inline(always)]
-    unsafe fn run_as<S: Simd, E: Stored>(self) -> Result<(), usize> {
-        let head_dim = self.layout.head_dim;
-        let width = self.layout.n_kv_heads * head_dim;
-        let mut result = Ok(());
-        for head in 0..self.layout.n_kv_heads {
-            let region = self.page.region_mut::<E>(&self.layout, head);
-            for (row, slot) in self.slots.clone().enumerate() {
-                let at = row * width + head * head_dim;
-                let (key, value) = (&self.k[at..][..head_dim], &self.v[at..][..head_dim]);
-                // SAFETY: the caller's promise.
-                if !unsafe { write_token::<S, E>(&self.layout, region, slot, key, value) } {
-                    result = Err(row.min(result.err().unwrap_or(row)));
-                }
-            }
-        }
-        result
-    }
-}
-
-impl Kernel for WriteTokens<'_> {
-    type Output = Result<(), usize>;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.layout.element {
-                Element::F16 => self.run_as::<S, f16>(),
-                Element::F32 => self.run_as::<S, f32>(),
-            }
+    /// The storage for GPUs, tried on the CPU, where its results must have the bits of the pages'.
+    #[test]
+    fn tensors_on_the_device_hold_what_pages_hold() {
+        let device = Device::flex();
+        let layer = LayerShape::new(2, 24);
+        let shape = CacheShape { layers: vec![layer.clone(), layer.with_window(40)], max_tokens: 200 };
+        for element in [Element::F16, Element::F32] {
+            let cache = |on_host| {
+                let cache = PlainCache::with_storage(shape.clone(), element, &device, on_host).unwrap();
+                Box::new(cache) as Box<dyn KvCache>
+            };
+            let mut caches = [cache(true), cache(false)];
+            let step =
+                |caches: &mut [Box<dyn KvCache>; 2], n_rows: usize, parents: Option<&[Option<usize>]>| {
+                    for cache in caches.iter_mut() {
+                        cache.begin(n_rows, parents).unwrap();
+                    }
+                    for layer in 0..2 {
+                        let random = |n_heads| {
+                            let spread = Distribution::Normal(0.0, 1.0);
+                            Tensor::<3>::random([n_rows, n_heads, 24], spread, &device)
+                        };
+                        let (q, k, v) = (random(6), random(2), random(2));
+                        let mut attend = |i: usize| -> TensorData {
+                            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+                            caches[i].attend(layer, q, k, v, 0.3).unwrap().into_data()
+                        };
+                        assert_eq!(attend(0), attend(1));
+                    }
+                    for cache in caches {
+                        cache.end().unwrap();
+                    }
+                };
+            step(&mut caches, 70, None);
+            step(&mut caches, 1, None);
+            let tree = [None, Some(0), Some(0), Some(2), None];
+            step(&mut caches, 5, Some(&tree));
+            caches.iter_mut().for_each(|cache| cache.commit(30).unwrap());
+            let kept: Vec<usize> = (0..41).chain([41, 43, 44]).collect();
+            caches.iter_mut().for_each(|cache| cache.retain(&kept).unwrap());
+            let mut forks = [caches[0].fork().unwrap(), caches[1].fork().unwrap()];
+            step(&mut forks, 100, None);
+            step(&mut caches, 3, None);
+            caches.iter_mut().for_each(|cache| cache.truncate(10).unwrap());
+            step(&mut caches, 2, None);
+            step(&mut forks, 1, None);
+            let elements = caches[1].bytes() / element.bytes();
+            assert!(elements >= 2 * 2 * 2 * 24 * 12 && caches[1].bytes() < caches[0].bytes() * 4);
+            caches[1].truncate(0).unwrap();
+            assert_eq!(caches[1].bytes(), 0);
         }
     }
-}
-
-/// For each row of a step the slots that it sees, its path taken as a chain.
-fn spans(step: &Step, first: usize, window: Option<usize>) -> Vec<Range<usize>> {
-    let span = |depth: &usize| {
-        let end = first + depth + 1;
-        window.map_or(0, |window| end.saturating_sub(window))..end
-    };
-    step.depths.iter().map(span).collect()
 }

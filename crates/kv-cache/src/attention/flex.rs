@@ -1,0 +1,73 @@
+//! The CPU kernel over keys and values that are tensors: they are put into pages of 32-bit floats first.
+
+use breakers_backend::{cpu, flex};
+use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexTensor};
+
+use super::AttentionOps;
+use crate::attend::Job;
+use crate::pages::LayerPages;
+use crate::{Element, Error, LayerShape, Result, Visible};
+
+impl AttentionOps for Flex {
+    /// A NaN or an infinity anywhere in the input makes every element of the result a NaN.
+    fn attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, visible: Visible, scale: f32) -> FlexTensor {
+        let shape = q.layout().shape().to_vec();
+        let size = [shape[0], shape[1] * shape[2]];
+        attention_flex(q, k, v, &visible, scale)
+            .unwrap_or_else(|_| flex::from_vec(vec![f32::NAN; size[0] * size[1]], size))
+    }
+}
+
+pub(super) fn attention_tensors(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    visible: &Visible,
+    scale: f32,
+) -> Result<Tensor<2>> {
+    let out = attention_flex(primitive("q", q)?, primitive("k", k)?, primitive("v", v)?, visible, scale)?;
+    Ok(Tensor::from_primitive::<Flex>(out))
+}
+
+/// The tensor's CPU primitive.
+pub(crate) fn primitive(name: &'static str, tensor: Tensor<3>) -> Result<FlexTensor> {
+    let device = tensor.device();
+    tensor.try_into_primitive::<Flex>().map_err(|_| Error::Device {
+        tensor: name,
+        expected: "the CPU".to_owned(),
+        found: format!("{device:?}"),
+    })
+}
+
+fn attention_flex(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    visible: &Visible,
+    scale: f32,
+) -> Result<FlexTensor> {
+    let (q, k, v) = (flex::contiguous_f32(q), flex::contiguous_f32(k), flex::contiguous_f32(v));
+    let shape = q.layout().shape().to_vec();
+    let (n_rows, n_heads, head_dim) = (shape[0], shape[1], shape[2]);
+    let n_kv_heads = k.layout().shape()[1];
+    let size = [n_rows, n_heads * head_dim];
+    if n_rows * head_dim == 0 {
+        return Ok(flex::from_vec(vec![0.0; n_rows * n_heads * head_dim], size));
+    }
+    let isa = cpu::isa();
+    let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32);
+    pages.append(isa, 0, &k, &v)?;
+    let job =
+        Job { layout: pages.layout, pages: &pages.pages, q: flex::as_slice(&q), n_heads, scale, visible };
+    Ok(flex::from_vec(job.run(isa).map_err(|row| not_finite("q", &q, row))?, size))
+}
+
+/// The error for a row `[heads, head_dim]` of a tensor that holds a NaN or an infinity.
+pub(crate) fn not_finite(tensor: &'static str, values: &FlexTensor, row: usize) -> Error {
+    let n_rows = values.layout().shape()[0].max(1);
+    let values = flex::as_slice(values);
+    let width = values.len() / n_rows;
+    let value = values.chunks_exact(width.max(1)).nth(row).unwrap_or(&[]).iter().find(|x| !x.is_finite());
+    Error::NotFinite { tensor, row, value: value.copied().unwrap_or(f32::NAN) }
+}
