@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use breakers_backend::norm::layer_norm;
+use breakers_kv_cache::{Visible, attention};
 use breakers_core::{Embedder, Error as CoreError, Result as CoreResult, TokenId};
 use breakers_quant::PackedMatrix;
 use breakers_quant::linear::QuantizedLinear;
@@ -13,7 +14,6 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::Error;
-use crate::ops::bidirectional_attention;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 
 /// A sentence encoder of the BERT family, all-MiniLM-L6-v2 for one.
@@ -168,7 +168,7 @@ impl Bert {
     }
 
     /// Hidden states `[rows, width]` of the texts' tokens, one text behind the other.
-    fn forward(&self, texts: &[Vec<TokenId>]) -> Tensor<2> {
+    fn forward(&self, texts: &[Vec<TokenId>]) -> Result<Tensor<2>, Error> {
         let width = self.config.hidden_size;
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
         let rows: usize = lengths.iter().sum();
@@ -183,18 +183,35 @@ impl Bert {
         let x = Tensor::from_data(TensorData::new(x, [rows, width]), &self.device);
         let mut x = self.embedding_norm.forward(x);
         for block in &self.blocks {
-            let qkv = block.qkv.forward(x.clone());
-            let attended = bidirectional_attention(qkv, &lengths, self.config.num_attention_heads);
+            let attended = self.attend(block.qkv.forward(x.clone()), &lengths)?;
             x = block.attention_norm.forward(x + block.attention_out.forward(attended));
             let inner = gelu(block.up.forward(x.clone()));
             x = block.out_norm.forward(x + block.down.forward(inner));
         }
-        x
+        Ok(x)
+    }
+
+    /// Attention within each text; `qkv`: `[rows, 3·width]`.
+    fn attend(&self, qkv: Tensor<2>, lengths: &[usize]) -> Result<Tensor<2>, Error> {
+        let n_heads = self.config.num_attention_heads;
+        let (width, d) = (self.config.hidden_size, self.config.hidden_size / n_heads);
+        let mut from = 0;
+        let mut texts = Vec::with_capacity(lengths.len());
+        for &n in lengths {
+            let part = |i: usize| {
+                let columns = qkv.clone().slice([from..from + n, i * width..(i + 1) * width]);
+                columns.reshape([n, n_heads, d])
+            };
+            let scale = 1.0 / (d as f32).sqrt();
+            texts.push(attention(part(0), part(1), part(2), Visible::all(n, n), scale)?);
+            from += n;
+        }
+        Ok(Tensor::cat(texts, 0))
     }
 
     fn embed_ids(&self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, Error> {
         let width = self.config.hidden_size;
-        let hidden = self.forward(texts).into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
+        let hidden = self.forward(texts)?.into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
         let mut rows = hidden.chunks_exact(width);
         Ok(texts
             .iter()

@@ -3,10 +3,8 @@
 //! Each follows the house pattern: a reference in tensor operations, which is also what a GPU runs, and a
 //! CPU kernel over slices.
 
-pub mod bidirectional;
 pub mod gated;
 pub mod heads;
 
-pub use bidirectional::bidirectional_attention;
 pub use gated::{Activation, gated_activation};
 pub use heads::{HeadLayout, Heads, RopeStyle, RopeTable, split_heads};
