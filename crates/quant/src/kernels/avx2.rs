@@ -26,10 +26,9 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
             unsafe {
                 let groups = unpack::<C>(tile.codes.as_ptr().add(block * C::BLOCK_BYTES + 4 * LANES * side));
                 let (scale, min) = scales::<C>(tile.scales.as_ptr(), block, side);
-                for row in 0..R {
-                    let sum = &mut sums[row][side];
-                    *sum = add::<C>(*sum, &groups, (scale, min), panel, block * R + row);
-                }
+                each_row!(R, row => {
+                    sums[row][side] = add::<C>(sums[row][side], &groups, (scale, min), panel, block * R + row);
+                });
             }
         }
     }
@@ -45,8 +44,7 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
 ///
 /// # Safety
 /// - The panel must have more than `at` blocks.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn add<C: Codes>(
     sum: __m256,
     groups: &[__m256i; 8],
@@ -54,7 +52,7 @@ unsafe fn add<C: Codes>(
     panel: Panel<'_>,
     at: usize,
 ) -> __m256 {
-    // SAFETY: the caller grants the reads.
+    // SAFETY: the caller has the instructions and grants the reads.
     unsafe {
         let input = panel.quants.as_ptr().add(at * BLOCK);
         let factor = _mm256_set1_ps(*panel.scales.as_ptr().add(at));
@@ -102,14 +100,13 @@ const fn groups_per_sum<C: Codes>() -> usize {
 ///
 /// # Safety
 /// - `input` must point to `4 * N` values, `negative_sum` to the negated sum of these.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn dot<C: Codes, const N: usize>(
     groups: &[__m256i],
     input: *const i8,
     negative_sum: *const i32,
 ) -> __m256i {
-    // SAFETY: the caller grants the reads.
+    // SAFETY: the caller has the instructions and grants the reads.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let four = |g: usize| _mm256_set1_epi32(input.add(4 * g).cast::<i32>().read_unaligned());
@@ -142,81 +139,87 @@ unsafe fn dot<C: Codes, const N: usize>(
 
 /// # Safety
 /// - `codes` must point to one of the two sides of a block of codes.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn unpack<C: Codes>(codes: *const u8) -> [__m256i; 8] {
-    // SAFETY: a block has `C::BITS` words of 64 bytes, and the same half of each is read.
-    let word = |i: usize| unsafe { _mm256_loadu_si256(codes.add(64 * i).cast()) };
-    let mut groups = [_mm256_setzero_si256(); 8];
-    match C::BITS {
-        8 => {
-            for g in 0..8 {
-                groups[g] = word(g);
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let word = |i: usize| _mm256_loadu_si256(codes.add(64 * i).cast());
+        let mut groups = [_mm256_setzero_si256(); 8];
+        match C::BITS {
+            8 => {
+                for g in 0..8 {
+                    groups[g] = word(g);
+                }
+            }
+            4..=6 => {
+                let low = _mm256_set1_epi8(15);
+                for j in 0..4 {
+                    let both = word(j);
+                    groups[j] = _mm256_and_si256(both, low);
+                    groups[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
+                }
+                match C::BITS {
+                    5 => merge_bits(&mut groups, word(4), 4),
+                    6 => merge_pairs(&mut groups, [word(4), word(5)]),
+                    _ => {}
+                }
+            }
+            _ => {
+                let low = _mm256_set1_epi8(3);
+                for g in 0..8 {
+                    groups[g] = _mm256_and_si256(shift(word(g / 4), 2 * (g as i32 % 4)), low);
+                }
+                if C::BITS == 3 {
+                    merge_bits(&mut groups, word(2), 2);
+                }
             }
         }
-        4..=6 => {
-            let low = _mm256_set1_epi8(15);
-            for j in 0..4 {
-                let both = word(j);
-                groups[j] = _mm256_and_si256(both, low);
-                groups[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
-            }
-            match C::BITS {
-                5 => merge_bits(&mut groups, word(4), 4),
-                6 => merge_pairs(&mut groups, [word(4), word(5)]),
-                _ => {}
+        if let Some(table) = C::TABLE {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            for group in &mut groups {
+                *group = _mm256_shuffle_epi8(table, *group);
             }
         }
-        _ => {
-            let low = _mm256_set1_epi8(3);
-            for g in 0..8 {
-                groups[g] = _mm256_and_si256(shift(word(g / 4), 2 * (g as i32 % 4)), low);
-            }
-            if C::BITS == 3 {
-                merge_bits(&mut groups, word(2), 2);
-            }
-        }
+        groups
     }
-    if let Some(table) = C::TABLE {
-        // SAFETY: the table has sixteen bytes.
-        let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
-        for group in &mut groups {
-            *group = _mm256_shuffle_epi8(table, *group);
-        }
-    }
-    groups
 }
 
 /// Shifts 16-bit lanes to the right, or to the left for negative numbers.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn shift(word: __m256i, right: i32) -> __m256i {
-    match right {
-        0 => word,
-        1.. => _mm256_srl_epi16(word, _mm_cvtsi32_si128(right)),
-        _ => _mm256_sll_epi16(word, _mm_cvtsi32_si128(-right)),
+#[inline(always)]
+unsafe fn shift(word: __m256i, right: i32) -> __m256i {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        match right {
+            0 => word,
+            1.. => _mm256_srl_epi16(word, _mm_cvtsi32_si128(right)),
+            _ => _mm256_sll_epi16(word, _mm_cvtsi32_si128(-right)),
+        }
     }
 }
 
 /// Puts bit `g` of each byte of `word` to bit `at` of group `g`.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn merge_bits(groups: &mut [__m256i; 8], word: __m256i, at: i32) {
-    let mask = _mm256_set1_epi8(1 << at);
-    for g in 0..8 {
-        let bits = _mm256_and_si256(shift(word, g as i32 - at), mask);
-        groups[g] = _mm256_or_si256(groups[g], bits);
+#[inline(always)]
+unsafe fn merge_bits(groups: &mut [__m256i; 8], word: __m256i, at: i32) {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let mask = _mm256_set1_epi8(1 << at);
+        for g in 0..8 {
+            let bits = _mm256_and_si256(shift(word, g as i32 - at), mask);
+            groups[g] = _mm256_or_si256(groups[g], bits);
+        }
     }
 }
 
 /// Puts bits `2 (g % 4) ..` of each byte of word `g / 4` to bits 4 and 5 of group `g`.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn merge_pairs(groups: &mut [__m256i; 8], words: [__m256i; 2]) {
-    let mask = _mm256_set1_epi8(0x30);
-    for g in 0..8 {
-        let pairs = _mm256_and_si256(shift(words[g / 4], 2 * (g as i32 % 4) - 4), mask);
-        groups[g] = _mm256_or_si256(groups[g], pairs);
+#[inline(always)]
+unsafe fn merge_pairs(groups: &mut [__m256i; 8], words: [__m256i; 2]) {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let mask = _mm256_set1_epi8(0x30);
+        for g in 0..8 {
+            let pairs = _mm256_and_si256(shift(words[g / 4], 2 * (g as i32 % 4) - 4), mask);
+            groups[g] = _mm256_or_si256(groups[g], pairs);
+        }
     }
 }
 
@@ -225,12 +228,11 @@ fn merge_pairs(groups: &mut [__m256i; 8], words: [__m256i; 2]) {
 ///
 /// # Safety
 /// - `scales` must point to the scales of more than `block` blocks.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__m256; 2], [__m256; 2]) {
-    let zero = [_mm256_setzero_ps(); 2];
-    // SAFETY: the lines read are those that `Scales` tells of, one half of each.
+    // SAFETY: the caller has the instructions and grants the reads.
     unsafe {
+        let zero = [_mm256_setzero_ps(); 2];
         let lines = scales.add(block / C::SCALES.blocks() * C::SCALES.bytes());
         let half = |line: usize| {
             _mm256_cvtph_ps(_mm_loadu_si128(lines.add(2 * (TILE * line + LANES * side)).cast()))
@@ -271,11 +273,13 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
 }
 
 /// [`half_power_of_two`](crate::format::half_power_of_two) of each lane.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn power_of_two(exponents: __m256i) -> __m256 {
-    let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponents, _mm256_set1_epi32(1)));
-    let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponents);
-    let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), exponents);
-    _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, small))
+#[inline(always)]
+unsafe fn power_of_two(exponents: __m256i) -> __m256 {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponents, _mm256_set1_epi32(1)));
+        let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponents);
+        let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), exponents);
+        _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, small))
+    }
 }

@@ -12,46 +12,62 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
     let n_blocks = panel.quants.len() / (BLOCK * R);
     debug_assert!(tile.codes.len() >= n_blocks * C::BLOCK_BYTES);
     debug_assert!(tile.scales.len() >= n_blocks / C::SCALES.blocks() * C::SCALES.bytes());
-    let quants = panel.quants.as_ptr();
     let mut sums = [_mm512_setzero_ps(); R];
     for block in 0..n_blocks {
         // SAFETY: the tile and the panel are `n_blocks` long.
         unsafe {
-            let codes = tile.codes.as_ptr().add(block * C::BLOCK_BYTES);
-            let groups = unpack::<C>(codes);
-            let (scale, min) = scales::<C>(tile.scales.as_ptr(), block);
-            for row in 0..R {
-                let at = block * R + row;
-                let input = quants.add(at * BLOCK);
-                let factor = _mm512_set1_ps(*panel.scales.as_ptr().add(at));
-                if C::SCALES.per_half() {
-                    let halves = panel.negative_half_sums.as_ptr().add(at).cast::<i32>();
-                    let first = dot::<C, 4>(&groups[..4], input, halves);
-                    let second = dot::<C, 4>(&groups[4..], input.add(BLOCK / 2), halves.add(1));
-                    let mut t = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scale[0]);
-                    t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), scale[1], t);
-                    if C::SCALES.has_min() {
-                        for (half, min) in min.into_iter().enumerate() {
-                            let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*halves.add(half)));
-                            t = _mm512_fmadd_ps(min, sum, t);
-                        }
-                    }
-                    sums[row] = _mm512_fmadd_ps(t, factor, sums[row]);
-                } else {
-                    let offset = panel.negative_sums.as_ptr().add(at);
-                    let dot = _mm512_cvtepi32_ps(dot::<C, 8>(&groups, input, offset));
-                    sums[row] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale[0], factor), sums[row]);
-                    if C::SCALES.has_min() {
-                        let sum = _mm512_set1_ps(*panel.scaled_sums.as_ptr().add(at));
-                        sums[row] = _mm512_fmadd_ps(min[0], sum, sums[row]);
-                    }
-                }
-            }
+            let groups = unpack::<C>(tile.codes.as_ptr().add(block * C::BLOCK_BYTES));
+            let scales = scales::<C>(tile.scales.as_ptr(), block);
+            each_row!(R, row => {
+                sums[row] = add::<C>(sums[row], &groups, scales, &panel, block * R + row);
+            });
         }
     }
-    for row in 0..R {
+    each_row!(R, row => {
         // SAFETY: a row of the outputs is sixteen numbers.
         unsafe { _mm512_storeu_ps(out[row].as_mut_ptr(), sums[row]) };
+    });
+}
+
+/// Adds the product of one block and the `at`-th block of the panel.
+///
+/// # Safety
+/// - The panel must have more than `at` blocks.
+#[inline(always)]
+unsafe fn add<C: Codes>(
+    sum: __m512,
+    groups: &[__m512i; 8],
+    (scale, min): ([__m512; 2], [__m512; 2]),
+    panel: &Panel<'_>,
+    at: usize,
+) -> __m512 {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let input = panel.quants.as_ptr().add(at * BLOCK);
+        let factor = _mm512_set1_ps(*panel.scales.as_ptr().add(at));
+        if C::SCALES.per_half() {
+            let halves = panel.negative_half_sums.as_ptr().add(at).cast::<i32>();
+            let first = dot::<C, 4>(&groups[..4], input, halves);
+            let second = dot::<C, 4>(&groups[4..], input.add(BLOCK / 2), halves.add(1));
+            let mut t = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scale[0]);
+            t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), scale[1], t);
+            if C::SCALES.has_min() {
+                for (half, min) in min.into_iter().enumerate() {
+                    let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*halves.add(half)));
+                    t = _mm512_fmadd_ps(min, sum, t);
+                }
+            }
+            _mm512_fmadd_ps(t, factor, sum)
+        } else {
+            let offset = panel.negative_sums.as_ptr().add(at);
+            let dot = _mm512_cvtepi32_ps(dot::<C, 8>(groups, input, offset));
+            let sum = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale[0], factor), sum);
+            if C::SCALES.has_min() {
+                _mm512_fmadd_ps(min[0], _mm512_set1_ps(*panel.scaled_sums.as_ptr().add(at)), sum)
+            } else {
+                sum
+            }
+        }
     }
 }
 
@@ -59,14 +75,13 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
 ///
 /// # Safety
 /// - `input` must point to `4 * N` values, `negative_sum` to the negated sum of these.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn dot<C: Codes, const N: usize>(
     groups: &[__m512i],
     input: *const i8,
     negative_sum: *const i32,
 ) -> __m512i {
-    // SAFETY: the caller grants the reads.
+    // SAFETY: the caller has the instructions and grants the reads.
     unsafe {
         let mut sum = if C::OFFSET_SHIFT < 0 {
             _mm512_setzero_si512()
@@ -84,80 +99,86 @@ unsafe fn dot<C: Codes, const N: usize>(
 
 /// # Safety
 /// - `codes` must point to a block of codes.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn unpack<C: Codes>(codes: *const u8) -> [__m512i; 8] {
-    // SAFETY: a block has `C::BITS` words of 64 bytes, and no more are read.
-    let word = |i: usize| unsafe { _mm512_loadu_si512(codes.add(64 * i).cast()) };
-    let mut groups = [_mm512_setzero_si512(); 8];
-    match C::BITS {
-        8 => {
-            for g in 0..8 {
-                groups[g] = word(g);
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let word = |i: usize| _mm512_loadu_si512(codes.add(64 * i).cast());
+        let mut groups = [_mm512_setzero_si512(); 8];
+        match C::BITS {
+            8 => {
+                for g in 0..8 {
+                    groups[g] = word(g);
+                }
+            }
+            4..=6 => {
+                let low = _mm512_set1_epi8(15);
+                for j in 0..4 {
+                    let both = word(j);
+                    groups[j] = _mm512_and_si512(both, low);
+                    groups[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                }
+                match C::BITS {
+                    5 => merge_bits(&mut groups, word(4), 4),
+                    6 => merge_pairs(&mut groups, [word(4), word(5)]),
+                    _ => {}
+                }
+            }
+            _ => {
+                let low = _mm512_set1_epi8(3);
+                for g in 0..8 {
+                    let pairs = word(g / 4);
+                    groups[g] = _mm512_and_si512(shift(pairs, 2 * (g as i16 % 4)), low);
+                }
+                if C::BITS == 3 {
+                    merge_bits(&mut groups, word(2), 2);
+                }
             }
         }
-        4..=6 => {
-            let low = _mm512_set1_epi8(15);
-            for j in 0..4 {
-                let both = word(j);
-                groups[j] = _mm512_and_si512(both, low);
-                groups[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-            }
-            match C::BITS {
-                5 => merge_bits(&mut groups, word(4), 4),
-                6 => merge_pairs(&mut groups, [word(4), word(5)]),
-                _ => {}
-            }
+        if let Some(table) = C::TABLE {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            groups = groups.map(|group| _mm512_shuffle_epi8(table, group));
         }
-        _ => {
-            let low = _mm512_set1_epi8(3);
-            for g in 0..8 {
-                let pairs = word(g / 4);
-                groups[g] = _mm512_and_si512(shift(pairs, 2 * (g as i16 % 4)), low);
-            }
-            if C::BITS == 3 {
-                merge_bits(&mut groups, word(2), 2);
-            }
-        }
+        groups
     }
-    if let Some(table) = C::TABLE {
-        // SAFETY: the table has sixteen bytes.
-        let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
-        groups = groups.map(|group| _mm512_shuffle_epi8(table, group));
-    }
-    groups
 }
 
 /// Shifts 16-bit lanes to the right, or to the left for negative numbers.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn shift(word: __m512i, right: i16) -> __m512i {
-    match right {
-        0 => word,
-        1.. => _mm512_srlv_epi16(word, _mm512_set1_epi16(right)),
-        _ => _mm512_sllv_epi16(word, _mm512_set1_epi16(-right)),
+#[inline(always)]
+unsafe fn shift(word: __m512i, right: i16) -> __m512i {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        match right {
+            0 => word,
+            1.. => _mm512_srlv_epi16(word, _mm512_set1_epi16(right)),
+            _ => _mm512_sllv_epi16(word, _mm512_set1_epi16(-right)),
+        }
     }
 }
 
 /// Puts bit `g` of each byte of `word` to bit `at` of group `g`.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn merge_bits(groups: &mut [__m512i; 8], word: __m512i, at: i16) {
-    let mask = _mm512_set1_epi8(1 << at);
-    for g in 0..8 {
-        // a | (b & c)
-        groups[g] = _mm512_ternarylogic_epi32::<0xf8>(groups[g], shift(word, g as i16 - at), mask);
+#[inline(always)]
+unsafe fn merge_bits(groups: &mut [__m512i; 8], word: __m512i, at: i16) {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let mask = _mm512_set1_epi8(1 << at);
+        for g in 0..8 {
+            // a | (b & c)
+            groups[g] = _mm512_ternarylogic_epi32::<0xf8>(groups[g], shift(word, g as i16 - at), mask);
+        }
     }
 }
 
 /// Puts bits `2 (g % 4) ..` of each byte of word `g / 4` to bits 4 and 5 of group `g`.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn merge_pairs(groups: &mut [__m512i; 8], words: [__m512i; 2]) {
-    let mask = _mm512_set1_epi8(0x30);
-    for g in 0..8 {
-        let pairs = shift(words[g / 4], 2 * (g as i16 % 4) - 4);
-        groups[g] = _mm512_ternarylogic_epi32::<0xf8>(groups[g], pairs, mask);
+#[inline(always)]
+unsafe fn merge_pairs(groups: &mut [__m512i; 8], words: [__m512i; 2]) {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let mask = _mm512_set1_epi8(0x30);
+        for g in 0..8 {
+            let pairs = shift(words[g / 4], 2 * (g as i16 % 4) - 4);
+            groups[g] = _mm512_ternarylogic_epi32::<0xf8>(groups[g], pairs, mask);
+        }
     }
 }
 
@@ -166,12 +187,11 @@ fn merge_pairs(groups: &mut [__m512i; 8], words: [__m512i; 2]) {
 ///
 /// # Safety
 /// - `scales` must point to the scales of more than `block` blocks.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__m512; 2]) {
-    let zero = [_mm512_setzero_ps(); 2];
-    // SAFETY: the lines read are those that `Scales` tells of.
+    // SAFETY: the caller has the instructions and grants the reads.
     unsafe {
+        let zero = [_mm512_setzero_ps(); 2];
         let lines = scales.add(block / C::SCALES.blocks() * C::SCALES.bytes());
         let half = |line: usize| _mm512_cvtph_ps(_mm256_loadu_si256(lines.add(2 * TILE * line).cast()));
         let byte = |halves: usize, line: usize| _mm_loadu_si128(lines.add((2 * halves + line) * TILE).cast());
@@ -208,11 +228,13 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
 }
 
 /// [`half_power_of_two`](crate::format::half_power_of_two) of each lane.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn power_of_two(exponents: __m512i) -> __m512 {
-    let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)));
-    let subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), exponents);
-    let small = _mm512_cmplt_epu32_mask(exponents, _mm512_set1_epi32(2));
-    _mm512_castsi512_ps(_mm512_mask_blend_epi32(small, normal, subnormal))
+#[inline(always)]
+unsafe fn power_of_two(exponents: __m512i) -> __m512 {
+    // SAFETY: the caller has the instructions and grants the reads.
+    unsafe {
+        let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)));
+        let subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), exponents);
+        let small = _mm512_cmplt_epu32_mask(exponents, _mm512_set1_epi32(2));
+        _mm512_castsi512_ps(_mm512_mask_blend_epi32(small, normal, subnormal))
+    }
 }

@@ -163,10 +163,10 @@ mod x86 {
             // SAFETY: weights and inputs have `n_cols` columns.
             unsafe {
                 let weights = W::avx512(weights.as_ptr().add(col * TILE * W::BYTES));
-                for row in 0..R {
+                each_row!(R, row => {
                     let input = _mm512_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
                     sums[row] = _mm512_fmadd_ps(weights, input, sums[row]);
-                }
+                });
             }
         }
         for row in 0..R {
@@ -192,10 +192,10 @@ mod x86 {
                 unsafe {
                     let at = (col * TILE + side * TILE / 2) * W::BYTES;
                     let weights = W::avx2(weights.as_ptr().add(at));
-                    for row in 0..R {
+                    each_row!(R, row => {
                         let input = _mm256_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
                         sums[row] = _mm256_fmadd_ps(weights, input, sums[row]);
-                    }
+                    });
                 }
             }
             for row in 0..R {

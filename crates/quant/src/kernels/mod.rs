@@ -20,6 +20,20 @@
 //! - a scale per half of a block: `t = i0 * d0; t = fma(i1, d1, t)`, with minima `t = fma(-m0, -s0, t)` and
 //!   `t = fma(-m1, -s1, t)` with `s0`, `s1` the integer sums; `acc = fma(t, a, acc)`.
 
+/// Writes the body out once for each of the first `$n_rows` rows, with the row as a constant: left to itself the compiler
+/// makes a loop of it, and keeps the sums in memory.
+#[cfg(target_arch = "x86_64")]
+macro_rules! each_row {
+    ($n_rows:ident, $row:ident => $body:block) => {
+        each_row!(@ $n_rows, $row, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $n_rows:ident, $row:ident, $body:block, $($index:literal)*) => {{$(
+        if $index < $n_rows {
+            let $row: usize = $index;
+            $body
+        }
+    )*}};
+}
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
