@@ -102,6 +102,11 @@ impl<'a> DraftRequest<'a> {
         Self { context, max_tokens, vocab_size: usize::MAX, end_tokens: &[], sampling, chance, policy: None }
     }
 
+    /// Whether the draft length follows costs and acceptance, so that confidences are of use.
+    pub fn is_adaptive(&self) -> bool {
+        self.policy.is_some()
+    }
+
     /// Whether it pays to draft one more token after those whose confidences are given.
     ///
     /// Always true where the length is fixed. A drafter that samples may let this decide whether to draft

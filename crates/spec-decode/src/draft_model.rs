@@ -130,27 +130,30 @@ impl<M: LanguageModel> ModelDrafter<M> {
         self.agreed = 0;
     }
 
-    /// Chooses a draft token from an answer: the token, its probability, and what it was drawn from if it
-    /// was left to chance.
+    /// Chooses a draft token from an answer: the token, its probability if that was asked for, and what it
+    /// was drawn from if it was left to chance.
     fn choose(
         &self,
         output: Output,
+        want: Want,
         history: &[TokenId],
         request: &mut DraftRequest<'_>,
-    ) -> Result<Option<(TokenId, f64, Option<Distribution>)>> {
+    ) -> Result<(TokenId, Option<f32>, Option<Distribution>)> {
+        let missing = Error::MissingOutput { row: 0, rows: 1, want };
         match output {
-            Output::TopK(best) => Ok(best.first().map(|b| (b.token, (b.logprob as f64).exp(), None))),
+            Output::ArgMax(token) => Ok((token, None, None)),
+            Output::TopK(best) => best.first().map(|b| (b.token, Some(b.logprob.exp()), None)).ok_or(missing),
             Output::Logits(mut logits) => {
                 logits.truncate(request.vocab_size);
                 let q = request.sampling.distribution(&logits, history)?;
                 if self.samples(request) {
                     let token = request.chance.draw(&q);
-                    return Ok(Some((token, q.probability(token), Some(q))));
+                    return Ok((token, Some(q.probability(token) as f32), Some(q)));
                 }
                 let best = q.entries().iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a });
-                Ok(best.map(|(token, probability)| (token, probability, None)))
+                best.map(|(token, probability)| (token, Some(probability as f32), None)).ok_or(missing)
             }
-            _ => Ok(None),
+            _ => Err(missing),
         }
     }
 
@@ -185,9 +188,13 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
         let room = self.model.info().max_context - context.len() + 1;
         let max_tokens = request.max_tokens.min(room);
         let samples = self.samples(request);
-        // The most likely token does not depend on the temperature; a penalty needs the logits.
-        let want =
-            if !samples && request.sampling.repetition_penalty == 1.0 { Want::TopK(1) } else { Want::Logits };
+        // The most likely token does not depend on the temperature; a penalty needs the logits. Its probability
+        // costs a pass over the vocabulary, which is left out where nobody asks for it.
+        let want = match samples || request.sampling.repetition_penalty != 1.0 {
+            true => Want::Logits,
+            false if request.is_adaptive() || self.config.min_probability > 0.0 => Want::TopK(1),
+            false => Want::ArgMax,
+        };
 
         let (sequence, mut keep) = self.rewind(context, 1)?;
         let mut catch_up = Duration::ZERO;
@@ -203,15 +210,17 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
         let (mut confidences, mut proposals) = (Vec::new(), Vec::new());
         let mut output = self.feed(sequence, &context[keep..], want)?;
         self.agreed = context.len();
-        while let Some((token, probability, q)) = self.choose(output, &history, request)? {
+        loop {
+            let (token, probability, q) = self.choose(output, want, &history, request)?;
             if token as usize >= request.vocab_size {
                 break;
             }
             history.push(token);
-            confidences.push(probability as f32);
+            confidences.extend(probability);
             proposals.extend(q);
-            let done = confidences.len() >= max_tokens
-                || (probability as f32) < self.config.min_probability
+            let n_tokens = history.len() - context.len();
+            let done = n_tokens >= max_tokens
+                || probability.is_some_and(|p| p < self.config.min_probability)
                 || request.end_tokens.contains(&token)
                 || !request.pays(&confidences);
             if done {
@@ -219,9 +228,12 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
             }
             output = self.feed(sequence, &[token], want)?;
         }
-        let draft = Draft::chain(history.split_off(context.len()))
-            .with_confidences(confidences)
-            .with_catch_up(catch_up);
+        let tokens = history.split_off(context.len());
+        let known = confidences.len() == tokens.len();
+        let mut draft = Draft::chain(tokens).with_catch_up(catch_up);
+        if known {
+            draft = draft.with_confidences(confidences);
+        }
         Ok(if samples { draft.with_proposals(proposals) } else { draft })
     }
 
