@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use breakers_core::TokenId;
 use breakers_quant::gguf::{Array, File, Metadata, StringArray, Value};
-use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
     Algorithm, Inner, Roles, Tokenizer,
@@ -17,7 +16,7 @@ use super::{
     pretokenize::PreTokenizer,
     special::{SpecialToken, SpecialTokens},
     spm::SentencePiece,
-    vocab::{Attributes, SPECIAL, Vocab, alphabet, byte_of},
+    vocab::{Attributes, SPECIAL, TokenTable, Vocab, alphabet, byte_of},
 };
 use crate::{Error, Result};
 
@@ -206,16 +205,17 @@ fn byte_level(metadata: &Metadata) -> Result<Tokenizer> {
     }
     let mut byte_tokens = [None; 256];
     for (byte, c) in alphabet::CHARS.iter().enumerate() {
-        byte_tokens[byte] = tokens.ids.get(&*c.encode_utf8(&mut [0; 4])).copied();
+        byte_tokens[byte] = tokens.table.get(c.encode_utf8(&mut [0; 4]));
     }
     let whole_words = (is_llama_3 || name == "glm4").then(|| {
         let bytes = |text: &str| {
             let mut bytes = Vec::with_capacity(text.len());
             alphabet::decode(text, &mut bytes).then(|| bytes.into_boxed_slice())
         };
-        tokens.ids.iter().filter_map(|(text, &id)| Some((bytes(text)?, id))).collect()
+        let texts = tokens.table.texts().iter().zip(0..);
+        texts.filter(|(text, _)| !text.is_empty()).filter_map(|(text, id)| Some((bytes(text)?, id))).collect()
     });
-    let merges = read_merges(metadata.require_strings("tokenizer.ggml.merges")?, &tokens.ids)?;
+    let merges = read_merges(metadata.require_strings("tokenizer.ggml.merges")?, &tokens.table)?;
     let algorithm =
         Algorithm::ByteLevelBpe(Box::new(ByteLevelBpe { pre_tokenizer, byte_tokens, merges, whole_words }));
     assemble(metadata, &tokens, vocab, algorithm, Defaults { add_bos: is_llama_3, ..Defaults::default() })
@@ -236,9 +236,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<Tokenizer> {
     }
     let mut byte_tokens = Box::new([None; 256]);
     for (byte, token) in byte_tokens.iter_mut().enumerate() {
-        *token = tokens.ids.get(&*format!("<0x{byte:02X}>")).copied();
+        *token = tokens.table.get(&format!("<0x{byte:02X}>"));
         if token.is_none() && byte < 0x80 {
-            *token = tokens.ids.get(&*char::from(byte as u8).encode_utf8(&mut [0; 4])).copied();
+            *token = tokens.table.get(char::from(byte as u8).encode_utf8(&mut [0; 4]));
         }
     }
     let in_range = |id: TokenId| Some(id).filter(|&id| (id as usize) < tokens.len());
@@ -250,8 +250,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<Tokenizer> {
         unknown: in_range(0),
     };
     let unknown = tokens.role(metadata, "tokenizer.ggml.unknown_token_id")?.or(defaults.unknown);
-    let ids = tokens.ids.iter().map(|(&text, &id)| (text.into(), id)).collect();
-    let algorithm = Algorithm::SentencePiece(Box::new(SentencePiece::new(ids, scores, byte_tokens, unknown)));
+    let table = tokens.table.clone();
+    let algorithm =
+        Algorithm::SentencePiece(Box::new(SentencePiece::new(table, scores, byte_tokens, unknown)));
     assemble(metadata, &tokens, vocab, algorithm, defaults)
 }
 
@@ -267,7 +268,7 @@ struct Defaults {
 
 fn assemble(
     metadata: &Metadata,
-    tokens: &Tokens<'_>,
+    tokens: &Tokens,
     vocab: Vocab,
     algorithm: Algorithm,
     defaults: Defaults,
@@ -327,17 +328,15 @@ fn assemble(
 }
 
 /// The vocabulary as the file writes it.
-struct Tokens<'a> {
-    texts: &'a StringArray,
+struct Tokens {
+    table: TokenTable,
     attributes: Vec<Attributes>,
-    /// Empty texts are left out: they stand for ids that are not in use.
-    ids: HashMap<&'a str, TokenId>,
     /// Tokens that end a text by their name or role, the EOS token aside.
     end_tokens: Vec<TokenId>,
 }
 
-impl<'a> Tokens<'a> {
-    fn read(metadata: &'a Metadata) -> Result<Self> {
+impl Tokens {
+    fn read(metadata: &Metadata) -> Result<Self> {
         let texts = metadata.require_strings("tokenizer.ggml.tokens")?;
         let limit = i32::MAX as usize;
         if texts.len() > limit {
@@ -356,20 +355,8 @@ impl<'a> Tokens<'a> {
                 });
             }
         };
-        let mut ids = HashMap::with_capacity(texts.len());
-        for (id, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
-            match ids.entry(text) {
-                Entry::Vacant(place) => _ = place.insert(id as TokenId),
-                Entry::Occupied(first) => {
-                    return Err(Error::DuplicateToken {
-                        text: text.to_owned(),
-                        first: *first.get(),
-                        second: id as TokenId,
-                    });
-                }
-            }
-        }
-        let mut tokens = Self { texts, attributes, ids, end_tokens: Vec::new() };
+        let table = TokenTable::new(texts.clone())?;
+        let mut tokens = Self { table, attributes, end_tokens: Vec::new() };
         tokens.read_roles(metadata)?;
         Ok(tokens)
     }
@@ -383,7 +370,7 @@ impl<'a> Tokens<'a> {
             }
             if token.is_none() {
                 // Of several names in one vocabulary the lowest id has the role.
-                token = names.iter().filter_map(|name| self.ids.get(name).copied()).min();
+                token = names.iter().filter_map(|name| self.table.get(name)).min();
                 if let Some(token) = token {
                     self.add_attribute(token, Attributes::CONTROL);
                 }
@@ -391,21 +378,21 @@ impl<'a> Tokens<'a> {
             self.end_tokens.extend(token.filter(|_| ends));
         }
         for name in END_NAMES {
-            if let Some(&token) = self.ids.get(name) {
+            if let Some(token) = self.table.get(name) {
                 self.add_attribute(token, Attributes::CONTROL);
                 self.end_tokens.push(token);
             }
         }
         for name in VISIBLE_NAMES {
-            if let Some(&token) = self.ids.get(name) {
+            if let Some(token) = self.table.get(name) {
                 self.attributes[token as usize] = Attributes::USER_DEFINED;
             }
         }
         // Where a turn has other ends, `<|end|>` only ends a part of it.
-        let has = |name: &str| self.ids.contains_key(name);
+        let has = |name: &str| self.table.get(name).is_some();
         let call = has("<|call|>") || has("<|calls|>");
         if (call && (has("<|return|>") || has("<|flush|>")))
-            && let Some(&token) = self.ids.get("<|end|>")
+            && let Some(token) = self.table.get("<|end|>")
         {
             self.end_tokens.retain(|&other| other != token);
             self.attributes[token as usize] = Attributes::USER_DEFINED;
@@ -419,11 +406,11 @@ impl<'a> Tokens<'a> {
     }
 
     fn len(&self) -> usize {
-        self.texts.len()
+        self.attributes.len()
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&'a str, Attributes)> {
-        self.texts.iter().zip(self.attributes.iter().copied())
+    fn iter(&self) -> impl Iterator<Item = (&str, Attributes)> {
+        self.table.texts().iter().zip(self.attributes.iter().copied())
     }
 
     /// The token id at `key`.
@@ -478,7 +465,7 @@ fn read_scores(metadata: &Metadata, n_tokens: usize) -> Result<Vec<f32>> {
 }
 
 /// Merge rules, each two tokens with a space between them.
-fn read_merges(rules: &StringArray, ids: &HashMap<&str, TokenId>) -> Result<Merges> {
+fn read_merges(rules: &StringArray, tokens: &TokenTable) -> Result<Merges> {
     let mut merges = Merges::with_capacity(rules.len());
     let mut joined = String::new();
     for (index, rule) in rules.iter().enumerate() {
@@ -492,7 +479,7 @@ fn read_merges(rules: &StringArray, ids: &HashMap<&str, TokenId>) -> Result<Merg
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
-        let id = |text: &str, reason| ids.get(text).copied().ok_or_else(|| invalid(reason));
+        let id = |text: &str, reason| tokens.get(text).ok_or_else(|| invalid(reason));
         let pair = (id(left, "the first part is not a token")?, id(right, "the second part is not a token")?);
         let token = id(&joined, "the parts together are not a token")?;
         // Of two equal rules the first counts.

@@ -5,7 +5,7 @@
 //! the text that longer ones have left. (Leftmost-longest matching, as in Hugging Face's tokenizers, differs
 //! where a longer token starts within a shorter one.)
 
-use std::ops::Range;
+use std::{cmp::Ordering, ops::Range};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use breakers_core::TokenId;
@@ -52,18 +52,24 @@ impl SpecialTokens {
     }
 }
 
+/// # Cost
+/// O(n) in the length of the text for one pass, and O(n) more for each token that occurs in more than a
+/// 16th of all places; there can be few of these.
 #[derive(Debug)]
 struct Searcher {
     /// Longest first.
     tokens: Vec<SpecialToken>,
-    /// Tells which of the tokens occur at all, so that the others cost nothing. `None` without tokens, and
-    /// where they are too many for it: every token is searched for then.
-    any: Option<AhoCorasick>,
+    /// Finds the occurrences of all tokens in one pass. `None` without tokens, and where they are too many
+    /// for it: each is searched for then.
+    all: Option<AhoCorasick>,
 }
+
+/// Where a token occurs: its index and its first byte.
+type Occurrence = (u32, u32);
 
 impl Searcher {
     fn new(tokens: Vec<SpecialToken>) -> Self {
-        let any = (!tokens.is_empty())
+        let all = (!tokens.is_empty())
             .then(|| {
                 AhoCorasick::builder()
                     .match_kind(MatchKind::Standard)
@@ -72,75 +78,117 @@ impl Searcher {
                     .ok()
             })
             .flatten();
-        Self { tokens, any }
+        Self { tokens, all }
     }
 
     fn split(&self, text: &str) -> Vec<Fragment> {
-        let mut fragments = Vec::new();
-        if !text.is_empty() {
-            fragments.push(Fragment::Text(0..text.len()));
+        let (rare, frequent) = self.occurrences(text);
+        if rare.is_empty() && frequent.is_empty() {
+            return (!text.is_empty()).then_some(Fragment::Text(0..text.len())).into_iter().collect();
         }
-        for index in self.occurring(text) {
-            let token = &self.tokens[index];
-            let finder = memmem::Finder::new(&token.text);
-            let mut split = Vec::with_capacity(fragments.len());
-            for fragment in fragments {
-                match fragment {
-                    Fragment::Text(range) => split_at(text, range, token, &finder, &mut split),
-                    done => split.push(done),
-                }
+        let mut claims = Claims::new(text);
+        let mut rare = rare.into_iter().peekable();
+        for (index, token) in self.tokens.iter().enumerate() {
+            while let Some((_, start)) = rare.next_if(|&(other, _)| other as usize == index) {
+                claims.claim(token, start as usize);
             }
-            fragments = split;
+            if frequent.contains(&index) {
+                claims.claim_all(token);
+            }
         }
-        fragments
+        claims.into_fragments()
     }
 
-    /// Tokens that may occur in `text`, longest first.
-    fn occurring(&self, text: &str) -> Vec<usize> {
-        let Some(any) = &self.any else { return (0..self.tokens.len()).collect() };
-        let mut seen = vec![false; self.tokens.len()];
-        let mut found = Vec::new();
-        for hit in any.find_overlapping_iter(text) {
+    /// The places of tokens that occur rarely, in the order in which they are to be claimed, and the tokens
+    /// that occur so often that their places would take more memory than the text.
+    fn occurrences(&self, text: &str) -> (Vec<Occurrence>, Vec<usize>) {
+        let Some(all) = &self.all else { return (Vec::new(), (0..self.tokens.len()).collect()) };
+        let limit = text.len() / 16 + 1024;
+        let (mut rare, mut frequent) = (Vec::new(), Vec::new());
+        let mut counts = Vec::new();
+        for hit in all.find_overlapping_iter(text) {
+            counts.resize(self.tokens.len(), 0);
             let index = hit.pattern().as_usize();
-            if !std::mem::replace(&mut seen[index], true) {
-                found.push(index);
+            counts[index] += 1;
+            match counts[index].cmp(&limit) {
+                Ordering::Less => rare.push((index as u32, hit.start() as u32)),
+                Ordering::Equal => frequent.push(index),
+                Ordering::Greater => {}
             }
         }
-        found.sort_unstable();
-        found
+        rare.retain(|&(index, _)| counts[index as usize] < limit);
+        rare.sort_unstable();
+        (rare, frequent)
     }
 }
 
-/// Splits one stretch of text at every occurrence of one token.
-fn split_at(
-    text: &str,
-    range: Range<usize>,
-    token: &SpecialToken,
-    finder: &memmem::Finder<'_>,
-    out: &mut Vec<Fragment>,
-) {
-    let is_space = |c: char| matches!(c, ' ' | '\t'..='\r');
-    let (mut start, end) = (range.start, range.end);
-    while let Some(at) = finder.find(&text.as_bytes()[start..end]) {
-        let before = &text[start..start + at];
-        let kept = if token.strip_left { before.trim_end_matches(is_space) } else { before };
-        if !kept.is_empty() {
-            out.push(Fragment::Text(start..start + kept.len()));
+/// Which bytes of a text belong to special tokens.
+struct Claims<'a> {
+    text: &'a str,
+    /// Empty as long as nothing is claimed.
+    taken: Vec<bool>,
+    /// Claimed bytes, spaces that the token takes along included.
+    claimed: Vec<(Range<usize>, TokenId)>,
+}
+
+impl<'a> Claims<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { text, taken: Vec::new(), claimed: Vec::new() }
+    }
+
+    fn is_taken(&self, at: usize) -> bool {
+        self.taken.get(at).copied().unwrap_or(false)
+    }
+
+    /// Claims the place of a token that occurs at `start`, unless a byte of it is taken.
+    fn claim(&mut self, token: &SpecialToken, start: usize) {
+        let end = start + token.text.len();
+        // What has been claimed is no shorter than the token, so it cannot lie within.
+        if self.is_taken(start) || self.is_taken(end - 1) {
+            return;
         }
-        out.push(Fragment::Token(token.id));
-        start += at + token.text.len();
-        if token.strip_right {
-            let rest = &text[start..end];
-            start += rest.len() - rest.trim_start_matches(is_space).len();
+        self.taken.resize(self.text.len(), false);
+        let is_space =
+            |at: &usize| matches!(self.text.as_bytes()[*at], b' ' | b'\t'..=b'\r') && !self.taken[*at];
+        let before = if token.strip_left { (0..start).rev().take_while(is_space).count() } else { 0 };
+        let after = if token.strip_right { (end..self.text.len()).take_while(is_space).count() } else { 0 };
+        let range = start - before..end + after;
+        self.taken[range.clone()].fill(true);
+        self.claimed.push((range, token.id));
+    }
+
+    /// Claims all free places of a token, from left to right.
+    fn claim_all(&mut self, token: &SpecialToken) {
+        let finder = memmem::Finder::new(&token.text);
+        let mut at = 0;
+        while let Some(found) = self.text.as_bytes().get(at..).and_then(|rest| finder.find(rest)) {
+            self.claim(token, at + found);
+            at += found + 1;
         }
     }
-    if start < end {
-        out.push(Fragment::Text(start..end));
+
+    fn into_fragments(mut self) -> Vec<Fragment> {
+        self.claimed.sort_unstable_by_key(|(range, _)| range.start);
+        let mut fragments = Vec::with_capacity(2 * self.claimed.len() + 1);
+        let mut at = 0;
+        for (range, token) in self.claimed {
+            if at < range.start {
+                fragments.push(Fragment::Text(at..range.start));
+            }
+            fragments.push(Fragment::Token(token));
+            at = range.end;
+        }
+        if at < self.text.len() {
+            fragments.push(Fragment::Text(at..self.text.len()));
+        }
+        fragments
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn token(id: TokenId, text: &str) -> SpecialToken {
@@ -184,5 +232,44 @@ mod tests {
         check("<b>c<b>c", true, r#""<" 3 "<" 3"#);
         check("\n\n\n x", false, r#"11 10 " x""#);
         check("a <left> b <right> \n\n c", true, r#""a" 8 " b " 9 "c""#);
+    }
+
+    /// The definition, word for word: each token in turn takes its places in what is left.
+    fn plain_split(tokens: &[SpecialToken], text: &str) -> Vec<Fragment> {
+        let mut tokens: Vec<_> = tokens.iter().collect();
+        tokens.sort_by_key(|token| (std::cmp::Reverse(token.text.len()), token.id));
+        let mut fragments = vec![Fragment::Text(0..text.len())];
+        for token in tokens {
+            fragments = fragments
+                .into_iter()
+                .flat_map(|fragment| {
+                    let Fragment::Text(range) = fragment else { return vec![fragment] };
+                    let (mut at, mut out) = (range.start, Vec::new());
+                    while let Some(found) = text[at..range.end].find(&token.text) {
+                        out.push(Fragment::Text(at..at + found));
+                        out.push(Fragment::Token(token.id));
+                        at += found + token.text.len();
+                    }
+                    out.push(Fragment::Text(at..range.end));
+                    out
+                })
+                .collect();
+        }
+        fragments.retain(|fragment| !matches!(fragment, Fragment::Text(range) if range.is_empty()));
+        fragments
+    }
+
+    proptest! {
+        #[test]
+        fn one_pass_equals_many(
+            texts in prop::collection::btree_set("[ab]{1,5}", 1..8),
+            words in prop::collection::vec("[abc]{0,9}", 0..9),
+            repeat in prop_oneof![4 => Just(1usize), 1 => Just(2000usize)],
+        ) {
+            let tokens: Vec<_> = texts.iter().zip(20..).map(|(text, id)| token(id, text)).collect();
+            let text = words.concat().repeat(repeat);
+            let expected = plain_split(&tokens, &text);
+            prop_assert_eq!(SpecialTokens::new(tokens).split(&text, false), expected);
+        }
     }
 }

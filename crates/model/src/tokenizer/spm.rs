@@ -14,8 +14,9 @@
 use std::{cmp::Ordering, collections::BinaryHeap};
 
 use breakers_core::TokenId;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashSet;
 
+use super::vocab::TokenTable;
 use crate::{Error, Result};
 
 const NONE: u32 = u32::MAX;
@@ -26,7 +27,7 @@ pub(super) const SPACE: char = '▁';
 #[derive(Debug)]
 pub(super) struct SentencePiece {
     /// Tokens by their text.
-    pub(super) tokens: HashMap<Box<str>, TokenId>,
+    pub(super) tokens: TokenTable,
     pub(super) scores: Vec<f32>,
     /// The token of each byte.
     pub(super) byte_tokens: Box<[Option<TokenId>; 256]>,
@@ -40,14 +41,14 @@ pub(super) struct SentencePiece {
 
 impl SentencePiece {
     pub(super) fn new(
-        tokens: HashMap<Box<str>, TokenId>,
+        tokens: TokenTable,
         scores: Vec<f32>,
         byte_tokens: Box<[Option<TokenId>; 256]>,
         unknown: Option<TokenId>,
     ) -> Self {
-        let longest = tokens.keys().map(|text| text.len()).max().unwrap_or(0);
+        let longest = tokens.texts().iter().map(str::len).max().unwrap_or(0);
         let mut before_space = HashSet::from([SPACE]);
-        for text in tokens.keys() {
+        for text in tokens.texts().iter() {
             for (at, _) in text.match_indices(SPACE) {
                 before_space.extend(text[..at].chars().next_back());
             }
@@ -113,7 +114,7 @@ impl SentencePiece {
         for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
             let piece = &text[symbol.start..symbol.start + symbol.len];
             match self.tokens.get(piece) {
-                Some(&token) => out.push(token),
+                Some(token) => out.push(token),
                 None => self.spell(piece, out)?,
             }
         }
@@ -130,7 +131,7 @@ impl SentencePiece {
         if len > self.longest {
             return;
         }
-        if let Some(&token) = self.tokens.get(&text[first.start..first.start + len]) {
+        if let Some(token) = self.tokens.get(&text[first.start..first.start + len]) {
             heap.push(Candidate { score: self.scores[token as usize], left: left as u32, len });
         }
     }

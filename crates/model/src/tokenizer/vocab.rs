@@ -1,8 +1,59 @@
 //! The tokens of a model: what bytes each stands for and which of them are special.
 
+use std::hash::BuildHasher;
+
 use breakers_core::TokenId;
+use breakers_quant::gguf::StringArray;
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use crate::{Error, Result};
+
+/// Token ids by their text.
+///
+/// # Memory
+/// Five to ten bytes a token beside the texts themselves.
+#[derive(Clone, Debug)]
+pub(super) struct TokenTable {
+    texts: StringArray,
+    ids: HashTable<TokenId>,
+    hasher: DefaultHashBuilder,
+}
+
+impl TokenTable {
+    /// The ids of all texts. Empty ones are left out: they stand for ids that are not in use.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateToken`].
+    pub(super) fn new(texts: StringArray) -> Result<Self> {
+        let hasher = DefaultHashBuilder::default();
+        let mut ids = HashTable::with_capacity(texts.len());
+        for (id, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+            let same = |&other: &TokenId| texts.get(other as usize) == Some(text);
+            let hash = |&other: &TokenId| hasher.hash_one(texts.get(other as usize).unwrap_or_default());
+            match ids.entry(hasher.hash_one(text), same, hash) {
+                Entry::Vacant(place) => _ = place.insert(id as TokenId),
+                Entry::Occupied(first) => {
+                    return Err(Error::DuplicateToken {
+                        text: text.to_owned(),
+                        first: *first.get(),
+                        second: id as TokenId,
+                    });
+                }
+            }
+        }
+        Ok(Self { texts, ids, hasher })
+    }
+
+    pub(super) fn texts(&self) -> &StringArray {
+        &self.texts
+    }
+
+    /// The id of a text.
+    pub(super) fn get(&self, text: &str) -> Option<TokenId> {
+        let same = |&id: &TokenId| self.texts.get(id as usize) == Some(text);
+        self.ids.find(self.hasher.hash_one(text), same).copied()
+    }
+}
 
 /// Properties of a token, a set of flags because a file's type and a token's text may both say something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
