@@ -51,6 +51,7 @@ pub struct PlainCache {
 
 /// Where a layer's keys and values are.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // A cache has a few dozen of them; their size does not matter.
 enum Layer {
     Host(LayerPages),
     Device(DevicePages),
