@@ -359,12 +359,13 @@ mod tests {
             .collect()
     }
 
-    fn bits(quantized: &QuantizedActivations) -> (Vec<i8>, Vec<u32>, Vec<u32>, Vec<i32>, Vec<[i32; 2]>) {
+    type Bits = (Vec<i8>, [Vec<u32>; 2], Vec<i32>, Vec<[i32; 2]>);
+
+    fn bits(quantized: &QuantizedActivations) -> Bits {
         let to_bits = |values: &[f32]| values.iter().map(|x| x.to_bits() & !(1 << 31)).collect();
         (
             quantized.quants.clone(),
-            to_bits(&quantized.scales),
-            to_bits(&quantized.scaled_sums),
+            [to_bits(&quantized.scales), to_bits(&quantized.scaled_sums)],
             quantized.negative_sums.clone(),
             quantized.negative_half_sums.clone(),
         )
