@@ -9,8 +9,8 @@ use breakers_backend::pool;
 use breakers_core::{Sampler, SamplingConfig, TokenId};
 use breakers_model::{LoadOptions, Model};
 use breakers_spec_decode::{
-    Config, Draft, DraftLength, DraftRequest, Drafter, ModelDraftConfig, ModelDrafter, NgramConfig, NgramDrafter,
-    NoDrafter, Result, Speculator, TokenizerFingerprint,
+    Config, Draft, DraftLength, DraftRequest, Drafter, ModelDraftConfig, ModelDrafter, NgramConfig,
+    NgramDrafter, NoDrafter, Result, Speculator, TokenizerFingerprint,
 };
 
 const TEXTS: [&str; 4] = [
@@ -40,7 +40,9 @@ fn ngram(_: &Model) -> Box<dyn Drafter> {
 fn itself(model: &Model) -> Box<dyn Drafter> {
     let tokens = |id: u32| model.tokenizer().token_bytes(id).unwrap_or_default().to_vec();
     let fingerprint = TokenizerFingerprint::from_tokens((0..model.info().vocab_size as u32).map(tokens));
-    Box::new(ModelDrafter::new(model.runner(), fingerprint, fingerprint, ModelDraftConfig::default()).unwrap())
+    Box::new(
+        ModelDrafter::new(model.runner(), fingerprint, fingerprint, ModelDraftConfig::default()).unwrap(),
+    )
 }
 
 /// Proposes tokens at random, so that nearly every draft is rejected, at once or in the middle.
@@ -83,7 +85,8 @@ fn every_drafter_gives_the_tokens_of_plain_decoding() {
         // A different prefix in each cycle, so that long runs do not repeat themselves.
         let mut prompt = prompt;
         prompt.extend(model.tokenizer().encode(&format!(" {}", round / 34), Default::default()).unwrap());
-        let config = Config { max_tokens: 48, draft_length: length, end_tokens: Some(vec![]), ..Config::default() };
+        let config =
+            Config { max_tokens: 48, draft_length: length, end_tokens: Some(vec![]), ..Config::default() };
         let mut runner = model.runner();
         let mut decode = |drafter: Box<dyn Drafter>| {
             let mut speculator = Speculator::new(drafter);

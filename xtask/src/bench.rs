@@ -158,13 +158,11 @@ fn measure(
     std::fs::write(&ids_file, json!({ "prompt_ids": ids }).to_string())?;
 
     let ids_file = ids_file.to_string_lossy().into_owned();
-    let (threads_text, n) = (threads.to_string(), options.max_tokens.to_string());
-    // Our first token comes with the prompt; the peer counts passes of one token.
-    let n_ours = (options.max_tokens + 1).to_string();
-    let shared = ["--model", model, "--threads", &threads_text, "--ids-file", &ids_file];
-    let theirs = [&["speed"], &shared[..], &["--max-tokens", &n]].concat();
+    let (threads, n) = (threads.to_string(), options.max_tokens.to_string());
+    let shared = ["--model", model, "--threads", &threads, "--max-tokens", &n];
+    let ours = [&shared[..], &["--measure", &ids_file]].concat();
+    let theirs = [&["speed"], &shared[..], &["--ids-file", &ids_file]].concat();
     let theirs_flash = [&theirs[..], &["--flash-attention"]].concat();
-    let ours = [&shared[..], &["--max-tokens", &n_ours, "--ignore-end", "--warm-up", "--no-steps"]].concat();
 
     let mut measured = Measured::default();
     for round in 0..options.repeat {

@@ -8,6 +8,7 @@ mod docs;
 mod exact;
 mod fetch;
 mod licenses;
+mod lossless;
 mod peer;
 mod workspace;
 
@@ -43,6 +44,8 @@ enum Chore {
     Bench(bench::Options),
     /// Compare token ids, log-probabilities and perplexity with llama.cpp's.
     Exact(exact::Options),
+    /// Compare speculative with plain decoding over many tokens: every draft length, several thread counts.
+    Lossless(lossless::Options),
     /// Put Debian's LLVM where the CUDA build looks for its own (for machines without access to GitHub).
     CudaSetup,
     /// Build the examples for CUDA, release profile, and print the programs' paths.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Chore::Fetch { names } => fetch::run(&names),
         Chore::Bench(options) => bench::run(&options),
         Chore::Exact(options) => exact::run(&options),
+        Chore::Lossless(options) => lossless::run(&options),
         Chore::CudaSetup => cuda::setup().map(|folder| println!("{}", folder.display())),
         Chore::CudaBuild { small, tests } => cuda::build(small, tests),
         Chore::Docs { out } => docs::run(&out),

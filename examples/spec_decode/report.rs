@@ -1,0 +1,133 @@
+//! Tables and a chart out of the runs.
+
+use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
+use breakers_examples::Result;
+use breakers_spec_decode::{DraftLength, Stats};
+
+use crate::measure::Measurement;
+
+/// The report of a measurement; the machine's part of the provenance is given.
+pub(crate) fn build(measurement: &Measurement, mut provenance: Provenance) -> Result<Report> {
+    let config = &measurement.config;
+    let n_rounds = measurement.runs[0][0].len();
+    let length = match config.draft_length {
+        DraftLength::Fixed(n) => n.to_string(),
+        DraftLength::Adaptive { max } => format!("adaptive, {max} at most"),
+        _ => "other".to_owned(),
+    };
+    for (name, value) in [
+        ("max tokens", config.max_tokens.to_string()),
+        ("temperature", config.sampling.temperature.to_string()),
+        ("draft length", length),
+        ("rounds", n_rounds.to_string()),
+    ] {
+        provenance.settings.insert(name.to_owned(), value);
+    }
+    let mut report = Report::new("Plain against speculative decoding", provenance);
+    report
+        .paragraph(format!(
+            "Medians of {n_rounds} rounds, in which all took turns; speed-ups with a 95 % interval. The prompt and \
+             the first token are not in the times. \"Accepted per step\" counts draft tokens over the steps that \
+             verified a draft, \"tokens per step\" all tokens over all steps."
+        ))
+        .table(speed_table(measurement)?)
+        .table(cost_table(measurement)?)
+        .chart("speed", chart(measurement)?.into());
+    Ok(report)
+}
+
+fn rates(stats: &[Stats]) -> Vec<f64> {
+    stats.iter().map(Stats::decode_tokens_per_second).collect()
+}
+
+fn speed_table(measurement: &Measurement) -> Result<Table> {
+    let mut table = Table::new("speed", "Speed");
+    table
+        .column(Column::new("prompt"))
+        .column(Column::new("drafter"))
+        .column(Column::new("decode").unit("token/s").decimals(1))
+        .column(Column::new("speed-up"))
+        .column(Column::new("accepted per step"))
+        .column(Column::new("tokens per step"))
+        .column(Column::new("tokens"))
+        .column(Column::new("same tokens"));
+    let n_prompts = measurement.prompts.len();
+    let mut scopes: Vec<Option<usize>> = (0..n_prompts).map(Some).collect();
+    if n_prompts > 1 {
+        scopes.push(None);
+    }
+    for scope in scopes {
+        let name = scope.map_or("all", |p| measurement.prompts[p].name.as_str());
+        let plain = rates(&measurement.stats(0, scope));
+        for (c, contestant) in measurement.contestants.iter().enumerate() {
+            let rounds = measurement.stats(c, scope);
+            let speeds = rates(&rounds);
+            // A text of a single token has no decoding steps, hence no speed to compare.
+            let ratio = match (c, speeds.len()) {
+                (0, _) => None,
+                (_, 1) => Some(Cell::from(speeds[0] / plain[0])),
+                _ => {
+                    stats::ratio_of_medians(&speeds, &plain, &BootstrapConfig::default()).ok().map(Cell::from)
+                }
+            };
+            let mut sum = Stats::default();
+            rounds.iter().for_each(|s| sum.merge(s));
+            let prompts: Vec<usize> = scope.map_or_else(|| (0..n_prompts).collect(), |p| vec![p]);
+            let same: Option<bool> = prompts
+                .iter()
+                .map(|&p| measurement.same_tokens(c, p))
+                .collect::<Option<Vec<bool>>>()
+                .map(|all| all.iter().all(|same| *same));
+            table.row(vec![
+                Cell::from(name),
+                contestant.name.as_str().into(),
+                stats::median(&speeds)?.into(),
+                ratio.unwrap_or(Cell::Missing),
+                (sum.speculative_steps > 0).then(|| sum.accepted_per_step()).into(),
+                sum.tokens_per_step().into(),
+                rounds[0].emitted.into(),
+                same.into(),
+            ])?;
+        }
+    }
+    Ok(table)
+}
+
+fn cost_table(measurement: &Measurement) -> Result<Table> {
+    let mut table = Table::new("cost", "Where the time goes, all prompts and rounds");
+    table
+        .column(Column::new("drafter"))
+        .column(Column::new("steps"))
+        .column(Column::new("with a draft"))
+        .column(Column::new("accepted").unit("%").decimals(1))
+        .column(Column::new("a draft").unit("ms").decimals(3))
+        .column(Column::new("a verification").unit("ms").decimals(3))
+        .column(Column::new("a plain step").unit("ms").decimals(3));
+    for (c, contestant) in measurement.contestants.iter().enumerate() {
+        let mut sum = Stats::default();
+        measurement.stats(c, None).iter().for_each(|s| sum.merge(s));
+        let per = |seconds: f64, n: usize| (n > 0).then(|| 1000.0 * seconds / n as f64);
+        table.row(vec![
+            Cell::from(contestant.name.as_str()),
+            sum.steps.into(),
+            sum.speculative_steps.into(),
+            (sum.drafted > 0).then(|| 100.0 * sum.acceptance_rate()).into(),
+            per(sum.draft_seconds, sum.speculative_steps).into(),
+            per(sum.verify_seconds, sum.speculative_steps).into(),
+            per(sum.plain_seconds, sum.steps - sum.speculative_steps).into(),
+        ])?;
+    }
+    Ok(table)
+}
+
+fn chart(measurement: &Measurement) -> Result<BarChart> {
+    let groups = measurement.prompts.iter().map(|p| p.name.clone());
+    let mut chart = BarChart::new("Decoding speed by prompt", "token/s", groups);
+    for (c, contestant) in measurement.contestants.iter().enumerate() {
+        let medians = (0..measurement.prompts.len())
+            .map(|p| Ok(Some(stats::median(&rates(&measurement.stats(c, Some(p))))?)))
+            .collect::<Result<Vec<_>>>()?;
+        chart.series(contestant.name.clone(), medians)?;
+    }
+    Ok(chart)
+}
