@@ -11,6 +11,7 @@
 //! | [`math`] | elementary functions with the same bits on every instruction set |
 //! | [`hadamard`], [`bits`] | rotations and bit packing, for quantizers |
 //! | [`flex`] | between Burn's CPU tensors and slices |
+//! | `cube` | what CubeCL kernels share; with a GPU feature only |
 //! | [`harness`] | tests that hold all implementations of an operation against each other |
 //!
 //! # Adding an operation
@@ -50,6 +51,8 @@
 pub mod activations;
 pub mod bits;
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 pub mod device;
 mod error;
 pub mod flex;
