@@ -264,7 +264,7 @@ fn drive(
 ) -> Result<Generated> {
     let mut generation = Generation::new(runner, tokenizer, sequence, request, 0)?;
     let (mut tokens, mut text) = (Vec::new(), String::new());
-    while let Some(piece) = generation.next() {
+    for piece in generation.by_ref() {
         let piece = piece?;
         tokens.push(piece.token);
         text.push_str(&piece.text);

@@ -233,7 +233,7 @@ fn answer(
         while to < wanted.len() && to - from < HEAD_ROWS && wanted[to].0 == wanted[to - 1].0 + 1 {
             to += 1;
         }
-        let rows = hidden.clone().slice([wanted[from].0..wanted[to - 1].0 + 1]);
+        let rows = hidden.clone().narrow(0, wanted[from].0, to - from);
         let wants: Vec<Want> = wanted[from..to].iter().map(|(_, k)| steps[k.1].want(k.2)).collect();
         answers.extend(outputs(model, rows, &wants)?);
         from = to;

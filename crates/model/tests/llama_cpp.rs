@@ -35,7 +35,7 @@ fn greedy_continuations_of_llama_cpp_are_scored_alike() {
         differences.sort_by(f64::total_cmp);
         let n = differences.len();
         let (median, p95) = (differences[n / 2], differences[n * 95 / 100]);
-        println!("{name}: |Δ log-probability| median {median:.4}, 95th percentile {p95:.4} of {n}");
+        eprintln!("{name}: |Δ log-probability| median {median:.4}, 95th percentile {p95:.4} of {n}");
         assert!(
             n >= 192 && median <= MEDIAN && p95 <= P95,
             "{name}: median {median}, 95th percentile {p95} of {n}"

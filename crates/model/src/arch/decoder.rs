@@ -231,7 +231,7 @@ fn attend(
 fn rows(x: Tensor<2>, indices: &[usize]) -> Tensor<2> {
     let (first, n) = (indices[0], indices.len());
     if indices[n - 1] - first + 1 == n {
-        return x.slice([first..first + n]);
+        return x.narrow(0, first, n);
     }
     let device = x.device();
     let indices: Vec<i32> = indices.iter().map(|&i| i as i32).collect();

@@ -7,7 +7,7 @@ use breakers_model::{LoadOptions, Model};
 /// The path of a model's file or folder; `None`, with a note, where the models have not been fetched.
 ///
 /// With `BREAKERS_REQUIRE_MODELS=1` a missing model that continuous integration fetches is a failure.
-pub fn path(name: &str) -> Option<PathBuf> {
+pub(crate) fn path(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("BREAKERS_TEST_MODELS").map(PathBuf::from);
     let found =
         folder.iter().flat_map(|f| [f.join(format!("{name}.gguf")), f.join(name)]).find(|p| p.exists());
@@ -21,6 +21,6 @@ pub fn path(name: &str) -> Option<PathBuf> {
 }
 
 /// A model on the CPU.
-pub fn load(name: &str) -> Option<Model> {
+pub(crate) fn load(name: &str) -> Option<Model> {
     path(name).map(|p| Model::load(p, &LoadOptions::default()).expect(name))
 }
