@@ -111,7 +111,7 @@ fn answer(arguments: &Arguments, loaded: &LoadedModel, prompt: &str, mut request
     let n_top = if arguments.json { N_TOP } else { 0 };
     let mut generation = Generation::new(&mut runner, loaded.model.tokenizer(), sequence, &request, n_top)?;
     let (mut output_ids, mut text, mut steps) = (Vec::new(), String::new(), Vec::new());
-    while let Some(piece) = generation.next() {
+    for piece in generation.by_ref() {
         let piece = piece?;
         output_ids.push(piece.token);
         if arguments.json {
