@@ -130,13 +130,14 @@ fn perplexity_counts_the_second_half_of_each_window() {
 fn speculation_gives_the_same_tokens_and_a_report() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let prompt = "Repeat this list twice: red, green, blue, red, green, blue, red, green, blue.";
+    // A text whose answer copies from it, so that drafts are accepted.
+    let prompt = concat!(env!("CARGO_MANIFEST_DIR"), "/spec_decode/prompts/code_edit.txt");
     for (length, threads) in [("1", "1"), ("5", "2"), ("16", "1")] {
         let arguments = [
             "--json",
             "--out",
             out,
-            "--prompt",
+            "--prompt-file",
             prompt,
             "--max-tokens",
             "48",
