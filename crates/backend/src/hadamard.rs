@@ -98,7 +98,7 @@ impl Rotation {
     /// Rotates one or several vectors, one after the other in `rows`, in place.
     ///
     /// # Shapes
-    /// - `rows`: [n_rows, [`len`](Self::len)]
+    /// - `rows`: `[n_rows, len]`
     ///
     /// # Errors
     /// [`Error::Length`] if `rows` is no multiple of the length.
@@ -110,7 +110,7 @@ impl Rotation {
     /// Undoes [`forward`](Self::forward).
     ///
     /// # Shapes
-    /// - `rows`: [n_rows, [`len`](Self::len)]
+    /// - `rows`: `[n_rows, len]`
     ///
     /// # Errors
     /// [`Error::Length`] if `rows` is no multiple of the length.

@@ -32,7 +32,7 @@ use burn::{
 
 /// The operations of this module on a backend; use the free functions instead.
 ///
-/// `x` is [rows, width], `weight` and `bias` are [width].
+/// `x` is `[rows, width]`, `weight` and `bias` are `[width]`.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait NormOps: Backend {
     /// See [`rms_norm_offset`].
@@ -60,9 +60,9 @@ pub trait NormOps: Backend {
 /// y = x / √(mean(x²) + epsilon) · weight.
 ///
 /// # Shapes
-/// - `x`: [rows, width]
-/// - `weight`: [width]
-/// - result: [rows, width]
+/// - `x`: `[rows, width]`
+/// - `weight`: `[width]`
+/// - result: `[rows, width]`
 ///
 /// The result has the element type of `x`; sums are in `f32` whatever the type.
 ///
@@ -107,10 +107,10 @@ pub fn rms_norm_offset(x: Tensor<2>, weight: Tensor<1>, offset: f32, epsilon: f3
 /// y = (x − mean(x)) / √(variance(x) + epsilon) · weight + bias, with the variance over all of the row.
 ///
 /// # Shapes
-/// - `x`: [rows, width]
-/// - `weight`: [width]
-/// - `bias`: [width]
-/// - result: [rows, width]
+/// - `x`: `[rows, width]`
+/// - `weight`: `[width]`
+/// - `bias`: `[width]`
+/// - result: `[rows, width]`
 ///
 /// # Panics
 /// As [`rms_norm`].

@@ -35,8 +35,8 @@ impl NormOps for Flex {
 /// [`rms_norm_offset`](super::rms_norm_offset) over slices.
 ///
 /// # Shapes
-/// - `x`, `out`: [rows, width]
-/// - `weight`: [width]
+/// - `x`, `out`: `[rows, width]`
+/// - `weight`: `[width]`
 ///
 /// # Panics
 /// If `x` and `out` differ in length or hold no whole number of rows.
@@ -49,8 +49,8 @@ pub fn rms_norm_rows(isa: Isa, x: &[f32], weight: &[f32], offset: f32, epsilon: 
 /// [`layer_norm`](super::layer_norm) over slices.
 ///
 /// # Shapes
-/// - `x`, `out`: [rows, width]
-/// - `weight`, `bias`: [width]
+/// - `x`, `out`: `[rows, width]`
+/// - `weight`, `bias`: `[width]`
 ///
 /// # Panics
 /// If `weight` and `bias`, or `x` and `out`, differ in length, or if the latter hold no whole number of rows.
