@@ -400,7 +400,7 @@ fn environment_variables_choose_cache_and_sources() {
             .env_remove("BREAKERS_CACHE")
             .env_remove("BREAKERS_SOURCE")
             .env_remove("XDG_CACHE_HOME")
-            .env("HOME", "/home/somebody")
+            .env("HOME", "/srv/somebody")
             .envs(variables.iter().copied())
             .env("HUB_TEST_REPORT", world.at("report"))
             .stdout(Stdio::null())
@@ -410,16 +410,16 @@ fn environment_variables_choose_cache_and_sources() {
         let report = fs::read_to_string(world.at("report")).unwrap();
         assert_eq!(report, expected, "{variables:?}");
     };
-    check(&[], "/home/somebody/.cache/breakers Ok([])");
+    check(&[], "/srv/somebody/.cache/breakers Ok([])");
     check(&[("XDG_CACHE_HOME", "/elsewhere")], "/elsewhere/breakers Ok([])");
-    check(&[("XDG_CACHE_HOME", "relative")], "/home/somebody/.cache/breakers Ok([])");
+    check(&[("XDG_CACHE_HOME", "relative")], "/srv/somebody/.cache/breakers Ok([])");
     check(&[("BREAKERS_CACHE", "/big/disk"), ("XDG_CACHE_HOME", "/elsewhere")], "/big/disk Ok([])");
-    check(&[("BREAKERS_CACHE", "")], "/home/somebody/.cache/breakers Ok([])");
+    check(&[("BREAKERS_CACHE", "")], "/srv/somebody/.cache/breakers Ok([])");
     check(
         &[("BREAKERS_SOURCE", "huggingface,pypi")],
-        "/home/somebody/.cache/breakers Ok([HuggingFace, Pypi])",
+        "/srv/somebody/.cache/breakers Ok([HuggingFace, Pypi])",
     );
-    let unknown = "/home/somebody/.cache/breakers Err(UnknownSource { found: \"ftp\" })";
+    let unknown = "/srv/somebody/.cache/breakers Err(UnknownSource { found: \"ftp\" })";
     check(&[("BREAKERS_SOURCE", "ftp")], unknown);
 }
 

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use breakers_core::TokenId;
 use breakers_kv_cache::Error as CacheError;
 
@@ -47,20 +45,6 @@ pub enum Error {
         /// What the file says.
         found: Vec<usize>,
     },
-    /// A tensor's element type cannot be read here.
-    #[error("tensor {name} has elements of type {found}, expected F32, F16 or BF16")]
-    TensorType {
-        /// The tensor.
-        name: String,
-        /// What the file says.
-        found: String,
-    },
-    /// A tensor is not in the file.
-    #[error("tensor {name} is missing")]
-    MissingTensor {
-        /// The tensor.
-        name: String,
-    },
     /// The tokenizer knows ids that the embedding table lacks.
     #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
     Vocabulary {
@@ -68,14 +52,6 @@ pub enum Error {
         tokens: usize,
         /// Rows of the table.
         rows: usize,
-    },
-    /// A safetensors file is damaged.
-    #[error("{path} is not a valid safetensors file", path = path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// What the reader says.
-        source: safetensors::SafeTensorError,
     },
     /// A result could not be read back from the device.
     #[error("a result could not be read back from the device: {reason}")]
@@ -179,16 +155,6 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// A tokenizer.json that is not one, or describes something that is not implemented.
-    #[error("tokenizer.json: {what} is {found}, expected {expected}")]
-    TokenizerJson {
-        /// The part of the file.
-        what: &'static str,
-        /// What was found there.
-        found: String,
-        /// What is understood.
-        expected: &'static str,
-    },
     /// JSON that does not parse.
     #[error("{what} is not valid JSON")]
     Json {
@@ -209,14 +175,6 @@ pub enum Error {
     ChatRefused {
         /// The template's message.
         message: String,
-    },
-    /// A file cannot be read.
-    #[error("cannot read {path:?}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
     },
 }
 

@@ -1,7 +1,31 @@
-//! Language models from GGUF and safetensors: tokenizers, chat templates, transformer blocks.
+//! Language models from GGUF files: tokenizers, chat templates, transformer blocks.
 //!
+//! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
+//!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
+//! - [`generate`] continues a text, [`score`] judges a given one;
 //! - [`tokenizer`] turns text into token ids and back;
-//! - [`chat`] renders a conversation into the prompt that a model was trained on.
+//! - [`chat`] renders a conversation into the prompt that a model was trained on;
+//! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
+//!
+//! # Example
+//! ```no_run
+//! use breakers_core::{GenerateRequest, SamplingConfig, TextGenerator};
+//! use breakers_model::{LoadOptions, Model, generate::Generator};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::load("model.gguf", &LoadOptions::default())?;
+//! let request = GenerateRequest {
+//!     prompt: model.tokenizer().encode("The capital of France is", Default::default())?,
+//!     max_tokens: 16,
+//!     sampling: SamplingConfig::greedy(),
+//!     seed: 0,
+//!     stop: vec![],
+//! };
+//! let mut generator = Generator::new(&model);
+//! println!("{}", generator.generate(&request, &mut |_| std::ops::ControlFlow::Continue(()))?.text);
+//! # Ok(())
+//! # }
+//! ```
 
 mod arch;
 mod error;
@@ -14,7 +38,6 @@ pub mod ops;
 pub mod score;
 pub mod tokenizer;
 
-//BERT pub use arch::bert::Bert;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};
 pub use runner::{CacheFactory, Runner};

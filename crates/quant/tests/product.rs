@@ -322,7 +322,7 @@ fn layers_join_the_outputs_of_their_parts() {
         let values = Random(n_x as u64).floats((n_x + 1) * 64);
         // A view that starts within its storage.
         let x = Tensor::<2>::from_data(TensorData::new(values.clone(), [n_x + 1, 64]), &device);
-        let x = x.slice([1..n_x + 1]);
+        let x = x.narrow(0, 1, n_x);
         let out = layer.forward(x.clone()).into_data().try_to_vec::<f32>().unwrap();
         let mut expected = vec![0.0; n_x * 60];
         let activations = Activations::new(&values[64..], 64).unwrap();

@@ -3,7 +3,6 @@
 //! A causal architecture is a function from the file's hyperparameters to a [`DecoderSpec`]; the block
 //! itself stands in [`decoder`]. To add one, write such a file and name it in [`decoder_spec`].
 
-//BERT pub(crate) mod bert;
 pub(crate) mod decoder;
 mod gemma3;
 mod llama;

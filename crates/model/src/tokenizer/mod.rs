@@ -1,10 +1,8 @@
 //! Text to token ids and back.
 //!
-//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]) or from a
-//! tokenizer.json ([`Tokenizer::from_tokenizer_json`]). Three algorithms stand behind it: byte-level
-//! byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2), SentencePiece's byte-pair encoding (Gemma, Llama 2)
-//! and WordPiece (BERT, MiniLM). Token ids equal llama.cpp's for the first two and Hugging Face's for the
-//! third, also on text that is not language.
+//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
+//! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
+//! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
 //!
 //! # Special tokens
 //! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
