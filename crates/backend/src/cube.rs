@@ -33,7 +33,7 @@ pub fn empty_like(tensor: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(client, device, tensor.shape(), tensor.dtype)
 }
 
-/// A grid with at least one cube for each row; the kernel gets its row from [`row_of_cube`].
+/// A grid with at least one cube for each row; the kernel gets its row from [`row_of_cube()`].
 pub fn cube_per_row(n_rows: usize) -> CubeCount {
     CubeCount::Static(n_rows.min(MAX_CUBES) as u32, n_rows.div_ceil(MAX_CUBES) as u32, 1)
 }
