@@ -82,7 +82,7 @@ pub struct Speculated {
 ///
 /// A step has two halves: [`plan`](Self::plan) asks the drafter and says what to feed,
 /// [`absorb`](Self::absorb) verifies the model's answers. Between them stands one forward pass of the
-/// caller, so that the steps of many texts can share it. [`Speculator`] drives a single one.
+/// caller, so that the steps of many texts can share it. [`Speculator`](crate::Speculator) drives a single one.
 ///
 /// After each step the sequence holds the prompt and the output without its last token, all final, exactly
 /// as plain decoding would leave it. After an error it is back at the state before the step, and the step can
