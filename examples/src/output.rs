@@ -72,7 +72,7 @@ pub fn print(text: &str) -> Result {
 /// Writes one JSON object to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &Value) -> Result {
     print(&format!("{value}\n"))
 }
