@@ -222,8 +222,9 @@ pub(super) fn without_generation_tags(source: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(len) = rest[at..].find("%}") else { break };
-        let inner = &rest[at + 2..at + len];
+        // From behind the opening on: the two share a percent sign in `{%}`.
+        let Some(inner) = rest[at + 2..].find("%}").map(|len| &rest[at + 2..at + 2 + len]) else { break };
+        let len = 2 + inner.len();
         let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
         let right =
             if inner.len() > 1 && inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
