@@ -20,12 +20,18 @@ fn check_each_once(team: &Team, n_tasks: usize) {
     assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{n_tasks} tasks");
 }
 
-/// The threads that take part in a job with enough long tasks for all.
+/// The threads that take part in a job whose first tasks wait for as many threads as the team has.
+///
+/// However late the machine lets a worker run, the tasks wait for it, up to a limit that only a worker that never
+/// comes reaches. A thread beyond the team's number would be in the result too.
 fn participants(team: &Team) -> HashSet<ThreadId> {
     let threads = Mutex::new(HashSet::new());
+    let deadline = Instant::now() + Duration::from_secs(30);
     team.run(team.threads() * 4, &|_| {
         threads.lock().unwrap().insert(std::thread::current().id());
-        std::thread::sleep(Duration::from_millis(2));
+        while threads.lock().unwrap().len() < team.threads() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
     });
     threads.into_inner().unwrap()
 }
@@ -152,7 +158,7 @@ fn workers_sleep_and_wake() {
     }
 }
 
-/// CPU time of the whole process.
+/// CPU time of this process's threads whose names begin so.
 #[cfg(target_os = "linux")]
 fn cpu_time_of(thread_names: &str) -> Duration {
     let mut ticks = 0;
@@ -170,13 +176,13 @@ fn cpu_time_of(thread_names: &str) -> Duration {
 #[test]
 #[cfg(target_os = "linux")]
 fn idle_workers_use_no_cpu() {
-    // Many workers of one team, so that other tests' workers are a small part of the sum.
+    // A large team, because no other test has a worker with this number.
     let team = Team::new(64);
     assert_eq!(participants(&team).len(), 64);
     std::thread::sleep(Duration::from_millis(50));
-    let before = cpu_time_of("breakers-6");
+    let before = cpu_time_of("breakers-61");
     std::thread::sleep(Duration::from_millis(300));
-    let used = cpu_time_of("breakers-6") - before;
+    let used = cpu_time_of("breakers-61") - before;
     assert!(used <= Duration::from_millis(20), "idle workers used {used:?} in 300 ms");
 }
 
