@@ -36,8 +36,8 @@ use minijinja::{
 
 use crate::{Error, Result};
 
-/// Instructions that a template may run: a million messages, and no endless loop.
-const FUEL: u64 = 100_000_000;
+/// Instructions that a template may run: far more than a long conversation takes, and no endless loop.
+const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
 

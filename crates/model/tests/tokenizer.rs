@@ -2,7 +2,8 @@
 //!
 //! The vocabularies are those of real models, which lie as `<name>.gguf` in the folder that
 //! `BREAKERS_TEST_MODELS` names. A model that is not there is skipped with a note, unless
-//! `BREAKERS_REQUIRE_MODELS=1`.
+//! `BREAKERS_REQUIRE_MODELS=1` and continuous integration fetches it (Qwen is too large for that).
+//! `BREAKERS_TOKENIZER_CASES` names another file of cases, for comparisons on more text.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -39,7 +40,8 @@ struct Case {
 
 /// The file of a model, if it is there.
 fn model_file(name: &str) -> Option<File> {
-    let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1");
+    let required =
+        std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1") && !name.starts_with("qwen");
     let path = std::env::var_os("BREAKERS_TEST_MODELS")
         .map(|folder| PathBuf::from(folder).join(format!("{name}.gguf")))
         .filter(|path| path.exists());

@@ -15,6 +15,11 @@
 //! have no token for certain bytes (SmolLM2's lacks a few control characters); these are dropped, as
 //! llama.cpp drops them.
 //!
+//! # Deviations
+//! Decoding never tidies text up: llama.cpp takes spaces before punctuation away for some models (GPT-2,
+//! Llama 3), which would break the round trip. The space that SentencePiece models put before a text is
+//! taken away after a leading control token too.
+//!
 //! # Example
 //! ```
 //! use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
