@@ -30,8 +30,8 @@ pub(crate) const CHUNK_TOKENS: usize = 256;
 const TASK_ROWS: usize = 48;
 /// Tasks for each thread that are enough to keep all threads busy to the end.
 const TASKS_PER_THREAD: usize = 4;
-/// Products below which forking costs more than it saves.
-const FORK_PRODUCTS: usize = 150_000;
+/// Products below which forking costs more than it saves: some microseconds of work.
+const FORK_PRODUCTS: usize = 500_000;
 
 /// Attention of some rows over one layer.
 pub(crate) struct Job<'a> {

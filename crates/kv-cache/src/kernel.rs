@@ -242,27 +242,28 @@ unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
 unsafe fn weigh<S: Simd>(row: Rows, weights: *mut f32, first: usize, end: usize) -> f32 {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        for block in first..end {
-            largest = S::max(largest, S::load(weights.add(block * LANES)));
+        let nothing = S::splat(f32::NEG_INFINITY);
+        let mut scores = [nothing; PAGE_BLOCKS];
+        if (first, end) == (0, PAGE_BLOCKS) {
+            for block in 0..PAGE_BLOCKS {
+                scores[block] = S::load(weights.add(block * LANES));
+            }
+        } else {
+            for block in 0..PAGE_BLOCKS {
+                if (first..end).contains(&block) {
+                    scores[block] = S::load(weights.add(block * LANES));
+                }
+            }
         }
         let before = *row.max;
-        let page = S::reduce_max(largest);
+        let page = S::reduce_max(S::max(S::max(scores[0], scores[1]), S::max(scores[2], scores[3])));
         let after = if page > before { page } else { before };
-        if page == f32::NEG_INFINITY {
-            // The row sees nothing of this page: all weights are zero, its sums stay.
-            for block in first..end {
-                S::store(weights.add(block * LANES), S::splat(0.0));
-            }
-            return 1.0;
-        }
-        let reference = S::splat(after);
-        let mut parts = [S::splat(0.0); PAGE_BLOCKS];
-        for block in first..end {
-            let at = weights.add(block * LANES);
-            let weight = S::exp2(S::sub(S::load(at), reference));
-            S::store(at, weight);
-            parts[block] = weight;
+        // A row that sees nothing, now and before: any reference makes its weights zero.
+        let reference = S::splat(if after == f32::NEG_INFINITY { 0.0 } else { after });
+        let mut parts = [nothing; PAGE_BLOCKS];
+        for block in 0..PAGE_BLOCKS {
+            parts[block] = S::exp2(S::sub(scores[block], reference));
+            S::store(weights.add(block * LANES), parts[block]);
         }
         let page_sum = S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3]));
         let rescale = if after == before { 1.0 } else { simd::exp2(before - after) };

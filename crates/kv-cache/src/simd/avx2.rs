@@ -14,7 +14,8 @@ pub(crate) struct Avx2;
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
 impl Simd for Avx2 {
     type V = [__m256; 2];
-    const ACCUMULATORS: usize = 6;
+    // Of 16 registers, 2 each; a tile of 3 rows and 2 blocks would spill.
+    const ACCUMULATORS: usize = 5;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
