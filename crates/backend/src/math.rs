@@ -3,8 +3,6 @@
 //! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
 //! a loop over them vectorizes inside [`per_isa!`] and rounds alike in scalar, AVX2 and AVX-512 code.
 
-use crate::cpu::Isa;
-
 /// Evaluates an expression compiled for an instruction set; for one that the machine lacks, the plain code.
 ///
 /// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`cpu::isa`](crate::cpu::isa) once,
@@ -79,13 +77,6 @@ pub fn with_nothing<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// As the macro [`per_isa!`], for a closure that is small enough to be inlined three times.
-#[doc(hidden)]
-#[inline(always)]
-pub fn per_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
-    per_isa!(isa, || f())
-}
-
 /// eˣ, within 2 units in the last place; 0 below −87.3, e^88.7 above 88.7.
 ///
 /// Range reduction x = n·ln 2 + r, |r| ≤ ln 2 / 2 (ln 2 in two parts), then the Taylor polynomial of degree
@@ -127,6 +118,7 @@ pub fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Isa;
 
     #[test]
     fn exp_is_within_two_ulp() {
