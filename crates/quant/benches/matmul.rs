@@ -1,8 +1,9 @@
-//! Times the matrix product: `cargo bench -p breakers-quant --bench matmul -- [filters]`.
+//! Times the matrix product: `cargo bench -p breakers-quant --bench matmul -- [options]`.
 //!
-//! A filter is a format (`Q4_K`), a shape (`8960x1536`), `threads=N`, `rows=N` or `isa=NAME`; several of a kind add
-//! up. Weights are taken from several copies in turn that together exceed the caches, as in a model's forward pass.
-//! The time is the median over repetitions, or the least one with the filter `best`, for a machine that is busy.
+//! Options, of which several of a kind add up: formats (`Q4_K`), shapes (`8960x1536`, or any other), `rows=8`, `threads=2`,
+//! `isa=avx2`; `best` takes the least time instead of the median, for a machine that is busy; `cached` multiplies with
+//! one copy of the weights. Otherwise weights are taken from several copies in turn that together exceed the caches, as
+//! in a model's forward pass.
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
@@ -17,64 +18,85 @@ const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 512];
 const COLD_BYTES: usize = 160 << 20;
 const SECONDS: f64 = 0.25;
 
-fn main() {
-    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let values = |key: &str| -> Vec<&str> {
-        filters.iter().filter_map(|filter| filter.strip_prefix(key)?.strip_prefix('=')).collect()
-    };
-    let plain: Vec<&String> =
-        filters.iter().filter(|filter| !filter.contains('=') && *filter != "best").collect();
-    let matches = |name: &str, of: &dyn Fn(&str) -> bool| {
-        plain.iter().any(|filter| *filter == name) || !plain.iter().any(|filter| of(filter))
-    };
-    let is_shape = |filter: &str| filter.contains('x');
-    let is_format = |filter: &str| !filter.contains('x');
-    let rows: Vec<usize> = match values("rows").iter().map(|n| n.parse().expect("a number of rows")).collect()
-    {
-        rows if !Vec::is_empty(&rows) => rows,
-        _ => ROWS.to_vec(),
-    };
-    for isa in values("isa") {
-        cpu::force(isa.parse().expect("an instruction set")).expect("an instruction set of this machine");
-    }
-    let threads = match values("threads").iter().map(|n| n.parse().expect("a number of threads")).collect() {
-        threads if !Vec::is_empty(&threads) => threads,
-        _ => vec![1],
-    };
-    let is_best = filters.iter().any(|filter| filter == "best");
-    for threads in threads {
-        pool::set_threads(threads).expect("a number of threads");
-        println!("{} threads, {}", threads, cpu::isa());
-        println!("| format | shape | repack GB/s | rows | us | GB/s | GOPS | per 1 row |");
-        println!("|---|---|---|---|---|---|---|---|");
-        for format in Format::ALL {
-            for (n_rows, n_cols) in SHAPES {
-                let fits = n_cols.is_multiple_of(format.block_size());
-                if fits
-                    && matches(format.name(), &is_format)
-                    && matches(&format!("{n_rows}x{n_cols}"), &is_shape)
+#[derive(Default)]
+struct Options {
+    formats: Vec<Format>,
+    shapes: Vec<(usize, usize)>,
+    rows: Vec<usize>,
+    threads: Vec<usize>,
+    isas: Vec<cpu::Isa>,
+    is_best: bool,
+    is_cached: bool,
+}
+
+impl Options {
+    fn parse(args: impl Iterator<Item = String>) -> Self {
+        let mut options = Self::default();
+        let number = |text: &str| text.parse().expect("a number");
+        for arg in args.filter(|arg| !arg.starts_with("--")) {
+            match arg.split_once('=') {
+                Some(("rows", value)) => options.rows.push(number(value)),
+                Some(("threads", value)) => options.threads.push(number(value)),
+                Some(("isa", value)) => options.isas.push(value.parse().expect("an instruction set")),
+                _ if arg == "best" => options.is_best = true,
+                _ if arg == "cached" => options.is_cached = true,
+                _ => match (Format::ALL.into_iter().find(|format| format.name() == arg), arg.split_once('x'))
                 {
-                    bench(format, n_rows, n_cols, &rows, is_best);
+                    (Some(format), _) => options.formats.push(format),
+                    (_, Some((n_rows, n_cols))) => options.shapes.push((number(n_rows), number(n_cols))),
+                    _ => panic!("{arg} is neither a format nor a shape nor an option"),
+                },
+            }
+        }
+        fn or<T: Clone>(values: &mut Vec<T>, default: &[T]) {
+            if values.is_empty() {
+                values.extend_from_slice(default);
+            }
+        }
+        or(&mut options.formats, &Format::ALL);
+        or(&mut options.shapes, &SHAPES);
+        or(&mut options.rows, &ROWS);
+        or(&mut options.threads, &[1]);
+        or(&mut options.isas, &[cpu::isa()]);
+        options
+    }
+}
+
+fn main() {
+    let options = Options::parse(std::env::args().skip(1));
+    for &threads in &options.threads {
+        pool::set_threads(threads).expect("a number of threads");
+        for &isa in &options.isas {
+            cpu::force(isa).expect("an instruction set of this machine");
+            println!("{threads} threads, {isa}");
+            println!("| format | shape | repack GB/s | rows | us | GB/s | GOPS | per 1 row |");
+            println!("|---|---|---|---|---|---|---|---|");
+            for &format in &options.formats {
+                for &(n_rows, n_cols) in &options.shapes {
+                    if n_cols.is_multiple_of(format.block_size()) {
+                        bench(&options, format, n_rows, n_cols);
+                    }
                 }
             }
         }
     }
 }
 
-fn bench(format: Format, n_rows: usize, n_cols: usize, rows: &[usize], is_best: bool) {
+fn bench(options: &Options, format: Format, n_rows: usize, n_cols: usize) {
     let n_bytes = format.row_bytes(n_cols).expect("whole blocks") * n_rows;
     let bytes = blocks(format, n_bytes);
-    let started = Instant::now();
-    let copies: Vec<PackedMatrix> = (0..(COLD_BYTES / n_bytes).max(2))
-        .map(|_| PackedMatrix::from_bytes(format, n_rows, n_cols, &bytes).expect("a matrix"))
-        .collect();
-    let repack = (n_bytes * copies.len()) as f64 / started.elapsed().as_secs_f64() / 1e9;
+    let n_copies = if options.is_cached { 1 } else { (COLD_BYTES / n_bytes).max(2) };
+    let pack = || PackedMatrix::from_bytes(format, n_rows, n_cols, &bytes).expect("a matrix");
+    let copies: Vec<PackedMatrix> = (0..n_copies).map(|_| pack()).collect();
+    let repack = options.measure(|| {
+        black_box(pack());
+    });
     let mut single = None;
-    for &n_x in rows {
+    for &n_x in &options.rows {
         let x: Vec<f32> = (0..n_x * n_cols).map(|i| (i % 255) as f32 - 127.0).collect();
         let mut out = vec![0.0; n_x * n_rows];
         let mut next = copies.iter().cycle();
-        let seconds = measure(is_best, || {
+        let seconds = options.measure(|| {
             let matrix = next.next().expect("a cycle");
             let x = Activations::new(black_box(&x), n_cols).expect("whole rows");
             matrix.matmul(&x, &mut out, n_rows).expect("operands that fit");
@@ -82,12 +104,27 @@ fn bench(format: Format, n_rows: usize, n_cols: usize, rows: &[usize], is_best: 
         });
         let single = *single.get_or_insert(seconds);
         println!(
-            "| {format} | {n_rows}x{n_cols} | {repack:.2} | {n_x} | {:.1} | {:.1} | {:.0} | {:.2} |",
+            "| {format} | {n_rows}x{n_cols} | {:.2} | {n_x} | {:.1} | {:.1} | {:.0} | {:.2} |",
+            n_bytes as f64 / repack / 1e9,
             seconds * 1e6,
             copies[0].bytes() as f64 / seconds / 1e9,
             2.0 * (n_x * n_rows * n_cols) as f64 / seconds / 1e9,
             seconds / single,
         );
+    }
+}
+
+impl Options {
+    fn measure(&self, mut run: impl FnMut()) -> f64 {
+        run();
+        let (started, mut times) = (Instant::now(), Vec::new());
+        while times.len() < 5 || started.elapsed().as_secs_f64() < SECONDS {
+            let started = Instant::now();
+            run();
+            times.push(started.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        times[if self.is_best { 0 } else { times.len() / 2 }]
     }
 }
 
@@ -97,24 +134,9 @@ fn blocks(format: Format, n_bytes: usize) -> Vec<u8> {
     (0..n_bytes)
         .map(|i| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let byte = (state >> 24) as u8;
             // A half-precision number whose upper byte is below 0x3c is less than one.
-            if format.block_size() == 1 || i % 2 == 1 {
-                (state >> 24) as u8 % 0x3c
-            } else {
-                (state >> 24) as u8
-            }
+            if format.block_size() == 1 || i % 2 == 1 { byte % 0x3c } else { byte }
         })
         .collect()
-}
-
-fn measure(is_best: bool, mut run: impl FnMut()) -> f64 {
-    run();
-    let (started, mut times) = (Instant::now(), Vec::new());
-    while times.len() < 5 || started.elapsed().as_secs_f64() < SECONDS {
-        let started = Instant::now();
-        run();
-        times.push(started.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    times[if is_best { 0 } else { times.len() / 2 }]
 }

@@ -8,7 +8,7 @@ mod ops;
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
 
 use crate::{
-    Activations, Error, PackedMatrix, Result,
+    Activations, Error, Format, PackedMatrix, Result,
     gguf::{SharedTensor, TensorView},
     product,
 };
@@ -78,10 +78,9 @@ impl QuantizedLinear {
             let words = parts
                 .iter()
                 .map(|part| {
-                    let words = to_words(part.bytes());
+                    let words = upload(to_words(part.bytes()), device);
                     part.advise_done();
-                    let len = words.len();
-                    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
+                    words
                 })
                 .collect();
             Weights::Device {
@@ -108,6 +107,32 @@ impl QuantizedLinear {
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
         let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
         Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()) })
+    }
+
+    /// A layer on a device over one matrix of plain numbers, which are not quantized.
+    ///
+    /// # Shapes
+    /// `values`: `[n_rows, n_cols]`: a row holds the weights of one output feature.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when `values` holds more or fewer than the rows, [`Error::Backend`] for a device without
+    /// kernels, [`Error::OutOfMemory`].
+    pub fn from_f32(n_rows: usize, n_cols: usize, values: &[f32], device: &Device) -> Result<Self> {
+        device::require(device)?;
+        if device::is_cpu(device) {
+            return Self::from_packed(vec![Arc::new(PackedMatrix::from_f32(n_rows, n_cols, values)?)]);
+        }
+        let expected = n_rows.saturating_mul(n_cols);
+        if values.len() != expected {
+            return Err(Error::Length { what: "values of a matrix", expected, found: values.len() });
+        }
+        let words = values.iter().map(|value| value.to_bits() as i32).collect();
+        let weights = Weights::Device {
+            words: vec![upload(words, device)],
+            specs: [MatrixSpec { format: Format::F32, n_rows, n_cols }].into(),
+            sources: [].into(),
+        };
+        Ok(Self { n_cols, n_outputs: n_rows, weights })
     }
 
     /// Multiplies activations with the weights.
@@ -182,6 +207,15 @@ fn to_words(bytes: &[u8]) -> Vec<i32> {
     words.iter().chain(&last).map(|&word| i32::from_le_bytes(word)).collect()
 }
 
+/// Words as a tensor on a device; at least one, since devices lack empty buffers.
+fn upload(mut words: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    if words.is_empty() {
+        words.push(0);
+    }
+    let len = words.len();
+    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
+}
+
 /// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`] does on
 /// the CPU, on slices.
 ///
@@ -197,7 +231,7 @@ pub fn matmul_parts(
     out_stride: usize,
 ) -> Result<()> {
     let parts: Vec<&PackedMatrix> = parts.iter().map(|part| &**part).collect();
-    product::multiply(&parts, x, out, out_stride)
+    product::multiply(&parts, x, product::as_uninit(out), out_stride)
 }
 
 /// A table of embeddings, whose rows are decoded as they are asked for. Clones share the table.
@@ -227,7 +261,7 @@ impl QuantizedEmbedding {
     /// The table that a tied head shares.
     ///
     /// # Errors
-    /// [`Error::ManyMatrices`] when the layer is over several matrices.
+    /// [`Error::ManyMatrices`] when the layer is over several matrices, or on a GPU over none from a file.
     pub fn from_linear(head: &QuantizedLinear) -> Result<Self> {
         let table = match &head.weights {
             Weights::Host(matrices) => only(matrices).cloned().map(Table::Packed),

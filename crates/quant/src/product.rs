@@ -10,6 +10,13 @@ use breakers_backend::{
     cpu::{self, Isa},
     pool::{self, DisjointMut},
 };
+use std::{borrow::Borrow, mem::MaybeUninit};
+
+/// A slice of numbers as one that may be written only.
+pub(crate) fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the layout is the same, and `multiply` writes nothing but numbers.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
 
 /// Bytes of activations that are multiplied with one tile after the other: half of a usual second-level cache.
 const GROUP_BYTES: usize = 512 * 1024;
@@ -19,14 +26,17 @@ const BYTES_PER_VALUE: f32 = 52.0 / 32.0;
 const TASKS_PER_THREAD: usize = 8;
 
 /// Multiplies activations with each of `parts`; the results of the parts stand side by side in a row of `out`.
-pub(crate) fn multiply(
-    parts: &[&PackedMatrix],
+///
+/// Where it returns `Ok`, it has written all of each row but for what `out_stride` leaves between rows.
+pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
+    parts: &[M],
     x: &Activations<'_>,
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
     out_stride: usize,
 ) -> Result<()> {
+    let parts: Vec<&PackedMatrix> = parts.iter().map(|part| part.borrow()).collect();
     let width: usize = parts.iter().map(|part| part.n_rows()).sum();
-    for part in parts {
+    for part in &parts {
         if part.n_cols() != x.n_cols() {
             return Err(Error::Columns { expected: part.n_cols(), found: x.n_cols() });
         }
@@ -48,7 +58,7 @@ pub(crate) fn multiply(
     }
     if x.n_cols() == 0 {
         for row in out.chunks_mut(out_stride.max(1)).take(x.n_rows()) {
-            row[..width].fill(0.0);
+            row[..width].fill(MaybeUninit::new(0.0));
         }
         return Ok(());
     }
@@ -58,7 +68,7 @@ pub(crate) fn multiply(
 
     let mut column = 0;
     let parts: Vec<Part<'_>> = parts
-        .iter()
+        .into_iter()
         .map(|matrix| {
             let part = Part { matrix, column, kernels: Kernels::choose(matrix, isa, x.n_rows()) };
             column += matrix.n_rows();
@@ -101,7 +111,7 @@ struct Product<'a> {
     parts: Vec<Part<'a>>,
     x: &'a Activations<'a>,
     quantized: Option<&'a QuantizedActivations>,
-    out: DisjointMut<'a, f32>,
+    out: DisjointMut<'a, MaybeUninit<f32>>,
     out_stride: usize,
 }
 
@@ -133,19 +143,21 @@ impl Product<'_> {
             let n_tiles = part.matrix.n_tiles();
             for tile in tiles.start.max(first)..tiles.end.min(first + n_tiles) {
                 for panel in panels.clone() {
-                    self.multiply_tile(part, tile - first, panel);
+                    let fetch = (panel - panels.start, panels.len());
+                    self.multiply_tile(part, tile - first, panel, fetch);
                 }
             }
             first += n_tiles;
         }
     }
 
+    /// `fetch`: which of how many parts of the next tile are fetched into the cache meanwhile.
     #[inline]
-    fn multiply_tile(&self, part: &Part<'_>, tile_idx: usize, panel_idx: usize) {
+    fn multiply_tile(&self, part: &Part<'_>, tile_idx: usize, panel_idx: usize, fetch: (usize, usize)) {
         let first_row = panel_idx * PANEL_ROWS;
         let n_rows = PANEL_ROWS.min(self.x.n_rows() - first_row);
         let is_full = n_rows == PANEL_ROWS;
-        let tile = part.matrix.tile(tile_idx);
+        let tile = part.matrix.tile(tile_idx, fetch);
         let mut outputs: Outputs = [[0.0; TILE]; PANEL_ROWS];
         match (part.kernels, self.quantized) {
             (Kernels::Codes(full, last), Some(quantized)) => {
@@ -159,7 +171,7 @@ impl Product<'_> {
                 let n_cols = self.x.n_cols();
                 let inputs = &self.x.values()[first_row * n_cols..][..n_rows * n_cols];
                 // SAFETY: as above.
-                unsafe { kernel(tile.codes, inputs, n_cols, &mut outputs) };
+                unsafe { kernel(tile, inputs, n_cols, &mut outputs) };
             }
             (Kernels::Codes(..), None) => unreachable!("activations are quantized for codes"),
         }
@@ -168,7 +180,7 @@ impl Product<'_> {
             let at = (first_row + row) * self.out_stride + part.column + tile_idx * TILE;
             // SAFETY: each pair of tile and panel belongs to one task, and its results to it alone.
             let results = unsafe { self.out.slice_mut(at..at + n_outputs) };
-            results.copy_from_slice(&outputs[..n_outputs]);
+            results.write_copy_of_slice(&outputs[..n_outputs]);
         }
     }
 }

@@ -4,6 +4,12 @@ use super::{BLOCK, Codes, Outputs, Scales, TILE, Tile};
 use breakers_backend::activations::Panel;
 use std::arch::x86_64::*;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// How many bytes of codes ahead a single row asks for: its blocks take less time than the memory, so that what is
+/// far ahead is of no use, while the processor's own prefetching stops at the end of a page.
+const NEAR: usize = 8192;
+
 /// # Safety
 /// Those of [`CodesKernel`](super::CodesKernel) for AVX-512, `C` and `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -13,9 +19,21 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
     debug_assert!(tile.codes.len() >= n_blocks * C::BLOCK_BYTES);
     debug_assert!(tile.scales.len() >= n_blocks / C::SCALES.blocks() * C::SCALES.bytes());
     let mut sums = [_mm512_setzero_ps(); R];
+    let mut fetch = tile.next.first;
     for block in 0..n_blocks {
         // SAFETY: the tile and the panel are `n_blocks` long.
         unsafe {
+            if R == 1 {
+                let codes = tile.codes.as_ptr().wrapping_add(NEAR);
+                let scales = tile
+                    .scales
+                    .as_ptr()
+                    .wrapping_add(NEAR * C::SCALES.bytes() / C::SCALES.blocks() / C::BLOCK_BYTES);
+                prefetch::<C, _MM_HINT_T0>(codes, scales, block);
+            } else if block == fetch {
+                fetch += tile.next.every;
+                prefetch::<C, _MM_HINT_T1>(tile.next.codes, tile.next.scales, block);
+            }
             let groups = unpack::<C>(tile.codes.as_ptr().add(block * C::BLOCK_BYTES));
             let scales = scales::<C>(tile.scales.as_ptr(), block);
             each_row!(R, row => {
@@ -27,6 +45,20 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
         // SAFETY: a row of the outputs is sixteen numbers.
         unsafe { _mm512_storeu_ps(out[row].as_mut_ptr(), sums[row]) };
     });
+}
+
+/// Asks for the `block`-th block from `codes` and `scales` on.
+#[inline(always)]
+fn prefetch<C: Codes, const HINT: i32>(codes: *const u8, scales: *const u8, block: usize) {
+    let codes = codes.wrapping_add(block * C::BLOCK_BYTES);
+    let scales = scales.wrapping_add(block * C::SCALES.bytes() / C::SCALES.blocks());
+    // SAFETY: a prefetch reads nothing, whatever the address.
+    unsafe {
+        for line in 0..C::BLOCK_BYTES / LINE {
+            _mm_prefetch::<HINT>(codes.wrapping_add(LINE * line).cast());
+        }
+        _mm_prefetch::<HINT>(scales.cast());
+    }
 }
 
 /// Adds the product of one block and the `at`-th block of the panel.

@@ -1,9 +1,10 @@
 //! Weights that are floating-point numbers, against activations in `f32`.
 //!
-//! The tile holds, for each column, the numbers of its sixteen rows side by side. Each (row, output) has one
-//! accumulator, to which columns are added in ascending order by fused multiply-adds.
+//! The tile holds, for each column, the numbers of its sixteen rows side by side. Each (row, output) has two
+//! accumulators, one for even and one for odd columns, to which products are added in ascending order by fused
+//! multiply-adds; the result is their sum. (With one, a single row would wait for the latency of its additions.)
 
-use super::{Outputs, TILE, by_rows};
+use super::{Outputs, TILE, Tile, by_rows};
 use crate::Format;
 use breakers_backend::{activations::PANEL_ROWS, cpu::Isa};
 
@@ -12,9 +13,9 @@ use breakers_backend::{activations::PANEL_ROWS, cpu::Isa};
 ///
 /// # Safety
 /// - The CPU must have the instructions of the path that the kernel was chosen for.
-/// - `weights` must hold `n_cols` columns of the format that the kernel was chosen for.
+/// - The tile must hold `n_cols` columns of the format that the kernel was chosen for.
 /// - `inputs` must hold the number of rows that the kernel was chosen for, each of `n_cols` values.
-pub(crate) type FloatKernel = unsafe fn(weights: &[u8], inputs: &[f32], n_cols: usize, out: &mut Outputs);
+pub(crate) type FloatKernel = unsafe fn(tile: Tile<'_>, inputs: &[f32], n_cols: usize, out: &mut Outputs);
 
 /// How weights become `f32`.
 trait Weights {
@@ -56,15 +57,21 @@ fn kernel_of<W: Weights>(isa: Isa, n_rows: usize) -> FloatKernel {
 
 /// # Safety
 /// - None beyond those of [`FloatKernel`]; this one is safe and checks its indices.
-unsafe fn multiply_scalar<W: Weights>(weights: &[u8], inputs: &[f32], n_cols: usize, out: &mut Outputs) {
+unsafe fn multiply_scalar<W: Weights>(tile: Tile<'_>, inputs: &[f32], n_cols: usize, out: &mut Outputs) {
     let n_rows = inputs.len().checked_div(n_cols).unwrap_or(PANEL_ROWS);
-    out[..n_rows].fill([0.0; TILE]);
-    for (col, line) in weights.chunks_exact(TILE * W::BYTES).take(n_cols).enumerate() {
+    let mut sums = [[[0.0f32; TILE]; PANEL_ROWS]; 2];
+    for (col, line) in tile.codes.chunks_exact(TILE * W::BYTES).take(n_cols).enumerate() {
         for (lane, weight) in line.chunks_exact(W::BYTES).enumerate() {
             let weight = W::scalar(weight);
             for row in 0..n_rows {
-                out[row][lane] = weight.mul_add(inputs[row * n_cols + col], out[row][lane]);
+                let sum = &mut sums[col % 2][row][lane];
+                *sum = weight.mul_add(inputs[row * n_cols + col], *sum);
             }
+        }
+    }
+    for row in 0..n_rows {
+        for lane in 0..TILE {
+            out[row][lane] = sums[0][row][lane] + sums[1][row][lane];
         }
     }
 }
@@ -145,63 +152,107 @@ impl Weights for BF16 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Outputs, TILE, Weights};
+    use super::{Outputs, TILE, Tile, Weights};
     use std::arch::x86_64::*;
+
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
 
     /// # Safety
     /// Those of [`FloatKernel`](super::FloatKernel) for AVX-512, `W` and `R`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn multiply_avx512<W: Weights, const R: usize>(
-        weights: &[u8],
+        tile: Tile<'_>,
         inputs: &[f32],
         n_cols: usize,
         out: &mut Outputs,
     ) {
-        debug_assert!(weights.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
-        let mut sums = [_mm512_setzero_ps(); R];
-        for col in 0..n_cols {
-            // SAFETY: weights and inputs have `n_cols` columns.
+        debug_assert!(tile.codes.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
+        let (weights, inputs) = (tile.codes.as_ptr(), inputs.as_ptr());
+        let mut even = [_mm512_setzero_ps(); R];
+        let mut odd = [_mm512_setzero_ps(); R];
+        let mut fetch = tile.next.first;
+        for pair in 0..n_cols / 2 {
+            let col = 2 * pair;
+            // SAFETY: weights and inputs have `n_cols` columns; a prefetch reads nothing.
             unsafe {
-                let weights = W::avx512(weights.as_ptr().add(col * TILE * W::BYTES));
+                if pair == fetch {
+                    fetch += tile.next.every;
+                    for line in 0..2 * TILE * W::BYTES / LINE {
+                        let at = col * TILE * W::BYTES + line * LINE;
+                        _mm_prefetch::<_MM_HINT_T1>(tile.next.codes.wrapping_add(at).cast());
+                    }
+                }
+                let first = W::avx512(weights.add(col * TILE * W::BYTES));
+                let second = W::avx512(weights.add((col + 1) * TILE * W::BYTES));
                 each_row!(R, row => {
-                    let input = _mm512_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
-                    sums[row] = _mm512_fmadd_ps(weights, input, sums[row]);
+                    let input = inputs.add(row * n_cols + col);
+                    even[row] = _mm512_fmadd_ps(first, _mm512_set1_ps(*input), even[row]);
+                    odd[row] = _mm512_fmadd_ps(second, _mm512_set1_ps(*input.add(1)), odd[row]);
                 });
             }
         }
-        for row in 0..R {
-            // SAFETY: a row of the outputs is sixteen numbers.
-            unsafe { _mm512_storeu_ps(out[row].as_mut_ptr(), sums[row]) };
+        if n_cols % 2 == 1 {
+            let col = n_cols - 1;
+            // SAFETY: weights and inputs have `n_cols` columns.
+            unsafe {
+                let last = W::avx512(weights.add(col * TILE * W::BYTES));
+                each_row!(R, row => {
+                    let input = _mm512_set1_ps(*inputs.add(row * n_cols + col));
+                    even[row] = _mm512_fmadd_ps(last, input, even[row]);
+                });
+            }
         }
+        each_row!(R, row => {
+            // SAFETY: a row of the outputs is sixteen numbers.
+            unsafe { _mm512_storeu_ps(out[row].as_mut_ptr(), _mm512_add_ps(even[row], odd[row])) };
+        });
     }
 
     /// # Safety
     /// Those of [`FloatKernel`](super::FloatKernel) for AVX2, `W` and `R`.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn multiply_avx2<W: Weights, const R: usize>(
-        weights: &[u8],
+        tile: Tile<'_>,
         inputs: &[f32],
         n_cols: usize,
         out: &mut Outputs,
     ) {
-        debug_assert!(weights.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
+        debug_assert!(tile.codes.len() >= n_cols * TILE * W::BYTES && inputs.len() == R * n_cols);
+        let inputs = inputs.as_ptr();
         for side in 0..2 {
-            let mut sums = [_mm256_setzero_ps(); R];
-            for col in 0..n_cols {
+            let weights = tile.codes.as_ptr().wrapping_add(side * TILE / 2 * W::BYTES);
+            let mut even = [_mm256_setzero_ps(); R];
+            let mut odd = [_mm256_setzero_ps(); R];
+            for pair in 0..n_cols / 2 {
+                let col = 2 * pair;
                 // SAFETY: weights and inputs have `n_cols` columns.
                 unsafe {
-                    let at = (col * TILE + side * TILE / 2) * W::BYTES;
-                    let weights = W::avx2(weights.as_ptr().add(at));
+                    let first = W::avx2(weights.add(col * TILE * W::BYTES));
+                    let second = W::avx2(weights.add((col + 1) * TILE * W::BYTES));
                     each_row!(R, row => {
-                        let input = _mm256_set1_ps(*inputs.as_ptr().add(row * n_cols + col));
-                        sums[row] = _mm256_fmadd_ps(weights, input, sums[row]);
+                        let input = inputs.add(row * n_cols + col);
+                        even[row] = _mm256_fmadd_ps(first, _mm256_set1_ps(*input), even[row]);
+                        odd[row] = _mm256_fmadd_ps(second, _mm256_set1_ps(*input.add(1)), odd[row]);
                     });
                 }
             }
-            for row in 0..R {
-                // SAFETY: a row of the outputs is sixteen numbers.
-                unsafe { _mm256_storeu_ps(out[row].as_mut_ptr().add(side * TILE / 2), sums[row]) };
+            if n_cols % 2 == 1 {
+                let col = n_cols - 1;
+                // SAFETY: weights and inputs have `n_cols` columns.
+                unsafe {
+                    let last = W::avx2(weights.add(col * TILE * W::BYTES));
+                    each_row!(R, row => {
+                        let input = _mm256_set1_ps(*inputs.add(row * n_cols + col));
+                        even[row] = _mm256_fmadd_ps(last, input, even[row]);
+                    });
+                }
             }
+            each_row!(R, row => {
+                let sum = _mm256_add_ps(even[row], odd[row]);
+                // SAFETY: a row of the outputs is sixteen numbers.
+                unsafe { _mm256_storeu_ps(out[row].as_mut_ptr().add(side * TILE / 2), sum) };
+            });
         }
     }
 }

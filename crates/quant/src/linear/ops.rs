@@ -1,6 +1,6 @@
 //! The operation that Burn dispatches to a device.
 
-use crate::{Activations, Format, PackedMatrix, linear::matmul_parts};
+use crate::{Activations, Format, PackedMatrix, product};
 use breakers_backend::flex;
 use burn::{
     backend::{
@@ -103,10 +103,16 @@ impl QuantizedLinearOps for Flex {
         let shape = x.layout().shape();
         let (n_rows, n_cols) = (shape[0], shape[1]);
         let width = matrices.iter().map(|matrix| matrix.n_rows()).sum();
-        let mut out = vec![0.0; n_rows * width];
+        if n_cols == 0 {
+            return flex::from_vec(vec![0.0; n_rows * width], [n_rows, width]);
+        }
+        let mut out = Vec::with_capacity(n_rows * width);
+        let parts: Vec<&PackedMatrix> = matrices.iter().map(|matrix| &**matrix).collect();
         Activations::new(flex::as_slice(&x), n_cols)
-            .and_then(|x| matmul_parts(&matrices, &x, &mut out, width))
+            .and_then(|x| product::multiply(&parts, &x, out.spare_capacity_mut(), width))
             .expect("activations have as many columns as the matrices");
+        // SAFETY: the capacity is that large, and the product wrote all rows, without gaps between them.
+        unsafe { out.set_len(n_rows * width) };
         flex::from_vec(out, [n_rows, width])
     }
 }
