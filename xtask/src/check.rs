@@ -79,7 +79,7 @@ fn run_full() -> Result {
     let names: Vec<&str> = fetch::GENERATORS.into_iter().chain(["minilm"]).collect();
     let folder = fetch::fetch(&names)?;
     let mut tests = workspace::cargo();
-    tests.args(["test", "--workspace", "--features", "vulkan"]);
+    tests.args(["test", "--workspace", "--features", "wgpu"]);
     tests.env("BREAKERS_TEST_MODELS", &folder).env("BREAKERS_REQUIRE_MODELS", "1");
     workspace::run(&mut tests)?;
     exact::run(&exact::Options::default())?;

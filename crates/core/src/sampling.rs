@@ -181,7 +181,7 @@ fn check_logits(logits: &[f32]) -> Result<(), SamplingError> {
     if logits.is_empty() {
         return Err(SamplingError::Empty);
     }
-    let bad = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY);
+    let bad = find(logits, |l| l.is_nan() || l == f32::INFINITY);
     let bad = bad.or_else(|| logits.iter().all(|l| *l == f32::NEG_INFINITY).then_some(0));
     match bad {
         Some(i) => Err(SamplingError::NotFinite { token: i as TokenId, value: logits[i] }),
@@ -282,28 +282,74 @@ impl Sampler {
 /// # Errors
 /// [`SamplingError::Empty`], and [`SamplingError::NotFinite`] for a NaN.
 pub fn argmax(logits: &[f32]) -> Result<TokenId, SamplingError> {
-    let (&first, rest) = logits.split_first().ok_or(SamplingError::Empty)?;
-    let (mut best, mut at, mut nan) = (first, 0, first.is_nan());
-    for (i, &l) in rest.iter().enumerate() {
-        nan |= l.is_nan();
-        if l > best {
-            (best, at) = (l, i + 1);
-        }
+    if logits.is_empty() {
+        return Err(SamplingError::Empty);
     }
-    if nan {
-        let token = logits.iter().position(|l| l.is_nan()).unwrap_or(0);
+    if let Some(token) = find(logits, f32::is_nan) {
         return Err(SamplingError::NotFinite { token: token as TokenId, value: f32::NAN });
     }
-    Ok(at as TokenId)
+    let max = largest(logits);
+    Ok(find(logits, |l| l == max).unwrap_or(0) as TokenId)
 }
 
-/// ln Σ exp(logits), in f64.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
-    if max == f64::NEG_INFINITY {
-        return max;
+/// The first number of which something is true.
+fn find(logits: &[f32], is_it: impl Fn(f32) -> bool) -> Option<usize> {
+    let any = |chunk: &&[f32]| chunk.iter().fold(false, |any, &l| any | is_it(l));
+    let (chunk_idx, chunk) = logits.chunks(16 * LANES).enumerate().find(|(_, chunk)| any(chunk))?;
+    Some(chunk_idx * 16 * LANES + chunk.iter().position(|&l| is_it(l))?)
+}
+
+/// Numbers that are looked at together, so that the compiler takes several at a time.
+const LANES: usize = 16;
+
+/// The largest number; −∞ of none. NaNs do not count.
+fn largest(logits: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, &l) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, l);
+        }
     }
-    max + logits.iter().map(|&l| (l as f64 - max).exp()).sum::<f64>().ln()
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+}
+
+/// eˣ for x ≤ 0, within 2 units in the last place, and 0 below −87.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, the Taylor polynomial of degree 7 of eʳ, and 2ⁿ by its exponent bits. No branches
+/// and no calls: a loop over it is vectorized on every processor.
+#[inline(always)]
+fn exp_nonpositive(x: f32) -> f32 {
+    /// 1.5·2²³: a number added to it and taken away again is rounded to an integer, which the low bits hold meanwhile.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln 2 in two parts, the first of which has few enough bits that its product with n is exact.
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { p * power }
+}
+
+/// ln Σ exp(logits). Exponentials have the precision of `f32`, their sum that of `f64`.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = largest(logits);
+    if max.is_infinite() {
+        return max as f64;
+    }
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [0.0f64; LANES];
+    for chunk in chunks {
+        for (lane, &l) in lanes.iter_mut().zip(chunk) {
+            *lane += exp_nonpositive(l - max) as f64;
+        }
+    }
+    let rest: f64 = rest.iter().map(|&l| exp_nonpositive(l - max) as f64).sum();
+    max as f64 + (lanes.iter().sum::<f64>() + rest).ln()
 }
 
 /// Log-probabilities `[vocab]` of logits `[vocab]`, in nats.
@@ -330,14 +376,22 @@ pub fn top_k(logits: &[f32], k: usize) -> Result<Vec<TokenLogprob>, SamplingErro
     }
     let mut ids: Vec<TokenId>;
     if k <= SMALL_K {
-        // Nearly all tokens fail the first comparison, and nothing of the vocabulary's size is written.
+        // Nothing of the vocabulary's size is written.
         ids = Vec::with_capacity(k + 1);
-        for id in 0..logits.len() as TokenId {
-            if ids.len() < k || by_logit(&id, &ids[k - 1]).is_lt() {
-                let place = ids.partition_point(|better| by_logit(better, &id).is_lt());
-                ids.insert(place, id);
-                ids.truncate(k);
+        let mut worst = f32::NEG_INFINITY;
+        for (chunk, first) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
+            // Nearly all chunks hold none.
+            if !chunk.iter().fold(ids.len() < k, |any, &l| any | (l >= worst)) {
+                continue;
             }
+            for id in first..first + chunk.len() as TokenId {
+                if ids.len() < k || by_logit(&id, &ids[k - 1]).is_lt() {
+                    let place = ids.partition_point(|better| by_logit(better, &id).is_lt());
+                    ids.insert(place, id);
+                    ids.truncate(k);
+                }
+            }
+            worst = logits[ids[ids.len() - 1] as usize];
         }
     } else {
         ids = (0..logits.len() as TokenId).collect();
@@ -363,6 +417,20 @@ mod tests {
         assert_eq!(argmax(&[1.0, 3.0, 3.0]).unwrap(), 1);
         assert!(matches!(argmax(&[1.0, f32::NAN]), Err(SamplingError::NotFinite { token: 1, .. })));
         assert_eq!(argmax(&[]), Err(SamplingError::Empty));
+    }
+
+    #[test]
+    fn sums_of_exponentials_are_exact_to_f32() {
+        let mut worst = 0.0f64;
+        for i in 0..=870_000 {
+            let x = i as f32 * -1e-4;
+            let want = (x as f64).exp();
+            worst = worst.max((exp_nonpositive(x) as f64 / want - 1.0).abs());
+        }
+        assert!(worst < 2.0 * f32::EPSILON as f64, "{worst}");
+        assert_eq!([exp_nonpositive(0.0), exp_nonpositive(f32::NEG_INFINITY)], [1.0, 0.0]);
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY; 20]), f64::NEG_INFINITY);
+        assert_eq!(log_sum_exp(&[]), f64::NEG_INFINITY);
     }
 
     #[test]
@@ -417,6 +485,15 @@ mod tests {
             let sum: f64 = d.entries().iter().map(|e| e.1).sum();
             prop_assert!((sum - 1.0).abs() < 1e-9);
             prop_assert!(d.probability(argmax(&logits).unwrap()) > 0.0);
+        }
+
+        #[test]
+        fn log_sum_exp_agrees_with_f64(logits in prop::collection::vec(-90f32..90.0, 1..100)) {
+            let max = logits.iter().fold(f64::NEG_INFINITY, |a, &l| a.max(l as f64));
+            let want = max + logits.iter().map(|&l| (l as f64 - max).exp()).sum::<f64>().ln();
+            prop_assert!((log_sum_exp(&logits) - want).abs() < 3e-7);
+            let at = argmax(&logits).unwrap() as usize;
+            prop_assert!(logits[..at].iter().all(|&l| l < logits[at]) && logits[at..].iter().all(|&l| l <= logits[at]));
         }
 
         #[test]
