@@ -21,7 +21,7 @@ pub(crate) fn run(out: &Path) -> Result {
         );
     }
     let mut command = workspace::cargo();
-    command.args(["doc", "--workspace", "--no-deps", "--features", "vulkan"]);
+    command.args(["doc", "--workspace", "--no-deps", "--features", "wgpu"]);
     workspace::run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
     println!("{}", workspace::target().join("doc/breakers_model/index.html").display());
     Ok(())
