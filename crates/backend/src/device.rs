@@ -206,6 +206,20 @@ pub fn is_cpu(device: &Device) -> bool {
     kind(device) == Some(Kind::Flex)
 }
 
+/// Bytes of the largest buffer that a kernel on the device can read: on the CPU as many as there are.
+///
+/// The device is initialized, if it is not yet.
+pub fn max_buffer_bytes(device: &Device) -> usize {
+    match device.as_dispatch() {
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(device) => {
+            usize::try_from(device.client().properties().memory.max_page_size).unwrap_or(usize::MAX)
+        }
+        #[allow(unreachable_patterns)]
+        _ => usize::MAX,
+    }
+}
+
 fn parse(name: &str) -> Result<(Kind, usize)> {
     let (backend, index) = match name.trim().split_once(':') {
         Some((backend, index)) => (backend, Some(index)),
@@ -346,6 +360,8 @@ mod tests {
             let device = open(&description.name).unwrap();
             assert_eq!(kind(&device), Some(description.kind));
             assert_eq!(is_cpu(&device), description.kind == Kind::Flex);
+            // What WebGPU guarantees.
+            assert!(max_buffer_bytes(&device) >= 128 << 20, "{}", max_buffer_bytes(&device));
             let sum = Tensor::<1>::from_floats([1.0, 2.0], &device)
                 + Tensor::<1>::from_floats([0.5, 0.25], &device);
             sum.into_data().assert_approx_eq::<f32>(&[1.5f32, 2.25].into(), Tolerance::default());

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use breakers_backend::device;
 use breakers_core::{
     Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
-    SequenceId, Step, Want, argmax, top_k,
+    SequenceId, Step, TokenLogprob, Want, argmax, top_k,
 };
 use breakers_kv_cache::{CacheShape, KvCache, PlainCache};
 use burn::tensor::Tensor;
 
 use crate::arch::decoder::Segment;
+use crate::ops::best::{MAX_K, MAX_VOCAB, best};
 use crate::{Error, Model};
 
 /// Rows whose logits are computed at a time: bounds the memory of a head with a large vocabulary.
@@ -248,25 +249,52 @@ fn answer(
 /// What is wanted of each row `[n, width]`.
 fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
     let logits = model.decoder().logits(hidden);
-    if !device::is_cpu(model.device()) && wants.iter().all(|w| *w == Want::ArgMax) {
-        // Only the ids leave the device.
-        let ids = logits
-            .argmax(1)
-            .into_data()
-            .convert::<i64>()
-            .try_into_vec::<i64>()
-            .map_err(Error::tensor_data)?;
-        return Ok(ids.into_iter().map(|id| Output::ArgMax(id as u32)).collect());
+    if !device::is_cpu(model.device()) && model.info().vocab_size <= MAX_VOCAB {
+        return outputs_on_device(logits, wants);
     }
     let logits = to_vec(logits)?;
     let vocab = model.info().vocab_size;
-    let each = logits.chunks_exact(vocab).zip(wants).map(|(row, want)| {
-        Ok(match *want {
-            Want::ArgMax => Output::ArgMax(argmax(row)?),
-            Want::TopK(k) => Output::TopK(top_k(row, k)?),
-            Want::Logits => Output::Logits(row.to_vec()),
-            _ => Output::Nothing,
-        })
+    logits.chunks_exact(vocab).zip(wants).map(|(row, want)| output(row, *want)).collect()
+}
+
+/// What is wanted of a row of logits on the host.
+fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
+    Ok(match want {
+        Want::ArgMax => Output::ArgMax(argmax(logits)?),
+        Want::TopK(k) => Output::TopK(top_k(logits, k)?),
+        Want::Logits => Output::Logits(logits.to_vec()),
+        _ => Output::Nothing,
+    })
+}
+
+/// What is wanted of rows of logits, of which only those leave the device that are wanted whole.
+fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
+    let n_best = |want: &Want| match *want {
+        Want::ArgMax => Some(1),
+        Want::TopK(k) if k <= MAX_K => Some(k),
+        _ => None,
+    };
+    let most = wants.iter().filter_map(n_best).max().unwrap_or(0).min(logits.dims()[1]);
+    let found = if most > 0 { to_vec(best(logits.clone(), most))? } else { Vec::new() };
+    if wants.iter().all(|want| *want == Want::Logits) {
+        let vocab = logits.dims()[1];
+        let rows = to_vec(logits)?;
+        return Ok(rows.chunks_exact(vocab).map(|row| Output::Logits(row.to_vec())).collect());
+    }
+    let each = wants.iter().enumerate().map(|(row, want)| {
+        if let Some(k) = n_best(want).filter(|k| (1..=most).contains(k)) {
+            let (ids, logprobs) = found[row * 2 * most..(row + 1) * 2 * most].split_at(most);
+            let (ids, logprobs) = (&ids[..k], &logprobs[..k]);
+            // Otherwise the host says what is wrong with the logits.
+            if ids[0] >= 0.0 && logprobs[0].is_finite() {
+                let token = |(&id, &logprob): (&f32, &f32)| TokenLogprob { token: id as u32, logprob };
+                return Ok(match want {
+                    Want::ArgMax => Output::ArgMax(ids[0] as u32),
+                    _ => Output::TopK(ids.iter().zip(logprobs).map(token).collect()),
+                });
+            }
+        }
+        output(&to_vec(logits.clone().narrow(0, row, 1))?, *want)
     });
     each.collect()
 }

@@ -270,6 +270,14 @@ pub enum Error {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// A row of weights that is larger than any buffer of a device.
+    #[error("a row of weights takes {row_bytes} bytes; a buffer of the device holds {limit}")]
+    DeviceBuffer {
+        /// Bytes of the row.
+        row_bytes: usize,
+        /// Bytes of the device's largest buffer.
+        limit: usize,
+    },
     /// A row beyond the last.
     #[error("there is no row {found} in a matrix of {n_rows}")]
     RowIndex {

@@ -1,8 +1,12 @@
 //! Linear layers and embeddings over packed weights, as operations on Burn tensors.
 //!
 //! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this crate. On
-//! other devices they stay the blocks of the GGUF file, in one buffer for each matrix.
+//! other devices they stay the blocks of the GGUF file: neighbors of one format share a buffer and a kernel call,
+//! and what no buffer of the device holds is divided into several.
 
+#[cfg(feature = "cube")]
+mod cube;
+mod on_device;
 mod ops;
 
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
@@ -15,8 +19,9 @@ use crate::{
 use breakers_backend::{device, pool};
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Device, Int, Tensor, TensorData},
+    tensor::{Device, Tensor, TensorData},
 };
+use on_device::{DeviceMatrix, Rows};
 use std::sync::Arc;
 
 /// Rows of an embedding that a task of the pool decodes at least.
@@ -50,7 +55,7 @@ pub struct QuantizedLinear {
 #[derive(Debug, Clone)]
 enum Weights {
     Host(HostMatrices),
-    Device { words: Vec<Tensor<1, Int>>, specs: Arc<[MatrixSpec]>, sources: Arc<[SharedTensor]> },
+    Device { matrices: Arc<[DeviceMatrix]>, sources: Arc<[SharedTensor]> },
 }
 
 impl QuantizedLinear {
@@ -59,7 +64,8 @@ impl QuantizedLinear {
     ///
     /// # Errors
     /// [`Error::NoMatrices`] without tensors, [`Error::Columns`] when their input features differ,
-    /// [`Error::Backend`] for a device without kernels, [`Error::OutOfMemory`].
+    /// [`Error::Backend`] for a device without kernels, [`Error::DeviceBuffer`] for a row that no buffer of the
+    /// device holds, [`Error::OutOfMemory`].
     pub fn new(parts: Vec<TensorView<'_>>, device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
@@ -75,26 +81,15 @@ impl QuantizedLinear {
                 .collect();
             Weights::Host(matrices?.into())
         } else {
-            let words = parts
-                .iter()
-                .map(|part| {
-                    let words = upload(to_words(part.bytes()), device);
-                    part.advise_done();
-                    words
-                })
-                .collect();
-            Weights::Device {
-                words,
-                specs: parts
-                    .iter()
-                    .map(|part| MatrixSpec {
-                        format: part.format(),
-                        n_rows: part.n_rows(),
-                        n_cols: part.n_cols(),
-                    })
-                    .collect(),
-                sources: parts.iter().map(|part| part.to_shared()).collect(),
-            }
+            let rows = parts.iter().map(|part| Rows {
+                format: part.format(),
+                n_rows: part.n_rows(),
+                n_cols: part.n_cols(),
+                bytes: part.bytes().into(),
+            });
+            let matrices = on_device::place(rows, device)?.into();
+            parts.iter().for_each(TensorView::advise_done);
+            Weights::Device { matrices, sources: parts.iter().map(|part| part.to_shared()).collect() }
         };
         Ok(Self { n_cols, n_outputs, weights })
     }
@@ -115,8 +110,7 @@ impl QuantizedLinear {
     /// `values`: `[n_rows, n_cols]`: a row holds the weights of one output feature.
     ///
     /// # Errors
-    /// [`Error::Length`] when `values` holds more or fewer than the rows, [`Error::Backend`] for a device without
-    /// kernels, [`Error::OutOfMemory`].
+    /// [`Error::Length`] when `values` holds more or fewer than the rows, and as [`new`](Self::new).
     pub fn from_f32(n_rows: usize, n_cols: usize, values: &[f32], device: &Device) -> Result<Self> {
         device::require(device)?;
         if device::is_cpu(device) {
@@ -126,13 +120,10 @@ impl QuantizedLinear {
         if values.len() != expected {
             return Err(Error::Length { what: "values of a matrix", expected, found: values.len() });
         }
-        let words = values.iter().map(|value| value.to_bits() as i32).collect();
-        let weights = Weights::Device {
-            words: vec![upload(words, device)],
-            specs: [MatrixSpec { format: Format::F32, n_rows, n_cols }].into(),
-            sources: [].into(),
-        };
-        Ok(Self { n_cols, n_outputs: n_rows, weights })
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let rows = Rows { format: Format::F32, n_rows, n_cols, bytes: bytes.into() };
+        let matrices = on_device::place([rows].into_iter(), device)?.into();
+        Ok(Self { n_cols, n_outputs: n_rows, weights: Weights::Device { matrices, sources: [].into() } })
     }
 
     /// Multiplies activations with the weights.
@@ -152,12 +143,8 @@ impl QuantizedLinear {
             Weights::Host(matrices) => {
                 Tensor::from_dispatch(Dispatch::quantized_linear(x.into_dispatch(), matrices.clone()))
             }
-            Weights::Device { words, specs, .. } => {
-                let parts = words.iter().zip(specs.iter()).map(|(words, &spec)| {
-                    let (x, words) = (x.clone().into_dispatch(), words.clone().into_dispatch());
-                    Tensor::from_dispatch(Dispatch::quantized_linear_on_device(x, words, spec))
-                });
-                let mut parts: Vec<Tensor<2>> = parts.collect();
+            Weights::Device { matrices, .. } => {
+                let mut parts: Vec<_> = matrices.iter().map(|matrix| matrix.forward(x.clone())).collect();
                 if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
             }
         }
@@ -177,7 +164,7 @@ impl QuantizedLinear {
     pub fn bytes(&self) -> usize {
         match &self.weights {
             Weights::Host(matrices) => matrices.iter().map(|matrix| matrix.bytes()).sum(),
-            Weights::Device { words, .. } => words.iter().map(|words| words.dims()[0] * 4).sum(),
+            Weights::Device { matrices, .. } => matrices.iter().map(DeviceMatrix::bytes).sum(),
         }
     }
 
@@ -196,24 +183,6 @@ fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
         Some(found) => Err(Error::Columns { expected, found }),
         None => Ok(expected),
     }
-}
-
-/// Bytes as little-endian words, the last one filled up with zeros.
-fn to_words(bytes: &[u8]) -> Vec<i32> {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    let last = (!rest.is_empty()).then_some(last);
-    words.iter().chain(&last).map(|&word| i32::from_le_bytes(word)).collect()
-}
-
-/// Words as a tensor on a device; at least one, since devices lack empty buffers.
-fn upload(mut words: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    if words.is_empty() {
-        words.push(0);
-    }
-    let len = words.len();
-    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
 }
 
 /// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`] does on

@@ -1,12 +1,12 @@
 //! The gated activation of a feed-forward layer (GLU variants, arXiv 2002.05202).
 
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
-use burn::tensor::{Shape, Slice, Tensor};
+use burn::tensor::{FloatDType, Shape, Slice, Tensor};
 
 use breakers_backend::{cpu, flex, math, pool};
 
 /// The function applied to the gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activation {
     /// x · sigmoid(x), as in Llama and Qwen.
@@ -16,8 +16,8 @@ pub enum Activation {
 }
 
 /// √(2/π), of the tanh approximation (arXiv 1606.08415, section 2).
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const GELU_CUBIC: f32 = 0.044_715;
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+pub(super) const GELU_CUBIC: f32 = 0.044_715;
 
 /// Extension of Burn's backends: see [`gated_activation`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
@@ -32,6 +32,9 @@ pub trait GatedOps: Backend {
 pub fn gated_reference<B: Backend>(gate_up: FloatTensor<B>, activation: Activation) -> FloatTensor<B> {
     let shape = gate_up.shape();
     let (rows, width) = (shape[0], shape[1] / 2);
+    if rows * width == 0 {
+        return B::float_zeros(Shape::new([rows, width]), &gate_up.device(), FloatDType::F32);
+    }
     let half = |from: usize| [Slice::from(0..rows), Slice::from(from..from + width)];
     let gate = B::float_slice(gate_up.clone(), &half(0));
     let up = B::float_slice(gate_up, &half(width));
@@ -67,9 +70,6 @@ impl GatedOps for burn_flex::Flex {
         flex::from_vec(out, Shape::new([rows, width]))
     }
 }
-
-#[cfg(feature = "cube")]
-impl GatedOps for burn_cubecl::CubeBackend {}
 
 #[inline(always)]
 fn gated_row(gate: &[f32], up: &[f32], activation: Activation, out: &mut [f32]) {

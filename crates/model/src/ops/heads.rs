@@ -3,12 +3,12 @@
 use burn::backend::{
     Backend, Dispatch, ExtensionType, TensorMetadata, backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::{Device, Shape, Slice, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Shape, Slice, Tensor, TensorData};
 
 use breakers_backend::{cpu, flex, math, norm::rms_norm_rows, pool};
 
 /// Which coordinates rotary position embedding pairs up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RopeStyle {
     /// Neighbours (2i, 2i + 1), as in the paper and in GGUF files of the `llama` architecture.
@@ -82,6 +82,11 @@ impl RopeTable {
         let tensor = |v| Tensor::from_data(TensorData::new(v, [positions.len(), half]), device);
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
+
+    #[cfg(test)]
+    pub(super) fn angles(&self) -> (Tensor<2>, Tensor<2>) {
+        (self.cos.clone(), self.sin.clone())
+    }
 }
 
 /// Query, key and value heads.
@@ -136,6 +141,14 @@ pub fn heads_reference<B: Backend>(
     let rows = qkv.shape()[0];
     let d = layout.head_dim;
     let half = cos.shape()[1];
+    if rows * d == 0 {
+        let empty = |heads| {
+            let shape = Shape::new([rows, heads, d]);
+            B::float_zeros(shape, &qkv.device(), FloatDType::F32)
+        };
+        let (n_heads, n_kv_heads) = (layout.n_heads, layout.n_kv_heads);
+        return HeadTensors { q: empty(n_heads), k: empty(n_kv_heads), v: empty(n_kv_heads) };
+    }
     let qkv = B::float_add(qkv, B::float_reshape(bias, Shape::new([1, layout.width()])));
     let part = |from: usize, heads: usize| {
         let part =
@@ -245,9 +258,6 @@ impl HeadOps for burn_flex::Flex {
         }
     }
 }
-
-#[cfg(feature = "cube")]
-impl HeadOps for burn_cubecl::CubeBackend {}
 
 fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
     for ((o, a), b) in out.iter_mut().zip(a).zip(b) {

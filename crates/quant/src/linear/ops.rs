@@ -116,7 +116,3 @@ impl QuantizedLinearOps for Flex {
         flex::from_vec(out, [n_rows, width])
     }
 }
-
-// The kernel for GPUs is to come; until then they take the reference.
-#[cfg(feature = "cube")]
-impl QuantizedLinearOps for burn_cubecl::CubeBackend {}

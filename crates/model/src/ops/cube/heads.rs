@@ -1,0 +1,128 @@
+use breakers_backend::cube::{cube_per_row, row_of_cube, sum_of_units};
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use crate::ops::heads::{HeadLayout, HeadOps, HeadTensors, RopeStyle, heads_reference};
+
+/// Units of a cube, a power of two; a cube computes one head of one row. It fixes the order of the norm's sum.
+const UNITS: usize = 64;
+/// Largest head that shared memory holds.
+const MAX_HEAD_DIM: usize = 1024;
+
+impl HeadOps for CubeBackend {
+    fn heads(
+        qkv: CubeTensor,
+        bias: CubeTensor,
+        q_norm: CubeTensor,
+        k_norm: CubeTensor,
+        cos: CubeTensor,
+        sin: CubeTensor,
+        layout: HeadLayout,
+    ) -> HeadTensors<Self> {
+        let (rows, half) = (qkv.shape()[0], cos.shape()[1]);
+        let HeadLayout { n_heads, n_kv_heads, head_dim, rope, norm_eps } = layout;
+        let n_values = rows * layout.width();
+        if n_values == 0 || half == 0 || head_dim > MAX_HEAD_DIM || u32::try_from(n_values).is_err() {
+            return heads_reference::<Self>(qkv, bias, q_norm, k_norm, cos, sin, layout);
+        }
+        let input =
+            |x: CubeTensor| into_contiguous(if x.dtype == DType::F32 { x } else { cast(x, DType::F32) });
+        let (client, device) = (qkv.client.clone(), qkv.device.clone());
+        let output = |heads: usize| {
+            let shape = Shape::new([rows, heads, head_dim]);
+            empty_device_contiguous_dtype(client.clone(), device.clone(), shape, DType::F32)
+        };
+        let (q, k, v) = (output(n_heads), output(n_kv_heads), output(n_kv_heads));
+        heads_kernel::launch(
+            &client,
+            cube_per_row(rows * (n_heads + 2 * n_kv_heads)),
+            CubeDim::new_1d(UNITS as u32),
+            input(qkv).into_tensor_arg(),
+            input(bias).into_tensor_arg(),
+            input(q_norm).into_tensor_arg(),
+            input(k_norm).into_tensor_arg(),
+            input(cos).into_tensor_arg(),
+            input(sin).into_tensor_arg(),
+            q.clone().into_tensor_arg(),
+            k.clone().into_tensor_arg(),
+            v.clone().into_tensor_arg(),
+            norm_eps.unwrap_or(0.0),
+            norm_eps.is_some(),
+            rope,
+            head_dim,
+        );
+        HeadTensors { q, k, v }
+    }
+}
+
+#[cube(launch)]
+fn heads_kernel(
+    qkv: &Tensor<f32>,
+    bias: &Tensor<f32>,
+    q_norm: &Tensor<f32>,
+    k_norm: &Tensor<f32>,
+    cos: &Tensor<f32>,
+    sin: &Tensor<f32>,
+    q: &mut Tensor<f32>,
+    k: &mut Tensor<f32>,
+    v: &mut Tensor<f32>,
+    norm_eps: f32,
+    #[comptime] normed: bool,
+    #[comptime] rope: RopeStyle,
+    #[comptime] head_dim: usize,
+) {
+    let (n_rows, n_heads, n_kv_heads, half) = (q.shape(0), q.shape(1), k.shape(1), cos.shape(1));
+    let in_row = n_heads + 2 * n_kv_heads;
+    let unit = UNIT_POS as usize;
+    let place = row_of_cube(n_rows * in_row);
+    let (row, head) = (place / in_row, place % in_row);
+    let is_query = head < n_heads;
+    let is_value = head >= n_heads + n_kv_heads;
+
+    let mut values = Shared::<[f32]>::new_slice(head_dim);
+    for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
+        values[i] = qkv[place * head_dim + i] + bias[head * head_dim + i];
+    }
+    sync_cube();
+    if comptime!(normed) {
+        let mut squares = 0.0f32.runtime();
+        for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
+            squares += values[i] * values[i];
+        }
+        let squares = sum_of_units(squares, comptime!(UNITS));
+        let scale = 1.0f32 / (squares / comptime!(head_dim as f32) + norm_eps).sqrt();
+        if !is_value {
+            for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
+                let mut weight = k_norm[i];
+                if is_query {
+                    weight = q_norm[i];
+                }
+                values[i] = values[i] * scale * weight;
+            }
+        }
+        sync_cube();
+    }
+    for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
+        let mut value = values[i];
+        if !is_value && i < 2 * half {
+            let interleaved = comptime!(matches!(rope, RopeStyle::Interleaved));
+            let is_first = if interleaved { i % 2 == 0 } else { i < half };
+            let step = if interleaved { 1usize.runtime() } else { half };
+            let angle = if interleaved { i / 2 } else { i % half };
+            let (c, s) = (cos[row * half + angle], sin[row * half + angle]);
+            let other = values[select(is_first, i + step, i - select(is_first, 0usize, step))];
+            value = value * c + select(is_first, -(other * s), other * s);
+        }
+        if is_query {
+            q[(row * n_heads + head) * head_dim + i] = value;
+        } else if is_value {
+            v[(row * n_kv_heads + head - n_heads - n_kv_heads) * head_dim + i] = value;
+        } else {
+            k[(row * n_kv_heads + head - n_heads) * head_dim + i] = value;
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Whole models on the devices that this build has besides the CPU, against the CPU.
+
+#![cfg(feature = "wgpu")]
+
+mod support;
+
+use breakers_backend::device;
+use breakers_core::{LanguageModel, Output, Step, TokenId, TokenLogprob, Want};
+use breakers_model::{LoadOptions, Model, Runner};
+
+/// Where two tokens are closer than this, in nats, either may be the most likely one.
+const MARGIN: f32 = 0.5;
+/// The 95th percentile of the differences of the most likely token's log-probability, in nats. Activations of eight
+/// bits, which the CPU has and GPUs have not, are most of it.
+const P95: f32 = 0.2;
+const TEXT: &str = "The capital of France is Paris. The capital of Italy is Rome, and that of Spain is Madrid.\n\n\
+    fn add(a: i32, b: i32) -> i32 {\n    a + b\n}\n";
+
+/// A model on the GPU that `BREAKERS_REQUIRE_DEVICES` names, or else on the first one.
+fn on_gpu(name: &str) -> Option<Model> {
+    let path = support::path(name)?;
+    let required = std::env::var("BREAKERS_REQUIRE_DEVICES").unwrap_or_default();
+    let device = match required.split(',').map(str::trim).find(|name| !matches!(*name, "" | "flex")) {
+        Some(name) => device::open(name).unwrap_or_else(|error| panic!("{error}")),
+        None => match device::open("wgpu") {
+            Ok(device) => device,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        },
+    };
+    Some(Model::load(path, &LoadOptions::on(device)).expect(name))
+}
+
+fn tokens(model: &Model, n: usize) -> Vec<TokenId> {
+    let mut tokens = model.tokenizer().encode(TEXT, Default::default()).unwrap();
+    assert!(tokens.len() >= n, "{} tokens", tokens.len());
+    tokens.truncate(n);
+    tokens
+}
+
+/// What is wanted of each token, fed in chunks of the given sizes (the last one repeats).
+fn feed(runner: &mut Runner, tokens: &[TokenId], chunks: &[usize], want: Want) -> Vec<Output> {
+    let sequence = runner.open().unwrap();
+    let (mut outputs, mut from, mut at) = (Vec::new(), 0, 0);
+    while from < tokens.len() {
+        let to = tokens.len().min(from + chunks[at.min(chunks.len() - 1)]);
+        let mut steps = [Step::each(sequence, tokens[from..to].to_vec(), want)];
+        runner.forward(&mut steps).unwrap();
+        outputs.extend(steps[0].outputs.drain(..).map(|row| row.output));
+        runner.commit(sequence, to - from).unwrap();
+        (from, at) = (to, at + 1);
+    }
+    runner.close(sequence);
+    outputs
+}
+
+fn top(outputs: &[Output]) -> Vec<&[TokenLogprob]> {
+    let top = |output| match output {
+        &Output::TopK(ref top) => &top[..],
+        other => panic!("the most likely tokens were wanted, got {other:?}"),
+    };
+    outputs.iter().map(top).collect()
+}
+
+/// Compares the most likely next token of each of `n` tokens, of which the first go in as a prompt, the next eight as
+/// a draft to be verified, and the others one by one.
+fn check(name: &str, n: usize) {
+    let Some(gpu) = on_gpu(name) else { return };
+    let cpu = support::load(name).expect("it was found for the GPU");
+    let tokens = tokens(&gpu, n);
+    let expected = feed(&mut cpu.runner(), &tokens, &[n], Want::TopK(20));
+    let found = feed(&mut gpu.runner(), &tokens, &[n - 14, 8, 1], Want::TopK(20));
+    let mut differences = Vec::new();
+    for (row, (found, expected)) in top(&found).into_iter().zip(top(&expected)).enumerate() {
+        let (best, second) = (expected[0], expected[1]);
+        if best.logprob - second.logprob > MARGIN {
+            assert_eq!(found[0].token, best.token, "row {row}: {found:?}, expected {expected:?}");
+        }
+        let same = found.iter().find(|found| found.token == best.token);
+        let same = same.unwrap_or_else(|| panic!("row {row}: no {} in {found:?}", best.token));
+        differences.push((same.logprob - best.logprob).abs());
+    }
+    differences.sort_by(f32::total_cmp);
+    let (median, p95) = (differences[differences.len() / 2], differences[differences.len() * 95 / 100]);
+    eprintln!(
+        "{name}: |Δ log-prob|: median {median}, 95th percentile {p95}, largest {:?}",
+        differences.last()
+    );
+    assert!(p95 <= P95, "{name}: 95th percentile of |Δ log-prob| {p95}, median {median}");
+}
+
+#[test]
+fn smollm2_agrees_with_the_cpu() {
+    check("smollm2-135m", 48);
+}
+
+/// Its head is larger than the largest buffer of software Vulkan.
+#[test]
+fn gemma3_agrees_with_the_cpu() {
+    check("gemma3-270m", 32);
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_calls_of_1_to_16() {
+    let Some(gpu) = on_gpu("smollm2-135m") else { return };
+    let mut runner = gpu.runner();
+    let tokens = tokens(&gpu, 16);
+    let expected = feed(&mut runner, &tokens, &[16], Want::Logits);
+    for chunks in [&[1][..], &[3, 5, 8]] {
+        let found = feed(&mut runner, &tokens, chunks, Want::Logits);
+        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let (Output::Logits(found), Output::Logits(expected)) = (found, expected) else {
+                panic!("logits were wanted")
+            };
+            let differ = found.iter().zip(expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            assert_eq!(differ, 0, "chunks of {chunks:?}, row {row}: {differ} logits differ");
+            assert!(found.iter().all(|logit| logit.is_finite()), "row {row}");
+        }
+    }
+    // What is chosen on the device is what the host would choose.
+    let best = feed(&mut runner, &tokens, &[16], Want::ArgMax);
+    for (row, (best, logits)) in best.iter().zip(&expected).enumerate() {
+        assert_eq!(best.best(), logits.best(), "row {row}");
+    }
+}
