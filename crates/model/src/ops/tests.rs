@@ -17,7 +17,10 @@ fn gated_activation_in_every_leg() {
         .flat_map(|shape| both.map(|activation| (*shape, activation)))
         .collect();
     // Some gates far from zero.
-    let input = |[rows, width]: [usize; 2], from: &mut Inputs| from.tensor([rows, 2 * width]) * 12.0;
+    let input = |[rows, width]: [usize; 2], from: &mut Inputs| {
+        let values = from.values(rows * 2 * width).iter().map(|x| x * 12.0).collect();
+        from.place(values, [rows, 2 * width])
+    };
     Operation {
         name: "gated activation",
         cases: &cases,
