@@ -15,12 +15,16 @@ fn example(name: &str) -> Command {
 
 /// Runs an example on the small model, `None` if the model is not there.
 fn on_model(name: &str, arguments: &[&str]) -> Option<Output> {
-    let model =
-        PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS").unwrap_or_default()).join("smollm2-135m.gguf");
+    on("smollm2-135m.gguf", name, arguments)
+}
+
+/// Runs an example on a file or folder of the test models, `None` if it is not there.
+fn on(model: &str, name: &str, arguments: &[&str]) -> Option<Output> {
+    let model = PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS").unwrap_or_default()).join(model);
     if !model.exists() {
         let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|v| v == "1");
         assert!(!required, "{} is missing; `cargo xtask fetch` gets it", model.display());
-        eprintln!("skipped: BREAKERS_TEST_MODELS names no folder with smollm2-135m.gguf");
+        eprintln!("skipped: {} is missing; BREAKERS_TEST_MODELS names its folder", model.display());
         return None;
     }
     Some(example(name).arg("--model").arg(model).args(arguments).output().unwrap())
@@ -109,6 +113,26 @@ fn a_continuation_scores_the_same_in_any_pieces() {
     {
         assert_eq!(generated["top"], scored["top"]);
         assert_eq!(scored["logprob"], scored["top"][0][1]);
+    }
+}
+
+#[test]
+fn a_sentence_encoder_has_tokens_but_continues_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("input");
+    std::fs::write(&file, "Hello, world!").unwrap();
+    let arguments = ["--json", "--add-special", "--text-file", file.to_str().unwrap()];
+    let Some(output) = on("minilm", "tokenize", &arguments) else { return };
+    assert_eq!(answer(&output)["ids"], serde_json::json!([101, 7592, 1010, 2088, 999, 102]));
+    let json = on("minilm/tokenizer.json", "tokenize", &arguments).unwrap();
+    assert_eq!(json.stdout, output.stdout);
+    for (name, arguments) in
+        [("generate", ["--prompt", "x"]), ("perplexity", ["--file", file.to_str().unwrap()])]
+    {
+        let output = on("minilm", name, &arguments).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("\"bert\" model") && stderr.contains("minilm"), "{name}: {stderr}");
     }
 }
 

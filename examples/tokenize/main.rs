@@ -4,6 +4,8 @@
 //! echo -n 'Hello, world!' | cargo run --release --example tokenize
 //! echo 19556 28 905 17 | cargo run --release --example tokenize -- --detokenize
 //! ```
+//! `--model` may also be `minilm`, a folder with a tokenizer.json, or such a file.
+//!
 //! JSON: `ids`, `text`.
 
 use std::path::Path;
@@ -64,8 +66,14 @@ fn main() -> ExitCode {
     })
 }
 
-/// The tokenizer alone: only the metadata of the file is read.
+/// The tokenizer alone: of a GGUF file only the metadata are read, of a folder its tokenizer.json.
 fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
+    if path.is_dir() {
+        return Ok(Tokenizer::from_tokenizer_json_file(path.join("tokenizer.json"))?);
+    }
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return Ok(Tokenizer::from_tokenizer_json_file(path)?);
+    }
     Ok(Tokenizer::from_gguf(&gguf::File::open(path)?)?)
 }
 

@@ -1,4 +1,6 @@
-use breakers_core::TokenId;
+use std::path::PathBuf;
+
+use breakers_core::{BoxError, TokenId};
 use breakers_kv_cache::Error as CacheError;
 
 /// Result of this crate's functions.
@@ -25,6 +27,17 @@ pub enum Error {
         /// What is implemented.
         known: &'static [&'static str],
     },
+    /// A model that turns texts into vectors was to be loaded as one that continues texts.
+    #[error(
+        "{path} is a {found:?} model: it turns texts into vectors and continues none",
+        path = path.display()
+    )]
+    NotCausal {
+        /// The model's file or folder.
+        path: PathBuf,
+        /// Its architecture.
+        found: String,
+    },
     /// A hyperparameter is impossible, or asks for something that is not implemented.
     #[error("{name} is {found}, expected {expected}")]
     Hyperparameter {
@@ -45,6 +58,29 @@ pub enum Error {
         /// What the file says.
         found: Vec<usize>,
     },
+    /// A tensor's element type cannot be read here.
+    #[error("tensor {name} has elements of type {found}, expected F32, F16 or BF16")]
+    TensorType {
+        /// The tensor.
+        name: String,
+        /// What the file says.
+        found: String,
+    },
+    /// A tensor is not in the file.
+    #[error("tensor {name} is missing")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A safetensors file is damaged.
+    #[cfg(feature = "bert")]
+    #[error("{path} is not a valid safetensors file", path = path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        source: safetensors::SafeTensorError,
+    },
     /// The tokenizer knows ids that the embedding table lacks.
     #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
     Vocabulary {
@@ -60,7 +96,10 @@ pub enum Error {
         reason: String,
     },
     /// The kind of tokenizer is not implemented.
-    #[error("tokenizer model {found:?} is not supported; expected \"gpt2\" or \"llama\"")]
+    #[error(
+        "tokenizer model {found:?} is not supported; expected \"gpt2\" or \"llama\" in a GGUF file, \"BPE\", \
+         \"Unigram\", \"WordLevel\" or \"WordPiece\" in a tokenizer.json"
+    )]
     UnknownTokenizer {
         /// The value of `tokenizer.ggml.model`, or the model type in a tokenizer.json.
         found: String,
@@ -68,7 +107,7 @@ pub enum Error {
     /// The rule that splits text into words is not implemented.
     #[error("pre-tokenizer {found:?} is not supported; the ids would differ from the model's own")]
     UnknownPreTokenizer {
-        /// The value of `tokenizer.ggml.pre`, or what a tokenizer.json describes.
+        /// The value of `tokenizer.ggml.pre`.
         found: String,
     },
     /// An array of the vocabulary does not fit the number of tokens.
@@ -155,13 +194,37 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// JSON that does not parse.
-    #[error("{what} is not valid JSON")]
+    /// A tokenizer.json describes something that is not implemented, or that no tokenizer should do.
+    #[error("{what} of tokenizer.json: found {found}, expected {expected}")]
+    TokenizerJson {
+        /// The part of the file.
+        what: &'static str,
+        /// What was found there.
+        found: String,
+        /// What is understood.
+        expected: &'static str,
+    },
+    /// The rules of a tokenizer.json fail on a text.
+    #[error("the text cannot be tokenized")]
+    Tokenize {
+        /// Why.
+        source: BoxError,
+    },
+    /// JSON that does not parse, or holds something else than expected.
+    #[error("{what} is not valid JSON, or not of its format")]
     Json {
         /// What was read.
         what: &'static str,
         /// Where it breaks.
         source: serde_json::Error,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A chat template that does not parse or render.
     #[error("the chat template failed")]

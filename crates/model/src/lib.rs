@@ -1,8 +1,10 @@
-//! Language models from GGUF files: tokenizers, chat templates, transformer blocks.
+//! Language models from GGUF files and sentence embeddings from safetensors: tokenizers, chat templates,
+//! transformer blocks.
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
 //! - [`generate`] continues a text, [`score`] judges a given one;
+//! - with the feature `bert`, `Bert` turns texts into vectors;
 //! - [`tokenizer`] turns text into token ids and back;
 //! - [`chat`] renders a conversation into the prompt that a model was trained on;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
@@ -31,6 +33,8 @@ mod arch;
 mod error;
 mod load;
 mod runner;
+#[cfg(feature = "bert")]
+mod weights;
 
 pub mod chat;
 pub mod generate;
@@ -38,6 +42,8 @@ pub mod ops;
 pub mod score;
 pub mod tokenizer;
 
+#[cfg(feature = "bert")]
+pub use arch::bert::Bert;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};
 pub use runner::{CacheFactory, Runner};

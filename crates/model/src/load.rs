@@ -58,8 +58,9 @@ impl Model {
     /// Loads a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Quant`] for a damaged file or a missing tensor, [`Error::UnknownArchitecture`],
-    /// [`Error::Hyperparameter`], [`Error::TensorShape`], and the tokenizer's own.
+    /// [`Error::Quant`] for a damaged file or a missing tensor, [`Error::NotCausal`] for a model that only embeds
+    /// texts, [`Error::UnknownArchitecture`], [`Error::Hyperparameter`], [`Error::TensorShape`], and the tokenizer's
+    /// own.
     ///
     /// # Example
     /// ```no_run
@@ -71,6 +72,7 @@ impl Model {
     /// ```
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self, Error> {
         let path = path.as_ref();
+        refuse_encoder(path)?;
         let file = gguf::File::open(path)?;
         let spec = arch::decoder_spec(file.metadata())?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
@@ -140,6 +142,16 @@ impl Model {
 
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.inner.decoder
+    }
+}
+
+/// Fails for a folder that holds a sentence encoder.
+fn refuse_encoder(path: &Path) -> Result<(), Error> {
+    let config = std::fs::read(path.join("config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|json| serde_json::from_slice(&json).ok());
+    match config.as_ref().and_then(|config| config["model_type"].as_str()) {
+        Some(found @ "bert") => Err(Error::NotCausal { path: path.to_owned(), found: found.to_owned() }),
+        _ => Ok(()),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Architectures: what distinguishes one family of models from another, one file each.
 //!
 //! A causal architecture is a function from the file's hyperparameters to a [`DecoderSpec`]; the block
-//! itself stands in [`decoder`]. To add one, write such a file and name it in [`decoder_spec`].
+//! itself stands in [`decoder`]. To add one, write such a file and name it in [`decoder_spec`]. BERT, which sees a
+//! whole text at once, has its own block.
 
+#[cfg(feature = "bert")]
+pub(crate) mod bert;
 pub(crate) mod decoder;
 mod gemma3;
 mod llama;

@@ -21,7 +21,7 @@ use super::{
 use crate::{Error, Result};
 
 /// A turn or a text ends here, whatever type the file gives these tokens: they become control tokens.
-const END_NAMES: &[&str] = &[
+pub(super) const END_NAMES: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -294,7 +294,7 @@ fn assemble(
         Algorithm::SentencePiece(_) => {
             metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(defaults.add_space_prefix)
         }
-        Algorithm::ByteLevelBpe(_) => false,
+        _ => false,
     };
     let mut end_tokens = tokens.end_tokens.clone();
     end_tokens.extend(roles.eos);

@@ -4,6 +4,10 @@
 //! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
 //! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
 //!
+//! With the feature `tokenizer-json` it comes from a tokenizer.json too (`Tokenizer::from_tokenizer_json`), with
+//! any of the models of such files: WordPiece (BERT), byte-pair encoding, Unigram. Token ids equal those of Hugging
+//! Face's `tokenizers`.
+//!
 //! # Special tokens
 //! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
 //! they are recognized only with [`EncodeOptions::parse_special`], which is meant for the output of a
@@ -35,6 +39,8 @@
 
 mod bpe;
 mod gguf;
+#[cfg(feature = "tokenizer-json")]
+mod json;
 mod pretokenize;
 mod special;
 mod spm;
@@ -112,6 +118,8 @@ struct Inner {
 enum Algorithm {
     ByteLevelBpe(Box<ByteLevelBpe>),
     SentencePiece(Box<SentencePiece>),
+    #[cfg(feature = "tokenizer-json")]
+    Json(Box<json::JsonTokenizer>),
 }
 
 /// Tokens with a task.
@@ -149,7 +157,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary can neither hold nor spell,
-    /// [`Error::TextTooLong`] beyond 4 GiB.
+    /// [`Error::Tokenize`] where the rules of a tokenizer.json fail, [`Error::TextTooLong`] beyond 1.3 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         let limit = u32::MAX as usize;
         if text.len() >= limit / 3 {
@@ -160,22 +168,26 @@ impl Tokenizer {
         if options.add_special {
             out.extend_from_slice(&inner.prefix);
         }
-        // A token before a stretch of text counts as the start of a text.
-        let mut after_token = true;
-        for fragment in inner.specials.split(text, options.parse_special) {
-            match fragment {
-                Fragment::Token(token) => {
-                    out.push(token);
-                    after_token = true;
-                }
-                Fragment::Text(range) => {
-                    inner.encode_stretch(&text[range], after_token, &mut out)?;
-                    after_token = false;
-                }
-            }
-        }
+        inner.encode_between(text, options.parse_special, &mut out)?;
         if options.add_special {
             out.extend_from_slice(&inner.suffix);
+        }
+        Ok(out)
+    }
+
+    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut short.
+    #[cfg(feature = "bert")]
+    pub(crate) fn encode_at_most(
+        &self,
+        limit: usize,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<Vec<TokenId>> {
+        let Inner { prefix, suffix, .. } = &*self.0;
+        let mut out = self.encode(text, EncodeOptions { add_special: true, parse_special })?;
+        if out.len() > limit {
+            out.truncate(limit.saturating_sub(suffix.len()).max(prefix.len()));
+            out.extend_from_slice(suffix);
         }
         Ok(out)
     }
@@ -257,7 +269,8 @@ impl Tokenizer {
     /// Whether every text survives encoding and decoding.
     ///
     /// Byte-level vocabularies need a token for each byte that occurs in UTF-8. SentencePiece loses the
-    /// difference between a space and `▁`, so it is never lossless in this strict sense.
+    /// difference between a space and `▁`, so it is never lossless in this strict sense. Of a tokenizer.json it is
+    /// said only where its parts show it: byte-level vocabularies without a normalizer.
     pub fn is_lossless(&self) -> bool {
         match &self.0.algorithm {
             Algorithm::ByteLevelBpe(bpe) => {
@@ -265,6 +278,8 @@ impl Tokenizer {
                 (0..256).all(|byte| bpe.byte_tokens[byte].is_some() || !occurs(byte))
             }
             Algorithm::SentencePiece(_) => false,
+            #[cfg(feature = "tokenizer-json")]
+            Algorithm::Json(json) => json.is_lossless,
         }
     }
 
@@ -282,6 +297,29 @@ impl Tokenizer {
 }
 
 impl Inner {
+    /// Encodes a text without what stands around it.
+    fn encode_between(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<()> {
+        #[cfg(feature = "tokenizer-json")]
+        if let Algorithm::Json(json) = &self.algorithm {
+            return json.encode(text, parse_special, out);
+        }
+        // A token before a stretch of text counts as the start of a text.
+        let mut after_token = true;
+        for fragment in self.specials.split(text, parse_special) {
+            match fragment {
+                Fragment::Token(token) => {
+                    out.push(token);
+                    after_token = true;
+                }
+                Fragment::Text(range) => {
+                    self.encode_stretch(&text[range], after_token, out)?;
+                    after_token = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Encodes text that holds no special token.
     fn encode_stretch(&self, text: &str, starts: bool, out: &mut Vec<TokenId>) -> Result<()> {
         match &self.algorithm {
@@ -296,6 +334,8 @@ impl Inner {
                 }
                 spm.encode(&escaped, out)?;
             }
+            #[cfg(feature = "tokenizer-json")]
+            Algorithm::Json(json) => json.encode(text, false, out)?,
         }
         Ok(())
     }
