@@ -1,9 +1,9 @@
 //! The examples as programs: exit codes, JSON, and what must hold between them.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use breakers_backend::harness::model_path;
 use serde_json::Value;
 
 /// An example that `cargo test` has built beside this test.
@@ -15,18 +15,12 @@ fn example(name: &str) -> Command {
 
 /// Runs an example on the small model, `None` if the model is not there.
 fn on_model(name: &str, arguments: &[&str]) -> Option<Output> {
-    on("smollm2-135m.gguf", name, arguments)
+    on("smollm2-135m", name, arguments)
 }
 
 /// Runs an example on a file or folder of the test models, `None` if it is not there.
 fn on(model: &str, name: &str, arguments: &[&str]) -> Option<Output> {
-    let model = PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS").unwrap_or_default()).join(model);
-    if !model.exists() {
-        let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|v| v == "1");
-        assert!(!required, "{} is missing; `cargo xtask fetch` gets it", model.display());
-        eprintln!("skipped: {} is missing; BREAKERS_TEST_MODELS names its folder", model.display());
-        return None;
-    }
+    let model = model_path(model)?;
     Some(example(name).arg("--model").arg(model).args(arguments).output().unwrap())
 }
 
@@ -189,8 +183,7 @@ fn speculation_gives_the_same_tokens_and_a_report() {
 
 #[test]
 fn a_chat_goes_on_from_turn_to_turn() {
-    let Some(_) = on_model("tokenize", &["--text-file", "Cargo.toml"]) else { return };
-    let model = PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS").unwrap()).join("smollm2-135m.gguf");
+    let Some(model) = model_path("smollm2-135m") else { return };
     let mut command = example("generate");
     command.arg("--model").arg(model).args(["--max-tokens", "8"]);
     let mut chat =

@@ -3,9 +3,8 @@
 //! `BREAKERS_LOSSLESS_TOKENS` sets how many tokens are compared (2,000 without it).
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
-use breakers_backend::pool;
+use breakers_backend::{harness::model_path, pool};
 use breakers_core::{Sampler, SamplingConfig, TokenId};
 use breakers_model::{LoadOptions, Model};
 use breakers_spec_decode::{
@@ -21,15 +20,7 @@ const TEXTS: [&str; 4] = [
 ];
 
 fn model() -> Option<Model> {
-    let folder = PathBuf::from(std::env::var_os("BREAKERS_TEST_MODELS").unwrap_or_default());
-    let path = folder.join("smollm2-135m.gguf");
-    if !path.exists() {
-        let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|v| v == "1");
-        assert!(!required, "{} is missing; `cargo xtask fetch` gets it", path.display());
-        eprintln!("skipped: BREAKERS_TEST_MODELS names no folder with smollm2-135m.gguf");
-        return None;
-    }
-    Some(Model::load(path, &LoadOptions::default()).unwrap())
+    model_path("smollm2-135m").map(|path| Model::load(path, &LoadOptions::default()).unwrap())
 }
 
 type MakeDrafter = fn(&Model) -> Box<dyn Drafter>;

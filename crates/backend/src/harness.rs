@@ -34,11 +34,13 @@
 //! ```
 
 mod inputs;
+mod models;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use inputs::{Inputs, View};
+pub use models::model_path;
 pub use rows::{check_rows, compare_rows};
 
 use crate::{

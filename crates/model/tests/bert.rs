@@ -2,11 +2,10 @@
 //! small one made up here, and folders that mean harm.
 #![cfg(feature = "bert")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use breakers_backend::harness::model_path;
 use breakers_core::Embedder;
 use breakers_model::{Bert, Error, LoadOptions, Model, tokenizer::EncodeOptions};
 use burn::tensor::Device;
@@ -43,7 +42,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn minilm_equals_sentence_transformers() {
-    let Some(folder) = support::path("minilm") else { return };
+    let Some(folder) = model_path("minilm") else { return };
     let Cases { max_tokens, cases } = cases();
     let mut bert = Bert::load(folder, &Device::flex()).unwrap();
     assert_eq!(bert.max_tokens(), max_tokens);
@@ -70,7 +69,7 @@ fn minilm_equals_sentence_transformers() {
 
 #[test]
 fn an_encoder_continues_no_text() {
-    let Some(folder) = support::path("minilm") else { return };
+    let Some(folder) = model_path("minilm") else { return };
     let error = Model::load(folder, &LoadOptions::default()).unwrap_err();
     assert!(matches!(&error, Error::NotCausal { found, .. } if found == "bert"), "{error:?}");
 }

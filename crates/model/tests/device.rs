@@ -4,7 +4,7 @@
 
 mod support;
 
-use breakers_backend::device;
+use breakers_backend::{device, harness::model_path};
 use breakers_core::{LanguageModel, Output, Step, TokenId, TokenLogprob, Want};
 use breakers_model::{LoadOptions, Model, Runner};
 use breakers_quant::{Format, gguf};
@@ -22,7 +22,7 @@ const TEXT: &str = "The capital of France is Paris. The capital of Italy is Rome
 
 /// A model on the GPU that `BREAKERS_REQUIRE_DEVICES` names, or else on the first one.
 fn on_gpu(name: &str) -> Option<Model> {
-    let path = support::path(name)?;
+    let path = model_path(name)?;
     let required = std::env::var("BREAKERS_REQUIRE_DEVICES").unwrap_or_default();
     let device = match required.split(',').map(str::trim).find(|name| !matches!(*name, "" | "flex")) {
         Some(name) => device::open(name).unwrap_or_else(|error| panic!("{error}")),
@@ -70,7 +70,7 @@ fn top(outputs: &[Output]) -> Vec<&[TokenLogprob]> {
 
 /// A copy of a model's file with all weights decoded.
 fn decoded(name: &str, folder: &Path) -> PathBuf {
-    let file = gguf::File::open(support::path(name).expect("it was found before")).unwrap();
+    let file = gguf::File::open(model_path(name).expect("it was found before")).unwrap();
     let mut plan = gguf::Writer::with_metadata(file.metadata().clone());
     for tensor in file.tensors() {
         plan.declare(tensor.name(), Format::F32, tensor.shape()).unwrap();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use breakers_backend::{cpu, pool};
+use breakers_backend::{cpu, harness::model_path, pool};
 use breakers_core::{Error, LanguageModel, LayerTap, Output, SequenceId, Step, TokenId, Want};
 use breakers_model::{Model, Runner};
 
@@ -90,7 +90,7 @@ fn instruction_sets_do_not_change_a_bit() {
 
 #[test]
 fn passes_and_neighbors_do_not_change_a_bit() {
-    let Some(path) = support::path("smollm2-135m") else { return };
+    let Some(path) = model_path("smollm2-135m") else { return };
     let options = breakers_model::LoadOptions { rows_per_pass: 7, ..Default::default() };
     let narrow = Model::load(&path, &options).unwrap();
     let wide = Model::load(&path, &Default::default()).unwrap();
@@ -199,7 +199,7 @@ fn answers_agree_with_the_logits() {
 
 #[test]
 fn impossible_steps_are_refused_and_change_nothing() {
-    let Some(path) = support::path("smollm2-135m") else { return };
+    let Some(path) = model_path("smollm2-135m") else { return };
     let options = breakers_model::LoadOptions { max_context: Some(8), ..Default::default() };
     let mut runner = Model::load(path, &options).unwrap().runner();
     let sequence = runner.open().unwrap();

@@ -1,12 +1,11 @@
 //! Token ids and texts against llama.cpp's, on cases that `data/make_tokenizer_cases.py` has written.
 //!
-//! The vocabularies are those of real models, which lie as `<name>.gguf` in the folder that
-//! `BREAKERS_TEST_MODELS` names. A model that is not there is skipped with a note, unless
-//! `BREAKERS_REQUIRE_MODELS=1` and continuous integration fetches it (Qwen is too large for that).
+//! The vocabularies are those of real models, which [`model_path`] finds.
 //! `BREAKERS_TOKENIZER_CASES` names another file of cases, for comparisons on more text.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
+use breakers_backend::harness::model_path;
 use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
 use breakers_quant::gguf::File;
 use serde::Deserialize;
@@ -38,25 +37,9 @@ struct Case {
     text_with_special: Option<String>,
 }
 
-/// The file of a model, if it is there.
-fn model_file(name: &str) -> Option<File> {
-    let required =
-        std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1") && !name.starts_with("qwen");
-    let path = std::env::var_os("BREAKERS_TEST_MODELS")
-        .map(|folder| PathBuf::from(folder).join(format!("{name}.gguf")))
-        .filter(|path| path.exists());
-    match path {
-        Some(path) => Some(File::open(path).unwrap()),
-        None if required => panic!("{name}.gguf is required, but not in the folder of BREAKERS_TEST_MODELS"),
-        None => {
-            eprintln!("skipped: {name}.gguf is not in the folder of BREAKERS_TEST_MODELS");
-            None
-        }
-    }
-}
-
 fn check(name: &str) {
-    let Some(file) = model_file(name) else { return };
+    let Some(path) = model_path(name) else { return };
+    let file = File::open(path).unwrap();
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     let cases = std::env::var_os("BREAKERS_TOKENIZER_CASES").map_or_else(
         || include_str!("data/tokenizer_cases.json").to_owned(),
@@ -107,7 +90,8 @@ fn gemma3_equals_llama_cpp() {
 #[test]
 fn only_complete_vocabularies_are_lossless() {
     for (name, expected) in [("smollm2-135m", false), ("qwen2.5-coder-0.5b", true), ("gemma3-270m", false)] {
-        let Some(file) = model_file(name) else { continue };
+        let Some(path) = model_path(name) else { continue };
+        let file = File::open(path).unwrap();
         assert_eq!(Tokenizer::from_gguf(&file).unwrap().is_lossless(), expected, "{name}");
     }
 }

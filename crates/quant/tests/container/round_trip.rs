@@ -1,7 +1,8 @@
 //! What is written is read back.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
+use breakers_backend::harness::model_path;
 use breakers_quant::{
     Error, Format,
     gguf::{Array, File, Metadata, Value, Writer},
@@ -295,22 +296,9 @@ fn files_appear_whole_or_not_at_all() {
     assert!(matches!(nowhere, Err(Error::Io { .. })));
 }
 
-/// A model in the folder that `BREAKERS_TEST_MODELS` names. With `BREAKERS_REQUIRE_MODELS=1` its absence is
-/// a failure.
-fn model(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("BREAKERS_TEST_MODELS").map(PathBuf::from);
-    let path = folder.map(|folder| folder.join(name)).filter(|path| path.exists());
-    if path.is_none() {
-        let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1");
-        assert!(!required, "{name} is not in the folder BREAKERS_TEST_MODELS");
-        eprintln!("skipped: {name} is not in the folder BREAKERS_TEST_MODELS; `cargo xtask fetch` gets it");
-    }
-    path
-}
-
 #[test]
 fn a_real_model_survives_being_rewritten() {
-    let Some(path) = model("smollm2-135m.gguf") else { return };
+    let Some(path) = model_path("smollm2-135m") else { return };
     let original = File::open(path).unwrap();
     assert_eq!(original.metadata().require_str("general.architecture").unwrap(), "llama");
     assert_eq!(original.metadata().require_strings("tokenizer.ggml.tokens").unwrap().len(), 49_152);
