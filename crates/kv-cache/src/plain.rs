@@ -267,6 +267,7 @@ impl KvCache for PlainCache {
 mod tests {
     use super::*;
     use crate::LayerShape;
+    use breakers_backend::harness::{Inputs, Operation, Outputs, Tolerance};
     use burn::tensor::{Distribution, TensorData};
 
     /// The storage for GPUs, tried on the CPU, where its results must have the bits of the pages'.
@@ -320,5 +321,51 @@ mod tests {
             caches[1].truncate(0).unwrap();
             assert_eq!(caches[1].bytes(), 0);
         }
+    }
+
+    /// Growing, trees, forks and truncation, on every device as on the CPU.
+    #[test]
+    fn every_device_holds_what_the_cpu_holds() {
+        let tolerance = Tolerance::new("keys and values may round to sixteen bits in another way", 1e-3, 0.0);
+        let run = |element: &Element, from: &mut Inputs| {
+            let layer = LayerShape::new(2, 24);
+            let shape = CacheShape { layers: vec![layer.clone(), layer.with_window(40)], max_tokens: 200 };
+            let mut cache: Box<dyn KvCache> =
+                Box::new(PlainCache::new(shape, *element, from.device()).unwrap());
+            let mut outputs = Outputs::default();
+            let mut step =
+                |cache: &mut Box<dyn KvCache>, n_rows: usize, parents: Option<&[Option<usize>]>| {
+                    cache.begin(n_rows, parents).unwrap();
+                    for layer in 0..2 {
+                        let [q, k, v] = [6, 2, 2].map(|n_heads| from.tensor([n_rows, n_heads, 24]));
+                        let out = cache.attend(layer, q, k, v, 0.9).unwrap();
+                        outputs = std::mem::take(&mut outputs).and(out);
+                    }
+                    cache.end().unwrap();
+                };
+            step(&mut cache, 70, None);
+            step(&mut cache, 1, None);
+            step(&mut cache, 5, Some(&[None, Some(0), Some(0), Some(2), None]));
+            cache.commit(30).unwrap();
+            let kept: Vec<usize> = (0..41).chain([41, 43, 44]).collect();
+            cache.retain(&kept).unwrap();
+            let mut fork = cache.fork().unwrap();
+            step(&mut fork, 90, None);
+            step(&mut cache, 3, None);
+            cache.truncate(10).unwrap();
+            step(&mut cache, 2, None);
+            step(&mut fork, 1, None);
+            outputs
+        };
+        Operation {
+            name: "cache",
+            cases: &[Element::F32, Element::F16],
+            cpu: Tolerance::EXACT,
+            gpu: tolerance,
+            same_bits: true,
+            reference: &run,
+            kernel: &run,
+        }
+        .check();
     }
 }

@@ -1,5 +1,6 @@
-use breakers_backend::harness::{Inputs, Operation, Tolerance};
-use burn::tensor::Tensor;
+use breakers_backend::device;
+use breakers_backend::harness::{Inputs, Operation, Tolerance, check_rows, values};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::*;
 
@@ -58,6 +59,53 @@ fn all_legs_agree() {
         },
     }
     .check();
+}
+
+/// Numbers in −1 to 1 that repeat late.
+fn numbers<const D: usize>(shape: [usize; D], seed: usize, device: &Device) -> Tensor<D> {
+    let n = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|i| ((i + seed) * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+#[test]
+fn rows_do_not_depend_on_their_neighbors() {
+    for n_keys in [5, 64, 150] {
+        check_rows(&format!("attention over {n_keys} keys"), &[(16, 4 * 40)], |x: Tensor<2>| {
+            let (n_rows, device) = (x.dims()[0], x.device());
+            let [k, v] = [1, 2].map(|seed| numbers([n_keys, 2, 40], seed, &device));
+            let visible = Visible::all(n_rows, n_keys);
+            attention(x.reshape([n_rows, 4, 40]), k, v, &visible, SCALE).unwrap()
+        });
+    }
+}
+
+#[test]
+fn a_path_of_a_tree_has_the_bits_of_a_chain_on_every_device() {
+    let (n_before, path) = (62, [0, 2, 3, 5]);
+    let tree = [None, Some(0), Some(0), Some(2), None, Some(3)];
+    for description in device::available() {
+        let device = device::open(&description.name).unwrap();
+        for window in [None, Some(5), Some(64)] {
+            let [q, k, v] = [(1, 6, 4), (2, n_before + 6, 2), (3, n_before + 6, 2)]
+                .map(|(seed, n, heads)| numbers([n, heads, 24], seed, &device));
+            let visible = Visible::tree(n_before, &tree, window).unwrap();
+            let in_tree = attention(q.clone(), k.clone(), v.clone(), &visible, SCALE).unwrap();
+            let rows = |x: &Tensor<3>, from: usize, path: &[usize]| {
+                let rows = path.iter().map(|row| x.clone().narrow(0, from + row, 1));
+                Tensor::cat(rows.collect(), 0)
+            };
+            let chain = |x: &Tensor<3>| {
+                let before = x.clone().narrow(0, 0, n_before);
+                Tensor::cat(vec![before, rows(x, n_before, &path)], 0)
+            };
+            let visible = Visible::causal(n_before, path.len(), window);
+            let alone = attention(rows(&q, 0, &path), chain(&k), chain(&v), &visible, SCALE).unwrap();
+            let in_tree: Vec<_> = path.iter().map(|row| in_tree.clone().narrow(0, *row, 1)).collect();
+            let bits = |x| values::<2>(x).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert_eq!(bits(Tensor::cat(in_tree, 0)), bits(alone), "{}, {window:?}", description.name);
+        }
+    }
 }
 
 #[test]
