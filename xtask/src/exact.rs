@@ -138,7 +138,13 @@ pub(crate) fn run(options: &Options) -> Result {
             relative.map(|r| 100.0 * r).into(),
             passes.into(),
         ])?;
-        eprintln!("{name}: {}", if passes { "passes" } else { "FAILS" });
+        eprintln!(
+            "{name}: {}: {} differing token cases, {} other choices, |Δ| median {median:.4}, p95 {p95:.4}, perplexity \
+             {perplexity:.4?} (ours, llama.cpp's)",
+            if passes { "passes" } else { "FAILS" },
+            differing.len(),
+            agreement.mismatches
+        );
     }
     print!("{}", table.to_markdown());
     let mut provenance = Provenance::collect(Some(Path::new(env!("CARGO_MANIFEST_DIR"))));

@@ -1,8 +1,9 @@
 //! Tokenizers from a tokenizer.json, the format of Hugging Face.
 //!
 //! Normalizer, pre-tokenizer, model and added tokens are those of the crate `tokenizers`, so that ids are Hugging
-//! Face's. What stands around them is ours: what a file may ask for ([`check`]), which tokens steer a model, and
-//! text out of tokens ([`pieces`]), because a stream needs it token by token.
+//! Face's. What stands around them is ours: what a file may ask for ([`check`]), the tokens around a text
+//! ([`template`]), which tokens steer a model, and text out of tokens ([`pieces`]), because a stream needs it token by
+//! token.
 //!
 //! # Deviations
 //! - The settings `truncation` and `padding` of a file are ignored: texts are encoded whole.
@@ -13,17 +14,24 @@
 mod charsmap;
 mod check;
 mod pieces;
+mod template;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+};
 
-use breakers_core::TokenId;
+use breakers_core::{BoxError, TokenId};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokenizers::{
-    AddedToken, AddedVocabulary, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetType, PostProcessor,
-    PostProcessorWrapper, PreTokenizer, PreTokenizerWrapper, Token,
+    AddedToken, AddedVocabulary, Model, ModelWrapper, NormalizerWrapper, OffsetType, PreTokenizer,
+    PreTokenizerWrapper,
 };
 
+use self::template::Template;
 use super::{
     Algorithm, Inner, Roles, Tokenizer,
     gguf::END_NAMES,
@@ -53,13 +61,15 @@ pub(super) struct JsonTokenizer {
 impl JsonTokenizer {
     pub(super) fn encode(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<()> {
         let added = if parse_special { &self.parsed } else { &self.plain };
-        let failed = |source| Error::Tokenize { source };
-        let mut split = added.extract_and_normalize(self.normalizer.as_ref(), text);
-        if let Some(pre_tokenizer) = &self.pre_tokenizer {
-            pre_tokenizer.pre_tokenize(&mut split).map_err(failed)?;
-        }
-        split.tokenize(|word| self.model.tokenize(word.get())).map_err(failed)?;
-        let encoding = split.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        let tokenize = || -> Result<_, BoxError> {
+            let mut split = added.extract_and_normalize(self.normalizer.as_ref(), text);
+            if let Some(pre_tokenizer) = &self.pre_tokenizer {
+                pre_tokenizer.pre_tokenize(&mut split)?;
+            }
+            split.tokenize(|word| self.model.tokenize(word.get()))?;
+            split.into_encoding(None, 0, OffsetType::None)
+        };
+        let encoding = guarded(tokenize).flatten().map_err(|source| Error::Tokenize { source })?;
         out.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -104,7 +114,9 @@ impl Tokenizer {
         let Value::Object(file) = file else {
             return Err(unexpected("the file", kind(&file), "an object"));
         };
-        load(file)
+        guarded(|| load(file)).unwrap_or_else(|error| {
+            Err(unexpected("one of the rules", error.to_string(), "rules that can be applied"))
+        })
     }
 
     /// The tokenizer of a tokenizer.json on disk.
@@ -116,6 +128,19 @@ impl Tokenizer {
         let json = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         Self::from_tokenizer_json(&json)
     }
+}
+
+/// Runs code of the crate `tokenizers`; a panic there becomes an error.
+///
+/// Known causes are refused beforehand, but rules can be combined in more ways than can be foreseen: an expression that
+/// matches nothing, followed by one that takes accents away, makes it lose count of its offsets. What a panic leaves
+/// behind is safe to use, since only caches change while texts are tokenized.
+fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, BoxError> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| {
+        let reason = panic.downcast_ref::<String>().cloned();
+        let reason = reason.or_else(|| panic.downcast_ref::<&str>().map(|reason| (*reason).to_owned()));
+        format!("the tokenizer panicked: {}", reason.unwrap_or_default()).into()
+    })
 }
 
 fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
@@ -144,8 +169,6 @@ fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
     let (model, unknown) = read_model(model)?;
     let normalizer: Option<NormalizerWrapper> = read_part("normalizer of tokenizer.json", normalizer)?;
     let pre_tokenizer = read_part("pre-tokenizer of tokenizer.json", pre_tokenizer)?;
-    let post_processor: Option<PostProcessorWrapper> =
-        read_part("post-processor of tokenizer.json", post_processor)?;
     let mut parsed = AddedVocabulary::new();
     parsed.add_tokens(added, &model, normalizer.as_ref()).map_err(|e| {
         unexpected("added_tokens", format!("a list that fails: {e}"), "tokens that are distinct")
@@ -155,7 +178,7 @@ fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
 
     let tokens = collect_tokens(&model, &parsed)?;
     let vocab_size = tokens.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
-    let (prefix, suffix) = template(post_processor.as_ref(), vocab_size)?;
+    let Template { prefix, suffix } = Template::read(&post_processor, vocab_size)?;
     let id_of = |name: &str| parsed.token_to_id(name, &model);
     let special = |names: &[&str]| {
         names.iter().filter(|name| parsed.is_special_token(name)).find_map(|name| id_of(name))
@@ -273,30 +296,6 @@ fn collect_tokens(
         tokens.insert(id, (token.content.clone(), attributes));
     }
     Ok(tokens)
-}
-
-/// What the post-processor puts before and after a text.
-fn template(
-    processor: Option<&PostProcessorWrapper>,
-    vocab_size: usize,
-) -> Result<(Vec<TokenId>, Vec<TokenId>)> {
-    let Some(processor) = processor else { return Ok(Default::default()) };
-    // No vocabulary has this id, so it shows where a text would stand.
-    const TEXT: TokenId = TokenId::MAX;
-    let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_owned(), (0, 1))], 0);
-    let failed = |found: String| unexpected("post_processor", found, "a template with one text in it");
-    let around = processor.process(text, None, true).map_err(|e| failed(e.to_string()))?;
-    let ids = around.get_ids();
-    let at: Vec<usize> = (0..ids.len()).filter(|&at| ids[at] == TEXT).collect();
-    let &[at] = at.as_slice() else { return Err(failed(format!("one with {} texts", at.len()))) };
-    match ids.iter().find(|&&id| id != TEXT && id as usize >= vocab_size) {
-        Some(&id) => Err(Error::SpecialTokenOutOfRange {
-            key: "post_processor".to_owned(),
-            found: id.into(),
-            vocab_size,
-        }),
-        None => Ok((ids[..at].to_vec(), ids[at + 1..].to_vec())),
-    }
 }
 
 fn read_part<T: DeserializeOwned>(what: &'static str, part: Value) -> Result<Option<T>> {
