@@ -44,6 +44,7 @@ pub mod tokenizer;
 
 #[cfg(feature = "bert")]
 pub use arch::bert::Bert;
+pub use arch::decoder::ProductCost;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};
 pub use runner::{CacheFactory, Runner};

@@ -8,7 +8,10 @@ use breakers_kv_cache::Element;
 use breakers_quant::gguf;
 use burn::tensor::Device;
 
-use crate::arch::{self, decoder::Decoder};
+use crate::arch::{
+    self,
+    decoder::{Decoder, ProductCost},
+};
 use crate::chat::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Runner};
@@ -129,6 +132,13 @@ impl Model {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         self.inner.decoder.bytes()
+    }
+
+    /// What the products of a forward pass cost, by kind. Their times are those of the `tracing` spans of the same
+    /// names; beside these there are `embedding`, `norm`, `heads` (split, norm and rotation), `attention`,
+    /// `activation`, `residual` and `choice` (arg-max or top-k).
+    pub fn products(&self) -> Vec<ProductCost> {
+        self.inner.decoder.products()
     }
 
     /// Token ids that end a text.

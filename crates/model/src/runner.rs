@@ -249,6 +249,7 @@ fn answer(
 /// What is wanted of each row `[n, width]`.
 fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
     let logits = model.decoder().logits(hidden);
+    let _span = tracing::trace_span!("choice").entered();
     if !device::is_cpu(model.device()) && model.info().vocab_size <= MAX_VOCAB {
         return outputs_on_device(logits, wants);
     }

@@ -5,6 +5,7 @@ use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
 use breakers_quant::gguf;
 use breakers_quant::linear::{QuantizedEmbedding, QuantizedLinear};
 use burn::tensor::{Device, Tensor, TensorData};
+use tracing::trace_span;
 
 use super::DecoderSpec;
 use crate::Error;
@@ -119,7 +120,7 @@ impl Decoder {
         taps: &[usize],
     ) -> Result<Hidden, Error> {
         let spec = &self.spec;
-        let mut x = self.embedding.lookup(tokens, &self.device)?;
+        let mut x = trace_span!("embedding").in_scope(|| self.embedding.lookup(tokens, &self.device))?;
         if spec.embedding_scale != 1.0 {
             x = x.mul_scalar(spec.embedding_scale);
         }
@@ -152,16 +153,14 @@ impl Decoder {
                     tables.len() - 1
                 }
             };
-            let normed = rms_norm(x.clone(), block.attention_norm.clone(), spec.norm_eps);
-            let heads = split_heads(
-                block.qkv.forward(normed),
-                block.qkv_bias.clone(),
-                block.q_norm.clone(),
-                block.k_norm.clone(),
-                &tables[table].2,
-                layout,
-            );
-            let mut attended = attend(segments, i, heads, spec.attention_scale)?;
+            let normed = norm(x.clone(), &block.attention_norm, spec);
+            let qkv = trace_span!("qkv").in_scope(|| block.qkv.forward(normed));
+            let heads = trace_span!("heads").in_scope(|| {
+                let (bias, q_norm, k_norm) = (&block.qkv_bias, &block.q_norm, &block.k_norm);
+                split_heads(qkv, bias.clone(), q_norm.clone(), k_norm.clone(), &tables[table].2, layout)
+            });
+            let mut attended =
+                trace_span!("attention").in_scope(|| attend(segments, i, heads, spec.attention_scale))?;
             if i == last && only_kept {
                 // Behind the last attention rows are independent, and the others are not asked for.
                 if kept.is_empty() {
@@ -170,18 +169,19 @@ impl Decoder {
                 attended = rows(attended, kept);
                 x = rows(x, kept);
             }
-            let mut out = block.attention_out.forward(attended);
-            if let Some(norm) = &block.post_attention_norm {
-                out = rms_norm(out, norm.clone(), spec.norm_eps);
+            let mut out = trace_span!("attention_out").in_scope(|| block.attention_out.forward(attended));
+            if let Some(weight) = &block.post_attention_norm {
+                out = norm(out, weight, spec);
             }
-            x = x + out;
-            let normed = rms_norm(x.clone(), block.feed_forward_norm.clone(), spec.norm_eps);
-            let activated = gated_activation(block.gate_up.forward(normed), spec.activation);
-            let mut out = block.down.forward(activated);
-            if let Some(norm) = &block.post_feed_forward_norm {
-                out = rms_norm(out, norm.clone(), spec.norm_eps);
+            x = trace_span!("residual").in_scope(|| x + out);
+            let normed = norm(x.clone(), &block.feed_forward_norm, spec);
+            let gate_up = trace_span!("gate_up").in_scope(|| block.gate_up.forward(normed));
+            let activated = trace_span!("activation").in_scope(|| gated_activation(gate_up, spec.activation));
+            let mut out = trace_span!("down").in_scope(|| block.down.forward(activated));
+            if let Some(weight) = &block.post_feed_forward_norm {
+                out = norm(out, weight, spec);
             }
-            x = x + out;
+            x = trace_span!("residual").in_scope(|| x + out);
             for (at, _) in taps.iter().enumerate().filter(|t| *t.1 == i) {
                 tapped[at] = Some(x.clone());
             }
@@ -192,14 +192,52 @@ impl Decoder {
         if !only_kept && kept.len() < tokens.len() {
             x = rows(x, kept);
         }
-        let hidden = rms_norm(x, self.final_norm.clone(), spec.norm_eps);
+        let hidden = norm(x, &self.final_norm, spec);
         Ok(Hidden { last: Some(hidden), taps: collect(tapped) })
     }
 
     /// Logits `[rows, vocab]` of final hidden states `[rows, width]`.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.head.forward(hidden)
+        trace_span!("head").in_scope(|| self.head.forward(hidden))
     }
+
+    /// What the products with weights cost, in the order of their first run.
+    pub(crate) fn products(&self) -> Vec<ProductCost> {
+        [
+            ProductCost::new("qkv", self.blocks.iter().map(|block| &block.qkv)),
+            ProductCost::new("attention_out", self.blocks.iter().map(|block| &block.attention_out)),
+            ProductCost::new("gate_up", self.blocks.iter().map(|block| &block.gate_up)),
+            ProductCost::new("down", self.blocks.iter().map(|block| &block.down)),
+            ProductCost::new("head", std::iter::once(&self.head)),
+        ]
+        .into()
+    }
+}
+
+/// What the products of one kind cost in a forward pass, over all blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProductCost {
+    /// The name of the `tracing` span that they run in: `qkv`, `attention_out`, `gate_up`, `down`, `head`.
+    pub name: &'static str,
+    /// Bytes of weights, which a pass over any number of rows reads once.
+    pub bytes: usize,
+    /// Multiplications for each row.
+    pub multiplications: usize,
+}
+
+impl ProductCost {
+    fn new<'a>(name: &'static str, layers: impl Iterator<Item = &'a QuantizedLinear>) -> Self {
+        layers.fold(Self { name, bytes: 0, multiplications: 0 }, |sum, layer| Self {
+            name,
+            bytes: sum.bytes + layer.bytes(),
+            multiplications: sum.multiplications + layer.n_inputs() * layer.n_outputs(),
+        })
+    }
+}
+
+fn norm(x: Tensor<2>, weight: &Tensor<1>, spec: &DecoderSpec) -> Tensor<2> {
+    trace_span!("norm").in_scope(|| rms_norm(x, weight.clone(), spec.norm_eps))
 }
 
 fn collect(taps: Vec<Option<Tensor<2>>>) -> Vec<Tensor<2>> {
