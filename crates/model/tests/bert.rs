@@ -395,7 +395,7 @@ fn damaged_tensors_are_typed_errors() {
     let file = std::fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     for at in (0..header).step_by(7) {
-        for damaged in [file[..at].to_vec(), [&file[..at], &[b'9'], &file[at + 1..]].concat()] {
+        for damaged in [file[..at].to_vec(), [&file[..at], b"9", &file[at + 1..]].concat()] {
             std::fs::write(&path, damaged).unwrap();
             if let Ok(mut bert) = Bert::load(folder.path(), &Device::flex()) {
                 _ = bert.embed(&["one two"]);
