@@ -8,7 +8,7 @@
 //! else is in the call.
 //!
 //! Devices that this build or this machine lacks are left out, with a note on standard error. The environment
-//! variable `BREAKERS_REQUIRE_DEVICES` (`vulkan`, or `vulkan,cuda:0`) turns the absence of a device into a failure.
+//! variable `BREAKERS_REQUIRE_DEVICES` (`wgpu`, or `wgpu,cuda:0`) turns the absence of a device into a failure.
 //!
 //! # Example
 //! ```
@@ -205,13 +205,17 @@ impl<C: Debug> Operation<'_, C> {
         Ok(summary)
     }
 
-    /// As [`compare`](Self::compare), for tests: reports what was left out, and panics with a difference.
+    /// As [`compare`](Self::compare), for tests: reports the largest differences and what was left out on standard
+    /// error, and panics with a difference that is too large.
     ///
     /// # Panics
     /// With the error, if `compare` has one.
     #[track_caller]
     pub fn check(&self) -> Summary {
         let summary = self.compare().unwrap_or_else(|error| panic!("{error}"));
+        for (leg, largest) in &summary.legs {
+            eprintln!("{} on {leg}: off by {largest:.1e} at most", self.name);
+        }
         for reason in &summary.left_out {
             eprintln!("{}: left out: {reason}", self.name);
         }

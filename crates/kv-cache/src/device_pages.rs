@@ -3,6 +3,7 @@
 //! One tensor each for keys and values, which doubles when it is full. Forks share it until one of them
 //! appends, which copies all of it.
 
+use breakers_backend::device::max_buffer_bytes;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::page::{F16_MAX, PAGE_TOKENS};
@@ -13,6 +14,8 @@ pub(crate) struct DevicePages {
     n_kv_heads: usize,
     head_dim: usize,
     max_tokens: usize,
+    /// Tokens whose keys, or values, a buffer of the device holds.
+    buffer_tokens: usize,
     element: Element,
     device: Device,
     /// Keys and values, `[capacity, n_kv_heads, head_dim]` each.
@@ -30,7 +33,10 @@ impl DevicePages {
             return Err(Error::UnsupportedElement { element, device: format!("{device:?}") });
         }
         let LayerShape { n_kv_heads, head_dim, .. } = *layer;
-        Ok(Self { n_kv_heads, head_dim, max_tokens, element, device: device.clone(), stored: None })
+        let token_bytes = n_kv_heads.saturating_mul(head_dim).saturating_mul(element.bytes());
+        let buffer_tokens = max_buffer_bytes(device).checked_div(token_bytes).unwrap_or(usize::MAX);
+        let device = device.clone();
+        Ok(Self { n_kv_heads, head_dim, max_tokens, buffer_tokens, element, device, stored: None })
     }
 
     fn capacity(&self) -> usize {
@@ -74,19 +80,23 @@ impl DevicePages {
     }
 
     /// Makes room for `len` tokens, of which the first `used` are there.
-    fn reserve(&mut self, used: usize, len: usize) {
+    fn reserve(&mut self, used: usize, len: usize) -> Result<()> {
         let capacity = self.capacity();
         if len <= capacity {
-            return;
+            return Ok(());
+        }
+        if len > self.buffer_tokens {
+            return Err(Error::ContextFull { needed: len, limit: self.buffer_tokens });
         }
         let most = self.max_tokens.max(len);
-        let capacity = len.max(2 * capacity).min(most).next_multiple_of(PAGE_TOKENS);
+        let capacity = len.max(2 * capacity).min(most).next_multiple_of(PAGE_TOKENS).min(self.buffer_tokens);
         let shape = [capacity, self.n_kv_heads, self.head_dim];
         let empty = || Tensor::<3>::zeros(shape, (&self.device, dtype(self.element)));
         self.stored = Some(match self.stored.take() {
             Some(stored) if used > 0 => stored.map(|old| self.write(empty(), 0, old.narrow(0, 0, used))),
             _ => [empty(), empty()],
         });
+        Ok(())
     }
 
     /// Appends the tokens behind the first `first` ones and attends.
@@ -100,7 +110,7 @@ impl DevicePages {
         scale: f32,
     ) -> Result<Tensor<2>> {
         let len = first + k.dims()[0];
-        self.reserve(first, len);
+        self.reserve(first, len)?;
         let Some([old_k, old_v]) = self.stored.take() else {
             return Err(Error::OutOfRange { what: "attend", requested: len, available: 0 });
         };
@@ -125,5 +135,27 @@ fn dtype(element: Element) -> DType {
     match element {
         Element::F16 => DType::F16,
         Element::F32 => DType::F32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_buffer_holds_is_refused_and_changes_nothing() {
+        let device = Device::flex();
+        let layer = LayerShape::new(1, 8);
+        let mut pages = DevicePages::new(&layer, 100, Element::F32, &device).unwrap();
+        pages.buffer_tokens = 5;
+        let mut attend = |first: usize, n_rows: usize| {
+            let ones = || Tensor::<3>::ones([n_rows, 1, 8], &device);
+            let visible = Visible::causal(first, n_rows, None);
+            pages.attend(first, ones(), ones(), ones(), &visible, 1.0).map(|out| out.dims())
+        };
+        assert_eq!(attend(0, 4), Ok([4, 8]));
+        assert_eq!(attend(4, 2), Err(Error::ContextFull { needed: 6, limit: 5 }));
+        assert_eq!(attend(4, 1), Ok([1, 8]));
+        assert_eq!(pages.bytes(), 2 * 5 * 8 * 4);
     }
 }

@@ -61,11 +61,11 @@ fn feed(runner: &mut Runner, tokens: &[TokenId], chunks: &[usize], want: Want) -
 }
 
 fn top(outputs: &[Output]) -> Vec<&[TokenLogprob]> {
-    let top = |output| match output {
-        &Output::TopK(ref top) => &top[..],
+    let top = outputs.iter().map(|output| match output {
+        Output::TopK(top) => &top[..],
         other => panic!("the most likely tokens were wanted, got {other:?}"),
-    };
-    outputs.iter().map(top).collect()
+    });
+    top.collect()
 }
 
 /// A copy of a model's file with all weights decoded.
