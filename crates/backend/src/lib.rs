@@ -22,7 +22,7 @@
 //!
 //! # Promises of every kernel
 //! - A row's result depends neither on the other rows of a call nor on the number of threads
-//!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 16 rows.
+//!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 32 rows.
 //! - The CPU paths give the same bits wherever the price is small; `same_bits` of [`harness::Operation`] tests it.
 //! - All work goes through the [`pool`]; no kernel starts threads.
 //!

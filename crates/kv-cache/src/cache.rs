@@ -80,8 +80,9 @@ pub trait KvCache: Send {
     /// # Errors
     /// [`Error::NoStep`](crate::Error::NoStep), [`Error::LayerOrder`](crate::Error::LayerOrder),
     /// [`Error::TensorShape`](crate::Error::TensorShape), [`Error::HeadCount`](crate::Error::HeadCount),
-    /// [`Error::Device`](crate::Error::Device) and [`Error::NotFinite`](crate::Error::NotFinite). The step
-    /// stays open, unchanged, and can be aborted.
+    /// [`Error::Device`](crate::Error::Device), [`Error::NotFinite`](crate::Error::NotFinite), and
+    /// [`Error::ContextFull`](crate::Error::ContextFull) where a device has no larger buffers. The step stays
+    /// open, unchanged, and can be aborted.
     fn attend(
         &mut self,
         layer: usize,

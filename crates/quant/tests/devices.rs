@@ -102,7 +102,7 @@ fn cases(format: Format) -> Vec<Case> {
         _ => &[(7, 1), (37, 61), (70, 576)],
     };
     let rows = |&(n_outputs, n_cols): &(usize, usize)| {
-        [1, 2, 5, 16, 17, 70, 0].map(|n_x| Case { format, n_x, n_outputs, n_cols })
+        [1, 2, 5, 16, 17, 33, 70, 0].map(|n_x| Case { format, n_x, n_outputs, n_cols })
     };
     sizes.iter().flat_map(rows).collect()
 }
@@ -188,9 +188,9 @@ fn weights_are_decoded_exactly() {
 fn rows_do_not_depend_on_their_neighbors() {
     for format in Format::ALL {
         let n_cols = if format.block_size() == 256 { 512 } else { 576 };
-        let case = Case { format, n_x: 16, n_outputs: 37, n_cols };
+        let case = Case { format, n_x: 32, n_outputs: 37, n_cols };
         let matrix = case.matrix();
-        harness::check_rows(&format!("rows with {format}"), &[(16, n_cols)], |x: Tensor<2>| {
+        harness::check_rows(&format!("rows with {format}"), &[(32, n_cols)], |x: Tensor<2>| {
             matrix.layer(&x.device()).forward(x)
         });
     }

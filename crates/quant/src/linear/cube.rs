@@ -20,8 +20,9 @@ use burn_cubecl::{
 };
 use cubecl::prelude::*;
 
-/// Most rows of activations for which a row's bits do not depend on the others.
-const FEW_ROWS: usize = 16;
+/// Most rows of activations for which a row's bits do not depend on the others: more than verifying a draft of
+/// sixteen tokens takes.
+const FEW_ROWS: usize = 32;
 /// Cubes along one axis that every device accepts.
 const MAX_CUBES: usize = 65_535;
 
