@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use breakers_core::TokenId;
 use breakers_examples::{
-    Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, print, print_json, run,
+    Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, print, print_json, read_text, run,
 };
 use breakers_model::chat::Message;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
@@ -54,6 +54,9 @@ struct Arguments {
     draft_length: Option<u16>,
     #[command(flatten)]
     prompt: PromptArgs,
+    /// A JSON file of prompts, `[{"name": …, "text": …}]`; those with the same name share the lines of the first table.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
+    prompts: Option<String>,
     /// New tokens at most, for each prompt.
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
@@ -96,9 +99,12 @@ fn main() -> ExitCode {
             },
             ..Config::default()
         };
-        let texts = match arguments.prompt.read()? {
-            Some(text) => vec![("prompt", text)],
-            None => PROMPTS.map(|(name, text)| (name, text.trim_end().to_owned())).to_vec(),
+        let texts = match (arguments.prompt.read()?, &arguments.prompts) {
+            (Some(text), _) => vec![("prompt".to_owned(), text)],
+            (None, Some(file)) => read_prompts(file)?,
+            (None, None) => {
+                PROMPTS.map(|(name, text)| (name.to_owned(), text.trim_end().to_owned())).to_vec()
+            }
         };
         let target = arguments.model.load()?;
         let draft = match &arguments.draft {
@@ -109,7 +115,7 @@ fn main() -> ExitCode {
         };
         let prompts = texts
             .into_iter()
-            .map(|(name, text)| Ok(Prompt { name: name.to_owned(), ids: encode(&target, &text)? }))
+            .map(|(name, text)| Ok(Prompt { name, ids: encode(&target, &text)? }))
             .collect::<Result<Vec<_>>>()?;
         let contestants =
             contestants(arguments.drafter, &target, draft.as_ref(), config.sampling.is_greedy())?;
@@ -143,6 +149,21 @@ fn verdict(measurement: &Measurement) -> ExitCode {
         eprintln!("error: {difference}");
     }
     ExitCode::FAILURE
+}
+
+/// Names and texts of a file of prompts.
+fn read_prompts(file: &str) -> Result<Vec<(String, String)>> {
+    let wrong = |what: &str| Error::Usage(format!("--prompts {file}: {what}"));
+    let json: serde_json::Value =
+        serde_json::from_str(&read_text(file)?).map_err(|error| wrong(&error.to_string()))?;
+    let prompts = json.as_array().filter(|prompts| !prompts.is_empty());
+    let prompts = prompts.ok_or_else(|| wrong("expected an array with at least one prompt"))?;
+    let field = |prompt: &serde_json::Value, key: &str| prompt[key].as_str().map(str::to_owned);
+    prompts
+        .iter()
+        .map(|prompt| field(prompt, "name").zip(field(prompt, "text")))
+        .collect::<Option<_>>()
+        .ok_or_else(|| wrong("every prompt needs a \"name\" and a \"text\""))
 }
 
 /// A prompt in the model's chat template if it has one, as it is otherwise.

@@ -119,18 +119,29 @@ impl Measurement {
         lines
     }
 
-    /// A contestant's statistics for each round: of one prompt, or of all together.
-    pub(crate) fn stats(&self, contestant: usize, prompt: Option<usize>) -> Vec<Stats> {
+    /// A contestant's statistics for each round, of some prompts together.
+    pub(crate) fn stats(&self, contestant: usize, prompts: &[usize]) -> Vec<Stats> {
         let runs = &self.runs[contestant];
         let n_rounds = runs.first().map_or(0, Vec::len);
-        let included = |p: &usize| prompt.is_none_or(|only| only == *p);
         (0..n_rounds)
             .map(|round| {
                 let mut sum = Stats::default();
-                (0..runs.len()).filter(included).for_each(|p| sum.merge(&runs[p][round].stats));
+                prompts.iter().for_each(|&p| sum.merge(&runs[p][round].stats));
                 sum
             })
             .collect()
+    }
+
+    /// The prompts of each name, in the order of their first.
+    pub(crate) fn groups(&self) -> Vec<(&str, Vec<usize>)> {
+        let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (p, prompt) in self.prompts.iter().enumerate() {
+            match groups.iter_mut().find(|group| group.0 == prompt.name) {
+                Some(group) => group.1.push(p),
+                None => groups.push((&prompt.name, vec![p])),
+            }
+        }
+        groups
     }
 }
 
@@ -185,7 +196,9 @@ mod tests {
             runs.push(again);
         }
         let emitted = |stats: Vec<Stats>| stats.iter().map(|s| s.emitted).collect::<Vec<_>>();
-        assert_eq!(emitted(measurement.stats(1, Some(0))), [2, 2]);
-        assert_eq!(emitted(measurement.stats(1, None)), [4, 4]);
+        assert_eq!(emitted(measurement.stats(1, &[0])), [2, 2]);
+        assert_eq!(emitted(measurement.stats(1, &[0, 1])), [4, 4]);
+        measurement.prompts.push(Prompt { name: "p".to_owned(), ids: vec![1] });
+        assert_eq!(measurement.groups(), [("p", vec![0, 2]), ("q", vec![1])]);
     }
 }

@@ -33,9 +33,19 @@ pub(crate) fn build(measurement: &Measurement, mut provenance: Provenance) -> Re
                 n => format!("Medians of {n} rounds, in which all took turns; speed-ups with a 95 % interval."),
             }
         ))
-        .table(speed_table(measurement)?)
+        .table(speed_table(measurement, "speed", "Speed", measurement.groups())?)
         .table(cost_table(measurement)?)
         .chart("speed", chart(measurement)?.into());
+    if measurement.groups().len() < measurement.prompts.len() {
+        let names: Vec<String> = measurement
+            .prompts
+            .iter()
+            .enumerate()
+            .map(|(p, prompt)| format!("{p}: {}", prompt.name))
+            .collect();
+        let each = names.iter().enumerate().map(|(p, name)| (name.as_str(), vec![p])).collect();
+        report.table(speed_table(measurement, "prompts", "Speed, prompt by prompt", each)?);
+    }
     Ok(report)
 }
 
@@ -43,8 +53,14 @@ fn rates(stats: &[Stats]) -> Vec<f64> {
     stats.iter().map(Stats::decode_tokens_per_second).collect()
 }
 
-fn speed_table(measurement: &Measurement) -> Result<Table> {
-    let mut table = Table::new("speed", "Speed");
+/// A line for each group of prompts and each contestant.
+fn speed_table(
+    measurement: &Measurement,
+    name: &str,
+    title: &str,
+    mut groups: Vec<(&str, Vec<usize>)>,
+) -> Result<Table> {
+    let mut table = Table::new(name, title);
     table
         .column(Column::new("prompt"))
         .column(Column::new("drafter"))
@@ -54,16 +70,13 @@ fn speed_table(measurement: &Measurement) -> Result<Table> {
         .column(Column::new("tokens per step"))
         .column(Column::new("tokens"))
         .column(Column::new("same tokens"));
-    let n_prompts = measurement.prompts.len();
-    let mut scopes: Vec<Option<usize>> = (0..n_prompts).map(Some).collect();
-    if n_prompts > 1 {
-        scopes.push(None);
+    if groups.len() > 1 {
+        groups.push(("all", (0..measurement.prompts.len()).collect()));
     }
-    for scope in scopes {
-        let name = scope.map_or("all", |p| measurement.prompts[p].name.as_str());
-        let plain = rates(&measurement.stats(0, scope));
+    for (name, prompts) in groups {
+        let plain = rates(&measurement.stats(0, &prompts));
         for (c, contestant) in measurement.contestants.iter().enumerate() {
-            let rounds = measurement.stats(c, scope);
+            let rounds = measurement.stats(c, &prompts);
             let speeds = rates(&rounds);
             // A text of a single token has no decoding steps, hence no speed to compare.
             let ratio = match (c, speeds.len()) {
@@ -75,7 +88,6 @@ fn speed_table(measurement: &Measurement) -> Result<Table> {
             };
             let mut sum = Stats::default();
             rounds.iter().for_each(|s| sum.merge(s));
-            let prompts: Vec<usize> = scope.map_or_else(|| (0..n_prompts).collect(), |p| vec![p]);
             let same: Option<bool> = prompts
                 .iter()
                 .map(|&p| measurement.same_tokens(c, p))
@@ -106,9 +118,10 @@ fn cost_table(measurement: &Measurement) -> Result<Table> {
         .column(Column::new("a draft").unit("ms").decimals(3))
         .column(Column::new("a verification").unit("ms").decimals(3))
         .column(Column::new("a plain step").unit("ms").decimals(3));
+    let all: Vec<usize> = (0..measurement.prompts.len()).collect();
     for (c, contestant) in measurement.contestants.iter().enumerate() {
         let mut sum = Stats::default();
-        measurement.stats(c, None).iter().for_each(|s| sum.merge(s));
+        measurement.stats(c, &all).iter().for_each(|s| sum.merge(s));
         let per = |seconds: f64, n: usize| (n > 0).then(|| 1000.0 * seconds / n as f64);
         table.row(vec![
             Cell::from(contestant.name.as_str()),
@@ -124,11 +137,12 @@ fn cost_table(measurement: &Measurement) -> Result<Table> {
 }
 
 fn chart(measurement: &Measurement) -> Result<BarChart> {
-    let groups = measurement.prompts.iter().map(|p| p.name.clone());
-    let mut chart = BarChart::new("Decoding speed by prompt", "token/s", groups);
+    let groups = measurement.groups();
+    let mut chart = BarChart::new("Decoding speed by prompt", "token/s", groups.iter().map(|group| group.0));
     for (c, contestant) in measurement.contestants.iter().enumerate() {
-        let medians = (0..measurement.prompts.len())
-            .map(|p| Ok(Some(stats::median(&rates(&measurement.stats(c, Some(p))))?)))
+        let medians = groups
+            .iter()
+            .map(|(_, prompts)| Ok(Some(stats::median(&rates(&measurement.stats(c, prompts)))?)))
             .collect::<Result<Vec<_>>>()?;
         chart.series(contestant.name.clone(), medians)?;
     }

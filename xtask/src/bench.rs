@@ -1,5 +1,6 @@
 //! Speed against llama.cpp: the same file, the same number of threads, one after the other in turn.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
@@ -12,7 +13,11 @@ use crate::{Result, fetch, workspace};
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
     /// Names of models.
-    #[arg(long, value_delimiter = ',', default_value = "smollm2-135m,gemma3-270m,qwen2.5-coder-1.5b")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "smollm2-135m,gemma3-270m,qwen2.5-coder-0.5b,qwen2.5-coder-1.5b"
+    )]
     models: Vec<String>,
     /// Numbers of threads.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
@@ -29,7 +34,7 @@ pub(crate) struct Options {
     /// A Python with llama-cpp-python and numpy; otherwise one is set up in the build folder.
     #[arg(long)]
     python: Option<PathBuf>,
-    /// Where the report goes.
+    /// Where the report goes; `history.jsonl` there gets a line for each run.
     #[arg(long, default_value = "target/reports/bench")]
     out: PathBuf,
 }
@@ -131,7 +136,15 @@ pub(crate) fn run(options: &Options) -> Result {
         ))
         .table(table)
         .chart("decode", chart.into());
-    report.write(workspace::root().join(&options.out))?;
+    let out = workspace::root().join(&options.out);
+    report.write(&out)?;
+    remember(&out.join("history.jsonl"), &report.to_json()?)
+}
+
+/// Adds a line to a file of earlier reports.
+fn remember(history: &Path, report: &serde_json::Value) -> Result {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(history)?;
+    writeln!(file, "{report}")?;
     Ok(())
 }
 

@@ -71,14 +71,8 @@ impl QuantizedLinear {
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
         let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
         let weights = if device::is_cpu(device) {
-            let matrices: Result<Vec<_>> = parts
-                .iter()
-                .map(|part| {
-                    let matrix = PackedMatrix::from_gguf(part)?;
-                    part.advise_done();
-                    Ok(Arc::new(matrix))
-                })
-                .collect();
+            let matrices: Result<Vec<_>> =
+                parts.iter().map(|part| Ok(Arc::new(PackedMatrix::from_gguf(part)?))).collect();
             Weights::Host(matrices?.into())
         } else {
             let rows = parts.iter().map(|part| Rows {

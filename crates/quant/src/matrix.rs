@@ -13,13 +13,16 @@ use breakers_backend::{
     pool::{self, DisjointMut},
 };
 use memmap2::MmapMut;
-use std::sync::OnceLock;
+use std::{ops::Range, sync::OnceLock};
 
 /// Alignment of the parts of a matrix: a cache line, and the widest register.
 const LINE: usize = 64;
 
 /// Bytes of packed weights that a task of the pool produces at least.
 const TASK_BYTES: usize = 256 * 1024;
+
+/// Bytes of a file that are repacked before its pages are given back: weights do not stand in memory twice.
+const SLAB_BYTES: usize = 16 * 1024 * 1024;
 
 /// A weight matrix in memory of its own, laid out so that a product reads it in one forward sweep.
 ///
@@ -54,12 +57,14 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Repacks a tensor of a GGUF file, on all threads of the pool.
+    /// Repacks a tensor of a GGUF file, on all threads of the pool. The file's pages leave resident memory as they
+    /// have been copied; see [`TensorView::advise_done`].
     ///
     /// # Errors
     /// As [`from_bytes`](Self::from_bytes).
     pub fn from_gguf(view: &TensorView<'_>) -> Result<Self> {
-        Self::from_bytes(view.format(), view.n_rows(), view.n_cols(), view.bytes())
+        let done = |range| view.advise_done_with(range);
+        Self::pack(view.format(), view.n_rows(), view.n_cols(), view.bytes(), done)
     }
 
     /// Repacks rows of GGUF blocks, on all threads of the pool.
@@ -68,6 +73,17 @@ impl PackedMatrix {
     /// [`Error::RowLength`] when a row is not whole blocks, [`Error::Length`] when `bytes` holds more or less than
     /// the rows, [`Error::OutOfMemory`] when the system has no memory for the matrix.
     pub fn from_bytes(format: Format, n_rows: usize, n_cols: usize, bytes: &[u8]) -> Result<Self> {
+        Self::pack(format, n_rows, n_cols, bytes, |_| ())
+    }
+
+    /// `done` is told which bytes have been read for good.
+    fn pack(
+        format: Format,
+        n_rows: usize,
+        n_cols: usize,
+        bytes: &[u8],
+        done: impl Fn(Range<usize>),
+    ) -> Result<Self> {
         let row_bytes = format.row_bytes(n_cols)?;
         let expected = row_bytes.checked_mul(n_rows);
         if expected != Some(bytes.len()) {
@@ -78,7 +94,12 @@ impl PackedMatrix {
             });
         }
         let mut matrix = Self::zeroed(format, n_rows, n_cols)?;
-        matrix.pack(bytes, row_bytes);
+        let slab_rows = (SLAB_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TILE);
+        for first_row in (0..n_rows).step_by(slab_rows) {
+            let range = first_row * row_bytes..n_rows.min(first_row + slab_rows) * row_bytes;
+            matrix.pack_rows(first_row / TILE, &bytes[range.clone()], row_bytes);
+            done(range);
+        }
         Ok(matrix)
     }
 
@@ -111,12 +132,15 @@ impl PackedMatrix {
         Ok(Self { format, n_rows, n_cols, storage, code_bytes, scale_bytes, scales_start })
     }
 
-    fn pack(&mut self, bytes: &[u8], row_bytes: usize) {
+    /// Packs whole rows into tiles from the `first_tile`-th on.
+    fn pack_rows(&mut self, first_tile: usize, bytes: &[u8], row_bytes: usize) {
         let (format, code_bytes, scale_bytes) = (self.format, self.code_bytes, self.scale_bytes);
-        let (isa, n_tiles) = (cpu::isa(), self.n_tiles());
+        let n_rows = bytes.len().checked_div(row_bytes).unwrap_or(0);
+        let (isa, n_tiles) = (cpu::isa(), n_rows.div_ceil(TILE));
         let tiles_per_task = (TASK_BYTES / (code_bytes + scale_bytes).max(1)).max(1);
         let (codes, scales) = self.storage.split_at_mut(self.scales_start);
-        let (codes, scales) = (DisjointMut::new(codes), DisjointMut::new(scales));
+        let codes = DisjointMut::new(&mut codes[first_tile * code_bytes..]);
+        let scales = DisjointMut::new(&mut scales[first_tile * scale_bytes..]);
         pool::parallel_for(n_tiles.div_ceil(tiles_per_task), |task| {
             for tile in task * tiles_per_task..n_tiles.min((task + 1) * tiles_per_task) {
                 let rows = &bytes[tile * TILE * row_bytes..bytes.len().min((tile + 1) * TILE * row_bytes)];

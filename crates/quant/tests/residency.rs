@@ -2,15 +2,29 @@
 //! measures the process.
 #![cfg(target_os = "linux")]
 
-use breakers_quant::{Format, gguf};
+use breakers_quant::{Format, PackedMatrix, gguf};
 
 const MIB: usize = 1 << 20;
 
-/// Resident memory of this process in bytes.
-fn resident() -> usize {
+/// A line of this process's status, in bytes.
+fn status(key: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Resident memory.
+fn resident() -> usize {
+    status("VmRSS:")
+}
+
+/// The most resident memory since [`forget_peak`].
+fn peak() -> usize {
+    status("VmHWM:")
+}
+
+fn forget_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
 fn sum(tensor: gguf::TensorView<'_>) -> u64 {
@@ -33,7 +47,7 @@ fn tensors_that_are_done_with_leave_resident_memory() {
     let mut plan = gguf::Writer::new();
     let names = ["first", "second"];
     for name in names {
-        plan.declare(name, Format::F32, &[8, MIB]).unwrap();
+        plan.declare(name, Format::F32, &[1024, 8192]).unwrap();
     }
     let mut writer = plan.create(&path).unwrap();
     for name in names {
@@ -62,5 +76,13 @@ fn tensors_that_are_done_with_leave_resident_memory() {
     let again = resident();
     check("reading again", both_done, again, 64);
     file.advise_done();
-    check("all done", again, resident(), -64);
+    let all_done = resident();
+    check("all done", again, all_done, -64);
+
+    // Weights being repacked do not stand in memory twice: 32 MiB of them, and 16 of the file.
+    forget_peak();
+    let packed = PackedMatrix::from_gguf(&first).unwrap();
+    assert_eq!(packed.bytes(), 32 * MIB);
+    check("packed", all_done, resident(), 32);
+    check("while packing", all_done, peak(), 32 + 16);
 }

@@ -398,6 +398,13 @@ impl<'a> TensorView<'a> {
         self.file.inner.storage.advise_done(self.info.range.clone());
     }
 
+    /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes.
+    pub(crate) fn advise_done_with(&self, range: Range<usize>) {
+        let all = &self.info.range;
+        debug_assert!(range.end <= all.len());
+        self.file.inner.storage.advise_done(all.start + range.start..all.start + range.end);
+    }
+
     /// The tensor with a share in the file, so that it can outlive the [`File`] it came from.
     pub fn to_shared(&self) -> SharedTensor {
         SharedTensor { file: self.file.clone(), tensor_idx: self.file.inner.index[&*self.info.name] }
