@@ -6,9 +6,8 @@
 //! ```
 //! The machine's bandwidth for reading and its peaks for products of bytes and of `f32` are measured first, with the
 //! same threads and instructions as the model's kernels. Then passes over `--rows` rows are timed behind `--depth`
-//! tokens. The roof of a product is the larger of (bytes of its weights ÷ bandwidth) and (operations ÷ peak), that of
-//! attention is (bytes of the cache ÷ bandwidth); what has no roof here should be small. On GPUs work is queued, so that
-//! only whole passes have a time.
+//! tokens. An operation's roof is the larger of (bytes of weights or cache ÷ bandwidth) and (operations ÷ peak); what has
+//! no roof here should be small. On GPUs work is queued, so that only whole passes have a time.
 //!
 //! JSON: the report, whose tables are `machine`, `passes` and `operations`.
 
@@ -146,14 +145,20 @@ struct Roof {
 }
 
 impl Roof {
-    fn new(machine: &Machine, bytes: usize, operations: usize) -> Self {
-        let seconds = (bytes as f64 / machine.read_bandwidth).max(operations as f64 / machine.int8_ops);
+    /// `peak`: operations a second.
+    fn new(machine: &Machine, bytes: usize, operations: usize, peak: f64) -> Self {
+        let seconds = (bytes as f64 / machine.read_bandwidth).max(operations as f64 / peak);
         Self { bytes, operations, seconds }
     }
 }
 
 /// The roofs of a pass by operation.
-fn roofs(loaded: &LoadedModel, machine: &Machine, passes: &Passes) -> BTreeMap<&'static str, Roof> {
+fn roofs(
+    loaded: &LoadedModel,
+    machine: &Machine,
+    depth: usize,
+    passes: &Passes,
+) -> BTreeMap<&'static str, Roof> {
     let mut roofs: BTreeMap<_, _> = loaded
         .model
         .products()
@@ -161,10 +166,12 @@ fn roofs(loaded: &LoadedModel, machine: &Machine, passes: &Passes) -> BTreeMap<&
         .map(|cost| {
             // Of a prompt the last row alone goes through the head.
             let rows = if cost.name == "head" { 1 } else { passes.rows };
-            (cost.name, Roof::new(machine, cost.bytes, 2 * rows * cost.multiplications))
+            let operations = 2 * rows * cost.multiplications;
+            (cost.name, Roof::new(machine, cost.bytes, operations, machine.int8_ops))
         })
         .collect();
-    roofs.insert("attention", Roof::new(machine, passes.cache_bytes, 0));
+    let operations = 2 * loaded.model.attention_multiplications(depth, passes.rows);
+    roofs.insert("attention", Roof::new(machine, passes.cache_bytes, operations, machine.f32_ops));
     roofs
 }
 
@@ -204,7 +211,7 @@ fn report(arguments: &Arguments, loaded: &LoadedModel, machine: Machine, all: &[
     let single = all.iter().find(|passes| passes.rows == 1).map(|passes| passes.seconds);
     let mut charts = Vec::new();
     for passes in all {
-        let roofs = roofs(loaded, &machine, passes);
+        let roofs = roofs(loaded, &machine, arguments.depth, passes);
         let least: f64 = roofs.values().map(|roof| roof.seconds).sum();
         totals.row(vec![
             passes.rows.into(),
@@ -239,14 +246,15 @@ fn report(arguments: &Arguments, loaded: &LoadedModel, machine: Machine, all: &[
         if !passes.operations.is_empty() {
             chart.series("measured", bars.0)?;
             chart.series("roof", bars.1)?;
-            charts.push((format!("rows-{}", passes.rows), chart));
+            charts.push((format!("rows_{}", passes.rows), chart));
         }
     }
     let mut report = Report::new(format!("Roofline of {}", loaded.name), provenance);
     report
         .paragraph(format!(
-            "{} threads. The roof of a product is the larger of its bytes over the bandwidth for reading and its \
-             operations over the peak for bytes, that of attention its bytes of the cache over the bandwidth.",
+            "{} threads. An operation's roof is the larger of its bytes (weights, or the cache) over the bandwidth for \
+             reading and its operations over the peak: that for bytes of products with weights, that for f32 of \
+             attention.",
             pool::threads()
         ))
         .table(peaks)

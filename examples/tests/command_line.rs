@@ -182,6 +182,60 @@ fn speculation_gives_the_same_tokens_and_a_report() {
 }
 
 #[test]
+fn a_roofline_accounts_for_the_whole_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let arguments =
+        ["--json", "--out", out, "--rows", "1,3", "--depth", "5", "--repeat", "3", "--threads", "1"];
+    let Some(output) = on_model("roofline", &arguments) else { return };
+    let report = answer(&output);
+    let rows = |table: &str| report["tables"][table]["rows"].as_array().unwrap().clone();
+    assert!(rows("machine").iter().all(|row| row["peak"].as_f64().unwrap() > 0.0));
+    let passes = rows("passes");
+    assert_eq!(passes.iter().map(|row| row["rows"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    for pass in &passes {
+        let operations = rows("operations").into_iter().filter(|row| row["rows"] == pass["rows"]);
+        let (mut milliseconds, mut megabytes) = (0.0, 0.0);
+        for row in operations {
+            milliseconds += row["time"].as_f64().unwrap();
+            megabytes += row["read"].as_f64().unwrap_or(0.0);
+        }
+        // Sums of medians are not medians of sums, so the times agree roughly; the bytes are those of the file.
+        let share = milliseconds / pass["time"].as_f64().unwrap();
+        assert!((0.5..1.5).contains(&share), "{report}");
+        assert!((90.0..110.0).contains(&megabytes), "{report}");
+    }
+    assert!(folder.path().join("rows_1.svg").exists());
+}
+
+#[test]
+fn prompts_come_from_a_file_and_are_grouped_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.json");
+    let arguments =
+        ["--json", "--out", folder.path().to_str().unwrap(), "--max-tokens", "4", "--repeat", "1"];
+    let run = |prompts: &str| {
+        std::fs::write(&file, prompts).unwrap();
+        on_model("spec_decode", &[&arguments[..], &["--prompts", file.to_str().unwrap()]].concat())
+    };
+    let prompts =
+        r#"[{"name": "a", "text": "One"}, {"name": "b", "text": "Two"}, {"name": "a", "text": "Three"}]"#;
+    let Some(output) = run(prompts) else { return };
+    let report = answer(&output);
+    let names = |table: &str| -> Vec<String> {
+        let rows = report["tables"][table]["rows"].as_array().unwrap();
+        rows.iter().step_by(2).map(|row| row["prompt"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("speed"), ["a", "b", "all"]);
+    assert_eq!(names("prompts"), ["0: a", "1: b", "2: a", "all"]);
+    for wrong in ["", "{}", "[]", r#"[{"name": "a"}]"#] {
+        let output = run(wrong).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--prompts"), "{wrong}");
+    }
+}
+
+#[test]
 fn a_chat_goes_on_from_turn_to_turn() {
     let Some(model) = model_path("smollm2-135m") else { return };
     let mut command = example("generate");

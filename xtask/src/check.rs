@@ -71,11 +71,16 @@ pub(crate) fn run(full: bool) -> Result {
     if n_problems > 0 {
         return Err(format!("{n_problems} rules are broken").into());
     }
-    if full { run_full() } else { Ok(()) }
+    if full { run_full(&members) } else { Ok(()) }
 }
 
-/// All models, the peer, and a real CUDA build: about two hours.
-fn run_full() -> Result {
+/// Each crate alone, all models, the peer, and a real CUDA build: about two hours.
+fn run_full(members: &[&Package]) -> Result {
+    for package in members {
+        let mut check = workspace::cargo();
+        check.args(["check", "--no-default-features", "--package", &package.name]);
+        workspace::run(&mut check)?;
+    }
     let names: Vec<&str> = fetch::GENERATORS.into_iter().chain(["minilm"]).collect();
     let folder = fetch::fetch(&names)?;
     let mut tests = workspace::cargo();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use breakers_backend::device;
 use breakers_core::{ModelInfo, TokenId};
 use breakers_kv_cache::Element;
 use breakers_quant::gguf;
@@ -15,6 +16,12 @@ use crate::arch::{
 use crate::chat::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Runner};
+
+/// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no longer fits
+/// the caches, and is so large that the allocator takes fresh pages from the system each time.
+const CPU_ROWS: usize = 128;
+/// GPUs need more rows to be busy.
+const GPU_ROWS: usize = 512;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -30,9 +37,10 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The usual settings on a device: an f16 cache, passes of 512 rows.
+    /// The usual settings on a device: an f16 cache, passes of 128 rows on the CPU and of 512 on GPUs.
     pub fn on(device: Device) -> Self {
-        Self { device, cache_element: Element::F16, max_context: None, rows_per_pass: 512 }
+        let rows_per_pass = if device::is_cpu(&device) { CPU_ROWS } else { GPU_ROWS };
+        Self { device, cache_element: Element::F16, max_context: None, rows_per_pass }
     }
 }
 
@@ -139,6 +147,12 @@ impl Model {
     /// `activation`, `residual` and `choice` (arg-max or top-k).
     pub fn products(&self) -> Vec<ProductCost> {
         self.inner.decoder.products()
+    }
+
+    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows behind `n_past` tokens;
+    /// rows beyond the context do not count.
+    pub fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
+        self.inner.decoder.attention_multiplications(n_past, n_rows)
     }
 
     /// Token ids that end a text.

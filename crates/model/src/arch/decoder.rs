@@ -212,6 +212,16 @@ impl Decoder {
         ]
         .into()
     }
+
+    /// Multiplications of attention, scores and weighted sums, for rows behind `n_past` tokens.
+    pub(crate) fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
+        let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
+        let seen = |window: Option<usize>| -> usize {
+            (n_past.saturating_add(1)..=end).map(|n_seen| n_seen.min(window.unwrap_or(usize::MAX))).sum()
+        };
+        let n_seen: usize = self.spec.layers.iter().map(|layer| seen(layer.window)).sum();
+        2 * n_seen * self.spec.n_heads * self.spec.head_dim
+    }
 }
 
 /// What the products of one kind cost in a forward pass, over all blocks.
