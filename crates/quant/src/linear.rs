@@ -193,8 +193,7 @@ pub fn matmul_parts(
     out: &mut [f32],
     out_stride: usize,
 ) -> Result<()> {
-    let parts: Vec<&PackedMatrix> = parts.iter().map(|part| &**part).collect();
-    product::multiply(&parts, x, product::as_uninit(out), out_stride)
+    product::multiply(parts, x, product::as_uninit(out), out_stride)
 }
 
 /// A table of embeddings, whose rows are decoded as they are asked for. Clones share the table.

@@ -107,9 +107,8 @@ impl QuantizedLinearOps for Flex {
             return flex::from_vec(vec![0.0; n_rows * width], [n_rows, width]);
         }
         let mut out = Vec::with_capacity(n_rows * width);
-        let parts: Vec<&PackedMatrix> = matrices.iter().map(|matrix| &**matrix).collect();
         Activations::new(flex::as_slice(&x), n_cols)
-            .and_then(|x| product::multiply(&parts, &x, out.spare_capacity_mut(), width))
+            .and_then(|x| product::multiply(&matrices, &x, out.spare_capacity_mut(), width))
             .expect("activations have as many columns as the matrices");
         // SAFETY: the capacity is that large, and the product wrote all rows, without gaps between them.
         unsafe { out.set_len(n_rows * width) };
