@@ -1,8 +1,11 @@
 //! The layers of every format on every device that this build has, against products in double precision.
 
+mod support;
+
 use breakers_backend::harness::{self, Inputs, Operation, Outputs, Tolerance, values};
 use breakers_quant::{Format, gguf, linear::QuantizedLinear};
 use burn::tensor::{Device, Tensor, TensorData};
+use support::Random;
 
 /// Results are divided by the sum of the weights' magnitudes. Activations up to 1 as eight bits for each 32 are off
 /// by 1/254 at most.
@@ -18,21 +21,6 @@ struct Case {
     n_x: usize,
     n_outputs: usize,
     n_cols: usize,
-}
-
-/// A small generator, so that weights are the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
-    }
-
-    /// In -1..1.
-    fn float(&mut self) -> f32 {
-        (self.next() & 0xff_ffff) as f32 / (1 << 23) as f32 - 1.0
-    }
 }
 
 /// A matrix with arbitrary codes and scales of a size that occurs.

@@ -1,5 +1,7 @@
 //! The matrix product of every format: the same bits on every path, and close to a product in `f64`.
 
+mod support;
+
 use breakers_backend::{cpu, pool};
 use breakers_quant::{
     Activations, Error, Format, PackedMatrix, gguf,
@@ -10,24 +12,12 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use std::sync::Arc;
+use support::Random;
 
 /// Largest error, as a share of the sum of the products' magnitudes: a few roundings of `f32` per block.
 const TOLERANCE: f64 = 1e-6;
 
-/// A small generator, so that inputs are the same everywhere.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
-    }
-
-    /// In -1..1.
-    fn float(&mut self) -> f32 {
-        (self.next() & 0xff_ffff) as f32 / (1 << 23) as f32 - 1.0
-    }
-
     fn floats(&mut self, n: usize) -> Vec<f32> {
         // A few values stand out, as they do in language models.
         (0..n).map(|i| self.float() * if i % 37 == 5 { 20.0 } else { 1.0 }).collect()
