@@ -3,10 +3,12 @@
 //! ```sh
 //! cargo run --release --example spec_decode
 //! cargo run --release --example spec_decode -- --model qwen2.5-coder-1.5b --draft qwen2.5-coder-0.5b
+//! cargo run --release --example spec_decode -- --prompts benches/speculation_prompts.json --batch 4
 //! ```
 //! Plain decoding and every drafter run on each prompt in turn, `--repeat` times; medians count. The table goes
 //! to standard output; `report.json`, `report.md` and a chart go into the folder `--out`. If any drafter's tokens
-//! differ from those of plain decoding, the exit code is 1.
+//! differ from those of plain decoding, the exit code is 1. With `--batch`, plain decoding of one text at a time stays
+//! the measure of speed and tokens.
 
 mod measure;
 mod report;
@@ -21,7 +23,7 @@ use breakers_examples::{
 use breakers_model::chat::Message;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
 use breakers_spec_decode::{
-    Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter, Speculator,
+    BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,
     TokenizerFingerprint,
 };
 use clap::{Parser, ValueEnum};
@@ -60,6 +62,9 @@ struct Arguments {
     /// New tokens at most, for each prompt.
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// Texts that are generated at a time, in shared passes.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: u16,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Runs of each drafter on each prompt.
@@ -117,8 +122,7 @@ fn main() -> ExitCode {
             .into_iter()
             .map(|(name, text)| Ok(Prompt { name, ids: encode(&target, &text)? }))
             .collect::<Result<Vec<_>>>()?;
-        let contestants =
-            contestants(arguments.drafter, &target, draft.as_ref(), config.sampling.is_greedy())?;
+        let contestants = contestants(&arguments, &target, draft.as_ref(), config.sampling.is_greedy())?;
 
         let mut runner = target.model.runner();
         let measurement = measure::run(&mut runner, prompts, contestants, &config, arguments.repeat.into())?;
@@ -179,31 +183,37 @@ fn encode(target: &LoadedModel, text: &str) -> Result<Vec<TokenId>> {
     if ids.is_empty() { Err(Error::Usage("the prompt is empty".to_owned())) } else { Ok(ids) }
 }
 
-/// Plain decoding first, then the drafters asked for.
+/// Plain decoding of one text at a time first, then what was asked for.
 fn contestants(
-    choice: DrafterChoice,
+    arguments: &Arguments,
     target: &LoadedModel,
     draft: Option<&LoadedModel>,
     is_greedy: bool,
 ) -> Result<Vec<Contestant>> {
-    let contestant = |name: &str, drafter: Box<dyn Drafter>, same_tokens| Contestant {
-        name: name.to_owned(),
-        speculator: Speculator::new(drafter),
+    type MakeDrafter = Box<dyn FnMut() -> breakers_spec_decode::Result<Box<dyn Drafter>>>;
+    let contestant = |name: &str, batch: u16, make: MakeDrafter, same_tokens| Contestant {
+        name: if batch > 1 { format!("{name}, {batch} at a time") } else { name.to_owned() },
+        batch: batch.into(),
+        speculator: BatchSpeculator::new(make),
         promises_same_tokens: same_tokens,
     };
-    let mut all = vec![contestant("plain", Box::new(NoDrafter), true)];
-    if choice != DrafterChoice::Draft {
-        all.push(contestant("n-gram", Box::<NgramDrafter>::default(), true));
+    let plain = || -> MakeDrafter { Box::new(|| Ok(Box::new(NoDrafter))) };
+    let batch = arguments.batch;
+    let mut all = vec![contestant("plain", 1, plain(), true)];
+    if batch > 1 {
+        all.push(contestant("plain", batch, plain(), true));
+    }
+    if arguments.drafter != DrafterChoice::Draft {
+        all.push(contestant("n-gram", batch, Box::new(|| Ok(Box::<NgramDrafter>::default())), true));
     }
     if let Some(draft) = draft {
-        let drafter = ModelDrafter::new(
-            draft.model.runner(),
-            fingerprint(draft.model.tokenizer()),
-            fingerprint(target.model.tokenizer()),
-            ModelDraftConfig::default(),
-        )?;
+        let model = draft.model.clone();
+        let (ours, theirs) = (fingerprint(model.tokenizer()), fingerprint(target.model.tokenizer()));
+        let make = move || -> breakers_spec_decode::Result<Box<dyn Drafter>> {
+            Ok(Box::new(ModelDrafter::new(model.runner(), ours, theirs, ModelDraftConfig::default())?))
+        };
         // Where a draft model samples, the distribution is that of plain decoding, not the tokens.
-        all.push(contestant("draft model", Box::new(drafter), is_greedy));
+        all.push(contestant("draft model", batch, Box::new(make), is_greedy));
     }
     Ok(all)
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use breakers_core::TokenId;
 use breakers_examples::{Bar, Result};
 use breakers_model::Runner;
-use breakers_spec_decode::{Config, DraftLength, Drafter, Speculator, Stats};
+use breakers_spec_decode::{BatchSpeculator, Config, DraftLength, Drafter, Stats};
 
 /// A text to continue.
 pub(crate) struct Prompt {
@@ -16,7 +16,9 @@ pub(crate) struct Prompt {
 /// A way of decoding.
 pub(crate) struct Contestant {
     pub(crate) name: String,
-    pub(crate) speculator: Speculator<Box<dyn Drafter>>,
+    /// Texts that are generated at a time.
+    pub(crate) batch: usize,
+    pub(crate) speculator: BatchSpeculator<Box<dyn Drafter>>,
     /// Whether its tokens must be those of plain decoding; otherwise only their distribution is.
     pub(crate) promises_same_tokens: bool,
 }
@@ -50,17 +52,24 @@ pub(crate) fn run(
     bar.doing("warming up");
     warm_up(runner, &prompts, &mut contestants, config)?;
     let mut runs = vec![vec![Vec::with_capacity(repeat); prompts.len()]; n_contestants];
+    let largest = contestants.iter().map(|c| c.batch).max().unwrap_or(1);
     for round in 0..repeat {
-        for (p, prompt) in prompts.iter().enumerate() {
+        for first in (0..prompts.len()).step_by(largest) {
             for turn in 0..n_contestants {
                 let c = (round + turn) % n_contestants;
-                let contestant = &mut contestants[c];
-                bar.doing(&format!("{}, {}", prompt.name, contestant.name));
-                let text = contestant
-                    .speculator
-                    .generate(runner, &prompt.ids, config, |_| ControlFlow::Continue(()))?;
-                runs[c][p].push(Run { tokens: text.tokens, stats: text.stats });
-                bar.step();
+                let Contestant { name, batch, speculator, .. } = &mut contestants[c];
+                let end = prompts.len().min(first + largest);
+                for start in (first..end).step_by(*batch) {
+                    let batch = start..end.min(start + *batch);
+                    bar.doing(&format!("{}, {name}", prompts[start].name));
+                    let ids: Vec<&[TokenId]> = prompts[batch.clone()].iter().map(|p| &p.ids[..]).collect();
+                    let texts =
+                        speculator.generate(runner, &ids, config, |_, _| ControlFlow::Continue(()))?;
+                    for (p, text) in batch.zip(texts) {
+                        runs[c][p].push(Run { tokens: text.tokens, stats: text.stats });
+                        bar.step();
+                    }
+                }
             }
         }
     }
@@ -80,9 +89,10 @@ fn warm_up(
         if let DraftLength::Adaptive { max } = config.draft_length
             && c > 0
         {
-            contestant.speculator.calibrate(runner, &prompt.ids, max + 1)?;
+            contestant.speculator.calibrate(runner, &prompt.ids, max + contestant.batch)?;
         }
-        contestant.speculator.generate(runner, &prompt.ids, &brief, |_| ControlFlow::Continue(()))?;
+        let ids = vec![&prompt.ids[..]; contestant.batch];
+        contestant.speculator.generate(runner, &ids, &brief, |_, _| ControlFlow::Continue(()))?;
     }
     Ok(())
 }
@@ -153,7 +163,8 @@ mod tests {
     fn measurement(tokens: [[TokenId; 2]; 3], promises: bool) -> Measurement {
         let contestant = |name: &str, promises_same_tokens| Contestant {
             name: name.to_owned(),
-            speculator: Speculator::new(Box::new(NoDrafter) as Box<dyn Drafter>),
+            batch: 1,
+            speculator: BatchSpeculator::new(|| Ok(Box::new(NoDrafter) as Box<dyn Drafter>)),
             promises_same_tokens,
         };
         let run = |tokens: [TokenId; 2]| {

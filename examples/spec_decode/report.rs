@@ -26,8 +26,9 @@ pub(crate) fn build(measurement: &Measurement, mut provenance: Provenance) -> Re
     let mut report = Report::new("Plain against speculative decoding", provenance);
     report
         .paragraph(format!(
-            "{} The prompt and the first token are not in the times. \"Accepted per step\" counts draft tokens \
-             over the steps that verified a draft, \"tokens per step\" all tokens over all steps.",
+            "{} The prompt and the first token are not in the times; texts that share passes share their time by \
+             rows. \"Accepted per step\" counts draft tokens over the steps that verified a draft, \"tokens per step\" \
+             all tokens over all steps.",
             match n_rounds {
                 1 => "A single round.".to_owned(),
                 n => format!("Medians of {n} rounds, in which all took turns; speed-ups with a 95 % interval."),

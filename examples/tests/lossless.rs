@@ -8,8 +8,8 @@ use breakers_backend::{harness::model_path, pool};
 use breakers_core::{Sampler, SamplingConfig, TokenId};
 use breakers_model::{LoadOptions, Model};
 use breakers_spec_decode::{
-    Config, Draft, DraftLength, DraftRequest, Drafter, ModelDraftConfig, ModelDrafter, NgramConfig,
-    NgramDrafter, NoDrafter, Result, Speculator, TokenizerFingerprint,
+    BatchSpeculator, Config, Draft, DraftLength, DraftRequest, Drafter, ModelDraftConfig, ModelDrafter,
+    NgramConfig, NgramDrafter, NoDrafter, Result, Speculator, TokenizerFingerprint,
 };
 
 const TEXTS: [&str; 4] = [
@@ -96,4 +96,29 @@ fn every_drafter_gives_the_tokens_of_plain_decoding() {
     }
     pool::set_threads(threads).unwrap();
     eprintln!("{compared} tokens compared in {round} rounds, 0 mismatches");
+}
+
+#[test]
+fn texts_that_share_passes_are_those_of_plain_decoding() {
+    let Some(model) = model() else { return };
+    let prompts = TEXTS.map(|text| model.tokenizer().encode(text, Default::default()).unwrap());
+    let config = Config { max_tokens: 40, end_tokens: Some(vec![]), ..Config::default() };
+    let mut runner = model.runner();
+    let plain = prompts.each_ref().map(|prompt| {
+        let mut speculator = Speculator::new(NoDrafter);
+        speculator.generate(&mut runner, prompt, &config, |_| ControlFlow::Continue(())).unwrap().tokens
+    });
+    let drafters: [MakeDrafter; 4] = [|_| Box::new(NoDrafter), ngram, itself, noise];
+    for make in drafters {
+        for (batch, draft_length) in [(3, DraftLength::Fixed(3)), (4, DraftLength::Adaptive { max: 16 })] {
+            let shared = model.clone();
+            let mut speculator = BatchSpeculator::new(move || Ok(make(&shared)));
+            let config = Config { draft_length, ..config.clone() };
+            let ids: Vec<&[TokenId]> = prompts[..batch].iter().map(Vec::as_slice).collect();
+            let texts = speculator.generate(&mut runner, &ids, &config, |_, _| ControlFlow::Continue(()));
+            for (i, (text, plain)) in texts.unwrap().iter().zip(&plain).enumerate() {
+                assert_eq!(text.tokens, *plain, "text {i} of {batch}, {draft_length:?}");
+            }
+        }
+    }
 }

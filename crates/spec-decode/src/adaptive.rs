@@ -15,13 +15,20 @@
 //!   one are tried until their cost is known.
 //! - A plain step is repeated from time to time where the gain is small, because everything is compared
 //!   with its cost.
+//! - Where texts share a pass, T is what the whole pass takes and ρ the rate of all texts together: a draft is
+//!   charged for the rows that it adds to those of the others.
 //!
 //! # Source
 //! E and T: Leviathan et al. (arXiv 2211.17192), equation 1 and theorem 3.8, with measured in place of
 //! assumed costs. Stopping by a threshold: SpecDec++ (arXiv 2405.19715), section 4.
 
+use std::time::Instant;
+
+use breakers_core::{LanguageModel, Step, TokenId, Want};
+
 use crate::acceptance::Acceptance;
 use crate::costs::CostTable;
+use crate::{Error, Result};
 
 /// Assumed growth of the cost of verification per row, before two numbers of rows were measured.
 const ROW_GROWTH: f64 = 0.1;
@@ -64,6 +71,15 @@ pub struct AdaptiveLength {
     since_probe: u64,
     probing: bool,
     since_explored: u64,
+    /// Other texts in the same pass, and their rows.
+    others: Others,
+}
+
+/// Texts that share a pass with the one whose draft is sized.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Others {
+    pub(crate) texts: usize,
+    pub(crate) rows: usize,
 }
 
 impl Default for AdaptiveLength {
@@ -86,7 +102,58 @@ impl AdaptiveLength {
             since_probe: 0,
             probing: false,
             since_explored: 0,
+            others: Others::default(),
         }
+    }
+
+    /// Measures what forward passes over 1, 2, 4, … `max_rows` rows cost after `prompt`, so that the choice starts with
+    /// figures instead of assumptions. It takes three passes each in a sequence of its own.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::Target`].
+    pub fn calibrate<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        prompt: &[TokenId],
+        max_rows: usize,
+    ) -> Result<()> {
+        let Some(&token) = prompt.last() else { return Err(Error::EmptyPrompt) };
+        let sequence = model.open().map_err(Error::Target)?;
+        let mut measure = || -> breakers_core::Result<()> {
+            model.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
+            model.commit(sequence, prompt.len())?;
+            let room = model.info().max_context.saturating_sub(prompt.len());
+            let counts = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
+            for rows in counts.take_while(|&rows| rows <= max_rows.min(room)) {
+                for _ in 0..3 {
+                    let begun = Instant::now();
+                    model.forward(&mut [Step::each(sequence, vec![token; rows], Want::ArgMax)])?;
+                    self.record_cost(rows, begun.elapsed().as_secs_f64());
+                    model.truncate(sequence, prompt.len())?;
+                }
+            }
+            Ok(())
+        };
+        let result = measure().map_err(Error::Target);
+        model.close(sequence);
+        result
+    }
+
+    /// Tells which other texts are in the next pass.
+    pub(crate) fn set_others(&mut self, others: Others) {
+        self.others = others;
+    }
+
+    /// What passes over 1 to `rows` rows cost, those of other texts being in them, too.
+    fn costs(&self, rows: usize) -> Option<Vec<f64>> {
+        Some(self.steps.estimates(self.others.rows + rows)?.split_off(self.others.rows))
+    }
+
+    /// Tokens per second of plain decoding, of all texts together.
+    fn plain_rate(&self) -> f64 {
+        let texts = 1 + self.others.texts;
+        let seconds = self.steps.estimates(texts).map_or(f64::INFINITY, |costs| costs[texts - 1]);
+        texts as f64 / seconds.max(1e-12)
     }
 
     /// How many tokens to ask the drafter for, at most `limit`; 0: make a plain step without asking.
@@ -95,7 +162,7 @@ impl AdaptiveLength {
     pub fn budget(&mut self, limit: usize, stops_itself: bool) -> usize {
         self.probing = false;
         self.since_probe += 1;
-        let Some(costs) = self.steps.estimates(limit + 1) else { return 0 };
+        let Some(costs) = self.costs(limit + 1) else { return 0 };
         let Some(drafts) = self.drafts.estimates(limit) else { return limit.min(FIRST_DRAFT) };
         if limit == 0 || drafts[0] < FREE_SHARE * costs[0] {
             return limit;
@@ -120,7 +187,7 @@ impl AdaptiveLength {
     /// How many tokens of a draft to verify, which was made without chance, given the confidences of all of
     /// them if there are any.
     pub fn keep(&mut self, n_tokens: usize, confidences: Option<&[f32]>) -> usize {
-        let Some(costs) = self.steps.estimates(n_tokens + 1) else { return 0 };
+        let Some(costs) = self.costs(n_tokens + 1) else { return 0 };
         if self.probing || n_tokens == 0 {
             return n_tokens;
         }
@@ -141,7 +208,7 @@ impl AdaptiveLength {
         if self.probing {
             return n < PROBE_DRAFT;
         }
-        let (Some(costs), Some(drafts)) = (self.steps.estimates(n + 2), self.drafts.estimates(n + 1)) else {
+        let (Some(costs), Some(drafts)) = (self.costs(n + 2), self.drafts.estimates(n + 1)) else {
             return n < FIRST_DRAFT;
         };
         let acceptances: Vec<f64> =
@@ -150,7 +217,7 @@ impl AdaptiveLength {
         let gain = reach.last().unwrap_or(&1.0) * self.acceptance.of_positions(n + 1)[n];
         let before = if n == 0 { 0.0 } else { drafts[n - 1] };
         let so_far = (1.0 + reach.iter().sum::<f64>()) / (before + costs[n]);
-        gain > self.rate(costs[0]).max(so_far) * (drafts[n] - before + costs[n + 1] - costs[n])
+        gain > self.rate().max(so_far) * (drafts[n] - before + costs[n + 1] - costs[n])
     }
 
     /// Notes that drafting `n_tokens` took some time, without that of catching up with skipped steps.
@@ -171,8 +238,7 @@ impl AdaptiveLength {
         if self.probing {
             self.since_probe = 0;
             // A probe that paid off cost nothing.
-            let plain = self.steps.estimates(1).map_or(0.0, |costs| costs[0]);
-            self.probe_seconds -= plain * n_tokens as f64;
+            self.probe_seconds -= n_tokens as f64 / self.plain_rate();
         }
         self.steps.record(rows, seconds);
         self.rate_tokens = self.rate_tokens * RATE_DECAY + n_tokens as f64;
@@ -196,8 +262,8 @@ impl AdaptiveLength {
     }
 
     /// ρ: tokens per second in the long run, no less than plain decoding gives.
-    fn rate(&self, plain_seconds: f64) -> f64 {
-        let plain = 1.0 / plain_seconds.max(1e-12);
+    fn rate(&self) -> f64 {
+        let plain = self.plain_rate();
         if self.rate_seconds > 0.0 { plain.max(self.rate_tokens / self.rate_seconds) } else { plain }
     }
 
@@ -213,7 +279,7 @@ impl AdaptiveLength {
             .collect();
         let rate = (1..=reach.len())
             .map(|n| expected[n - 1] / (spent + draft(n) + costs[n]))
-            .fold(self.rate(costs[0]), f64::max);
+            .fold(self.rate(), f64::max);
         let (mut best, mut lead) = (0, 1.0 + MARGIN);
         for n in 1..=reach.len() {
             let worth = expected[n - 1] - rate * (draft(n) + costs[n] - costs[0]);
@@ -227,7 +293,8 @@ impl AdaptiveLength {
     /// A shorter length whose cost is unknown, now and then; otherwise the best one.
     fn explore(&mut self, best: usize) -> usize {
         self.since_explored += (best > 0) as u64;
-        if self.since_explored < EXPLORE_EVERY {
+        // Passes that texts share have many different numbers of rows anyway.
+        if self.since_explored < EXPLORE_EVERY || self.others.texts > 0 {
             return best;
         }
         match LADDER.into_iter().find(|&n| n < best && self.steps.age(n + 1).is_none()) {
@@ -240,8 +307,10 @@ impl AdaptiveLength {
     }
 
     fn plain_is_due(&self) -> bool {
-        let Some(plain) = self.steps.estimates(1) else { return true };
-        let gain = self.rate(plain[0]) * plain[0];
+        if self.others.texts > 0 {
+            return false;
+        }
+        let gain = self.rate() / self.plain_rate();
         let limit = if gain < SMALL_GAIN { PLAIN_AGE.0 } else { PLAIN_AGE.1 };
         self.steps.age(1).is_none_or(|age| age >= limit)
     }
@@ -256,4 +325,33 @@ fn reaches(acceptances: &[f64]) -> Vec<f64> {
             Some(*reach)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_is_charged_for_what_it_adds_to_the_rows_of_others() {
+        // Four rows cost what one does, each row more a quarter of it. Every token is accepted with 1/2.
+        let mut policy = AdaptiveLength::new();
+        for rows in 1..=32 {
+            policy.record_cost(rows, (rows as f64 / 4.0).max(1.0));
+        }
+        policy.record_draft(4, 0.0, 0.0);
+        for i in 0..400 {
+            policy.record_acceptance(i / 2 % 4, None, i % 2 == 0);
+        }
+        let mut check = |others: Others, expected: std::ops::RangeInclusive<usize>| {
+            policy.set_others(others);
+            let kept = policy.keep(4, None);
+            assert!(expected.contains(&kept), "{others:?}: {kept}");
+        };
+        check(Others::default(), 3..=3);
+        // One other text leaves two rows that cost nothing.
+        check(Others { texts: 1, rows: 1 }, 2..=2);
+        // A row costs a quarter, in which four texts give a token, more than a guess gives.
+        check(Others { texts: 3, rows: 3 }, 0..=0);
+        check(Others { texts: 15, rows: 15 }, 0..=0);
+    }
 }

@@ -245,12 +245,31 @@ impl Decoding {
         M: LanguageModel + ?Sized,
         D: Drafter + ?Sized,
     {
-        match self.settle(model, drafter, step, seconds) {
-            Ok(n_emitted) => Ok(&self.context[self.context.len() - n_emitted..]),
-            Err(error) => {
-                self.abandon(model);
-                Err(error)
-            }
+        let settled = self.absorb_shared(model, drafter, step, seconds)?;
+        self.record_pass(settled.rows, settled.seconds, settled.tokens);
+        Ok(&self.context[self.context.len() - settled.tokens..])
+    }
+
+    /// As [`absorb`](Self::absorb), for a pass that several texts share: what it cost all of them together is told
+    /// by [`record_pass`](Self::record_pass), once it is known.
+    pub(crate) fn absorb_shared<M, D>(
+        &mut self,
+        model: &mut M,
+        drafter: &mut D,
+        step: &Step,
+        seconds: f64,
+    ) -> Result<Pass>
+    where
+        M: LanguageModel + ?Sized,
+        D: Drafter + ?Sized,
+    {
+        self.settle(model, drafter, step, seconds).inspect_err(|_| self.abandon(model))
+    }
+
+    /// Notes what a pass cost all texts in it together, and the tokens that it gave them. Prompts do not count.
+    pub(crate) fn record_pass(&mut self, rows: usize, seconds: f64, tokens: usize) {
+        if rows > 0 {
+            self.policy.record_step(rows, seconds, tokens);
         }
     }
 
@@ -265,8 +284,8 @@ impl Decoding {
         }
     }
 
-    /// Verifies a step and returns the number of new tokens.
-    fn settle<M, D>(&mut self, model: &mut M, drafter: &mut D, step: &Step, seconds: f64) -> Result<usize>
+    /// Verifies a step.
+    fn settle<M, D>(&mut self, model: &mut M, drafter: &mut D, step: &Step, seconds: f64) -> Result<Pass>
     where
         M: LanguageModel + ?Sized,
         D: Drafter + ?Sized,
@@ -310,14 +329,14 @@ impl Decoding {
             self.stats.prompt_tokens += n_rows;
             self.stats.prefill_seconds += seconds;
         } else {
-            self.learn(&verdict, n_rows, emitted.len(), seconds);
+            self.learn(&verdict);
             let n_accepted = verdict.path.len().min(emitted.len());
             self.stats.record_step(self.draft.len(), n_accepted, seconds);
             if !self.draft.is_empty() {
                 drafter.observe(&Outcome { context: &self.context, n_drafted: self.draft.len(), n_accepted });
             }
         }
-        Ok(emitted.len())
+        Ok(Pass { rows: if in_prompt { 0 } else { n_rows }, seconds, tokens: emitted.len() })
     }
 
     /// Whether the next step is the prompt's.
@@ -413,9 +432,8 @@ impl Decoding {
         verdict
     }
 
-    /// Notes costs and acceptance of a step.
-    fn learn(&mut self, verdict: &Verdict, n_rows: usize, n_emitted: usize, seconds: f64) {
-        self.policy.record_step(n_rows, seconds, n_emitted);
+    /// Notes which tokens of a draft were accepted.
+    fn learn(&mut self, verdict: &Verdict) {
         let refused = self.draft.children(verdict.path.last().copied()).next();
         let judged =
             verdict.path.iter().copied().map(|row| (row, true)).chain(refused.map(|row| (row, false)));
@@ -432,6 +450,15 @@ impl Decoding {
             self.shadow = shadow.open.then_some(shadow);
         }
     }
+}
+
+/// What a forward pass, or a text's part of it, took and gave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass {
+    /// Rows, those of prompts not counted.
+    pub(crate) rows: usize,
+    pub(crate) seconds: f64,
+    pub(crate) tokens: usize,
 }
 
 /// A proposal that was not verified to its end, to be compared with the text as it comes.

@@ -9,8 +9,8 @@
 //!   the same tokenizer), [`NoDrafter`] (plain decoding, the baseline).
 //! - [`verify`]: the two rules of acceptance, for chains and token trees.
 //! - [`AdaptiveLength`]: how many tokens to draft, from measured costs; turns itself off where it would lose.
-//! - [`Speculator`] and [`speculate`]: generate a text; [`Decoding`] is the state machine underneath, for
-//!   those who batch many texts.
+//! - [`Speculator`] and [`speculate`]: generate a text; [`BatchSpeculator`]: several at a time; [`Decoding`] is the
+//!   state machine underneath, for those who schedule passes themselves.
 //! - [`Stats`] and [`theory`]: what a run cost, and what it should.
 //!
 //! # Example
@@ -50,6 +50,7 @@
 
 mod acceptance;
 mod adaptive;
+mod batch;
 mod costs;
 mod decoding;
 mod draft;
@@ -65,6 +66,7 @@ pub mod theory;
 pub mod verify;
 
 pub use adaptive::AdaptiveLength;
+pub use batch::BatchSpeculator;
 pub use decoding::{Config, Decoding, DraftLength, Speculated};
 pub use draft::{Draft, DraftRequest, Drafter, Outcome};
 pub use draft_model::{ModelDraftConfig, ModelDrafter, Proposal};

@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use breakers_core::{FinishReason, LanguageModel, SequenceId, Step, TokenId, Want};
+use breakers_core::{FinishReason, LanguageModel, SequenceId, TokenId};
 
 use crate::{AdaptiveLength, Config, Decoding, Drafter, Error, Result, Speculated};
 
@@ -26,8 +26,7 @@ impl<D: Drafter> Speculator<D> {
         &self.drafter
     }
 
-    /// Measures what forward passes over 1, 2, 4, … `max_rows` rows cost after `prompt`, so that the adaptive
-    /// length starts with figures instead of assumptions. It takes three passes each in a sequence of its own.
+    /// Measures what forward passes cost; see [`AdaptiveLength::calibrate`].
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::Target`].
@@ -37,26 +36,7 @@ impl<D: Drafter> Speculator<D> {
         prompt: &[TokenId],
         max_rows: usize,
     ) -> Result<()> {
-        let Some(&token) = prompt.last() else { return Err(Error::EmptyPrompt) };
-        let sequence = model.open().map_err(Error::Target)?;
-        let mut measure = || -> breakers_core::Result<()> {
-            model.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
-            model.commit(sequence, prompt.len())?;
-            let room = model.info().max_context.saturating_sub(prompt.len());
-            let counts = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
-            for rows in counts.take_while(|&rows| rows <= max_rows.min(room)) {
-                for _ in 0..3 {
-                    let begun = Instant::now();
-                    model.forward(&mut [Step::each(sequence, vec![token; rows], Want::ArgMax)])?;
-                    self.policy.record_cost(rows, begun.elapsed().as_secs_f64());
-                    model.truncate(sequence, prompt.len())?;
-                }
-            }
-            Ok(())
-        };
-        let result = measure().map_err(Error::Target);
-        model.close(sequence);
-        result
+        self.policy.calibrate(model, prompt, max_rows)
     }
 
     /// What has been learned so far.

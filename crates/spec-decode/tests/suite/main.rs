@@ -3,6 +3,7 @@
 mod toy;
 
 mod adaptive;
+mod batch;
 mod draft_model;
 mod driver;
 mod enumeration;
