@@ -56,8 +56,6 @@ struct Arguments {
 struct Passes {
     rows: usize,
     seconds: f64,
-    /// Bytes of the cache that a pass reads.
-    cache_bytes: usize,
     /// Seconds by operation, in the order of `names`.
     operations: Vec<(String, f64)>,
 }
@@ -98,7 +96,6 @@ fn measure(loaded: &LoadedModel, rows: usize, arguments: &Arguments) -> Result<P
     let vocab_size = loaded.model.info().vocab_size;
     let tokens = |n: usize| (0..n).map(|i| ((i * 7919 + 13) % vocab_size) as TokenId).collect::<Vec<_>>();
     feed(&mut runner, sequence, tokens(arguments.depth))?;
-    let cache_bytes = runner.cache_bytes();
     let spans = Arc::new(Spans::default());
     let mut seconds = Vec::new();
     let mut operations: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -124,7 +121,7 @@ fn measure(loaded: &LoadedModel, rows: usize, arguments: &Arguments) -> Result<P
         }
         medians.sort_by(|a, b| b.1.total_cmp(&a.1));
     }
-    Ok(Passes { rows, seconds: stats::median(&seconds)?, cache_bytes, operations: medians })
+    Ok(Passes { rows, seconds: stats::median(&seconds)?, operations: medians })
 }
 
 /// One forward pass whose last row's best token is wanted, as when decoding.
@@ -171,7 +168,8 @@ fn roofs(
         })
         .collect();
     let operations = 2 * loaded.model.attention_multiplications(depth, passes.rows);
-    roofs.insert("attention", Roof::new(machine, passes.cache_bytes, operations, machine.f32_ops));
+    let bytes = loaded.model.attention_bytes(depth, passes.rows);
+    roofs.insert("attention", Roof::new(machine, bytes, operations, machine.f32_ops));
     roofs
 }
 

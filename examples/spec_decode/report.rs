@@ -2,7 +2,7 @@
 
 use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
 use breakers_examples::Result;
-use breakers_spec_decode::{DraftLength, Stats};
+use breakers_spec_decode::{DraftLength, Stats, theory};
 
 use crate::measure::Measurement;
 
@@ -36,6 +36,7 @@ pub(crate) fn build(measurement: &Measurement, mut provenance: Provenance) -> Re
         ))
         .table(speed_table(measurement, "speed", "Speed", measurement.groups())?)
         .table(cost_table(measurement)?)
+        .table(formula_table(measurement)?)
         .chart("speed", chart(measurement)?.into());
     if measurement.groups().len() < measurement.prompts.len() {
         let names: Vec<String> = measurement
@@ -135,6 +136,81 @@ fn cost_table(measurement: &Measurement) -> Result<Table> {
         ])?;
     }
     Ok(table)
+}
+
+/// What the formula of speculative decoding promises at best for the acceptance and the costs that were measured.
+fn formula_table(measurement: &Measurement) -> Result<Table> {
+    let mut table =
+        Table::new("formula", "Against the best length of the formula (arXiv 2211.17192, theorem 3.8)");
+    table
+        .column(Column::new("prompt"))
+        .column(Column::new("drafter"))
+        .column(Column::new("α").decimals(3))
+        .column(Column::new("a draft token").unit("plain steps").decimals(3))
+        .column(Column::new("best length"))
+        .column(Column::new("formula").decimals(2))
+        .column(Column::new("measured").decimals(2))
+        .column(Column::new("share").unit("%").decimals(0));
+    let total = |c: usize, prompts: &[usize]| {
+        let mut sum = Stats::default();
+        measurement.stats(c, prompts).iter().for_each(|s| sum.merge(s));
+        sum
+    };
+    let all: Vec<usize> = (0..measurement.prompts.len()).collect();
+    for (name, prompts) in measurement.groups().into_iter().chain([("all", all)]) {
+        let plain = total(0, &prompts);
+        let Some(plain_step) = plain.step_seconds(1) else { continue };
+        for (c, contestant) in
+            measurement.contestants.iter().enumerate().filter(|(_, c)| c.batch == 1).skip(1)
+        {
+            let sum = total(c, &prompts);
+            if sum.drafted == 0 {
+                continue;
+            }
+            let token = sum.draft_seconds / sum.drafted as f64 / plain_step;
+            let (length, promised) = theory::best_length(
+                sum.alpha(),
+                measurement.config.draft_length.max(),
+                |n| n as f64 * token,
+                |rows| verification_seconds(&plain, &sum, rows) / plain_step,
+            );
+            let measured = sum.decode_tokens_per_second() / plain.decode_tokens_per_second();
+            table.row(vec![
+                Cell::from(name),
+                contestant.name.as_str().into(),
+                sum.alpha().into(),
+                token.into(),
+                length.into(),
+                promised.into(),
+                measured.into(),
+                (100.0 * measured / promised).into(),
+            ])?;
+        }
+    }
+    Ok(table)
+}
+
+/// What a step over so many rows takes: as measured, on the line between measured neighbors, or beyond the last one in
+/// proportion to its rows. Fewer rows never take longer than more.
+fn verification_seconds(plain: &Stats, speculative: &Stats, rows: usize) -> f64 {
+    let mut known: Vec<(f64, f64)> = speculative
+        .rows
+        .iter()
+        .filter(|r| r.rows > 1)
+        .map(|r| (r.rows as f64, r.seconds / r.steps as f64))
+        .collect();
+    known.extend(plain.step_seconds(1).map(|seconds| (1.0, seconds)));
+    known.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for i in (1..known.len()).rev() {
+        known[i - 1].1 = known[i - 1].1.min(known[i].1);
+    }
+    let rows = rows as f64;
+    let after = known.partition_point(|k| k.0 < rows);
+    match (after.checked_sub(1).map(|before| known[before]), known.get(after)) {
+        (Some((r0, s0)), Some(&(r1, s1))) => s0 + (s1 - s0) * (rows - r0) / (r1 - r0),
+        (Some((r, s)), None) => s * rows / r,
+        (None, found) => found.map_or(f64::NAN, |k| k.1),
+    }
 }
 
 fn chart(measurement: &Measurement) -> Result<BarChart> {

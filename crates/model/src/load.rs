@@ -155,6 +155,15 @@ impl Model {
         self.inner.decoder.attention_multiplications(n_past, n_rows)
     }
 
+    /// Bytes of a plain cache that attention of `n_rows` rows behind `n_past` tokens reads once: what windows hide is not
+    /// among them.
+    ///
+    /// # Units
+    /// Bytes of keys and values, in the element type of [`LoadOptions::cache_element`].
+    pub fn attention_bytes(&self, n_past: usize, n_rows: usize) -> usize {
+        self.inner.decoder.attention_reads(n_past, n_rows) * self.inner.options.cache_element.bytes()
+    }
+
     /// Token ids that end a text.
     pub fn end_tokens(&self) -> &[TokenId] {
         &self.inner.info.end_tokens

@@ -21,7 +21,8 @@ pub enum DraftLength {
 }
 
 impl DraftLength {
-    fn max(self) -> usize {
+    /// Draft tokens at most.
+    pub fn max(self) -> usize {
         match self {
             DraftLength::Fixed(n) | DraftLength::Adaptive { max: n } => n,
         }

@@ -222,6 +222,16 @@ impl Decoder {
         let n_seen: usize = self.spec.layers.iter().map(|layer| seen(layer.window)).sum();
         2 * n_seen * self.spec.n_heads * self.spec.head_dim
     }
+
+    /// Elements of the cache that attention of `n_rows` rows behind `n_past` tokens reads, each once.
+    pub(crate) fn attention_reads(&self, n_past: usize, n_rows: usize) -> usize {
+        let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
+        let seen = |window: Option<usize>| {
+            end - window.map_or(0, |window| n_past.saturating_add(1).saturating_sub(window)).min(end)
+        };
+        let n_seen: usize = self.spec.layers.iter().map(|layer| seen(layer.window)).sum();
+        2 * n_seen * self.spec.n_kv_heads * self.spec.head_dim
+    }
 }
 
 /// What the products of one kind cost in a forward pass, over all blocks.
