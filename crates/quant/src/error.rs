@@ -303,6 +303,68 @@ pub enum Error {
         /// Matrices given.
         found: usize,
     },
+    /// A number that is infinite, or none, where finite ones are needed.
+    #[error("{what} hold {found} in row {row}, column {col}; finite numbers are needed")]
+    NotFinite {
+        /// Whose numbers.
+        what: &'static str,
+        /// The row.
+        row: usize,
+        /// The column.
+        col: usize,
+        /// What stands there.
+        found: f32,
+    },
+    /// Fewer calibration rows than a method needs.
+    #[error("{expected} calibration rows are needed at least, {found} were seen")]
+    TooFewRows {
+        /// Rows needed.
+        expected: u64,
+        /// Rows seen.
+        found: u64,
+    },
+    /// Statistics that a method needs and that were not collected.
+    #[error("the method needs {needed}, which were not collected")]
+    NoStatistics {
+        /// What is needed.
+        needed: &'static str,
+    },
+    /// A Hessian that no damping makes positive definite.
+    #[error("the Hessian is indefinite at column {column}, even with {damping} of its mean diagonal added")]
+    Indefinite {
+        /// The column whose pivot is not positive.
+        column: usize,
+        /// The largest damping tried.
+        damping: f32,
+    },
+    /// A group size that does not divide a row.
+    #[error("groups of {group} do not divide rows of {n_cols}")]
+    GroupSize {
+        /// Weights in a group.
+        group: usize,
+        /// Weights in a row.
+        n_cols: usize,
+    },
+    /// A number of bits that is not possible.
+    #[error("{found} bits a weight; 2 to 8 are possible")]
+    Bits {
+        /// The number found.
+        found: u8,
+    },
+    /// A method's setting that is out of range.
+    #[error("{what}: {found} is out of range")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// The value found.
+        found: f32,
+    },
+    /// A format without a product of its own.
+    #[error("{format} has no product kernel yet: its weights can be decoded, not multiplied")]
+    NoProduct {
+        /// The format's name.
+        format: String,
+    },
     /// A device without kernels, or activations that cannot be quantized.
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),

@@ -1,7 +1,8 @@
 //! GGUF containers, packed weight formats and the quantized matrix product.
 //!
 //! - [`gguf`] reads and writes the container: memory-mapped, zero-copy, safe on hostile files;
-//! - [`Format`] names the formats that weights are stored in and decodes their rows bit-exactly.
+//! - [`Format`] names the formats that weights are stored in and decodes their rows bit-exactly;
+//! - [`quantizers`] are methods that make such weights, from [`statistics`] of a layer's inputs.
 //!
 //! ```
 //! use breakers_quant::{Format, gguf};
@@ -24,15 +25,24 @@
 //! # }
 //! ```
 
+mod encode;
 mod error;
+mod feedback;
 mod format;
 pub mod gguf;
+mod grid;
+mod groups;
 mod kernels;
+mod linalg;
 pub mod linear;
 mod matrix;
 mod product;
+pub mod quantizer;
+pub mod quantizers;
 mod repack;
+pub mod statistics;
 
 pub use error::{Error, Result};
 pub use format::Format;
+pub use groups::{E2M1_LEVELS, GroupFormat, NF4_LEVELS};
 pub use matrix::{Activations, PackedMatrix};

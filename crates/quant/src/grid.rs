@@ -1,0 +1,191 @@
+//! The values that each weight may take, once the scales have been chosen.
+
+use crate::linalg::NR;
+use breakers_backend::pool::{self, DisjointMut};
+
+/// Rows that are rounded together.
+pub(crate) const LANES: usize = NR;
+
+/// 1/scale, or 0 where that is no number or too large for one.
+#[inline(always)]
+pub(crate) fn inverse(scale: f32) -> f32 {
+    let inverse = 1.0 / scale;
+    if inverse.abs() <= f32::MAX { inverse } else { 0.0 }
+}
+
+/// What a code stands for, before scale and offset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Levels {
+    /// `least, least + 1, …, least + n - 1`.
+    Steps { least: i16, n: u16 },
+    /// Ascending numbers; codes are their indices.
+    Table(&'static [f32]),
+}
+
+impl Levels {
+    /// The least and the largest level.
+    pub(crate) fn range(self) -> (f32, f32) {
+        match self {
+            Levels::Steps { least, n } => (f32::from(least), f32::from(least) + f32::from(n) - 1.0),
+            Levels::Table(table) => (table[0], table[table.len() - 1]),
+        }
+    }
+
+    /// The level of a code.
+    pub(crate) fn level(self, code: u8) -> f32 {
+        match self {
+            Levels::Steps { least, .. } => f32::from(least) + f32::from(code),
+            Levels::Table(table) => table[usize::from(code)],
+        }
+    }
+
+    /// The code whose level is nearest.
+    #[inline(always)]
+    pub(crate) fn nearest<const N: usize>(self, x: &[f32; N], codes: &mut [u8; N], levels: &mut [f32; N]) {
+        match self {
+            Levels::Steps { least, n } => {
+                let (least, most) = (f32::from(least), f32::from(least) + f32::from(n) - 1.0);
+                for i in 0..N {
+                    let level = x[i].round_ties_even().max(least).min(most);
+                    levels[i] = level;
+                    codes[i] = (level - least) as u8;
+                }
+            }
+            Levels::Table(table) => {
+                let mut found = [0i32; N];
+                for pair in table.windows(2) {
+                    let middle = 0.5 * (pair[0] + pair[1]);
+                    for i in 0..N {
+                        found[i] += i32::from(x[i] > middle);
+                    }
+                }
+                for i in 0..N {
+                    codes[i] = found[i] as u8;
+                    levels[i] = table[found[i] as usize];
+                }
+            }
+        }
+    }
+}
+
+/// The values `scale · level + offset` of each row and group of columns.
+#[derive(Debug, Clone)]
+pub(crate) struct Grid {
+    pub(crate) levels: Levels,
+    /// Columns that share scale and offset.
+    pub(crate) group: usize,
+    n_rows: usize,
+    n_cols: usize,
+    /// Rows rounded up to whole [`LANES`].
+    padded: usize,
+    /// `[group][padded row]`
+    scales: Vec<f32>,
+    offsets: Vec<f32>,
+}
+
+impl Grid {
+    /// A grid whose scales and offsets are given for each (row, group) by `of`, called for 32 rows in each task.
+    pub(crate) fn new(
+        levels: Levels,
+        group: usize,
+        n_rows: usize,
+        n_cols: usize,
+        of: impl Fn(usize, &mut dyn FnMut(usize, f32, f32)) + Sync,
+    ) -> Self {
+        let padded = n_rows.next_multiple_of(LANES);
+        let n_groups = n_cols.div_ceil(group.max(1));
+        let mut scales = vec![0.0; padded * n_groups];
+        let mut offsets = vec![0.0; padded * n_groups];
+        let (shared_scales, shared_offsets) = (DisjointMut::new(&mut scales), DisjointMut::new(&mut offsets));
+        pool::parallel_for(padded / LANES, |chunk| {
+            for row in chunk * LANES..n_rows.min((chunk + 1) * LANES) {
+                of(row, &mut |group_idx, scale, offset| {
+                    let at = group_idx * padded + row;
+                    // SAFETY: each row belongs to one task.
+                    unsafe {
+                        shared_scales.write(at, scale);
+                        shared_offsets.write(at, offset);
+                    }
+                });
+            }
+        });
+        Self { levels, group, n_rows, n_cols, padded, scales, offsets }
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    pub(crate) fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// Rounds the targets of [`LANES`] rows from `first_row` on to what column `col` offers.
+    #[inline(always)]
+    pub(crate) fn round(
+        &self,
+        first_row: usize,
+        col: usize,
+        targets: &[f32; LANES],
+        codes: &mut [u8; LANES],
+        values: &mut [f32; LANES],
+    ) {
+        let at = col / self.group * self.padded + first_row;
+        let (scales, offsets) = (&self.scales[at..at + LANES], &self.offsets[at..at + LANES]);
+        let mut x = [0.0f32; LANES];
+        for i in 0..LANES {
+            x[i] = (targets[i] - offsets[i]) * inverse(scales[i]);
+        }
+        let mut levels = [0.0f32; LANES];
+        self.levels.nearest(&x, codes, &mut levels);
+        for i in 0..LANES {
+            values[i] = scales[i] * levels[i] + offsets[i];
+        }
+    }
+
+    /// The value of a code.
+    pub(crate) fn value(&self, row: usize, col: usize, code: u8) -> f32 {
+        let at = col / self.group * self.padded + row;
+        self.scales[at] * self.levels.level(code) + self.offsets[at]
+    }
+
+    /// The nearest codes of all weights, `[n_rows, n_cols]`.
+    pub(crate) fn nearest(&self, weights: &[f32]) -> Vec<u8> {
+        let (n_cols, isa) = (self.n_cols, breakers_backend::cpu::isa());
+        let mut codes = vec![0u8; weights.len()];
+        pool::parallel_chunks_mut(&mut codes, (LANES * n_cols).max(1), |start, codes| {
+            breakers_backend::math::per_isa!(isa, || self.nearest_rows(
+                &weights[start..],
+                start / n_cols.max(1),
+                codes
+            ));
+        });
+        codes
+    }
+
+    #[inline(always)]
+    fn nearest_rows(&self, weights: &[f32], first_row: usize, codes: &mut [u8]) {
+        let n_rows = codes.len() / self.n_cols;
+        let (mut targets, mut found, mut values) = ([0.0; LANES], [0; LANES], [0.0; LANES]);
+        for col in 0..self.n_cols {
+            for row in 0..n_rows {
+                targets[row] = weights[row * self.n_cols + col];
+            }
+            self.round(first_row, col, &targets, &mut found, &mut values);
+            for row in 0..n_rows {
+                codes[row * self.n_cols + col] = found[row];
+            }
+        }
+    }
+
+    /// The values of codes `[n_rows, n_cols]`.
+    pub(crate) fn values(&self, codes: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; codes.len()];
+        pool::parallel_chunks_mut(&mut out, (LANES * self.n_cols).max(1), |start, out| {
+            for (i, (out, &code)) in out.iter_mut().zip(&codes[start..]).enumerate() {
+                *out = self.value((start + i) / self.n_cols, (start + i) % self.n_cols, code);
+            }
+        });
+        out
+    }
+}

@@ -1,0 +1,147 @@
+//! AWQ: columns with large inputs are scaled up before rounding, so that they lose less.
+//!
+//! # Source
+//! Lin et al., "AWQ: activation-aware weight quantization", arXiv 2306.00978, section 3.2; the search for clipped ranges
+//! from the authors' code. Deviation: the error of the matrix's own outputs is minimized, where the authors' code
+//! takes those of the block that it stands in.
+
+use crate::{
+    Error, Result,
+    linalg::transposed,
+    quantizer::{
+        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
+        output_squares,
+    },
+    statistics::{Statistics, StatisticsConfig},
+};
+use std::time::Instant;
+
+/// The least factor on a column.
+const SMALLEST: f32 = 1e-4;
+
+/// How [`Awq`] searches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AwqConfig {
+    /// Exponents that are tried: `0, 1/n, …, (n - 1)/n`.
+    pub n_exponents: usize,
+    /// Rows of inputs that the error is measured on.
+    pub sample_rows: usize,
+    /// How ranges are chosen once the factors stand. During the search they go from the least to the largest weight.
+    pub range: RangeChoice,
+}
+
+impl AwqConfig {
+    /// The authors': twenty exponents. Without the search for clipped ranges.
+    pub fn paper() -> Self {
+        Self { n_exponents: 20, sample_rows: 512, range: RangeChoice::Extremes }
+    }
+}
+
+impl Default for AwqConfig {
+    fn default() -> Self {
+        Self { range: RangeChoice::LeastSquares, ..Self::paper() }
+    }
+}
+
+/// Scales columns by a power of the mean magnitude of their inputs, which is found by trying some.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Awq {
+    encoding: Encoding,
+    config: AwqConfig,
+}
+
+impl Awq {
+    /// AWQ onto the values of an encoding.
+    pub fn new(encoding: Encoding, config: AwqConfig) -> Self {
+        Self { encoding, config }
+    }
+
+    /// The factors on the columns with the least error, and their exponent. Matrices that read the same inputs share them,
+    /// when their rows are given together.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize`].
+    pub fn search(&self, weights: &WeightMatrix<'_>, statistics: &Statistics) -> Result<(Vec<f32>, f32)> {
+        weights.check(Some(statistics))?;
+        self.encoding.check(weights.n_cols())?;
+        if statistics.sample().is_empty() {
+            return Err(Error::NoStatistics { needed: "a sample of the inputs" });
+        }
+        let (values, n) = (weights.values(), weights.n_cols());
+        let magnitudes = statistics.mean_magnitude();
+        let inputs = transposed(statistics.sample(), n);
+        let mut best = (f64::INFINITY, vec![1.0; n], 0.0);
+        for i in 0..self.config.n_exponents.max(1) {
+            let exponent = i as f32 / self.config.n_exponents.max(1) as f32;
+            let factors = factors(&magnitudes, exponent);
+            let scaled = scaled(values, &factors);
+            let chosen = Chosen::new(self.encoding, &scaled, n, None, RangeChoice::Extremes)?;
+            let mut wrong = chosen.rounded(&scaled);
+            for (row, original) in wrong.chunks_exact_mut(n).zip(values.chunks_exact(n)) {
+                for ((x, original), factor) in row.iter_mut().zip(original).zip(&factors) {
+                    *x = *x / factor - original;
+                }
+            }
+            let error = output_squares(&wrong, &inputs, n);
+            if error < best.0 {
+                best = (error, factors, exponent);
+            }
+        }
+        Ok((best.1, best.2))
+    }
+}
+
+/// `magnitude^exponent`, divided by the geometric mean of the largest and the smallest.
+fn factors(magnitudes: &[f32], exponent: f32) -> Vec<f32> {
+    let mut factors: Vec<f32> = magnitudes.iter().map(|m| m.powf(exponent).max(SMALLEST)).collect();
+    let (least, most) = factors.iter().fold((f32::INFINITY, 0.0f32), |a, &x| (a.0.min(x), a.1.max(x)));
+    let middle = (least * most).sqrt();
+    factors.iter_mut().for_each(|x| *x /= middle);
+    factors
+}
+
+fn scaled(values: &[f32], factors: &[f32]) -> Vec<f32> {
+    let mut out = values.to_vec();
+    for row in out.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
+    out
+}
+
+impl Quantizer for Awq {
+    fn name(&self) -> String {
+        format!("awq {}", self.encoding.name())
+    }
+
+    fn needs(&self) -> StatisticsConfig {
+        StatisticsConfig { sample_rows: self.config.sample_rows, ..Default::default() }
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        statistics: Option<&Statistics>,
+    ) -> Result<QuantizedMatrix> {
+        let Some(statistics) = statistics else {
+            return Err(Error::NoStatistics { needed: "a sample of the inputs" });
+        };
+        let start = Instant::now();
+        let (factors, exponent) = self.search(weights, statistics)?;
+        let n = weights.n_cols();
+        let scaled = scaled(weights.values(), &factors);
+        let squares: Vec<f32> =
+            statistics.mean_square().iter().zip(&factors).map(|(square, f)| square / (f * f)).collect();
+        let chosen = Chosen::new(self.encoding, &scaled, n, Some(&squares), self.config.range)?;
+        let codes = chosen.nearest(&scaled);
+        let matrix = WeightMatrix::new(&scaled, weights.n_rows(), n)?;
+        let mut quantized = QuantizedMatrix::new(&matrix, &chosen, &codes);
+        quantized.input_scales = Some(factors);
+        let report = QuantizationReport {
+            method: self.name(),
+            setting: Some(exponent),
+            time: start.elapsed(),
+            ..QuantizationReport::default()
+        };
+        Ok(quantized.reported(weights, Some(statistics), report))
+    }
+}

@@ -1,0 +1,209 @@
+//! GPTQ: rounding with error feedback along the Hessian of the inputs.
+//!
+//! # Source
+//! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", arXiv 2210.17323,
+//! section 3; act-order from the authors' code. Deviation: the factor of the Hessian itself takes the place of that of its
+//! inverse (see [`feedback`](crate::feedback), which shows that the results are the same).
+
+use crate::{
+    Error, Result,
+    feedback::{BLOCK, ColumnOrder, Feedback},
+    groups::{GroupFormat, GroupScales, Groups},
+    quantizer::{
+        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
+        group_ranges,
+    },
+    statistics::{Statistics, StatisticsConfig},
+};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// What a column's error counts while scales are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScaleImportance {
+    /// All the same.
+    None,
+    /// The mean square of the column's inputs.
+    Diagonal,
+    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors are fed back with.
+    Conditional,
+}
+
+/// When the scales of a group are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScaleTime {
+    /// For all groups before the first column is rounded, so that any order of columns fits any blocks.
+    Before,
+    /// When the group's turn comes, from its weights as they have become. With columns in their order, and groups of whole
+    /// 32 columns; otherwise as [`Before`](Self::Before).
+    InTurn,
+}
+
+/// How [`Gptq`] goes about it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GptqConfig {
+    /// In which order columns are rounded.
+    pub order: ColumnOrder,
+    /// The share of the Hessian's mean diagonal that is added to the diagonal. When the Hessian is indefinite all the
+    /// same, ten times as much is added, until it is not.
+    pub damping: f32,
+    /// How the range of a group is chosen.
+    pub range: RangeChoice,
+    /// What a column counts for that.
+    pub importance: ScaleImportance,
+    /// When it is chosen.
+    pub scales: ScaleTime,
+}
+
+impl GptqConfig {
+    /// The paper's: columns as they stand, ranges from the least to the largest weight.
+    pub fn paper() -> Self {
+        Self {
+            order: ColumnOrder::Natural,
+            damping: 0.01,
+            range: RangeChoice::Extremes,
+            importance: ScaleImportance::None,
+            scales: ScaleTime::InTurn,
+        }
+    }
+}
+
+impl Default for GptqConfig {
+    fn default() -> Self {
+        Self {
+            order: ColumnOrder::DescendingSquares,
+            damping: 0.01,
+            range: RangeChoice::LeastSquares,
+            importance: ScaleImportance::Conditional,
+            scales: ScaleTime::Before,
+        }
+    }
+}
+
+/// Rounds columns one after the other; each takes over the errors of those before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gptq {
+    encoding: Encoding,
+    config: GptqConfig,
+}
+
+impl Gptq {
+    /// GPTQ onto the values of an encoding.
+    pub fn new(encoding: Encoding, config: GptqConfig) -> Self {
+        Self { encoding, config }
+    }
+}
+
+impl Quantizer for Gptq {
+    fn name(&self) -> String {
+        format!("gptq {}", self.encoding.name())
+    }
+
+    fn needs(&self) -> StatisticsConfig {
+        StatisticsConfig { hessian: true, ..Default::default() }
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        statistics: Option<&Statistics>,
+    ) -> Result<QuantizedMatrix> {
+        weights.check(statistics)?;
+        let Some(statistics) = statistics else {
+            return Err(Error::NoStatistics { needed: "second moments of pairs of columns" });
+        };
+        GptqFactor::new(statistics, self.config)?.quantize(weights, self.encoding, Some(statistics))
+    }
+}
+
+/// A Hessian that is factored, ready for all matrices that read the same inputs.
+pub struct GptqFactor {
+    config: GptqConfig,
+    feedback: Feedback,
+    importance: Option<Vec<f32>>,
+    time: Duration,
+}
+
+impl GptqFactor {
+    /// Factors the Hessian of the inputs.
+    ///
+    /// # Errors
+    /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`], [`Error::Indefinite`].
+    pub fn new(statistics: &Statistics, config: GptqConfig) -> Result<Self> {
+        if !(config.damping >= 0.0 && config.damping.is_finite()) {
+            return Err(Error::Setting { what: "damping (0 or more)", found: config.damping });
+        }
+        let start = Instant::now();
+        let feedback = Feedback::new(statistics, config.order, config.damping)?;
+        let importance = match config.importance {
+            ScaleImportance::None => None,
+            ScaleImportance::Diagonal => Some(statistics.mean_square()),
+            ScaleImportance::Conditional => Some(feedback.conditional_squares()),
+        };
+        Ok(Self { config, feedback, importance, time: start.elapsed() })
+    }
+
+    /// Rounds weights to the values of an encoding. With statistics that hold a sample of inputs, the report has the error
+    /// of the outputs on it.
+    ///
+    /// # Errors
+    /// [`Error::Columns`] for weights with other inputs, [`Error::RowLength`], [`Error::GroupSize`].
+    pub fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<QuantizedMatrix> {
+        let start = Instant::now();
+        let (values, n_cols) = (weights.values(), weights.n_cols());
+        if n_cols != self.feedback.n_cols() {
+            return Err(Error::Columns { expected: self.feedback.n_cols(), found: n_cols });
+        }
+        encoding.check(n_cols)?;
+        let (chosen, codes) = match encoding {
+            Encoding::Groups(format) if self.in_turn(format) => self.round_in_turn(values, n_cols, format),
+            _ => {
+                let importance = self.importance.as_deref();
+                let chosen = Chosen::new(encoding, values, n_cols, importance, self.config.range)?;
+                let codes = chosen.grid().map_or_else(Vec::new, |grid| self.feedback.round(values, grid).0);
+                (chosen, codes)
+            }
+        };
+        let report = QuantizationReport {
+            method: Gptq::new(encoding, self.config).name(),
+            damping: Some(self.feedback.damping),
+            time: self.time + start.elapsed(),
+            ..QuantizationReport::default()
+        };
+        Ok(QuantizedMatrix::new(weights, &chosen, &codes).reported(weights, statistics, report))
+    }
+
+    fn in_turn(&self, format: GroupFormat) -> bool {
+        self.config.scales == ScaleTime::InTurn
+            && self.config.order == ColumnOrder::Natural
+            && format.group().is_multiple_of(BLOCK)
+    }
+
+    fn round_in_turn(&self, values: &[f32], n_cols: usize, format: GroupFormat) -> (Chosen, Vec<u8>) {
+        let (group, n_groups) = (format.group(), n_cols / format.group());
+        let wanted = Mutex::new(vec![(0.0, 0.0); values.len() / group]);
+        let codes = self.feedback.round_by_groups(values, group, |remains, first_row, group_idx| {
+            let importance =
+                self.importance.as_deref().map(|w| &w[group_idx * group..(group_idx + 1) * group]);
+            let ranges = group_ranges(format, remains, group, importance, self.config.range);
+            if let Ok(mut wanted) = wanted.lock() {
+                for (i, range) in ranges.iter().enumerate() {
+                    wanted[(first_row + i) * n_groups + group_idx] = *range;
+                }
+            }
+            let scales = GroupScales::store(format, &ranges);
+            Groups::grid(format, ranges.len(), group, &scales)
+        });
+        let wanted = wanted.into_inner().unwrap_or_default();
+        (Chosen::of_groups(format, values, n_cols, &wanted), codes)
+    }
+}

@@ -1,0 +1,134 @@
+//! HQQ: offsets that minimize a norm of the error which forgives outliers. No calibration.
+//!
+//! # Source
+//! Badri and Shaji, "Half-quadratic quantization of large machine learning models", 2023 (mobiusml.github.io/hqq_blog);
+//! the settings are those of the authors' code. Scales span the range of a group and stay as they are.
+
+use crate::{
+    Error, Result,
+    grid::LANES,
+    groups::GroupFormat,
+    quantizer::{
+        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
+        group_ranges,
+    },
+    statistics::Statistics,
+};
+use breakers_backend::{cpu, math::per_isa, pool};
+use std::time::Instant;
+
+/// The settings of [`Hqq`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HqqConfig {
+    /// The norm's exponent p, between 0 and 1.
+    pub exponent: f32,
+    /// How strongly the auxiliary error is tied to the true one at first.
+    pub beta: f32,
+    /// What `beta` is multiplied by in each round.
+    pub growth: f32,
+    /// Rounds at most; a group stops when its error no longer falls.
+    pub rounds: usize,
+}
+
+impl HqqConfig {
+    /// The authors' settings.
+    pub fn paper() -> Self {
+        Self { exponent: 0.7, beta: 10.0, growth: 1.01, rounds: 20 }
+    }
+}
+
+impl Default for HqqConfig {
+    fn default() -> Self {
+        Self::paper()
+    }
+}
+
+/// Alternates between the codes, an error with a few large elements, and the offset that fits the rest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hqq {
+    bits: u8,
+    group: usize,
+    config: HqqConfig,
+}
+
+impl Hqq {
+    /// Integers of so many bits, in groups of so many weights.
+    pub fn new(bits: u8, group: usize, config: HqqConfig) -> Self {
+        Self { bits, group, config }
+    }
+
+    fn format(&self) -> GroupFormat {
+        GroupFormat::Affine { bits: self.bits, group: self.group }
+    }
+
+    /// The offset of a group of weights.
+    #[inline(always)]
+    fn offset(&self, x: &[f32], (scale, offset): (f32, f32), most: f32) -> f32 {
+        if scale == 0.0 {
+            return offset;
+        }
+        // In units of the scale, as the authors have it: the norm is not homogeneous.
+        let inverse = 1.0 / scale;
+        let (mut zero, mut best, mut best_error) = (-offset * inverse, offset, f32::INFINITY);
+        let mut beta = self.config.beta;
+        for _ in 0..self.config.rounds {
+            let (mut sum, mut error) = (0.0f32, 0.0f32);
+            for &x in x {
+                let q = (x * inverse + zero).round_ties_even().clamp(0.0, most);
+                let difference = x - (q - zero) * scale;
+                error += difference.abs();
+                // The proximal step of |·|^p.
+                let size = difference.abs();
+                let shrunk = (size - size.powf(self.config.exponent - 1.0) / beta).max(0.0);
+                let kept = if size > 0.0 { shrunk.copysign(difference) } else { 0.0 };
+                sum += q - (x - kept) * inverse;
+            }
+            if error >= best_error {
+                break;
+            }
+            (best, best_error) = (-zero * scale, error);
+            zero = sum / x.len() as f32;
+            beta *= self.config.growth;
+        }
+        best
+    }
+}
+
+impl Quantizer for Hqq {
+    fn name(&self) -> String {
+        format!("hqq {}", self.format().name())
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        statistics: Option<&Statistics>,
+    ) -> Result<QuantizedMatrix> {
+        weights.check(statistics)?;
+        Encoding::Groups(self.format()).check(weights.n_cols())?;
+        if !(self.config.exponent > 0.0 && self.config.exponent <= 1.0 && self.config.beta > 0.0) {
+            return Err(Error::Setting {
+                what: "exponent (0 to 1) and beta (above 0) of HQQ",
+                found: self.config.exponent.min(self.config.beta),
+            });
+        }
+        let start = Instant::now();
+        let (values, n_cols, format) = (weights.values(), weights.n_cols(), self.format());
+        let mut wanted = group_ranges(format, values, n_cols, None, RangeChoice::Extremes);
+        let (most, isa) = (format.levels().range().1, cpu::isa());
+        pool::parallel_chunks_mut(&mut wanted, LANES, |first, wanted| {
+            for (i, wanted) in wanted.iter_mut().enumerate() {
+                let x = &values[(first + i) * self.group..][..self.group];
+                wanted.1 = per_isa!(isa, || self.offset(x, *wanted, most));
+            }
+        });
+        let chosen = Chosen::of_groups(format, values, n_cols, &wanted);
+        let codes = chosen.nearest(values);
+        let report = QuantizationReport {
+            method: self.name(),
+            time: start.elapsed(),
+            ..QuantizationReport::default()
+        };
+        Ok(QuantizedMatrix::new(weights, &chosen, &codes).reported(weights, statistics, report))
+    }
+}

@@ -1,0 +1,22 @@
+//! The methods, one file each.
+//!
+//! | method | needs | idea |
+//! |---|---|---|
+//! | [`RoundToNearest`] | nothing; mean squares if there are any | the scales with the least error, the nearest code |
+//! | [`Hqq`] | nothing | offsets that minimize a robust norm of the error |
+//! | [`Awq`] | a sample of inputs | columns with large inputs are scaled up before they are rounded |
+//! | [`Gptq`] | the Hessian | each column takes over the errors of those before it |
+//! | [`Rotated`] | what the other one does | a rotation of the inputs first, so that nothing stands out |
+
+mod awq;
+mod gptq;
+mod hqq;
+mod rotated;
+mod round_to_nearest;
+
+pub use crate::feedback::ColumnOrder;
+pub use awq::{Awq, AwqConfig};
+pub use gptq::{Gptq, GptqConfig, GptqFactor, ScaleImportance, ScaleTime};
+pub use hqq::{Hqq, HqqConfig};
+pub use rotated::Rotated;
+pub use round_to_nearest::RoundToNearest;

@@ -1,0 +1,56 @@
+//! A rotation of the inputs ahead of another method: incoherence processing.
+//!
+//! # Source
+//! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#", arXiv 2402.04396,
+//! section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs alone are rotated here; rotations of
+//! the outputs are folded into the matrices that read them, where a model allows it.
+
+use crate::{
+    Result,
+    quantizer::{QuantizedMatrix, Quantizer, WeightMatrix},
+    statistics::{Statistics, StatisticsConfig},
+};
+use breakers_backend::hadamard::Rotation;
+
+/// Rotates the inputs' space, quantizes there, and has the inputs rotated before each product.
+///
+/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no input stands out any more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotated<Q> {
+    inner: Q,
+    seed: u64,
+}
+
+impl<Q: Quantizer> Rotated<Q> {
+    /// The other method behind a random Hadamard rotation.
+    pub fn new(inner: Q, seed: u64) -> Self {
+        Self { inner, seed }
+    }
+}
+
+impl<Q: Quantizer> Quantizer for Rotated<Q> {
+    fn name(&self) -> String {
+        format!("rotated {}", self.inner.name())
+    }
+
+    fn needs(&self) -> StatisticsConfig {
+        self.inner.needs()
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        statistics: Option<&Statistics>,
+    ) -> Result<QuantizedMatrix> {
+        weights.check(statistics)?;
+        let rotation = Rotation::random(weights.n_cols(), self.seed)?;
+        let rotate = |rows: &mut [f32]| Ok(rotation.forward(rows)?);
+        let mut values = weights.values().to_vec();
+        rotate(&mut values)?;
+        let statistics = statistics.map(|s| s.transformed(rotate)).transpose()?;
+        let rotated = WeightMatrix::new(&values, weights.n_rows(), weights.n_cols())?;
+        let quantized = self.inner.quantize(&rotated, statistics.as_ref())?;
+        // Errors are the same on both sides of a rotation, so that the report stays true.
+        Ok(quantized.behind_rotation(rotation, self.name()))
+    }
+}
