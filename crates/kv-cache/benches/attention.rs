@@ -23,9 +23,10 @@ struct Model {
     head_dim: usize,
 }
 
-const MODELS: [Model; 3] = [
+const MODELS: [Model; 4] = [
     Model { name: "smollm2-135m", n_layers: 30, n_heads: 9, n_kv_heads: 3, head_dim: 64 },
     Model { name: "gemma3-270m", n_layers: 18, n_heads: 4, n_kv_heads: 1, head_dim: 256 },
+    Model { name: "qwen2.5-0.5b", n_layers: 24, n_heads: 14, n_kv_heads: 2, head_dim: 64 },
     Model { name: "qwen2.5-1.5b", n_layers: 28, n_heads: 12, n_kv_heads: 2, head_dim: 128 },
 ];
 

@@ -173,6 +173,15 @@ impl Job<'_> {
         }
         let rows = workspace.rows();
         workspace.total_max.fill(f32::NEG_INFINITY);
+        // Kernels fetch what is read next while they compute. What is read first has to be fetched as well: processors
+        // see these reads coming too late, if at all.
+        if let Some(page) = self.pages.get(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS)) {
+            let region = bytemuck::cast_slice::<E, u8>(page.region(layout, task.head));
+            for line in region.chunks(size_of::<Line>()) {
+                // SAFETY: the caller's promise.
+                unsafe { S::prefetch(line.as_ptr()) };
+            }
+        }
         for chunk in task.chunks.clone() {
             // SAFETY: the workspace has n_rows rows.
             unsafe { rows.reset(n_rows) };
@@ -245,6 +254,9 @@ impl Job<'_> {
         }
         let n_real_pages = self.visible.tree.as_ref().map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
         let region_of = |page: usize| self.pages.get(page).map(|p| p.region::<E>(layout, task.head).as_ptr());
+        // Behind a head's last page comes the next head's first one, on this thread or another.
+        let next_head = &self.pages[task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS)];
+        let next_head = next_head.region::<E>(layout, (task.head + 1) % layout.n_kv_heads).as_ptr();
         for page in from / PAGE_TOKENS..to.div_ceil(PAGE_TOKENS) {
             let start = page * PAGE_TOKENS;
             let sees = |s: &Range<usize>| s.start < start + PAGE_TOKENS && s.end > start;
@@ -276,7 +288,7 @@ impl Job<'_> {
                         virtual_page.cast_const()
                     }
                 };
-                let next = region_of(page + 1).unwrap_or(region);
+                let next = region_of(page + 1).unwrap_or(next_head);
                 // SAFETY: the caller's promises; the rows of the tokens exist.
                 unsafe {
                     let rows = rows.skip(first * group);

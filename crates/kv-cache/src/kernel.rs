@@ -15,8 +15,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout, Stored};
 use crate::simd::{self, Simd};
 
-/// Query rows that are processed together at most.
-pub(crate) const TILE_ROWS: usize = 6;
+/// Query rows that are processed together at most, by the instruction set with the most registers. Seven, because
+/// that is how many heads share keys and values in some models (Qwen2.5-0.5B).
+pub(crate) const TILE_ROWS: usize = 7;
 
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
@@ -96,7 +97,7 @@ pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
     rows: Rows,
     spans: &[Span],
 ) {
-    let n_tiles = spans.len().div_ceil(TILE_ROWS);
+    let n_tiles = spans.len().div_ceil(S::TILE_ROWS);
     let mut start = 0;
     for tile in 0..n_tiles {
         let end = spans.len() * (tile + 1) / n_tiles;
@@ -112,6 +113,7 @@ pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
                 3 => attend_tile::<S, E, 3>(layout, region, rows, spans),
                 4 => attend_tile::<S, E, 4>(layout, region, rows, spans),
                 5 => attend_tile::<S, E, 5>(layout, region, rows, spans),
+                6 => attend_tile::<S, E, 6>(layout, region, rows, spans),
                 _ => attend_tile::<S, E, TILE_ROWS>(layout, region, rows, spans),
             }
         }
@@ -166,10 +168,7 @@ unsafe fn attend_tile<S: Simd, E: Stored, const R: usize>(
                 score::<S, E, R, 1>(scores)
             };
         }
-        let mut rescale = [1.0; R];
-        for (row, rescale) in rescale.iter_mut().enumerate() {
-            *rescale = weigh::<S>(rows.skip(row), rows.weights.add(row * PAGE_TOKENS), first, end);
-        }
+        let rescale = weigh::<S, R>(rows, first, end);
         for panel in (0..layout.padded_dim).step_by(PANEL) {
             let width = PANEL.min(layout.padded_dim - panel);
             let values = layout.value_index(0, panel);
@@ -233,44 +232,46 @@ unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
     B
 }
 
-/// Turns one row's scores into weights and adds them to its sum; returns what its sums so far are to be
-/// multiplied by.
+/// Turns the rows' scores in the blocks `first..end` into weights and adds these to their sums; returns what the
+/// sums so far are to be multiplied by.
 ///
 /// # Safety
-/// `S`'s instructions are there; `weights` holds a page's scores in the blocks `first..end`.
+/// `S`'s instructions are there, and `R` rows with scores in these blocks.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(row: Rows, weights: *mut f32, first: usize, end: usize) -> f32 {
+unsafe fn weigh<S: Simd, const R: usize>(rows: Rows, first: usize, end: usize) -> [f32; R] {
+    // All rows in each step: one row's chain of operations is long, and the rows' chains overlap.
+    let mut rescale = [1.0; R];
     // SAFETY: the caller's promises.
     unsafe {
-        let nothing = S::splat(f32::NEG_INFINITY);
-        let mut scores = [nothing; PAGE_BLOCKS];
-        if (first, end) == (0, PAGE_BLOCKS) {
-            for block in 0..PAGE_BLOCKS {
-                scores[block] = S::load(weights.add(block * LANES));
-            }
-        } else {
-            for block in 0..PAGE_BLOCKS {
-                if (first..end).contains(&block) {
-                    scores[block] = S::load(weights.add(block * LANES));
-                }
+        for block in (0..first).chain(end..PAGE_BLOCKS) {
+            for r in 0..R {
+                S::store(rows.weights.add(r * PAGE_TOKENS + block * LANES), S::splat(f32::NEG_INFINITY));
             }
         }
-        let before = *row.max;
-        let page = S::reduce_max(S::max(S::max(scores[0], scores[1]), S::max(scores[2], scores[3])));
-        let after = if page > before { page } else { before };
-        // A row that sees nothing, now and before: any reference makes its weights zero.
-        let reference = S::splat(if after == f32::NEG_INFINITY { 0.0 } else { after });
-        let mut parts = [nothing; PAGE_BLOCKS];
-        for block in 0..PAGE_BLOCKS {
-            parts[block] = S::exp2(S::sub(scores[block], reference));
-            S::store(weights.add(block * LANES), parts[block]);
+        let mut reference = [S::splat(0.0); R];
+        for r in 0..R {
+            let score = |block: usize| S::load(rows.weights.add(r * PAGE_TOKENS + block * LANES));
+            let page = S::reduce_max(S::max(S::max(score(0), score(1)), S::max(score(2), score(3))));
+            let before = *rows.max.add(r);
+            let after = if page > before { page } else { before };
+            // A row that sees nothing, now and before: any reference makes its weights zero.
+            reference[r] = S::splat(if after == f32::NEG_INFINITY { 0.0 } else { after });
+            rescale[r] = if after == before { 1.0 } else { simd::exp2(before - after) };
+            *rows.max.add(r) = after;
         }
-        let page_sum = S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3]));
-        let rescale = if after == before { 1.0 } else { simd::exp2(before - after) };
-        S::store(row.sum, S::fma(S::load(row.sum), S::splat(rescale), page_sum));
-        *row.max = after;
-        rescale
+        for r in 0..R {
+            let mut parts = [S::splat(0.0); PAGE_BLOCKS];
+            for block in 0..PAGE_BLOCKS {
+                let at = rows.weights.add(r * PAGE_TOKENS + block * LANES);
+                parts[block] = S::exp2(S::sub(S::load(at), reference[r]));
+                S::store(at, parts[block]);
+            }
+            let page_sum = S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3]));
+            let sum = rows.sum.add(r * LANES);
+            S::store(sum, S::fma(S::load(sum), S::splat(rescale[r]), page_sum));
+        }
     }
+    rescale
 }
 
 /// Adds the weighted values of the slots in `slots` to `R` rows' sums, `B` registers of the head's elements

@@ -31,6 +31,8 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// How many values a kernel may keep in registers, a few being left for operands.
     const ACCUMULATORS: usize;
+    /// Query rows that are processed together, at most [`TILE_ROWS`](crate::kernel::TILE_ROWS).
+    const TILE_ROWS: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;

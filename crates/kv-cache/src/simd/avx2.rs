@@ -16,6 +16,7 @@ impl Simd for Avx2 {
     type V = [__m256; 2];
     // Of 16 registers, 2 each; a tile of 3 rows and 2 blocks would spill.
     const ACCUMULATORS: usize = 5;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {

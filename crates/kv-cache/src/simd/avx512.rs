@@ -15,6 +15,7 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     type V = __m512;
     const ACCUMULATORS: usize = 24;
+    const TILE_ROWS: usize = 7;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {

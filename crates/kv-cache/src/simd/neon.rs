@@ -14,6 +14,7 @@ pub(crate) struct Neon;
 impl Simd for Neon {
     type V = [float32x4_t; 4];
     const ACCUMULATORS: usize = 6;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {

@@ -28,6 +28,7 @@ fn reduce(x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 impl Simd for Scalar {
     type V = [f32; LANES];
     const ACCUMULATORS: usize = 4;
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
