@@ -167,4 +167,30 @@ pub enum Error {
         /// First token index that cannot be restored.
         evicted_from: usize,
     },
+    /// A method has no codes of this width.
+    #[error("{what} takes {expected} bits, not {found}")]
+    BitWidth {
+        /// What the width was for.
+        what: &'static str,
+        /// Widths that are possible.
+        expected: &'static str,
+        /// Width found.
+        found: f64,
+    },
+    /// A method does not work on heads of this width.
+    #[error("heads of {found} elements cannot be compressed this way; expected {expected}")]
+    HeadWidth {
+        /// Widths that are possible.
+        expected: &'static str,
+        /// Width found.
+        found: usize,
+    },
+    /// A vector or its code has another length than the quantizer.
+    #[error("{found} elements where {expected} are expected")]
+    VectorLength {
+        /// Elements of the quantizer's vectors.
+        expected: usize,
+        /// Elements found.
+        found: usize,
+    },
 }

@@ -46,6 +46,7 @@ mod ledger;
 mod page;
 mod pages;
 mod plain;
+pub mod quantizers;
 mod shape;
 mod simd;
 mod tree;
