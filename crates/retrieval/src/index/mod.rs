@@ -9,6 +9,7 @@ pub mod graph;
 pub mod hnsw;
 mod plan;
 mod top;
+mod tune;
 mod vectors;
 
 pub use exact::Exact;
@@ -17,6 +18,7 @@ pub use graph::{Graph, GraphConfig};
 pub use hnsw::HnswRs;
 pub use plan::{Plan, Strategy};
 pub use top::TopK;
+pub use tune::Tuned;
 pub use vectors::Vectors;
 
 use crate::{Bitset, Metric, Result};

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Bitset, Error, Result,
-    index::{Index as _, Neighbor, Plan, Search, Strategy},
+    index::{Index as _, Neighbor, Plan, Search, Strategy, Tuned},
     metric,
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
@@ -579,6 +579,19 @@ impl Collection {
             }
             .estimate(filter, limit)
         })
+    }
+
+    /// Measures how wide the graph must be searched for this share of the nearest `k`, and searches so from now on; the
+    /// index file keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a recall outside of 0 to 1 and for no queries, and those of [`search`](Self::search).
+    pub fn tune(&self, queries: &[Vec<f32>], k: usize, recall: f64) -> Result<Tuned> {
+        let tuned = self.shared.state().graph.tune(queries, k, recall)?;
+        let mut state = self.shared.state_mut();
+        state.graph.set_effort(tuned.effort)?;
+        state.unsaved += 1;
+        Ok(tuned)
     }
 
     /// Writes the index file, so that the next start need not build the index.

@@ -99,6 +99,10 @@ impl Graph {
     /// Takes the link to `gone` away and links to the nearest of its neighbors that is not behind another link.
     fn replace_link(&mut self, from: u32, gone: u32, around: &[u32], scratch: &mut Scratch) {
         let mut links: Vec<u32> = self.links_of(from).iter().copied().filter(|&link| link != gone).collect();
+        if links.len() == self.width() {
+            // A child that came to `from` took the place of the link to `gone` already.
+            return;
+        }
         let candidates: Vec<u32> = around
             .iter()
             .copied()

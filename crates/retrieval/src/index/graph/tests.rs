@@ -38,15 +38,16 @@ fn a_graph_finds_neighbors_and_keeps_its_invariants() {
     }
 }
 
-#[test]
-fn removal_and_reuse_keep_the_invariants() {
-    let mut random = StdRng::seed_from_u64(8);
-    let all = points(&mut random, 700, 20);
-    let config = GraphConfig { links: 6, build_effort: 40, ..GraphConfig::default() };
-    let mut graph = Graph::new(Metric::L2, 20, config).unwrap();
+/// Inserts and removes at random; a removed slot must not come back while links lead to it.
+fn check_changes(dimension: usize, links: usize, most: usize, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let all = points(&mut random, 700, dimension);
+    let config = GraphConfig { links, build_effort: 40, ..GraphConfig::default() };
+    let mut graph = Graph::new(Metric::L2, dimension, config).unwrap();
     let mut live: Vec<u32> = Vec::new();
     for step in 0..4000 {
-        let grow = live.len() < 50 || (random.random_bool(0.5) && live.len() < 600 && step % 1000 < 800);
+        let grow =
+            live.len() < most / 10 || (random.random_bool(0.5) && live.len() < most && step % 1000 < 800);
         if grow {
             let slot = graph.insert(&all[random.random_range(0..all.len())]).unwrap();
             assert!(!live.contains(&slot), "slot {slot} is in use");
@@ -71,4 +72,33 @@ fn removal_and_reuse_keep_the_invariants() {
     graph.insert(&all[0]).unwrap();
     assert_eq!(graph.search(&all[0], &Search::new(3)).unwrap().len(), 1);
     graph.check().unwrap();
+}
+
+#[test]
+fn removal_and_reuse_keep_the_invariants() {
+    check_changes(20, 6, 600, 8);
+    check_changes(16, 4, 300, 9);
+    check_changes(2, 4, 120, 10);
+}
+
+#[test]
+fn tuning_reaches_the_recall_that_is_asked_for() {
+    let mut random = StdRng::seed_from_u64(9);
+    let all = points(&mut random, 1600, 32);
+    let mut graph =
+        Graph::new(Metric::Cosine, 32, GraphConfig { links: 8, ..GraphConfig::default() }).unwrap();
+    for point in &all[..1500] {
+        graph.insert(point).unwrap();
+    }
+    let mut efforts = Vec::new();
+    for wanted in [0.5, 0.9, 0.99, 1.0] {
+        let tuned = graph.tune(&all[1500..], 10, wanted).unwrap();
+        assert!(
+            tuned.recall >= wanted && recall(&graph, &all[1500..], tuned.effort) >= wanted - 1e-9,
+            "{tuned:?}"
+        );
+        efforts.push(tuned.effort);
+    }
+    assert!(efforts.is_sorted(), "{efforts:?}");
+    assert!(graph.tune(&all[1500..], 10, 1.5).is_err() && graph.tune(&[], 10, 0.9).is_err());
 }
