@@ -1,0 +1,157 @@
+use std::path::PathBuf;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in the vector store and its indexes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A vector of another length than the index or collection has.
+    #[error("{what} has {found} numbers; expected {expected}")]
+    Dimension {
+        /// What was measured.
+        what: &'static str,
+        /// The dimension of the index or collection.
+        expected: usize,
+        /// The length that was given.
+        found: usize,
+    },
+    /// A dimension that cannot be indexed.
+    #[error("dimension {found} is not within 1 to {max}")]
+    DimensionRange {
+        /// The dimension that was asked for.
+        found: usize,
+        /// The largest that is supported.
+        max: usize,
+    },
+    /// A number that is NaN, infinite, or too large to be squared and summed in 32 bits.
+    #[error("{what}: number {index} is {value}; finite numbers of magnitude below {max:e} are needed")]
+    NotFinite {
+        /// What holds it.
+        what: &'static str,
+        /// Its place.
+        index: usize,
+        /// The number.
+        value: f32,
+        /// The bound on magnitudes.
+        max: f32,
+    },
+    /// A vector of zeros has no direction, and cosine compares directions.
+    #[error("{what} is zero; the cosine metric needs a direction")]
+    ZeroVector {
+        /// What is zero.
+        what: &'static str,
+    },
+    /// A parameter out of its range.
+    #[error("{name} is {found}; expected {expected}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// What is allowed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An index is full.
+    #[error("an index holds at most {max} vectors")]
+    Full {
+        /// The limit.
+        max: usize,
+    },
+    /// No vector with this key.
+    #[error("no point has the id {id}")]
+    UnknownPoint {
+        /// The id asked for.
+        id: u64,
+    },
+    /// No collection with this name.
+    #[error("there is no collection {name:?}")]
+    UnknownCollection {
+        /// The name asked for.
+        name: String,
+    },
+    /// A collection with this name is there already, with other settings.
+    #[error("the collection {name:?} exists with other settings: expected {expected}, found {found}")]
+    CollectionExists {
+        /// The name asked for.
+        name: String,
+        /// What was asked for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file of an index is not what it should be. The store rebuilds such a file from SQLite by itself.
+    #[error("{path}: {what}: expected {expected}, found {found}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part that is wrong.
+        what: &'static str,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A record of the database is not what this crate wrote.
+    #[error("the database is damaged: {what}: expected {expected}, found {found}")]
+    Corrupt {
+        /// The part that is wrong.
+        what: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A database of a later version of this crate, or of another program.
+    #[error("{path} has schema version {found}; this build knows versions up to {expected}", path = path.display())]
+    SchemaVersion {
+        /// The database.
+        path: PathBuf,
+        /// The latest version that is known.
+        expected: i64,
+        /// The version that was found.
+        found: i64,
+    },
+    /// A filter that cannot be evaluated.
+    #[error("filter: {problem}")]
+    Filter {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// SQLite failed; what was not acknowledged is not there.
+    #[error("SQLite: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The operating system failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A payload is no JSON object, or cannot be written as one.
+    #[error("payload: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The shared kernels refused.
+    #[error(transparent)]
+    Backend(Box<breakers_backend::Error>),
+}
+
+impl From<breakers_backend::Error> for Error {
+    fn from(error: breakers_backend::Error) -> Self {
+        Self::Backend(Box::new(error))
+    }
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn parameter(name: &'static str, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self::Parameter { name, expected: expected.into(), found: found.to_string() }
+    }
+}

@@ -1,0 +1,189 @@
+//! New vectors find their links.
+
+use super::{Graph, Index as _, NONE, Scratch, distance_of, slot_of};
+use crate::quantize::ScalarQuery;
+
+/// Kept links that a candidate is held against at a time.
+const CHUNK: usize = 4;
+
+impl Graph {
+    /// Links a slot whose codes are there.
+    pub(super) fn link(&mut self, slot: u32) {
+        let n_slots = self.flat.n_slots();
+        let old = self.parents.len();
+        if old < n_slots {
+            self.parents.extend_zeroed(n_slots - old);
+            self.parents.make_mut()[old..].fill(NONE);
+            self.links.extend_zeroed((n_slots - old) * self.width());
+            let width = self.width();
+            self.links.make_mut()[old * width..].fill(NONE);
+        }
+        self.set_links(slot, &[]);
+        if self.root == NONE {
+            self.root = slot;
+            self.parents.make_mut()[slot as usize] = slot;
+            self.add_pivot(slot);
+            return;
+        }
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        self.link_to_candidates(slot, &mut scratch);
+        self.scratch = Some(scratch);
+        // A vector in √n is a pivot, whatever the order in which vectors come.
+        if self.pivots.len() < n_pivots(self.flat.len()) {
+            self.add_pivot(slot);
+        }
+    }
+
+    fn link_to_candidates(&mut self, slot: u32, scratch: &mut Scratch) {
+        let mut query = std::mem::take(&mut scratch.query);
+        self.stored_query(slot, &mut query);
+        self.beam(scratch, &query, self.config.build_effort);
+        scratch.query = query;
+        let mut candidates = std::mem::take(&mut scratch.candidates);
+        candidates.clear();
+        let found = scratch.pool.iter().map(|&e| (distance_of(e), slot_of(e)));
+        candidates.extend(found.filter(|&(_, id)| id != slot && self.flat.live.contains(id)));
+        let mut kept = std::mem::take(&mut scratch.kept);
+        self.select(slot, &candidates, self.config.links, |_| false, scratch, &mut kept);
+        // The nearest that has room for a child becomes the parent. If every live vector was left out, the root does.
+        let parent =
+            kept.iter().chain(candidates.iter().map(|(_, id)| id)).copied().find(|&id| self.has_room(id));
+        let parent = parent.unwrap_or_else(|| self.descend(self.root));
+        if !kept.contains(&parent) {
+            kept.truncate(self.config.links - 1);
+            kept.push(parent);
+        }
+        self.parents.make_mut()[slot as usize] = parent;
+        self.set_links(slot, &kept);
+        for &other in &kept {
+            self.add_link(other, slot, scratch);
+        }
+        (scratch.kept, scratch.candidates) = (kept, candidates);
+    }
+
+    /// The stored codes of a slot as a query.
+    fn stored_query(&self, slot: u32, query: &mut ScalarQuery) {
+        let row = self.flat.codes.row(slot as usize);
+        query.codes.fill(row.iter().map(|&byte| (byte ^ 0x80) as i8));
+        query.step = self.flat.codes.tails()[slot as usize].step;
+    }
+
+    /// Whether a slot may become a parent: half of its links stay free for near vectors.
+    pub(super) fn has_room(&self, slot: u32) -> bool {
+        let children = self.links_of(slot).iter().filter(|&&link| self.is_parent(slot, link)).count();
+        children + 1 < self.config.links
+    }
+
+    /// A slot below this one that has room; a leaf at the latest.
+    pub(super) fn descend(&self, mut slot: u32) -> u32 {
+        while !self.has_room(slot) {
+            match self.links_of(slot).iter().find(|&&link| self.is_parent(slot, link)) {
+                Some(&child) => slot = child,
+                None => break,
+            }
+        }
+        slot
+    }
+
+    pub(super) fn is_parent(&self, parent: u32, child: u32) -> bool {
+        child != parent && self.parents[child as usize] == parent
+    }
+
+    /// Whether a link belongs to the tree.
+    pub(super) fn is_pinned(&self, from: u32, to: u32) -> bool {
+        self.is_parent(from, to) || self.is_parent(to, from)
+    }
+
+    pub(super) fn set_links(&mut self, slot: u32, links: &[u32]) {
+        let width = self.width();
+        debug_assert!(links.len() <= width);
+        let row = &mut self.links.make_mut()[slot as usize * width..][..width];
+        row[..links.len()].copy_from_slice(links);
+        row[links.len()..].fill(NONE);
+    }
+
+    /// Links `from` to `to`; if `from` has no room, its links are chosen anew.
+    pub(super) fn add_link(&mut self, from: u32, to: u32, scratch: &mut Scratch) {
+        let width = self.width();
+        let start = from as usize * width;
+        let row = &self.links[start..start + width];
+        if row.contains(&to) {
+            return;
+        }
+        if let Some(free) = row.iter().position(|&link| link == NONE) {
+            self.links.make_mut()[start + free] = to;
+            return;
+        }
+        let mut ids = std::mem::take(&mut scratch.ids);
+        ids.clear();
+        ids.extend_from_slice(row);
+        ids.push(to);
+        let mut candidates = self.distances_from(from, &ids, scratch);
+        candidates.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let mut kept = Vec::with_capacity(width);
+        self.select(from, &candidates, width, |id| self.is_pinned(from, id), scratch, &mut kept);
+        self.set_links(from, &kept);
+        scratch.ids = ids;
+    }
+
+    /// The distances of these slots from a stored one.
+    pub(super) fn distances_from(&self, slot: u32, ids: &[u32], scratch: &mut Scratch) -> Vec<(f32, u32)> {
+        scratch.dots.resize(ids.len(), 0);
+        scratch.distances.resize(ids.len(), 0.0);
+        self.flat.codes.gather_from(slot, ids, &mut scratch.dots, &mut scratch.distances);
+        scratch.distances.iter().copied().zip(ids.iter().copied()).collect()
+    }
+
+    /// Chooses up to `n` of the candidates, which are sorted: pinned ones, and then each that is nearer to `slot` than
+    /// to every one chosen before.
+    pub(super) fn select(
+        &self,
+        slot: u32,
+        candidates: &[(f32, u32)],
+        n: usize,
+        pinned: impl Fn(u32) -> bool,
+        scratch: &mut Scratch,
+        kept: &mut Vec<u32>,
+    ) {
+        kept.clear();
+        let codes = &self.flat.codes;
+        let base = codes.base(slot);
+        let mut left_pinned = candidates.iter().filter(|&&(_, id)| pinned(id)).count();
+        scratch.dots.resize(CHUNK, 0);
+        scratch.distances.resize(CHUNK, 0.0);
+        for &(distance, id) in candidates {
+            let pin = left_pinned > 0 && pinned(id);
+            if pin {
+                left_pinned -= 1;
+                kept.push(id);
+                continue;
+            }
+            if kept.len() + left_pinned >= n {
+                if left_pinned == 0 {
+                    break;
+                }
+                continue;
+            }
+            let limit = (base + distance) / self.config.occlusion;
+            let own = codes.base(id);
+            let occluded = kept.chunks(CHUNK).any(|ids| {
+                let (dots, distances) = (&mut scratch.dots[..ids.len()], &mut scratch.distances[..ids.len()]);
+                codes.gather_from(id, ids, dots, distances);
+                distances.iter().any(|&d| own + d <= limit)
+            });
+            if !occluded {
+                kept.push(id);
+            }
+        }
+    }
+
+    pub(super) fn add_pivot(&mut self, slot: u32) {
+        self.pivots.push(slot);
+        self.pivot_codes.extend_from_slice(self.flat.codes.row(slot as usize));
+    }
+}
+
+/// Pivots of a graph of this size.
+pub(super) fn n_pivots(n: usize) -> usize {
+    (2 * n.isqrt()).clamp(1, 2048)
+}

@@ -1,0 +1,247 @@
+//! A navigable graph over eight-bit codes, re-ranked in full precision, with real removal.
+//!
+//! Every vector has up to 2·M links to near vectors in varied directions. A search keeps a beam of the nearest vectors
+//! seen, and follows the links of the nearest one that it has not followed yet, until there is none. It starts at the
+//! best of a few hundred pivots, which are scanned, so the graph needs no upper layers.
+//!
+//! # Every point reachable
+//! Each vector but one has a *parent* among its links, and the parent has it among its own; these links are never
+//! dropped for others. They form a tree, so that every vector can be reached from every other one, whatever is
+//! inserted or removed. [`Graph::check`] verifies it.
+//!
+//! # Removal
+//! A removed vector is unlinked at once from the vectors that link to it, as far as a search from it finds them, and
+//! each of these gets a link to one of its neighbors instead; its children in the tree get new parents. Links that were
+//! not found are dead ends until a sweep, a few vectors with each removal, has passed; only then is the slot used again.
+//!
+//! # Memory
+//! 8 bits a coordinate, 16 bytes, and 4·(2·M + 1) bytes a vector; full vectors on disk or in memory beside it.
+//!
+//! # Source
+//! Beam search and choice of links: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
+//! hierarchical navigable small world graphs", arXiv 1603.09320, algorithms 2 and 4, on the ground layer alone; the
+//! factor on the occlusion rule is that of Subramanya et al., "DiskANN", NeurIPS 2019, section 2.3. Removal by
+//! searching for the links that lead to a vector: Xu et al., "In-place updates of a graph index for streaming
+//! approximate nearest neighbor search", arXiv 2502.13826, without its periodic scan; tree, pivots and sweep are ours.
+
+mod beam;
+mod check;
+pub(crate) mod file;
+mod link;
+mod remove;
+#[cfg(test)]
+mod tests;
+
+use super::{Exact, Index, Neighbor, Search, Strategy, TopK};
+use crate::{Bitset, Error, Metric, Result, buffer::Buffer};
+use beam::{SCRATCH, Scratch, distance_of, slot_of};
+use std::collections::VecDeque;
+
+/// No vector.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// How a graph is built and searched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GraphConfig {
+    /// M: links that a new vector chooses; a vector holds up to 2·M.
+    pub links: usize,
+    /// Width of the beam that finds a new vector's links.
+    pub build_effort: usize,
+    /// Width of the beam of a search that does not say otherwise.
+    pub effort: usize,
+    /// A link is left out if a shorter one leads to a vector that is nearer to its end, by this factor on squared
+    /// distances.
+    pub occlusion: f32,
+}
+
+impl Default for GraphConfig {
+    fn default() -> Self {
+        Self { links: 16, build_effort: 200, effort: 128, occlusion: 1.0 }
+    }
+}
+
+impl GraphConfig {
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(4..=128).contains(&self.links) {
+            return Err(Error::parameter("links", "4 to 128", self.links));
+        }
+        for (name, value) in [("build_effort", self.build_effort), ("effort", self.effort)] {
+            if !(1..=1 << 20).contains(&value) {
+                return Err(Error::parameter(name, "1 to 1048576", value));
+            }
+        }
+        if !(1.0..=2.0).contains(&self.occlusion) {
+            return Err(Error::parameter("occlusion", "1 to 2", self.occlusion));
+        }
+        Ok(())
+    }
+}
+
+/// The graph, its codes and its full vectors.
+#[derive(Debug)]
+pub struct Graph {
+    pub(crate) flat: Exact,
+    pub(crate) config: GraphConfig,
+    /// `[n_slots, 2 · links]`, ended by [`NONE`].
+    pub(crate) links: Buffer<u32>,
+    /// The parent of each slot in the tree; the root is its own, and a slot that is not in the tree has [`NONE`].
+    pub(crate) parents: Buffer<u32>,
+    pivots: Vec<u32>,
+    /// Their codes, side by side.
+    pivot_codes: Vec<u8>,
+    root: u32,
+    /// Removed slots, and how many slots had been swept when they were removed.
+    retired: VecDeque<(u32, u64)>,
+    swept: u64,
+    scratch: Option<Box<Scratch>>,
+}
+
+impl Graph {
+    /// An empty graph.
+    ///
+    /// # Errors
+    /// [`Error::DimensionRange`], [`Error::Parameter`].
+    pub fn new(metric: Metric, dimension: usize, config: GraphConfig) -> Result<Self> {
+        config.check()?;
+        Ok(Self {
+            flat: Exact::new(metric, dimension)?,
+            config,
+            links: Buffer::new(),
+            parents: Buffer::new(),
+            pivots: Vec::new(),
+            pivot_codes: Vec::new(),
+            root: NONE,
+            retired: VecDeque::new(),
+            swept: 0,
+            scratch: None,
+        })
+    }
+
+    /// How it is built and searched.
+    pub fn config(&self) -> &GraphConfig {
+        &self.config
+    }
+
+    /// Sets the width of the beam of searches that do not say otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`].
+    pub fn set_effort(&mut self, effort: usize) -> Result<()> {
+        let config = GraphConfig { effort, ..self.config };
+        config.check()?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// The same vectors behind exact search.
+    pub fn exact(&self) -> &Exact {
+        &self.flat
+    }
+
+    /// Room for links of a slot.
+    fn width(&self) -> usize {
+        2 * self.config.links
+    }
+
+    /// The links of a slot.
+    pub(crate) fn links_of(&self, slot: u32) -> &[u32] {
+        let links = &self.links[slot as usize * self.width()..][..self.width()];
+        let n = links.iter().position(|&link| link == NONE).unwrap_or(links.len());
+        &links[..n]
+    }
+
+    /// The nearest by codes of a beam of this width; allowed ones re-ranked.
+    pub(super) fn walk(
+        &self,
+        prepared: &[f32],
+        k: usize,
+        effort: usize,
+        allowed: Option<&Bitset>,
+    ) -> Result<Vec<Neighbor>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let codes = &self.flat.codes;
+            let mut query = std::mem::take(&mut scratch.query);
+            codes.query(prepared, false, &mut query);
+            self.beam(scratch, &query, effort.max(k));
+            // What codes can lose of a product, at four standard deviations, on either side.
+            let root = (codes.stride() as f32).sqrt();
+            let margin = |slot: u32| {
+                let tail = &codes.tails()[slot as usize];
+                4.0 * (query.norm * tail.error + query.step * root / 3.46 * tail.norm) / root
+            };
+            let wanted = |slot| self.flat.live.contains(slot) && allowed.is_none_or(|a| a.contains(slot));
+            let Scratch { pool, ids, vector, .. } = scratch;
+            ids.clear();
+            let mut bound = f32::INFINITY;
+            for &entry in &*pool {
+                let (slot, distance) = (slot_of(entry), distance_of(entry));
+                if distance > bound {
+                    break;
+                }
+                if wanted(slot) {
+                    ids.push(slot);
+                    if ids.len() == k {
+                        bound = distance + margin(slot);
+                    }
+                }
+            }
+            let mut top = TopK::new(k);
+            for (i, &slot) in ids.iter().enumerate() {
+                if let Some(&next) = ids.get(i + 2) {
+                    self.flat.vectors.prefetch(next);
+                }
+                top.push(slot, self.flat.vectors.distance(codes.metric(), prepared, slot, vector)?);
+            }
+            scratch.query = query;
+            Ok(top.into_neighbors())
+        })
+    }
+}
+
+impl Index for Graph {
+    fn name(&self) -> &'static str {
+        "graph"
+    }
+
+    fn metric(&self) -> Metric {
+        self.flat.metric()
+    }
+
+    fn dimension(&self) -> usize {
+        self.flat.dimension()
+    }
+
+    fn len(&self) -> usize {
+        self.flat.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.flat.bytes() + 4 * (self.links.len() + self.parents.len()) + self.pivot_codes.len()
+    }
+
+    fn insert(&mut self, vector: &[f32]) -> Result<u32> {
+        let prepared = self.flat.prepared("the vector", vector)?;
+        let slot = self.flat.add(&prepared)?;
+        self.link(slot);
+        Ok(slot)
+    }
+
+    fn remove(&mut self, slot: u32) -> bool {
+        let was = self.flat.retire(slot);
+        if was {
+            self.unlink(slot);
+            self.sweep();
+        }
+        was
+    }
+
+    fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
+        let prepared = self.flat.prepared("the query", query)?;
+        let mut plan = self.plan(search);
+        // Who says how hard to look means a walk.
+        if search.effort.is_some() && plan.strategy == Strategy::Scan {
+            plan.strategy = Strategy::Walk;
+        }
+        self.execute(&prepared, search, &plan)
+    }
+}

@@ -1,0 +1,164 @@
+//! Removal: links around the gap, parents for orphans, and the sweep.
+
+use super::{Graph, Index as _, NONE, Scratch, link::n_pivots, slot_of};
+
+/// Width of the beam that finds the vectors which link to a removed one.
+const EFFORT: usize = 48;
+/// Slots that are swept with each removal.
+const SWEPT: usize = 32;
+
+impl Graph {
+    /// Takes a slot that is no longer live out of the graph.
+    pub(super) fn unlink(&mut self, slot: u32) {
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        let own: Vec<u32> = self.links_of(slot).to_vec();
+        let mut query = std::mem::take(&mut scratch.query);
+        query.codes.fill(self.flat.codes.row(slot as usize).iter().map(|&byte| (byte ^ 0x80) as i8));
+        query.step = self.flat.codes.tails()[slot as usize].step;
+        self.beam(&mut scratch, &query, EFFORT);
+        scratch.query = query;
+        let mut linking: Vec<u32> =
+            scratch.pool.iter().map(|&e| slot_of(e)).chain(own.iter().copied()).collect();
+        linking.sort_unstable();
+        linking.dedup();
+        linking.retain(|&other| other != slot && self.links_of(other).contains(&slot));
+        self.move_children(slot, &own, &mut scratch);
+        for other in linking {
+            self.replace_link(other, slot, &own, &mut scratch);
+        }
+        if let Some(at) = self.pivots.iter().position(|&pivot| pivot == slot) {
+            self.drop_pivot(at);
+        }
+        self.scratch = Some(scratch);
+        self.retired.push_back((slot, self.swept));
+    }
+
+    /// Gives the children of a slot other parents and takes the slot out of the tree.
+    fn move_children(&mut self, slot: u32, own: &[u32], scratch: &mut Scratch) {
+        let mut children: Vec<u32> = own.iter().copied().filter(|&link| self.is_parent(slot, link)).collect();
+        if self.root == slot {
+            // The nearest child takes the root's place, and its siblings can be its children.
+            self.root = children.first().copied().unwrap_or(NONE);
+            if self.root != NONE {
+                children.remove(0);
+                self.parents.make_mut()[self.root as usize] = self.root;
+                self.parents.make_mut()[slot as usize] = self.root;
+            }
+        }
+        for child in children {
+            let others: Vec<u32> = self
+                .links_of(child)
+                .iter()
+                .chain(own)
+                .copied()
+                .filter(|&o| o != slot && o != child && self.flat.live.contains(o))
+                .collect();
+            let mut near = self.distances_from(child, &others, scratch);
+            near.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            let parent =
+                near.iter().map(|&(_, id)| id).find(|&id| self.has_room(id) && !self.is_below(id, child));
+            let parent = parent.unwrap_or_else(|| self.roomy_elsewhere(child));
+            self.parents.make_mut()[child as usize] = parent;
+            self.add_link(parent, child, scratch);
+            self.add_link(child, parent, scratch);
+        }
+        self.parents.make_mut()[slot as usize] = NONE;
+    }
+
+    /// Whether the tree's path from `slot` to the root leads through `above`.
+    fn is_below(&self, mut slot: u32, above: u32) -> bool {
+        // A path is no longer than the tree is large.
+        for _ in 0..=self.parents.len() {
+            if slot == above {
+                return true;
+            }
+            match self.parents[slot as usize] {
+                NONE => return true,
+                parent if parent == slot => return false,
+                parent => slot = parent,
+            }
+        }
+        true
+    }
+
+    /// A live slot with room that is not below `child`: there is one, a leaf of the rest of the tree at the latest.
+    fn roomy_elsewhere(&self, child: u32) -> u32 {
+        let mut open = vec![self.root];
+        while let Some(slot) = open.pop() {
+            if slot == child {
+                continue;
+            }
+            if self.flat.live.contains(slot) && self.has_room(slot) {
+                return slot;
+            }
+            open.extend(self.links_of(slot).iter().filter(|&&link| self.is_parent(slot, link)));
+        }
+        self.root
+    }
+
+    /// Takes the link to `gone` away and links to the nearest of its neighbors that is not behind another link.
+    fn replace_link(&mut self, from: u32, gone: u32, around: &[u32], scratch: &mut Scratch) {
+        let mut links: Vec<u32> = self.links_of(from).iter().copied().filter(|&link| link != gone).collect();
+        if links.len() == self.width() {
+            // A child that came to `from` took the place of the link to `gone` already.
+            return;
+        }
+        let candidates: Vec<u32> = around
+            .iter()
+            .copied()
+            .filter(|&c| c != from && self.flat.live.contains(c) && !links.contains(&c))
+            .collect();
+        let mut near = self.distances_from(from, &candidates, scratch);
+        near.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let codes = &self.flat.codes;
+        for &(distance, id) in near.iter().take(4) {
+            scratch.dots.resize(links.len(), 0);
+            scratch.distances.resize(links.len(), 0.0);
+            codes.gather_from(id, &links, &mut scratch.dots, &mut scratch.distances);
+            let limit = (codes.base(from) + distance) / self.config.occlusion;
+            if scratch.distances.iter().all(|&d| codes.base(id) + d > limit) {
+                links.push(id);
+                break;
+            }
+        }
+        self.set_links(from, &links);
+    }
+
+    /// Takes links to removed slots away from the next few slots, and frees the slots that nothing links to anymore.
+    pub(super) fn sweep(&mut self) {
+        let n_slots = self.flat.n_slots();
+        for _ in 0..SWEPT.min(n_slots) {
+            let slot = (self.swept % n_slots as u64) as u32;
+            self.swept += 1;
+            if !self.flat.live.contains(slot) {
+                continue;
+            }
+            let links = self.links_of(slot);
+            if links.iter().any(|&link| !self.flat.live.contains(link)) {
+                let left: Vec<u32> = links.iter().copied().filter(|&l| self.flat.live.contains(l)).collect();
+                self.set_links(slot, &left);
+            }
+        }
+        while let Some(&(slot, since)) = self.retired.front()
+            && self.swept >= since + n_slots as u64
+        {
+            self.retired.pop_front();
+            self.flat.free.push(slot);
+        }
+        while self.pivots.len() > 1 && self.pivots.len() > 2 * n_pivots(self.flat.len()) {
+            self.drop_pivot(0);
+        }
+        // Removals may have taken all pivots of a graph that is not empty.
+        if self.pivots.is_empty() && self.root != NONE {
+            self.add_pivot(self.root);
+        }
+    }
+
+    fn drop_pivot(&mut self, at: usize) {
+        let stride = self.flat.codes.stride();
+        let last = self.pivots.len() - 1;
+        self.pivots.swap_remove(at);
+        self.pivot_codes.copy_within(last * stride.., at * stride);
+        self.pivot_codes.truncate(last * stride);
+    }
+}

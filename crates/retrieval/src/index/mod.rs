@@ -1,0 +1,105 @@
+//! Indexes behind one trait.
+//!
+//! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal. What a slot
+//! means to a user is the store's business.
+
+pub mod exact;
+pub mod graph;
+#[cfg(feature = "hnsw-rs")]
+pub mod hnsw;
+mod plan;
+mod top;
+mod tune;
+mod vectors;
+
+pub use exact::Exact;
+pub use graph::{Graph, GraphConfig};
+#[cfg(feature = "hnsw-rs")]
+pub use hnsw::HnswRs;
+pub use plan::{Plan, Strategy};
+pub use top::TopK;
+pub use tune::Tuned;
+pub use vectors::Vectors;
+
+use crate::{Bitset, Metric, Result};
+
+/// The most vectors that an index holds: a slot and a mark fit into 32 bits.
+pub const MAX_SLOTS: usize = (1 << 31) - 2;
+
+/// A vector that was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbor {
+    /// The index's number of the vector.
+    pub slot: u32,
+    /// The distance in the index's metric, computed from the vector in full precision.
+    pub distance: f32,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Search<'a> {
+    /// How many neighbors.
+    pub k: usize,
+    /// How hard an approximate index looks: the width of a graph's beam, the lists of an inverted file. `None` leaves it
+    /// to the index. An exact index ignores it.
+    pub effort: Option<usize>,
+    /// The slots that may be returned; `None` allows all.
+    pub allowed: Option<&'a Bitset>,
+}
+
+impl<'a> Search<'a> {
+    /// The nearest `k` of all.
+    pub fn new(k: usize) -> Self {
+        Self { k, effort: None, allowed: None }
+    }
+
+    /// With this effort.
+    pub fn effort(self, effort: usize) -> Self {
+        Self { effort: Some(effort), ..self }
+    }
+
+    /// Among these slots only.
+    pub fn among(self, allowed: &'a Bitset) -> Self {
+        Self { allowed: Some(allowed), ..self }
+    }
+}
+
+/// What every index can do.
+pub trait Index: Send + Sync {
+    /// The name in reports.
+    fn name(&self) -> &'static str;
+
+    /// What "near" means.
+    fn metric(&self) -> Metric;
+
+    /// Numbers of a vector.
+    fn dimension(&self) -> usize;
+
+    /// Number of vectors, without removed ones.
+    fn len(&self) -> usize;
+
+    /// Whether there is no vector.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes in memory, without the vectors in full precision.
+    fn bytes(&self) -> usize;
+
+    /// Adds a vector; its slot.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`](crate::Error::Dimension), [`Error::NotFinite`](crate::Error::NotFinite),
+    /// [`Error::ZeroVector`](crate::Error::ZeroVector) for cosine, [`Error::Full`](crate::Error::Full).
+    fn insert(&mut self, vector: &[f32]) -> Result<u32>;
+
+    /// Removes the vector of a slot; whether there was one.
+    fn remove(&mut self, slot: u32) -> bool;
+
+    /// The nearest vectors, nearest first; fewer than `k` only if fewer are allowed.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert), for the query, and what reading full vectors from disk can meet.
+    fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>>;
+}

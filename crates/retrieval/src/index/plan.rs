@@ -1,0 +1,125 @@
+//! How a query is answered, and why.
+
+use super::{Graph, Index as _, Neighbor, Search};
+use crate::Result;
+use std::fmt;
+
+/// What a walk costs for each vector of its beam, in vectors of a scan: links are followed one after the other, and
+/// their codes lie apart. Measured: `docs/vector-store.md`.
+const WALK_COST: f64 = 80.0;
+/// What reading a single row costs, in rows of a scan.
+const GATHER_COST: f64 = 2.0;
+
+/// A way to answer a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// Nothing can be found.
+    Nothing,
+    /// The graph, among all points.
+    Walk,
+    /// All points, exactly.
+    Scan,
+    /// The graph with a beam so wide that enough of it satisfies the filter; exactly if it turns out that not.
+    FilteredWalk,
+    /// The points that satisfy the filter, exactly.
+    FilteredScan,
+}
+
+/// How a query is answered, and why; shows itself as a few lines of text.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The way that was chosen.
+    pub strategy: Strategy,
+    /// Why.
+    pub reason: String,
+    /// Points in the collection.
+    pub n_points: usize,
+    /// Points that satisfy the filter.
+    pub n_matching: usize,
+    /// Width of the beam, if the graph is walked.
+    pub effort: usize,
+    /// What a walk would cost, in vectors scanned.
+    pub walk_cost: f64,
+    /// What a scan would cost, in vectors scanned.
+    pub scan_cost: f64,
+    /// What else there is to know.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = match self.strategy {
+            Strategy::Nothing => "nothing to search".to_owned(),
+            Strategy::Walk => format!("walk the graph, beam of {}", self.effort),
+            Strategy::Scan => "scan all points".to_owned(),
+            Strategy::FilteredWalk => format!("walk the graph, beam of {}, keep what matches", self.effort),
+            Strategy::FilteredScan => "scan the points that match".to_owned(),
+        };
+        writeln!(out, "{way}: {}", self.reason)?;
+        let share = 100.0 * self.n_matching as f64 / self.n_points.max(1) as f64;
+        writeln!(out, "  {} of {} points match ({share:.3} %)", self.n_matching, self.n_points)?;
+        write!(out, "  cost in points scanned: walk {:.0}, scan {:.0}", self.walk_cost, self.scan_cost)?;
+        self.notes.iter().try_for_each(|note| write!(out, "\n  {note}"))
+    }
+}
+
+impl Graph {
+    /// Chooses between walk and scan.
+    pub(crate) fn plan(&self, search: &Search<'_>) -> Plan {
+        let n_points = self.len();
+        let n_matching = match search.allowed {
+            None => n_points,
+            Some(allowed) => {
+                let live = self.flat.live.words().iter().zip(allowed.words());
+                live.map(|(a, b)| (a & b).count_ones() as usize).sum()
+            }
+        };
+        let k = search.k.min(n_matching);
+        let effort = search.effort.unwrap_or(self.config.effort).max(k);
+        // So wide that it holds `effort` matching points if they are spread evenly.
+        let slots = self.flat.n_slots() as f64;
+        let wide = (effort as f64 * slots / n_matching.max(1) as f64).ceil().max(1.0);
+        let walk_cost = wide * WALK_COST;
+        let scan_cost = (GATHER_COST * n_matching as f64).min(slots);
+        let (strategy, reason) = if k == 0 {
+            (Strategy::Nothing, "no point matches, or none is wanted")
+        } else if scan_cost <= walk_cost {
+            let scan = if search.allowed.is_some() { Strategy::FilteredScan } else { Strategy::Scan };
+            (scan, "the cheaper way")
+        } else {
+            let walk = if search.allowed.is_some() { Strategy::FilteredWalk } else { Strategy::Walk };
+            (walk, "the cheaper way")
+        };
+        Plan {
+            strategy,
+            reason: reason.to_owned(),
+            n_points,
+            n_matching,
+            effort: wide as usize,
+            walk_cost,
+            scan_cost,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Answers a query, whose vector is prepared, in this way.
+    pub(crate) fn execute(
+        &self,
+        prepared: &[f32],
+        search: &Search<'_>,
+        plan: &Plan,
+    ) -> Result<Vec<Neighbor>> {
+        let k = search.k.min(plan.n_matching);
+        match plan.strategy {
+            Strategy::Nothing => Ok(Vec::new()),
+            Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, k, search.allowed),
+            Strategy::Walk | Strategy::FilteredWalk => {
+                let found = self.walk(prepared, k, plan.effort, search.allowed)?;
+                // What matches may lie far from the query: then little of the beam does.
+                if found.len() < k { self.flat.scan(prepared, k, search.allowed) } else { Ok(found) }
+            }
+        }
+    }
+}

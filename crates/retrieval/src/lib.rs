@@ -1,0 +1,39 @@
+//! An embedded vector store that is fast, exact about filters, and cannot lose data.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`store`] | collections of vectors with payloads in a folder: durable in SQLite, searched through derived indexes |
+//! | [`index`] | exact search, and a graph with real removal, behind one trait |
+//! | [`quantize`] | compressed vectors, with bounds on what compression loses |
+//! | [`distance`] | distances by run-time SIMD dispatch |
+//! | [`files`] | index files: checked before they are believed, replaced by renaming |
+//!
+//! # Example
+//! ```
+//! use breakers_retrieval::{Metric, store::{Config, Point, Query, Store}};
+//!
+//! let folder = tempfile::tempdir().unwrap();
+//! let store = Store::open(folder.path())?;
+//! let words = store.create("words", &Config::new(2, Metric::Cosine))?;
+//! words.upsert(&[Point::new(7, [0.9, 0.1]), Point::new(8, [0.0, 1.0])])?;
+//! assert_eq!(words.search(&Query::new([1.0, 0.0], 1))?[0].id, 7);
+//! # Ok::<(), breakers_retrieval::Error>(())
+//! ```
+//!
+//! # Features
+//! `hnsw-rs` adds the graph of the crate of that name behind the same trait. `wgpu`, `vulkan`, `metal` and `cuda` are
+//! Burn's.
+
+mod bitset;
+mod buffer;
+pub mod distance;
+mod error;
+pub mod files;
+pub mod index;
+mod metric;
+pub mod quantize;
+pub mod store;
+
+pub use bitset::Bitset;
+pub use error::{Error, Result};
+pub use metric::{MAX_DIMENSION, MAX_MAGNITUDE, Metric};

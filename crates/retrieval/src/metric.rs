@@ -1,0 +1,106 @@
+//! What "near" means, and which vectors may be compared.
+
+use crate::{Error, Result, distance};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The largest dimension of a vector.
+pub const MAX_DIMENSION: usize = 32_768;
+
+/// Numbers of a vector are smaller than this, so that sums of squares stay finite in 32 bits.
+pub const MAX_MAGNITUDE: f32 = 1e15;
+
+/// What "near" means. All metrics become distances, of which the smallest is the nearest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Metric {
+    /// One minus the cosine of the angle: 0 for the same direction, 2 for opposite ones.
+    Cosine,
+    /// The inner product with its sign changed.
+    Dot,
+    /// The squared Euclidean distance.
+    L2,
+}
+
+impl Metric {
+    /// Every metric, for tests and reports.
+    pub const ALL: [Self; 3] = [Self::Cosine, Self::Dot, Self::L2];
+
+    /// The name in reports and in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Dot => "dot",
+            Self::L2 => "l2",
+        }
+    }
+
+    /// The distance of two vectors that are [prepared](Self::prepare).
+    ///
+    /// # Shapes
+    /// - `a`, `b`: `[dimension]`
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn distance(self, a: &[f32], b: &[f32]) -> f32 {
+        match self {
+            Self::Cosine => 1.0 - distance::dot(a, b),
+            Self::Dot => -distance::dot(a, b),
+            Self::L2 => distance::l2(a, b),
+        }
+    }
+
+    /// Checks a vector and brings it into the form that distances take: for [`Metric::Cosine`], of length 1.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`]; [`Error::ZeroVector`] for cosine.
+    pub fn prepare(self, what: &'static str, vector: &mut [f32]) -> Result<()> {
+        check_finite(what, vector)?;
+        if self == Self::Cosine {
+            // In 64 bits, so that tiny vectors keep their direction.
+            let squares: f64 = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            if squares == 0.0 {
+                return Err(Error::ZeroVector { what });
+            }
+            let factor = 1.0 / squares.sqrt();
+            vector.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// # Errors
+/// [`Error::DimensionRange`].
+pub(crate) fn check_dimension(dimension: usize) -> Result<()> {
+    if (1..=MAX_DIMENSION).contains(&dimension) {
+        Ok(())
+    } else {
+        Err(Error::DimensionRange { found: dimension, max: MAX_DIMENSION })
+    }
+}
+
+/// # Errors
+/// [`Error::NotFinite`].
+pub(crate) fn check_finite(what: &'static str, vector: &[f32]) -> Result<()> {
+    match vector.iter().position(|x| x.is_nan() || x.abs() >= MAX_MAGNITUDE) {
+        None => Ok(()),
+        Some(index) => Err(Error::NotFinite { what, index, value: vector[index], max: MAX_MAGNITUDE }),
+    }
+}
+
+/// # Errors
+/// [`Error::Dimension`].
+pub(crate) fn check_length(what: &'static str, vector: &[f32], dimension: usize) -> Result<()> {
+    if vector.len() == dimension {
+        Ok(())
+    } else {
+        Err(Error::Dimension { what, expected: dimension, found: vector.len() })
+    }
+}

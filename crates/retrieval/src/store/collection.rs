@@ -1,0 +1,617 @@
+//! Points of one collection: writing, reading, searching.
+
+use super::{
+    Config, Inner,
+    fields::{self, Evaluation},
+    filter::{Filter, Payload},
+    state::{Origin, State, collection_seq},
+};
+use crate::{
+    Bitset, Error, Result,
+    index::{Index as _, Neighbor, Plan, Search, Strategy, Tuned},
+    metric,
+};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Instant,
+};
+
+/// Ids are at most this: SQLite's integers have a sign.
+pub const MAX_ID: u64 = i64::MAX as u64;
+
+/// A vector with an id and a payload.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Point {
+    /// At most [`MAX_ID`].
+    pub id: u64,
+    /// `[dimension]`
+    pub vector: Vec<f32>,
+    /// Fields that filters can ask for, and whatever else belongs to the point.
+    pub payload: Option<Payload>,
+}
+
+impl Point {
+    /// A point without payload.
+    pub fn new(id: u64, vector: impl Into<Vec<f32>>) -> Self {
+        Self { id, vector: vector.into(), payload: None }
+    }
+
+    /// With this payload, a JSON object.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if it is something else.
+    pub fn with_payload(self, payload: serde_json::Value) -> Result<Self> {
+        Ok(Self { payload: Some(serde_json::from_value(payload)?), ..self })
+    }
+}
+
+/// A point that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// The point.
+    pub id: u64,
+    /// Its distance in the collection's metric, of the vector as it is stored.
+    pub distance: f32,
+    /// Its payload, if it was asked for and there is one.
+    pub payload: Option<Payload>,
+}
+
+/// What is looked for in a collection.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Query {
+    /// `[dimension]`
+    pub vector: Vec<f32>,
+    /// How many points.
+    pub k: usize,
+    /// The condition that they satisfy.
+    pub filter: Option<Filter>,
+    /// How wide the graph is searched; otherwise what the collection was tuned to.
+    pub effort: Option<usize>,
+    /// Whether to scan instead of walking the graph, whatever it costs.
+    pub exact: bool,
+    /// Whether to return payloads.
+    pub with_payload: bool,
+}
+
+impl Query {
+    /// The nearest `k`.
+    pub fn new(vector: impl Into<Vec<f32>>, k: usize) -> Self {
+        Self { vector: vector.into(), k, ..Self::default() }
+    }
+
+    /// Among the points that satisfy the condition.
+    pub fn filter(self, filter: Filter) -> Self {
+        Self { filter: Some(filter), ..self }
+    }
+
+    /// With this effort.
+    pub fn effort(self, effort: usize) -> Self {
+        Self { effort: Some(effort), ..self }
+    }
+
+    /// Exactly.
+    pub fn exact(self) -> Self {
+        Self { exact: true, ..self }
+    }
+
+    /// With payloads.
+    pub fn with_payload(self) -> Self {
+        Self { with_payload: true, ..self }
+    }
+}
+
+/// A collection of a [`Store`](super::Store). Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Collection {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: Arc<Inner>,
+    pub(super) id: i64,
+    pub(super) name: String,
+    pub(super) config: Config,
+    pub(super) state: RwLock<State>,
+    /// When the database was last asked for what other processes wrote.
+    asked: Mutex<Option<Instant>>,
+    /// Filters that were evaluated, with the change that the sets are of.
+    filters: Mutex<Vec<(String, i64, Arc<Bitset>)>>,
+}
+
+/// Filters whose sets are kept.
+const KEPT_FILTERS: usize = 32;
+
+impl Shared {
+    pub(super) fn open(store: Arc<Inner>, id: i64, name: String, config: Config) -> Result<Self> {
+        let path = store.index_path(id);
+        let on_disk = store.options.vectors_on_disk;
+        let state = store.read(|connection| State::load(connection, id, &config, &path, on_disk))?;
+        let (asked, filters) = (Mutex::new(None), Mutex::new(Vec::new()));
+        Ok(Self { store, id, name, config, state: RwLock::new(state), asked, filters })
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_path(&self) -> PathBuf {
+        self.store.index_path(self.id)
+    }
+
+    /// Takes over what the database has and this process has not seen.
+    fn catch_up(&self, connection: &Connection) -> Result<()> {
+        let transaction = connection.unchecked_transaction()?;
+        let (seq, _) = collection_seq(&transaction, self.id)?;
+        if self.state().seq == seq {
+            return Ok(());
+        }
+        let mut state = self.state_mut();
+        if state.seq >= seq {
+            // Another thread was faster.
+            return Ok(());
+        }
+        let caught_up = state.catch_up(&transaction, self.id, &self.config);
+        if !matches!(caught_up, Ok(Some(_))) {
+            let reason = match caught_up {
+                Err(error) => error.to_string(),
+                _ => "another process forgot its changes".to_owned(),
+            };
+            *state = State::rebuild(&transaction, self.id, &self.config, reason)?;
+        }
+        Ok(())
+    }
+
+    /// [`catch_up`](Self::catch_up), unless that was done a moment ago.
+    fn refresh(&self) -> Result<()> {
+        let interval = self.store.options.refresh;
+        let now = Instant::now();
+        {
+            let mut asked = lock(&self.asked);
+            if asked.is_some_and(|then| now.duration_since(then) < interval) {
+                return Ok(());
+            }
+            *asked = Some(now);
+        }
+        self.store.read(|connection| self.catch_up(connection))
+    }
+
+    /// [`save`](Self::save), if there is something that the file does not have.
+    pub(super) fn save_changes(&self) -> Result<()> {
+        if self.state().unsaved == 0 { Ok(()) } else { self.save() }
+    }
+
+    pub(super) fn save(&self) -> Result<()> {
+        // Written under the lock: searches go on, writes wait.
+        self.store.read(|connection| {
+            self.catch_up(connection)?;
+            let mut state = self.state_mut();
+            state.save(connection, &*self.store.options.disk, self.id, &self.index_path())
+        })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.store.options.save_on_close
+            && let Err(error) = self.save_changes()
+        {
+            tracing::warn!("the index of {} was not saved: {error}", self.name);
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The checksum of a stored point.
+pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&id.to_le_bytes());
+    crc.update(vector);
+    crc.update(payload.unwrap_or_default().as_bytes());
+    crc.finalize().into()
+}
+
+impl Collection {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Where the index in memory came from.
+    pub fn origin(&self) -> Origin {
+        self.shared.state().origin.clone()
+    }
+
+    /// Bytes of the index in memory, without the vectors in full precision.
+    pub fn index_bytes(&self) -> usize {
+        self.shared.state().graph.bytes()
+    }
+
+    /// Adds points, or replaces those of the same id, all of them or none. When this returns they are durable, as far as
+    /// [`Durability`](super::Durability) goes.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::Parameter`] for an id above [`MAX_ID`],
+    /// [`Error::Sqlite`].
+    pub fn upsert(&self, points: &[Point]) -> Result<()> {
+        let config = &self.shared.config;
+        let mut rows = Vec::with_capacity(points.len());
+        for point in points {
+            if point.id > MAX_ID {
+                return Err(Error::parameter("id", format!("at most {MAX_ID}"), point.id));
+            }
+            metric::check_length("the vector", &point.vector, config.dimension)?;
+            metric::check_finite("the vector", &point.vector)?;
+            let bytes = config.element.encode(&point.vector);
+            // What is kept is what is compared.
+            let mut kept = config.element.decode(&bytes, config.dimension)?;
+            config.metric.prepare("the vector", &mut kept)?;
+            let payload = point.payload.as_ref().map(serde_json::to_string).transpose()?;
+            rows.push((point, bytes, kept, payload));
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction, seq| {
+            let id = self.shared.id;
+            let mut known = transaction.prepare_cached(&format!("SELECT 1 FROM points_{id} WHERE id = ?1"))?;
+            let mut insert = transaction.prepare_cached(&format!(
+                "INSERT OR REPLACE INTO points_{id}(id, seq, crc, payload, vector) VALUES (?1, ?2, ?3, ?4, ?5)"
+            ))?;
+            let mut revive = transaction.prepare_cached(&format!("DELETE FROM removed_{id} WHERE id = ?1"))?;
+            let mut added = 0;
+            for (point, bytes, _, payload) in &rows {
+                let key = point.id as i64;
+                if known.exists([key])? {
+                    fields::remove(transaction, id, key)?;
+                } else {
+                    revive.execute([key])?;
+                    added += 1;
+                }
+                let crc = change_crc(point.id, bytes, payload.as_deref());
+                insert.execute(params![key, seq, crc, payload, bytes])?;
+                if let Some(payload) = &point.payload {
+                    fields::insert(transaction, id, &self.shared.config.indexed, key, payload)?;
+                }
+            }
+            Ok((added, added))
+        }, |state, _| {
+            for (point, _, kept, _) in &rows {
+                state.upsert(point.id, kept)?;
+            }
+            Ok(rows.len())
+        })?;
+        Ok(())
+    }
+
+    /// Removes points, all of them or none; how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`].
+    pub fn delete(&self, ids: &[u64]) -> Result<usize> {
+        let removed = self.write(
+            |transaction, seq| {
+                let id = self.shared.id;
+                let mut delete =
+                    transaction.prepare_cached(&format!("DELETE FROM points_{id} WHERE id = ?1"))?;
+                let mut note = transaction.prepare_cached(&format!(
+                    "INSERT OR REPLACE INTO removed_{id}(id, seq) VALUES (?1, ?2)"
+                ))?;
+                let mut removed = 0i64;
+                for &point in ids.iter().filter(|&&point| point <= MAX_ID) {
+                    if delete.execute([point as i64])? > 0 {
+                        note.execute([point as i64, seq])?;
+                        fields::remove(transaction, id, point as i64)?;
+                        removed += 1;
+                    }
+                }
+                Ok((-removed, removed))
+            },
+            |state, _| Ok(ids.iter().filter(|&&id| state.remove(id)).count()),
+        )?;
+        Ok(removed as usize)
+    }
+
+    /// A transaction that changes points, and the same changes in memory.
+    ///
+    /// `change` returns by how much the number of points changes, and what to return.
+    fn write(
+        &self,
+        change: impl FnOnce(&Connection, i64) -> Result<(i64, i64)>,
+        apply: impl FnOnce(&mut State, i64) -> Result<usize>,
+    ) -> Result<i64> {
+        let shared = &*self.shared;
+        let mut writer = lock(&shared.store.writer);
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (before, _) = collection_seq(&transaction, shared.id)?;
+        let seq = before + 1;
+        let (difference, result) = change(&transaction, seq)?;
+        transaction
+            .prepare_cached("UPDATE collections SET seq = ?1, n_points = n_points + ?2 WHERE id = ?3")?
+            .execute([seq, difference, shared.id])?;
+        transaction.commit()?;
+        // Committed: from here on nothing may fail but the index in memory, which can be had from the database again.
+        let mut state = shared.state_mut();
+        if state.seq == before
+            && let Ok(n) = apply(&mut state, seq)
+        {
+            state.seq = seq;
+            state.unsaved += n;
+            return Ok(result);
+        }
+        drop(state);
+        if let Err(error) = shared.catch_up(&writer) {
+            tracing::warn!("the index of {} is behind: {error}", shared.name);
+        }
+        Ok(result)
+    }
+
+    /// Number of points.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`].
+    pub fn len(&self) -> Result<usize> {
+        let sql = "SELECT n_points FROM collections WHERE id = ?1";
+        self.shared.store.read(|connection| {
+            let n: i64 = connection.prepare_cached(sql)?.query_row([self.shared.id], |row| row.get(0))?;
+            Ok(n as usize)
+        })
+    }
+
+    /// Whether there are no points.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`].
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Number of points that satisfy a condition.
+    ///
+    /// # Errors
+    /// [`Error::Filter`], [`Error::Sqlite`].
+    pub fn count(&self, filter: &Filter) -> Result<usize> {
+        self.shared.refresh()?;
+        let (_state, set) = self.matching(filter)?;
+        Ok(set.count())
+    }
+
+    /// Points by id, in the order asked for; none for ids that there are not. The vectors are as they were stored.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a point that is not as it was written, [`Error::Sqlite`].
+    pub fn get(&self, ids: &[u64]) -> Result<Vec<Option<Point>>> {
+        self.shared.store.read(|connection| {
+            let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", self.shared.id);
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut points = Vec::with_capacity(ids.len());
+            for &id in ids {
+                let key = i64::try_from(id).unwrap_or(-1);
+                points.push(statement.query_row([key], |row| Ok(self.point(row))).optional()?.transpose()?);
+            }
+            Ok(points)
+        })
+    }
+
+    /// Up to `limit` points with ids from `start` on, ascending, that satisfy a condition.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and [`Error::Filter`].
+    pub fn scroll(&self, start: u64, limit: usize, filter: Option<&Filter>) -> Result<Vec<Point>> {
+        if let Some(filter) = filter {
+            filter.check()?;
+        }
+        self.shared.store.read(|connection| {
+            let sql = format!(
+                "SELECT id, vector, payload, crc FROM points_{} WHERE id >= ?1 ORDER BY id",
+                self.shared.id
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let Ok(start) = i64::try_from(start) else { return Ok(Vec::new()) };
+            let mut rows = statement.query([start])?;
+            let (mut points, empty) = (Vec::new(), Payload::new());
+            while points.len() < limit {
+                let Some(row) = rows.next()? else { break };
+                let point = self.point(row)?;
+                if filter.is_none_or(|filter| filter.matches(point.payload.as_ref().unwrap_or(&empty))) {
+                    points.push(point);
+                }
+            }
+            Ok(points)
+        })
+    }
+
+    fn point(&self, row: &rusqlite::Row<'_>) -> Result<Point> {
+        let config = &self.shared.config;
+        let id = row.get::<_, i64>(0)? as u64;
+        let vector = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        let payload = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let (expected, found) = (row.get::<_, i64>(3)?, change_crc(id, vector, payload));
+        if expected != found {
+            return Err(Error::Corrupt {
+                what: format!("point {id} of {:?}", self.shared.name),
+                expected: format!("checksum {expected:08x}"),
+                found: format!("{found:08x}"),
+            });
+        }
+        let vector = config.element.decode(vector, config.dimension)?;
+        Ok(Point { id, vector, payload: payload.map(fields::parse).transpose()? })
+    }
+
+    /// The nearest points, nearest first: `k` of them whenever so many satisfy the filter.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::Filter`], [`Error::Sqlite`].
+    pub fn search(&self, query: &Query) -> Result<Vec<Hit>> {
+        Ok(self.run(query, true)?.1)
+    }
+
+    /// How a query would be, or was, answered.
+    ///
+    /// # Errors
+    /// As [`search`](Self::search).
+    pub fn explain(&self, query: &Query) -> Result<Plan> {
+        Ok(self.run(query, false)?.0)
+    }
+
+    fn run(&self, query: &Query, execute: bool) -> Result<(Plan, Vec<Hit>)> {
+        self.shared.refresh()?;
+        let metric = self.shared.config.metric;
+        metric::check_length("the query", &query.vector, self.shared.config.dimension)?;
+        let mut vector = query.vector.clone();
+        metric.prepare("the query", &mut vector)?;
+        let (state, allowed) = match &query.filter {
+            None => (self.shared.state(), None),
+            Some(filter) => {
+                let (state, set) = self.matching(filter)?;
+                (state, Some(set))
+            }
+        };
+        let graph = &state.graph;
+        let mut search = Search::new(query.k);
+        search.effort = query.effort;
+        search.allowed = allowed.as_deref();
+        let mut plan = graph.plan(&search);
+        if query.exact {
+            plan.strategy = if allowed.is_some() { Strategy::FilteredScan } else { Strategy::Scan };
+            plan.reason = "exact search was asked for".to_owned();
+        }
+        plan.notes.push(state.origin.to_string());
+        if !execute {
+            return Ok((plan, Vec::new()));
+        }
+        let found = graph.execute(&vector, &search, &plan)?;
+        let hit = |n: &Neighbor| Hit { id: state.ids[n.slot as usize], distance: n.distance, payload: None };
+        let mut hits: Vec<Hit> = found.iter().map(hit).collect();
+        drop(state);
+        if query.with_payload {
+            self.shared.store.read(|connection| {
+                let sql = format!("SELECT payload FROM points_{} WHERE id = ?1", self.shared.id);
+                let mut statement = connection.prepare_cached(&sql)?;
+                for hit in &mut hits {
+                    let text = statement
+                        .query_row([hit.id as i64], |row| row.get::<_, Option<String>>(0))
+                        .optional()?;
+                    hit.payload = text.flatten().as_deref().map(fields::parse).transpose()?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok((plan, hits))
+    }
+
+    /// The slots that satisfy a filter, and the state that they are of.
+    fn matching(&self, filter: &Filter) -> Result<(RwLockReadGuard<'_, State>, Arc<Bitset>)> {
+        filter.check()?;
+        let shared = &*self.shared;
+        let key = serde_json::to_string(filter)?;
+        {
+            let state = shared.state();
+            let kept = lock(&shared.filters);
+            if let Some((_, _, set)) = kept.iter().find(|(k, seq, _)| *k == key && *seq == state.seq) {
+                let set = Arc::clone(set);
+                drop(kept);
+                return Ok((state, set));
+            }
+        }
+        loop {
+            let found = shared.store.read(|connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let state = shared.state();
+                // Fields in the database and slots in memory must be of the same moment.
+                if collection_seq(&transaction, shared.id)?.0 != state.seq {
+                    drop(state);
+                    drop(transaction);
+                    shared.catch_up(connection)?;
+                    return Ok(None);
+                }
+                let evaluation = Evaluation {
+                    connection: &transaction,
+                    collection: shared.id,
+                    indexed: &shared.config.indexed,
+                    slots: &state.slots,
+                    live: &state.graph.exact().live,
+                };
+                let set = Arc::new(evaluation.matching(filter)?);
+                Ok(Some((state, set)))
+            })?;
+            if let Some((state, set)) = found {
+                let mut kept = lock(&shared.filters);
+                kept.retain(|(k, seq, _)| *k != key && *seq == state.seq);
+                if kept.len() == KEPT_FILTERS {
+                    kept.remove(0);
+                }
+                kept.push((key, state.seq, Arc::clone(&set)));
+                drop(kept);
+                return Ok((state, set));
+            }
+        }
+    }
+
+    /// About how many points satisfy a filter, from at most `limit` index entries for each condition.
+    ///
+    /// # Errors
+    /// [`Error::Filter`], [`Error::Sqlite`].
+    pub fn estimate(&self, filter: &Filter, limit: usize) -> Result<f64> {
+        filter.check()?;
+        let state = self.shared.state();
+        self.shared.store.read(|connection| {
+            Evaluation {
+                connection,
+                collection: self.shared.id,
+                indexed: &self.shared.config.indexed,
+                slots: &state.slots,
+                live: &state.graph.exact().live,
+            }
+            .estimate(filter, limit)
+        })
+    }
+
+    /// Measures how wide the graph must be searched for this share of the nearest `k`, and searches so from now on; the
+    /// index file keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a recall outside of 0 to 1 and for no queries, and those of [`search`](Self::search).
+    pub fn tune(&self, queries: &[Vec<f32>], k: usize, recall: f64) -> Result<Tuned> {
+        let tuned = self.shared.state().graph.tune(queries, k, recall)?;
+        let mut state = self.shared.state_mut();
+        state.graph.set_effort(tuned.effort)?;
+        state.unsaved += 1;
+        Ok(tuned)
+    }
+
+    /// Writes the index file, so that the next start need not build the index.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the collection and an older file are as they were.
+    pub fn save_index(&self) -> Result<()> {
+        self.shared.save()
+    }
+
+    /// Builds the index anew from the database.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`], [`Error::Corrupt`].
+    pub fn rebuild_index(&self) -> Result<()> {
+        let shared = &*self.shared;
+        let writer = lock(&shared.store.writer);
+        let transaction = writer.unchecked_transaction()?;
+        let state = State::rebuild(&transaction, shared.id, &shared.config, "asked for".to_owned())?;
+        *shared.state_mut() = state;
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! How the numbers of a vector are kept in the database.
+
+use crate::{Error, Result};
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+/// How a collection keeps its vectors. All distances are of what was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Element {
+    /// 32-bit floats: what was given.
+    #[default]
+    F32,
+    /// 16-bit floats: half the bytes, three decimal digits.
+    F16,
+    /// Eight bits each and one step for the vector.
+    I8,
+    /// One bit each, its sign: +1 for numbers that are not negative, −1 for the others.
+    Binary,
+}
+
+impl Element {
+    /// Every way, for tests and reports.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::I8, Self::Binary];
+
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::I8 => "i8",
+            Self::Binary => "binary",
+        }
+    }
+
+    /// Bytes of a vector.
+    pub const fn bytes(self, dimension: usize) -> usize {
+        match self {
+            Self::F32 => 4 * dimension,
+            Self::F16 => 2 * dimension,
+            Self::I8 => 4 + dimension,
+            Self::Binary => dimension.div_ceil(8),
+        }
+    }
+
+    pub(crate) fn encode(self, vector: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => vector.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F16 => vector.iter().flat_map(|&x| clamp_to_f16(x).to_le_bytes()).collect(),
+            Self::I8 => {
+                let step = vector.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+                let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
+                let codes = vector.iter().map(|x| (x * factor).round_ties_even() as i8 as u8);
+                step.to_le_bytes().into_iter().chain(codes).collect()
+            }
+            Self::Binary => {
+                let byte =
+                    |bits: &[f32]| bits.iter().enumerate().fold(0, |b, (i, x)| b | u8::from(*x >= 0.0) << i);
+                vector.chunks(8).map(byte).collect()
+            }
+        }
+    }
+
+    pub(crate) fn decode(self, bytes: &[u8], dimension: usize) -> Result<Vec<f32>> {
+        if bytes.len() != self.bytes(dimension) {
+            return Err(Error::Corrupt {
+                what: format!("a vector of {dimension} × {}", self.name()),
+                expected: format!("{} bytes", self.bytes(dimension)),
+                found: format!("{} bytes", bytes.len()),
+            });
+        }
+        Ok(match self {
+            Self::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Self::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            Self::I8 => {
+                let step = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                bytes[4..].iter().map(|&b| f32::from(b as i8) * step).collect()
+            }
+            Self::Binary => {
+                (0..dimension).map(|i| if bytes[i / 8] >> (i % 8) & 1 == 1 { 1.0 } else { -1.0 }).collect()
+            }
+        })
+    }
+}
+
+/// The nearest 16-bit float that is finite.
+fn clamp_to_f16(x: f32) -> f16 {
+    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn vectors_come_back_as_near_as_their_type_allows(vector in prop::collection::vec(-1000.0f32..1000.0, 1..70)) {
+            let largest = vector.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            for element in Element::ALL {
+                let bytes = element.encode(&vector);
+                prop_assert_eq!(bytes.len(), element.bytes(vector.len()));
+                let back = element.decode(&bytes, vector.len()).unwrap();
+                for (x, y) in vector.iter().zip(&back) {
+                    let error = match element {
+                        Element::F32 => 0.0,
+                        Element::F16 => x.abs() / 2048.0 + 1e-7,
+                        Element::I8 => largest / 253.0,
+                        Element::Binary => (x - if *x >= 0.0 { 1.0 } else { -1.0 }).abs(),
+                    };
+                    prop_assert!((x - y).abs() <= error, "{:?}: {} and {}", element, x, y);
+                }
+                // What was kept is kept as it is.
+                prop_assert_eq!(element.decode(&element.encode(&back), vector.len()).unwrap().len(), back.len());
+                prop_assert!(element.decode(&bytes[1..], vector.len()).is_err());
+            }
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The store: SQLite is the truth, indexes are derived.
+//!
+//! A store is a folder. `store.db` holds collections, vectors and payloads; `index-N.bin` is the index of a collection, a
+//! copy in another form, which may be missing, old or damaged: it is checked when a collection is opened, caught up from
+//! the database, or built anew.
+//!
+//! # Durability
+//! A write is a transaction, in SQLite's write-ahead log. When it returns, the log was synced ([`Durability::Full`]);
+//! whatever happens to the process or the power, it is there afterwards. Under [`Durability::Process`] the log is synced
+//! now and then only: a crash of the process loses nothing, one of the system may lose the last writes, never part of one.
+//!
+//! # Readers and writers
+//! Any number of threads and processes read while one writes; a second writer waits. What this process wrote is found at
+//! once, what another one wrote after at most [`Options::refresh`].
+
+mod admin;
+mod collection;
+mod element;
+mod fields;
+mod filter;
+mod schema;
+mod state;
+
+pub use admin::{Job, Verification};
+pub use collection::{Collection, Hit, MAX_ID, Point, Query};
+pub use element::Element;
+pub use fields::Indexed;
+pub use filter::{Filter, Payload, Scalar};
+pub use schema::SCHEMA_VERSION;
+pub use state::Origin;
+
+use crate::{
+    Error, Metric, Result,
+    files::{Disk, OsDisk},
+    metric::check_dimension,
+};
+use collection::{Shared, lock};
+use hashbrown::HashMap;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+/// The database within a store's folder.
+pub(crate) const DATABASE: &str = "store.db";
+
+/// What "acknowledged" promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Synced to the disk.
+    #[default]
+    Full,
+    /// Safe from a crash of the process; a crash of the system may lose the last writes.
+    Process,
+}
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// What "acknowledged" promises.
+    pub durability: Durability,
+    /// For how long a search may not see what another process wrote; zero asks the database every time, which takes some
+    /// microseconds.
+    pub refresh: Duration,
+    /// For how long a write waits for that of another process.
+    pub busy_timeout: Duration,
+    /// Leaves full vectors in the index file and reads those that are compared, instead of mapping them.
+    pub vectors_on_disk: bool,
+    /// Writes index files when a collection is closed.
+    pub save_on_close: bool,
+    /// What writes index files.
+    pub disk: Arc<dyn Disk>,
+    /// The SQLite VFS; otherwise its default.
+    pub vfs: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Full,
+            refresh: Duration::from_millis(5),
+            busy_timeout: Duration::from_secs(30),
+            vectors_on_disk: false,
+            save_on_close: true,
+            disk: Arc::new(OsDisk),
+            vfs: None,
+        }
+    }
+}
+
+/// Settings of a collection, fixed when it is created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Numbers of a vector.
+    pub dimension: usize,
+    /// What "near" means.
+    pub metric: Metric,
+    /// How vectors are kept.
+    #[serde(default)]
+    pub element: Element,
+    /// Which fields of payloads have an index.
+    #[serde(default)]
+    pub indexed: Indexed,
+    /// Links that a new vector chooses in the graph.
+    pub links: usize,
+    /// How hard it looks for them.
+    pub build_effort: usize,
+}
+
+impl Config {
+    /// The settings to begin with.
+    pub fn new(dimension: usize, metric: Metric) -> Self {
+        let (element, indexed) = (Element::F32, Indexed::All);
+        Self { dimension, metric, element, indexed, links: 16, build_effort: 200 }
+    }
+
+    /// Keeps vectors in this form.
+    pub fn element(self, element: Element) -> Self {
+        Self { element, ..self }
+    }
+
+    /// Indexes these fields of payloads.
+    pub fn indexed(self, indexed: Indexed) -> Self {
+        Self { indexed, ..self }
+    }
+}
+
+/// A folder of collections. Clones share everything.
+///
+/// ```
+/// use breakers_retrieval::{Metric, store::{Config, Filter, Point, Query, Store}};
+/// use serde_json::json;
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let store = Store::open(folder.path())?;
+/// let colors = store.create("colors", &Config::new(3, Metric::L2))?;
+/// colors.upsert(&[
+///     Point::new(1, [1.0, 0.0, 0.0]).with_payload(json!({"name": "red", "warm": true}))?,
+///     Point::new(2, [0.0, 0.0, 1.0]).with_payload(json!({"name": "blue", "warm": false}))?,
+///     Point::new(3, [1.0, 0.6, 0.0]).with_payload(json!({"name": "orange", "warm": true}))?,
+/// ])?;
+/// let query = Query::new([1.0, 0.2, 0.0], 2);
+/// let ids: Vec<u64> = colors.search(&query)?.iter().map(|hit| hit.id).collect();
+/// assert_eq!(ids, [1, 3]);
+/// let cold = query.clone().filter(Filter::eq("warm", false));
+/// assert_eq!(colors.search(&cold)?[0].id, 2);
+/// println!("{}", colors.explain(&query)?);
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    folder: PathBuf,
+    options: Options,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+    collections: Mutex<HashMap<i64, Weak<Shared>>>,
+}
+
+impl Store {
+    /// Opens a folder as a store; creates it if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Sqlite`], [`Error::SchemaVersion`].
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(folder, Options::default())
+    }
+
+    /// [`open`](Self::open) with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(folder: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let folder = folder.as_ref().to_owned();
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let path = folder.join(DATABASE);
+        let mut writer = connect(&path, &options)?;
+        schema::migrate(&mut writer, &path)?;
+        let inner = Inner {
+            folder,
+            options,
+            writer: Mutex::new(writer),
+            readers: Mutex::default(),
+            collections: Mutex::default(),
+        };
+        inner.clean();
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// Names of the collections.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`].
+    pub fn list(&self) -> Result<Vec<String>> {
+        self.inner.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT name FROM collections ORDER BY name")?;
+            let names = statement.query_map([], |row| row.get(0))?;
+            Ok(names.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Creates a collection, or opens the one that has this name and these settings.
+    ///
+    /// # Errors
+    /// [`Error::CollectionExists`] if it has others, [`Error::DimensionRange`], [`Error::Parameter`], and those of
+    /// [`collection`](Self::collection).
+    pub fn create(&self, name: &str, config: &Config) -> Result<Collection> {
+        check_dimension(config.dimension)?;
+        config.graph().check()?;
+        {
+            let mut writer = lock(&self.inner.writer);
+            let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let found: Option<String> = transaction
+                .query_row("SELECT config FROM collections WHERE name = ?1", [name], |row| row.get(0))
+                .optional()?;
+            let wanted = serde_json::to_string(config)?;
+            match found {
+                Some(found) if parse_config(name, &found)? == *config => {}
+                Some(found) => {
+                    let name = name.to_owned();
+                    return Err(Error::CollectionExists { name, expected: wanted, found });
+                }
+                None => {
+                    transaction.execute(
+                        "INSERT INTO collections(name, uid, config) VALUES (?1, random(), ?2)",
+                        params![name, wanted],
+                    )?;
+                    let id = transaction.last_insert_rowid();
+                    schema::create_tables(&transaction, id)?;
+                    transaction.commit()?;
+                }
+            }
+        }
+        self.collection(name)
+    }
+
+    /// Opens a collection. Its index is loaded, or built if that cannot be.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCollection`], [`Error::Corrupt`], [`Error::Sqlite`].
+    pub fn collection(&self, name: &str) -> Result<Collection> {
+        let sql = "SELECT id, config FROM collections WHERE name = ?1";
+        let found: Option<(i64, String)> = self.inner.read(|connection| {
+            let mut statement = connection.prepare_cached(sql)?;
+            Ok(statement.query_row([name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+        })?;
+        let Some((id, config)) = found else {
+            return Err(Error::UnknownCollection { name: name.to_owned() });
+        };
+        let config = parse_config(name, &config)?;
+        // Under the lock, so that two threads do not load the same index.
+        let mut open = lock(&self.inner.collections);
+        if let Some(shared) = open.get(&id).and_then(Weak::upgrade) {
+            return Ok(Collection { shared });
+        }
+        let shared = Arc::new(Shared::open(Arc::clone(&self.inner), id, name.to_owned(), config)?);
+        open.insert(id, Arc::downgrade(&shared));
+        Ok(Collection { shared })
+    }
+
+    /// Removes a collection and all of its points; whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Sqlite`].
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        let mut writer = lock(&self.inner.writer);
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let id: Option<i64> = transaction
+            .query_row("SELECT id FROM collections WHERE name = ?1", [name], |row| row.get(0))
+            .optional()?;
+        let Some(id) = id else { return Ok(false) };
+        transaction.execute("DELETE FROM collections WHERE id = ?1", [id])?;
+        schema::drop_tables(&transaction, id)?;
+        transaction.commit()?;
+        // Without the collection nobody opens it; a file that stays is never read.
+        let _ = self.inner.options.disk.remove(&self.inner.index_path(id));
+        Ok(true)
+    }
+}
+
+fn parse_config(name: &str, text: &str) -> Result<Config> {
+    serde_json::from_str(text).map_err(|error| Error::Corrupt {
+        what: format!("the settings of {name:?}"),
+        expected: "settings that this build knows".to_owned(),
+        found: error.to_string(),
+    })
+}
+
+fn connect(path: &Path, options: &Options) -> Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match &options.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str())?,
+        None => Connection::open_with_flags(path, flags)?,
+    };
+    connection.busy_timeout(options.busy_timeout)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    let synchronous = match options.durability {
+        Durability::Full => "FULL",
+        Durability::Process => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    // Whatever a database file says about itself, nothing in it is run as code.
+    connection.pragma_update(None, "trusted_schema", false)?;
+    Ok(connection)
+}
+
+impl Inner {
+    pub(crate) fn index_path(&self, collection: i64) -> PathBuf {
+        self.folder.join(format!("index-{collection}.bin"))
+    }
+
+    /// Calls `f` with a connection that no other thread uses.
+    pub(crate) fn read<R>(&self, f: impl FnOnce(&Connection) -> Result<R>) -> Result<R> {
+        let connection = lock(&self.readers).pop();
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connect(&self.folder.join(DATABASE), &self.options)?,
+        };
+        let result = f(&connection);
+        // One that failed in the middle of something is not used again.
+        if result.is_ok() {
+            lock(&self.readers).push(connection);
+        }
+        result
+    }
+}

@@ -1,0 +1,197 @@
+//! The store against a model in memory: the same random operations, the same answers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use breakers_retrieval::{
+    Metric,
+    store::{Collection, Config, Element, Filter, Indexed, Options, Payload, Point, Query, Scalar, Store},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+
+const DIMENSION: usize = 6;
+
+/// A vector that all element types keep as it is, if `signs`, or any.
+fn vector(random: &mut StdRng, signs: bool) -> Vec<f32> {
+    let sign = |random: &mut StdRng| if random.random_bool(0.5) { 1.0 } else { -1.0 };
+    (0..DIMENSION).map(|_| if signs { sign(random) } else { random.random_range(-1.0..1.0) }).collect()
+}
+
+fn payload(random: &mut StdRng) -> Option<Payload> {
+    if random.random_bool(0.1) {
+        return None;
+    }
+    let word = |random: &mut StdRng| ["", "a", "ä", "b\0c", "a.b"][random.random_range(0..5)].to_owned();
+    let long = |random: &mut StdRng| "x".repeat(198) + ["é", "éa", "éb", ""][random.random_range(0..4)];
+    let number = |random: &mut StdRng| match random.random_range(0..4) {
+        0 => json!(random.random_range(-3i64..4)),
+        1 => json!(f64::from(random.random_range(-6i32..7)) / 2.0),
+        2 => json!(9_007_199_254_740_992i64 + random.random_range(0i64..3)),
+        _ => json!(1e300),
+    };
+    let mut fields = Payload::new();
+    for field in ["n", "s", "mix", "deep"] {
+        let value = match (field, random.random_range(0..5)) {
+            (_, 0) => continue,
+            ("n", _) => number(random),
+            ("s", 1) => json!(long(random)),
+            ("s", _) => json!(word(random)),
+            ("mix", 1) => Value::Null,
+            ("mix", 2) => json!(random.random_bool(0.5)),
+            ("mix", 3) => json!([number(random), word(random), []]),
+            ("mix", _) => number(random),
+            _ => json!({"er": number(random), "list": [{"w": word(random)}]}),
+        };
+        fields.insert(field.to_owned(), value);
+    }
+    Some(fields)
+}
+
+fn scalar(random: &mut StdRng) -> Scalar {
+    match random.random_range(0..7) {
+        0 => Scalar::Bool(random.random_bool(0.5)),
+        1 => Scalar::Integer(random.random_range(-3..4)),
+        2 => Scalar::Integer(9_007_199_254_740_992 + random.random_range(0..3)),
+        3 => Scalar::Float(f64::from(random.random_range(-6i32..7)) / 2.0),
+        4 => Scalar::Float(9_007_199_254_740_992.0),
+        5 => Scalar::Text(["", "a", "ä", "b\0c"][random.random_range(0..4)].to_owned()),
+        _ => Scalar::Text("x".repeat(198) + ["é", "éa", "éb", ""][random.random_range(0..4)]),
+    }
+}
+
+fn filter(random: &mut StdRng, depth: usize) -> Filter {
+    let field = ["n", "s", "mix", "deep.er", "deep.list.w", "nothing"][random.random_range(0..6)].to_owned();
+    let n = if depth == 0 { 4 } else { 7 };
+    let some = |random: &mut StdRng| {
+        (0..random.random_range(0..3)).map(|_| filter(random, depth.saturating_sub(1))).collect()
+    };
+    match random.random_range(0..n) {
+        0 => Filter::Eq { field, value: scalar(random) },
+        1 => Filter::In { field, values: (0..random.random_range(0..3)).map(|_| scalar(random)).collect() },
+        2 => {
+            let mut bound =
+                || random.random_bool(0.5).then(|| f64::from(random.random_range(-6i32..7)) / 2.0);
+            Filter::Range { field, at_least: bound(), above: bound(), at_most: bound(), below: bound() }
+        }
+        3 => Filter::exists(field),
+        4 => Filter::And(some(random)),
+        5 => Filter::Or(some(random)),
+        _ => Filter::not(filter(random, depth - 1)),
+    }
+}
+
+type Model = BTreeMap<u64, Point>;
+
+fn matching<'a>(model: &'a Model, filter: Option<&'a Filter>) -> impl Iterator<Item = &'a Point> {
+    model.values().filter(move |point| {
+        let empty = Payload::new();
+        filter.is_none_or(|f| f.matches(point.payload.as_ref().unwrap_or(&empty)))
+    })
+}
+
+/// Distances of the nearest, by the metric's definition in 64 bits.
+fn nearest(model: &Model, metric: Metric, query: &[f32], k: usize, filter: Option<&Filter>) -> Vec<f64> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let distance = |v: &[f32]| match metric {
+        Metric::Cosine => 1.0 - dot(v, query) / (dot(v, v) * dot(query, query)).sqrt(),
+        Metric::Dot => -dot(v, query),
+        _ => dot(v, v) + dot(query, query) - 2.0 * dot(v, query),
+    };
+    let mut all: Vec<f64> = matching(model, filter).map(|point| distance(&point.vector)).collect();
+    all.sort_by(f64::total_cmp);
+    all.truncate(k);
+    all
+}
+
+fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut StdRng, signs: bool) {
+    assert_eq!(collection.len().unwrap(), model.len());
+    for _ in 0..6 {
+        let filter = random.random_bool(0.8).then(|| filter(random, 3));
+        let query = vector(random, signs);
+        let k = random.random_range(0..12);
+        let expected = nearest(model, metric, &query, k, filter.as_ref());
+        let mut asked = Query::new(query, k);
+        asked.filter.clone_from(&filter);
+        let hits = collection.search(&asked).unwrap();
+        let context = || format!("{metric}, k {k}, {filter:?}\n{}", collection.explain(&asked).unwrap());
+        assert_eq!(hits.len(), expected.len(), "{}", context());
+        let empty = Payload::new();
+        for (hit, expected) in hits.iter().zip(&expected) {
+            assert!((f64::from(hit.distance) - expected).abs() < 1e-5, "{} {hit:?} {expected}", context());
+            let payload = model[&hit.id].payload.as_ref().unwrap_or(&empty);
+            assert!(filter.as_ref().is_none_or(|f| f.matches(payload)), "{} {hit:?}", context());
+        }
+        if let Some(filter) = &filter {
+            assert_eq!(
+                collection.count(filter).unwrap(),
+                matching(model, Some(filter)).count(),
+                "{filter:?}"
+            );
+        }
+        let (start, limit) = (random.random_range(0..60), random.random_range(0..20));
+        let page = collection.scroll(start, limit, filter.as_ref()).unwrap();
+        let expected: Vec<&Point> =
+            matching(model, filter.as_ref()).filter(|p| p.id >= start).take(limit).collect();
+        assert_eq!(page.iter().collect::<Vec<_>>(), expected);
+    }
+}
+
+fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usize) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let signs = element != Element::F32;
+    let config = Config { links: 4, build_effort: 20, ..Config::new(DIMENSION, metric) }
+        .element(element)
+        .indexed(indexed);
+    // Like another process: it asks the database every time.
+    let mut options = Options::default();
+    options.refresh = Duration::ZERO;
+    let open = || Store::open_with(folder.path(), options.clone()).unwrap().create("c", &config).unwrap();
+    let (mut first, mut second) = (open(), open());
+    let mut model = Model::new();
+    for step in 0..steps {
+        match random.random_range(0..20) {
+            0..10 => {
+                let points: Vec<Point> = (0..random.random_range(0..8))
+                    .map(|_| Point {
+                        id: random.random_range(0..60),
+                        vector: vector(&mut random, signs),
+                        payload: payload(&mut random),
+                    })
+                    .collect();
+                first.upsert(&points).unwrap();
+                // A later point of a batch replaces an earlier one of the same id.
+                model.extend(points.into_iter().map(|p| (p.id, p)));
+            }
+            10..17 => {
+                let ids: Vec<u64> =
+                    (0..random.random_range(0..6)).map(|_| random.random_range(0..70)).collect();
+                let before = model.len();
+                model.retain(|id, _| !ids.contains(id));
+                assert_eq!(first.delete(&ids).unwrap(), before - model.len());
+            }
+            17 => first.save_index().unwrap(),
+            18 => first = open(),
+            _ => std::mem::swap(&mut first, &mut second),
+        }
+        if step % 5 == 0 {
+            check(&first, &model, metric, &mut random, signs);
+            check(&second, &model, metric, &mut random, signs);
+        }
+    }
+    let ids: Vec<u64> = (0..70).collect();
+    let expected: Vec<Option<Point>> = ids.iter().map(|id| model.get(id).cloned()).collect();
+    assert_eq!(first.get(&ids).unwrap(), expected);
+}
+
+#[test]
+fn the_store_does_what_the_model_does() {
+    let steps = if std::env::var_os("BREAKERS_SOAK").is_some() { 5000 } else { 150 };
+    for (seed, metric) in (1..).zip(Metric::ALL) {
+        run(metric, Element::F32, Indexed::All, seed, steps);
+    }
+    run(Metric::Cosine, Element::F16, Indexed::Only(vec!["n".to_owned(), "s".to_owned()]), 11, steps);
+    run(Metric::L2, Element::I8, Indexed::Only(Vec::new()), 12, steps);
+    run(Metric::Dot, Element::Binary, Indexed::All, 13, steps);
+}
