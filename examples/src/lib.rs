@@ -20,15 +20,19 @@
 //! ```
 
 mod input;
+mod memory;
 mod model;
 mod output;
 mod progress;
+mod quantization;
 mod steps;
 
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
+pub use memory::{peak_memory, reset_peak_memory};
 pub use model::{LoadedModel, ModelArgs};
 pub use output::{Error, Result, print, print_json, run};
 pub use progress::{Bar, FetchBar};
+pub use quantization::{Formats, JobSpec};
 pub use steps::{N_TOP, ScoredStep, step_json, tokens_per_second};
 
 /// The project's front page: its examples must compile.

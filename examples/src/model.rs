@@ -69,8 +69,11 @@ impl ModelArgs {
         resolve(&self.model)
     }
 
-    /// Sets threads and instruction set.
-    fn apply(&self) -> Result {
+    /// Sets threads and instruction set, which loading a model does too.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what this machine cannot obey.
+    pub fn apply(&self) -> Result {
         if let Some(threads) = self.threads {
             pool::set_threads(threads).map_err(usage)?;
         }

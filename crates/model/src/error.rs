@@ -66,6 +66,46 @@ pub enum Error {
         /// What the file says.
         found: String,
     },
+    /// Something about one tensor.
+    #[error("tensor {name}: {source}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        source: breakers_quant::Error,
+    },
+    /// Less text than a method needs to be calibrated with.
+    #[error(
+        "{expected} tokens of text are needed, {found} are there (a remainder of a window does not count)"
+    )]
+    TooLittleText {
+        /// Tokens needed.
+        expected: usize,
+        /// Whole windows of tokens found.
+        found: usize,
+    },
+    /// A change of basis that this model does not allow.
+    #[error("the rotation cannot be folded into this model: {reason}")]
+    Unfoldable {
+        /// Why not.
+        reason: String,
+    },
+    /// A window of text that is empty or too long.
+    #[error("a window of {found} tokens; 1 to {limit} are possible")]
+    WindowLength {
+        /// Tokens that the model can see at a time.
+        limit: usize,
+        /// Tokens of the window.
+        found: usize,
+    },
+    /// A block beyond the last.
+    #[error("there is no block {found} in a model of {n_blocks}")]
+    BlockIndex {
+        /// Blocks of the model.
+        n_blocks: usize,
+        /// The block asked for.
+        found: usize,
+    },
     /// A tensor is not in the file.
     #[error("tensor {name} is missing")]
     MissingTensor {

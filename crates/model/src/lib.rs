@@ -6,6 +6,9 @@
 //! - [`generate`] continues a text, [`score`] judges a given one;
 //! - with the feature `bert`, `Bert` turns texts into vectors;
 //! - [`tokenizer`] turns text into token ids and back;
+//! - [`divergence`] says how far a model's predictions are from another's;
+//! - [`quantize`](mod@quantize) writes a model's file with smaller matrices;
+//! - [`walk`] leads a text through one block after the other, for those who change the weights on the way;
 //! - [`chat`] renders a conversation into the prompt that a model was trained on;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
 //!
@@ -37,13 +40,16 @@ mod runner;
 mod weights;
 
 pub mod chat;
+pub mod divergence;
 pub mod generate;
 pub mod ops;
+pub mod quantize;
 pub mod score;
 pub mod tokenizer;
+pub mod walk;
 
 #[cfg(feature = "bert")]
-pub use arch::bert::Bert;
+pub use arch::bert::{Bert, SeeInputs};
 pub use arch::decoder::ProductCost;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};

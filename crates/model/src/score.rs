@@ -60,7 +60,7 @@ pub struct Perplexity {
 }
 
 /// Rows fed at a time: bounds the memory of their logits.
-const WINDOW_ROWS: usize = 128;
+pub(crate) const WINDOW_ROWS: usize = 128;
 
 /// Perplexity over non-overlapping windows, as llama.cpp's `perplexity` program defines it.
 ///
@@ -115,7 +115,7 @@ pub fn perplexity(
 }
 
 /// Opens a sequence for the length of a closure.
-fn with_sequence<M: LanguageModel, R>(
+pub(crate) fn with_sequence<M: LanguageModel, R>(
     model: &mut M,
     f: impl FnOnce(&mut M, SequenceId) -> Result<R>,
 ) -> Result<R> {
@@ -127,7 +127,7 @@ fn with_sequence<M: LanguageModel, R>(
 
 /// Feeds all tokens but the last, and shows the logits of rows `first..` together with the token that
 /// followed each.
-fn visit(
+pub(crate) fn visit(
     model: &mut impl LanguageModel,
     sequence: SequenceId,
     tokens: &[TokenId],

@@ -15,6 +15,7 @@ use breakers_backend::norm::layer_norm;
 use breakers_core::{Embedder, Result as CoreResult, TokenId};
 use breakers_kv_cache::{Visible, attention};
 use breakers_quant::linear::QuantizedLinear;
+use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData, activation::gelu};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -98,6 +99,9 @@ struct Block {
     out_norm: Norm,
 }
 
+/// Told of a block, a place in it, rows of inputs and their columns; see [`Bert::observe`].
+pub type SeeInputs<'a> = dyn FnMut(usize, InputSite, &[f32], usize) -> breakers_quant::Result<()> + 'a;
+
 impl Bert {
     /// Loads a folder as sentence-transformers lays it out: `config.json`, `model.safetensors` (F32, F16 or BF16) and
     /// `tokenizer.json`; `sentence_bert_config.json`, `modules.json` and `1_Pooling/config.json` where they are.
@@ -155,8 +159,32 @@ impl Bert {
         self.max_tokens
     }
 
+    /// Shows the inputs of each block's matrices, while texts pass through: the block, the place, rows of inputs
+    /// `[tokens, columns]` and their columns. The feed-forward part has no gate.
+    ///
+    /// # Errors
+    /// The tokenizer's, and those of `see`, with which the pass ends.
+    pub fn observe(&self, texts: &[&str], see: &mut SeeInputs<'_>) -> Result<(), Error> {
+        for text in texts {
+            let ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
+            if ids.is_empty() {
+                continue;
+            }
+            self.forward(&[ids], &mut |block, site, rows| {
+                let n_cols = rows.dims()[1];
+                let rows = rows.clone().into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
+                Ok(see(block, site, &rows, n_cols)?)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Hidden states `[rows, width]` of the texts' tokens, one text behind the other.
-    fn forward(&self, texts: &[Vec<TokenId>]) -> Result<Tensor<2>, Error> {
+    fn forward(
+        &self,
+        texts: &[Vec<TokenId>],
+        observe: &mut dyn FnMut(usize, InputSite, &Tensor<2>) -> Result<(), Error>,
+    ) -> Result<Tensor<2>, Error> {
         let width = self.config.hidden_size;
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
         let n_rows: usize = lengths.iter().sum();
@@ -170,10 +198,14 @@ impl Bert {
         }
         let x = Tensor::from_data(TensorData::new(x, [n_rows, width]), &self.device);
         let mut x = self.embedding_norm.forward(x);
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
+            observe(i, InputSite::Attention, &x)?;
             let attended = self.attend(block.qkv.forward(x.clone()), &lengths)?;
+            observe(i, InputSite::AttentionOut, &attended)?;
             x = block.attention_norm.forward(x + block.attention_out.forward(attended));
+            observe(i, InputSite::FeedForward, &x)?;
             let inner = gelu(block.up.forward(x.clone()));
+            observe(i, InputSite::FeedForwardOut, &inner)?;
             x = block.out_norm.forward(x + block.down.forward(inner));
         }
         Ok(x)
@@ -201,7 +233,11 @@ impl Bert {
     /// The vectors of texts, each of which has a token at least.
     fn embed_ids(&self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, Error> {
         let width = self.config.hidden_size;
-        let hidden = self.forward(texts)?.into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
+        let hidden = self
+            .forward(texts, &mut |_, _, _| Ok(()))?
+            .into_data()
+            .try_into_vec::<f32>()
+            .map_err(Error::tensor_data)?;
         let mut rows = hidden.chunks_exact(width);
         let mean = |text: &Vec<TokenId>| {
             let mut mean = vec![0.0f32; width];

@@ -4,12 +4,13 @@ use breakers_backend::norm::rms_norm;
 use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
 use breakers_quant::gguf;
 use breakers_quant::linear::{QuantizedEmbedding, QuantizedLinear};
+use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData};
 use tracing::trace_span;
 
 use super::DecoderSpec;
 use crate::Error;
-use crate::ops::{HeadLayout, RopeTable, gated_activation, split_heads};
+use crate::ops::{HeadLayout, Heads, RopeTable, gated_activation, split_heads};
 
 /// A causal transformer's weights on a device.
 pub(crate) struct Decoder {
@@ -24,7 +25,7 @@ pub(crate) struct Decoder {
     device: Device,
 }
 
-struct Block {
+pub(crate) struct Block {
     attention_norm: Tensor<1>,
     qkv: QuantizedLinear,
     qkv_bias: Tensor<1>,
@@ -124,15 +125,9 @@ impl Decoder {
         if spec.embedding_scale != 1.0 {
             x = x.mul_scalar(spec.embedding_scale);
         }
-        let layout = HeadLayout {
-            n_heads: spec.n_heads,
-            n_kv_heads: spec.n_kv_heads,
-            head_dim: spec.head_dim,
-            rope: spec.rope,
-            norm_eps: spec.head_norms.then_some(spec.norm_eps),
-        };
         // Layers of one kind share their angles.
         let mut tables: Vec<(f32, f32, RopeTable)> = Vec::new();
+        let mut unobserved = |_: InputSite, _: &Tensor<2>| Ok(());
         let mut tapped = vec![None; taps.len()];
         let last = self.blocks.len() - 1;
         let only_kept = kept.len() < tokens.len() && !taps.contains(&last);
@@ -153,12 +148,7 @@ impl Decoder {
                     tables.len() - 1
                 }
             };
-            let normed = norm(x.clone(), &block.attention_norm, spec);
-            let qkv = trace_span!("qkv").in_scope(|| block.qkv.forward(normed));
-            let heads = trace_span!("heads").in_scope(|| {
-                let (bias, q_norm, k_norm) = (&block.qkv_bias, &block.q_norm, &block.k_norm);
-                split_heads(qkv, bias.clone(), q_norm.clone(), k_norm.clone(), &tables[table].2, layout)
-            });
+            let heads = block.heads(&x, spec, &tables[table].2, &mut unobserved)?;
             let mut attended =
                 trace_span!("attention").in_scope(|| attend(segments, i, heads, spec.attention_scale))?;
             if i == last && only_kept {
@@ -169,19 +159,7 @@ impl Decoder {
                 attended = rows(attended, kept);
                 x = rows(x, kept);
             }
-            let mut out = trace_span!("attention_out").in_scope(|| block.attention_out.forward(attended));
-            if let Some(weight) = &block.post_attention_norm {
-                out = norm(out, weight, spec);
-            }
-            x = trace_span!("residual").in_scope(|| x + out);
-            let normed = norm(x.clone(), &block.feed_forward_norm, spec);
-            let gate_up = trace_span!("gate_up").in_scope(|| block.gate_up.forward(normed));
-            let activated = trace_span!("activation").in_scope(|| gated_activation(gate_up, spec.activation));
-            let mut out = trace_span!("down").in_scope(|| block.down.forward(activated));
-            if let Some(weight) = &block.post_feed_forward_norm {
-                out = norm(out, weight, spec);
-            }
-            x = trace_span!("residual").in_scope(|| x + out);
+            x = block.finish(x, attended, spec, &mut unobserved)?;
             for (at, _) in taps.iter().enumerate().filter(|t| *t.1 == i) {
                 tapped[at] = Some(x.clone());
             }
@@ -256,7 +234,7 @@ impl ProductCost {
     }
 }
 
-fn norm(x: Tensor<2>, weight: &Tensor<1>, spec: &DecoderSpec) -> Tensor<2> {
+pub(crate) fn norm(x: Tensor<2>, weight: &Tensor<1>, spec: &DecoderSpec) -> Tensor<2> {
     trace_span!("norm").in_scope(|| rms_norm(x, weight.clone(), spec.norm_eps))
 }
 
@@ -265,12 +243,7 @@ fn collect(taps: Vec<Option<Tensor<2>>>) -> Vec<Tensor<2>> {
 }
 
 /// Attention of each segment over its own cache.
-fn attend(
-    segments: &mut [Segment<'_>],
-    layer: usize,
-    heads: crate::ops::Heads,
-    scale: f32,
-) -> Result<Tensor<2>, Error> {
+fn attend(segments: &mut [Segment<'_>], layer: usize, heads: Heads, scale: f32) -> Result<Tensor<2>, Error> {
     if let [only] = segments {
         return Ok(only.cache.attend(layer, heads.q, heads.k, heads.v, scale)?);
     }
@@ -296,8 +269,61 @@ fn rows(x: Tensor<2>, indices: &[usize]) -> Tensor<2> {
     x.select(0, Tensor::from_data(TensorData::new(indices, [n]), &device))
 }
 
+/// Told of the inputs of a block's matrices.
+pub(crate) type Observe<'a> = dyn FnMut(InputSite, &Tensor<2>) -> Result<(), Error> + 'a;
+
 impl Block {
-    fn load(weights: &Weights<'_>, spec: &DecoderSpec, i: usize) -> Result<Self, Error> {
+    /// Rotated heads of the rows `x`.
+    pub(crate) fn heads(
+        &self,
+        x: &Tensor<2>,
+        spec: &DecoderSpec,
+        table: &RopeTable,
+        observe: &mut Observe<'_>,
+    ) -> Result<Heads, Error> {
+        let layout = HeadLayout {
+            n_heads: spec.n_heads,
+            n_kv_heads: spec.n_kv_heads,
+            head_dim: spec.head_dim,
+            rope: spec.rope,
+            norm_eps: spec.head_norms.then_some(spec.norm_eps),
+        };
+        let normed = norm(x.clone(), &self.attention_norm, spec);
+        observe(InputSite::Attention, &normed)?;
+        let qkv = trace_span!("qkv").in_scope(|| self.qkv.forward(normed));
+        Ok(trace_span!("heads").in_scope(|| {
+            let (bias, q_norm, k_norm) = (&self.qkv_bias, &self.q_norm, &self.k_norm);
+            split_heads(qkv, bias.clone(), q_norm.clone(), k_norm.clone(), table, layout)
+        }))
+    }
+
+    /// What the block makes of the rows `x`, given what attention has found.
+    pub(crate) fn finish(
+        &self,
+        mut x: Tensor<2>,
+        attended: Tensor<2>,
+        spec: &DecoderSpec,
+        observe: &mut Observe<'_>,
+    ) -> Result<Tensor<2>, Error> {
+        observe(InputSite::AttentionOut, &attended)?;
+        let mut out = trace_span!("attention_out").in_scope(|| self.attention_out.forward(attended));
+        if let Some(weight) = &self.post_attention_norm {
+            out = norm(out, weight, spec);
+        }
+        x = trace_span!("residual").in_scope(|| x + out);
+        let normed = norm(x.clone(), &self.feed_forward_norm, spec);
+        observe(InputSite::FeedForward, &normed)?;
+        let gate_up = trace_span!("gate_up").in_scope(|| self.gate_up.forward(normed));
+        let activated = trace_span!("activation").in_scope(|| gated_activation(gate_up, spec.activation));
+        observe(InputSite::FeedForwardOut, &activated)?;
+        let mut out = trace_span!("down").in_scope(|| self.down.forward(activated));
+        if let Some(weight) = &self.post_feed_forward_norm {
+            out = norm(out, weight, spec);
+        }
+        Ok(trace_span!("residual").in_scope(|| x + out))
+    }
+
+    pub(crate) fn load(weights: &Weights<'_>, spec: &DecoderSpec, i: usize) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{i}.{part}");
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
         let width = spec.width;
@@ -340,13 +366,13 @@ impl Block {
 }
 
 /// Reads tensors and checks their shapes.
-struct Weights<'a> {
-    file: &'a gguf::File,
-    device: &'a Device,
+pub(crate) struct Weights<'a> {
+    pub(crate) file: &'a gguf::File,
+    pub(crate) device: &'a Device,
 }
 
 impl Weights<'_> {
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
         let view = self.file.require(name)?;
         expect_shape(&view, &[len])?;
         Ok(Tensor::from_data(TensorData::new(view.to_f32(), [len]), self.device))
@@ -366,7 +392,7 @@ impl Weights<'_> {
     }
 }
 
-fn expect_shape(view: &gguf::TensorView<'_>, expected: &[usize]) -> Result<(), Error> {
+pub(crate) fn expect_shape(view: &gguf::TensorView<'_>, expected: &[usize]) -> Result<(), Error> {
     if view.shape() == expected {
         return Ok(());
     }

@@ -26,6 +26,8 @@ pub struct AwqConfig {
     pub n_exponents: usize,
     /// Rows of inputs that the error is measured on.
     pub sample_rows: usize,
+    /// Rows of the weights that the error is measured on, evenly spread over the matrix.
+    pub weight_rows: usize,
     /// How ranges are chosen once the factors stand. During the search they go from the least to the largest weight.
     pub range: RangeChoice,
 }
@@ -33,13 +35,13 @@ pub struct AwqConfig {
 impl AwqConfig {
     /// The authors': twenty exponents. Without the search for clipped ranges.
     pub fn paper() -> Self {
-        Self { n_exponents: 20, sample_rows: 512, range: RangeChoice::Extremes }
+        Self { n_exponents: 20, sample_rows: 512, weight_rows: usize::MAX, range: RangeChoice::Extremes }
     }
 }
 
 impl Default for AwqConfig {
     fn default() -> Self {
-        Self { range: RangeChoice::LeastSquares, ..Self::paper() }
+        Self { weight_rows: 512, range: RangeChoice::LeastSquares, ..Self::paper() }
     }
 }
 
@@ -67,7 +69,10 @@ impl Awq {
         if statistics.sample().is_empty() {
             return Err(Error::NoStatistics { needed: "a sample of the inputs" });
         }
-        let (values, n) = (weights.values(), weights.n_cols());
+        let n = weights.n_cols();
+        let every = weights.n_rows().div_ceil(self.config.weight_rows.max(1));
+        let some: Vec<f32> = weights.values().chunks_exact(n).step_by(every).flatten().copied().collect();
+        let values = &some[..];
         let magnitudes = statistics.mean_magnitude();
         let inputs = transposed(statistics.sample(), n);
         let mut best = (f64::INFINITY, vec![1.0; n], 0.0);

@@ -1,0 +1,88 @@
+//! Changes of basis that leave a model's function as it is: rotated hidden states, scaled channels.
+
+use breakers_backend::hadamard::Rotation;
+use breakers_quant::statistics::Statistics;
+
+use crate::Error;
+
+/// Norm weights below this share of the largest are no divisors.
+const SMALLEST_NORM: f32 = 1e-6;
+
+/// A rotation of the hidden states. RMS norms commute with it once their weights are ones; these go to the matrices that
+/// read the normed states.
+pub(super) struct HiddenRotation {
+    pub(super) rotation: Rotation,
+}
+
+impl HiddenRotation {
+    pub(super) fn new(width: usize, seed: u64) -> Result<Self, Error> {
+        let rotation = Rotation::random(width, seed).map_err(breakers_quant::Error::from)?;
+        Ok(Self { rotation })
+    }
+
+    /// A matrix `[out, width]` that reads states normed with these weights.
+    pub(super) fn reader(&self, values: &mut [f32], norm: &[f32]) -> Result<(), Error> {
+        for row in values.chunks_exact_mut(norm.len()) {
+            row.iter_mut().zip(norm).for_each(|(x, weight)| *x *= weight);
+        }
+        self.rows(values)
+    }
+
+    /// Rows of hidden states, such as embeddings.
+    pub(super) fn rows(&self, values: &mut [f32]) -> Result<(), Error> {
+        Ok(self.rotation.forward(values).map_err(breakers_quant::Error::from)?)
+    }
+
+    /// A matrix `[width, in]` that adds to the states.
+    pub(super) fn writer(&self, values: &mut [f32], n_cols: usize) -> Result<(), Error> {
+        let width = self.rotation.len();
+        let mut columns = transposed(values, n_cols);
+        self.rows(&mut columns)?;
+        values.copy_from_slice(&transposed(&columns, width));
+        Ok(())
+    }
+
+    /// Statistics of normed states as the rotated model has them.
+    pub(super) fn statistics(&self, statistics: &Statistics, norm: &[f32]) -> Result<Statistics, Error> {
+        let largest = norm.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        if let Some(at) = norm.iter().position(|x| x.abs() <= SMALLEST_NORM * largest) {
+            let reason = format!("a norm has the weight {} at {at}, which cannot be divided by", norm[at]);
+            return Err(Error::Unfoldable { reason });
+        }
+        Ok(statistics.transformed(|rows| {
+            for row in rows.chunks_exact_mut(norm.len()) {
+                row.iter_mut().zip(norm).for_each(|(x, weight)| *x /= weight);
+            }
+            Ok(self.rotation.forward(rows)?)
+        })?)
+    }
+}
+
+/// The transpose of `[n_rows, n_cols]`.
+pub(super) fn transposed(values: &[f32], n_cols: usize) -> Vec<f32> {
+    let n_rows = values.len() / n_cols.max(1);
+    let mut out = vec![0.0; values.len()];
+    breakers_backend::pool::parallel_chunks_mut(&mut out, 32 * n_rows.max(1), |start, lines| {
+        let first = start / n_rows;
+        for row in 0..n_rows {
+            for (col, line) in lines.chunks_exact_mut(n_rows).enumerate() {
+                line[row] = values[row * n_cols + first + col];
+            }
+        }
+    });
+    out
+}
+
+/// Multiplies the columns of `[out, in]`.
+pub(super) fn scale_columns(values: &mut [f32], factors: &[f32]) {
+    for row in values.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
+}
+
+/// Divides the rows of `[out, in]`.
+pub(super) fn divide_rows(values: &mut [f32], divisors: &[f32], n_cols: usize) {
+    for (row, divisor) in values.chunks_exact_mut(n_cols).zip(divisors) {
+        row.iter_mut().for_each(|x| *x /= divisor);
+    }
+}

@@ -1,0 +1,187 @@
+//! A model's file with its matrices in smaller formats, for this crate and for llama.cpp.
+//!
+//! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics of its
+//! inputs choose the new ones, and the text goes on through those, so that later blocks see what they will see.
+//!
+//! # Memory
+//! With `n` tokens of text, width `d` and the widest input `f` (that of the down projection): 4nd bytes of hidden states;
+//! with Hessians 4(f² + 3d²) bytes to collect, and 6f² while the largest is factored; one block of weights, a few times
+//! its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2 + 0.35 + 0.48 + 0.3 GB beside the mapped file.
+//!
+//! # Interruptions
+//! Each finished tensor goes to a folder beside the output, `NAME.parts`. The same job, begun again, takes what is there;
+//! another one clears the folder. The output appears whole, when all is done.
+//!
+//! # Source
+//! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323, section 4. Rotations
+//! folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4, stage 1a. Factors folded into norms and
+//! earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
+
+mod factors;
+mod fold;
+mod job;
+mod parts;
+mod plan;
+mod sensitivity;
+mod tables;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use breakers_core::TokenId;
+use breakers_quant::Format;
+use breakers_quant::quantizers::{AwqConfig, GptqConfig};
+
+use crate::Error;
+
+pub use plan::Plan;
+pub use sensitivity::{Choice, Sensitivities};
+
+/// How weights are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Method {
+    /// The nearest value of the scales with the least error; `weighted` by the mean squares of the inputs.
+    RoundToNearest {
+        /// Whether columns count by their inputs. Needs a text.
+        weighted: bool,
+    },
+    /// Columns scaled by their inputs' magnitudes, then as before. Needs a text.
+    Awq(AwqConfig),
+    /// Error feedback along the Hessian of the inputs. Needs a text.
+    Gptq(GptqConfig),
+}
+
+impl Method {
+    /// The method's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::RoundToNearest { weighted: false } => "rtn",
+            Method::RoundToNearest { weighted: true } => "imatrix",
+            Method::Awq(_) => "awq",
+            Method::Gptq(_) => "gptq",
+        }
+    }
+
+    /// Whether a text is needed.
+    pub fn needs_text(&self) -> bool {
+        !matches!(self, Method::RoundToNearest { weighted: false })
+    }
+}
+
+/// A job for [`quantize`].
+#[derive(Clone, Debug)]
+pub struct QuantizeOptions {
+    /// How weights are chosen.
+    pub method: Method,
+    /// Seed of a rotation of the hidden states, which is folded into all matrices; `None` for none.
+    pub rotation: Option<u64>,
+    /// The text to calibrate with.
+    pub tokens: Vec<TokenId>,
+    /// Tokens that are read in one context; a remainder of the text is dropped.
+    pub window: usize,
+    /// Fewest tokens that a method which needs a text is content with.
+    pub min_tokens: usize,
+}
+
+impl QuantizeOptions {
+    /// A job without a rotation, with windows of 512 tokens.
+    pub fn new(method: Method, tokens: Vec<TokenId>) -> Self {
+        Self { method, rotation: None, tokens, window: 512, min_tokens: 2048 }
+    }
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Steps done: a block takes two and its matrices one each, the embeddings and the head one each.
+    pub done: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// What is being done.
+    pub doing: Doing,
+}
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doing {
+    /// The text passes through a block.
+    Reading {
+        /// The block.
+        block: usize,
+        /// Windows of text done.
+        windows: usize,
+    },
+    /// Weights are chosen.
+    Quantizing,
+    /// The file is put together.
+    Writing,
+}
+
+/// What became of a matrix.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TensorReport {
+    /// The tensor.
+    pub name: String,
+    /// Its format in the source.
+    pub from: Format,
+    /// Its format in the output.
+    pub to: Format,
+    /// Whether the bytes were taken over, since the format is the same.
+    pub kept: bool,
+    /// The squared error of its weights over their squares.
+    pub weight_error: f64,
+    /// The squared error of its outputs on calibration inputs, over their squares.
+    pub output_error: Option<f64>,
+    /// The Hessian's damping, where one was factored.
+    pub damping: Option<f32>,
+}
+
+/// What a job did.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct QuantizeReport {
+    /// All matrices, in the order of the file. Those found from an interrupted run have no errors.
+    pub tensors: Vec<TensorReport>,
+    /// Tokens of text that were used.
+    pub n_tokens: usize,
+    /// Bytes of the output.
+    pub bytes: u64,
+    /// Feeding the text, statistics included.
+    pub reading: Duration,
+    /// The statistics' part of it: Hessians above all.
+    pub observing: Duration,
+    /// Choosing weights.
+    pub quantizing: Duration,
+    /// All of it.
+    pub total: Duration,
+    /// Tensors that were found from an interrupted run.
+    pub resumed: usize,
+    /// What was done otherwise than asked for, and why.
+    pub notes: Vec<String>,
+}
+
+/// Writes `out`, a GGUF file with the matrices of `source` in the formats of the plan.
+///
+/// # Errors
+/// [`Error::Quant`] for a damaged source or weights that are not finite, [`Error::TooLittleText`] for a method that needs
+/// more, [`Error::Unfoldable`] for a rotation of a model that allows none, [`Error::Io`] when the disk fails.
+pub fn quantize(
+    source: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    plan: &Plan,
+    options: &QuantizeOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<QuantizeReport, Error> {
+    job::run(source.as_ref(), out.as_ref(), plan, options, progress)
+}
+
+/// The folder where finished tensors of an output wait.
+pub fn parts_folder(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".parts");
+    out.with_file_name(name)
+}

@@ -1,0 +1,287 @@
+//! How much each matrix of a model suffers from smaller formats, and the formats that fit a number of bytes.
+//!
+//! A matrix's sensitivity to a format is the mean KL divergence between the predictions of the original model and of one with
+//! this matrix alone rounded. The losses of several matrices are taken to add up.
+//!
+//! # Cost
+//! For each matrix and format one pass of the text from its block to the end of the model, and one through the head.
+//!
+//! # Source
+//! The choice is the greedy one on the lower convex hull of each matrix's (bytes, loss): Shoham and Gersho, "Efficient bit
+//! allocation for an arbitrary set of quantizers", IEEE Trans. ASSP 36 (1988), section III.
+
+use std::collections::BTreeMap;
+
+use breakers_core::TokenId;
+use breakers_quant::linear::QuantizedLinear;
+use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
+use breakers_quant::quantizers::RoundToNearest;
+use breakers_quant::{Format, gguf};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::Plan;
+use super::plan::fitting;
+use crate::Error;
+use crate::divergence::kullback_leibler;
+use crate::walk::BlockWalk;
+
+/// What a format would do to a matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// The format; where rows are no whole blocks of the one asked for, the one in its place.
+    pub format: Format,
+    /// Bytes of the matrix in it.
+    pub bytes: u64,
+    /// Mean KL divergence of the predictions, in nats a token.
+    pub loss: f64,
+}
+
+/// The choices of each matrix of the blocks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sensitivities {
+    /// By the matrix's name.
+    pub choices: BTreeMap<String, Vec<Choice>>,
+}
+
+impl Sensitivities {
+    /// Measures the sensitivity of every matrix of the blocks to each format, on windows of a text. `progress` is told
+    /// (matrices done, matrices in all).
+    ///
+    /// # Errors
+    /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite; [`Error::TooLittleText`] without a window.
+    pub fn measure(
+        file: &gguf::File,
+        windows: Vec<Vec<TokenId>>,
+        formats: &[Format],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, Error> {
+        if windows.is_empty() {
+            return Err(Error::TooLittleText { expected: 1, found: 0 });
+        }
+        let mut walk = BlockWalk::new(file, windows)?;
+        let mut through = walk.clone();
+        for block in 0..walk.n_blocks() {
+            through.run(file, block, None, None, true, &mut |_| ())?;
+        }
+        let reference = logits(file, &through)?;
+        drop(through);
+        let matrices = |block: usize| {
+            let prefix = format!("blk.{block}.");
+            file.tensors().filter(move |view| view.shape().len() == 2 && view.name().starts_with(&prefix))
+        };
+        let n_matrices: usize = (0..walk.n_blocks()).map(|block| matrices(block).count()).sum();
+        let mut found = Self::default();
+        for block in 0..walk.n_blocks() {
+            for view in matrices(block) {
+                let mut choices: Vec<Choice> = Vec::new();
+                for &format in formats {
+                    let format = fitting(format, view.n_cols());
+                    if choices.iter().any(|choice| choice.format == format) {
+                        continue;
+                    }
+                    let bytes = (format.row_bytes(view.n_cols())? * view.n_rows()) as u64;
+                    let loss = match format == view.format() {
+                        true => 0.0,
+                        false => loss_of(file, &walk, block, &view, format, &reference)?,
+                    };
+                    choices.push(Choice { format, bytes, loss });
+                }
+                found.choices.insert(view.name().to_owned(), choices);
+                progress(found.choices.len(), n_matrices);
+            }
+            walk.run(file, block, None, None, true, &mut |_| ())?;
+        }
+        Ok(found)
+    }
+
+    /// The plan with the least sum of losses that this method finds within a number of bytes for the matrices of the blocks;
+    /// embeddings and head keep their formats. Nothing if not even the smallest formats fit.
+    pub fn allocate(&self, file: &gguf::File, budget: u64) -> Option<Plan> {
+        let mut plan = Plan::by(file, |_, from| from);
+        let mut used = 0u64;
+        // For each matrix the corners of its lower hull, and the corner it stands on.
+        let mut hulls: Vec<(&str, Vec<Choice>, usize)> =
+            self.choices.iter().map(|(name, choices)| (&**name, hull(choices), 0)).collect();
+        for (_, hull, _) in &hulls {
+            used = used.checked_add(hull.first()?.bytes)?;
+        }
+        if used > budget {
+            return None;
+        }
+        loop {
+            let gain = |at: usize| -> Option<(f64, u64)> {
+                let (_, hull, corner) = &hulls[at];
+                let (now, next) = (hull[*corner], hull.get(corner + 1)?);
+                let bytes = next.bytes - now.bytes;
+                Some(((now.loss - next.loss) / bytes as f64, bytes))
+            };
+            let affordable = (0..hulls.len()).filter_map(|at| Some((at, gain(at)?)));
+            let best = affordable
+                .filter(|(_, (_, bytes))| used + bytes <= budget)
+                .max_by(|a, b| a.1.0.total_cmp(&b.1.0));
+            let Some((at, (_, bytes))) = best else { break };
+            used += bytes;
+            hulls[at].2 += 1;
+        }
+        for (name, hull, corner) in hulls {
+            let n_cols = file.tensor(name)?.n_cols();
+            plan.set(name, hull[corner].format, n_cols);
+        }
+        Some(plan)
+    }
+}
+
+/// The corners of the lower convex hull, by ascending bytes and falling loss.
+fn hull(choices: &[Choice]) -> Vec<Choice> {
+    let mut sorted = choices.to_vec();
+    sorted.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.loss.total_cmp(&b.loss)));
+    let mut corners: Vec<Choice> = Vec::new();
+    for choice in sorted {
+        if corners.last().is_some_and(|last| choice.loss >= last.loss || choice.bytes == last.bytes) {
+            continue;
+        }
+        while let [.., a, b] = &corners[..] {
+            let slope = |from: &Choice, to: &Choice| (from.loss - to.loss) / (to.bytes - from.bytes) as f64;
+            if slope(a, b) > slope(b, &choice) {
+                break;
+            }
+            corners.pop();
+        }
+        corners.push(choice);
+    }
+    corners
+}
+
+/// The divergence that rounding one matrix brings about.
+fn loss_of(
+    file: &gguf::File,
+    walk: &BlockWalk,
+    block: usize,
+    view: &gguf::TensorView<'_>,
+    format: Format,
+    reference: &[Vec<f32>],
+) -> Result<f64, Error> {
+    let values = view.to_f32();
+    let in_tensor = |source| Error::Tensor { name: view.name().to_owned(), source };
+    let weights = WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(in_tensor)?;
+    let rounded = RoundToNearest::new(Encoding::Gguf(format)).quantize(&weights, None).map_err(in_tensor)?;
+    let prefix = format!("blk.{block}.");
+    let views: Vec<_> = file.tensors().filter(|other| other.name().starts_with(&prefix)).collect();
+    let mut writer = gguf::Writer::new();
+    for other in &views {
+        let format = if other.name() == view.name() { format } else { other.format() };
+        writer.declare(other.name(), format, other.shape())?;
+    }
+    let mut sink = writer.write_to(Vec::new())?;
+    for other in &views {
+        let changed = (other.name() == view.name()).then(|| rounded.blocks().unwrap_or_default());
+        sink.write(other.name(), changed.unwrap_or(other.bytes()))?;
+    }
+    let changed = gguf::File::from_bytes(sink.finish()?)?;
+    let mut walk = walk.clone();
+    walk.run(&changed, block, None, None, true, &mut |_| ())?;
+    for later in block + 1..walk.n_blocks() {
+        walk.run(file, later, None, None, true, &mut |_| ())?;
+    }
+    let found = logits(file, &walk)?;
+    let rows = reference.iter().zip(&found);
+    let sum: f64 = rows.map(|(expected, found)| kullback_leibler(expected, found)).sum();
+    Ok(sum / reference.len().max(1) as f64)
+}
+
+/// The logits of every fourth token, which is enough to compare and a quarter of the head's work.
+fn logits(file: &gguf::File, walk: &BlockWalk) -> Result<Vec<Vec<f32>>, Error> {
+    const EVERY: usize = 4;
+    let device = Device::flex();
+    let view = match file.tensor("output.weight") {
+        Some(view) => view,
+        None => file.require("token_embd.weight")?,
+    };
+    let head = QuantizedLinear::new(vec![view], &device)?;
+    let (width, mut out) = (walk.width(), Vec::new());
+    walk.head_inputs(file, |rows| {
+        let kept: Vec<f32> =
+            rows.chunks_exact(width).skip(EVERY - 1).step_by(EVERY).flatten().copied().collect();
+        let n = kept.len() / width;
+        let x = Tensor::<2>::from_data(TensorData::new(kept, [n, width]), &device);
+        let logits = head.forward(x).into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
+        out.extend(logits.chunks_exact(head.n_outputs()).map(<[f32]>::to_vec));
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(format: Format, bytes: u64, loss: f64) -> Choice {
+        Choice { format, bytes, loss }
+    }
+
+    #[test]
+    fn hulls_hold_what_can_be_best() {
+        let all = [
+            choice(Format::Q2_K, 10, 8.0),
+            choice(Format::Q3_K, 14, 7.5),
+            choice(Format::Q4_K, 20, 2.0),
+            choice(Format::Q5_K, 24, 3.0),
+            choice(Format::Q6_K, 30, 0.0),
+            choice(Format::Q8_0, 40, 0.0),
+        ];
+        let formats: Vec<Format> = hull(&all).iter().map(|c| c.format).collect();
+        assert_eq!(formats, [Format::Q2_K, Format::Q4_K, Format::Q6_K]);
+    }
+
+    #[test]
+    fn allocation_is_near_the_best_of_all_combinations() {
+        let mut writer = gguf::Writer::new();
+        let names: Vec<String> = (0..5).map(|i| format!("blk.{i}.w")).collect();
+        for name in &names {
+            writer.declare(name, Format::F32, &[1, 256]).unwrap();
+        }
+        let mut sink = writer.write_to(Vec::new()).unwrap();
+        for name in &names {
+            sink.write(name, &[0; 1024]).unwrap();
+        }
+        let file = gguf::File::from_bytes(sink.finish().unwrap()).unwrap();
+        let formats = [(Format::Q2_K, 84u64), (Format::Q3_K, 110), (Format::Q4_K, 144)];
+        let mut sensitivities = Sensitivities::default();
+        for (i, name) in names.iter().enumerate() {
+            // Convex in the bytes, and of very different sizes.
+            let factor = [1.0, 8.0, 0.2, 3.0, 0.5][i];
+            let choices =
+                formats.map(|(format, bytes)| choice(format, bytes, factor * (144 - bytes).pow(2) as f64));
+            sensitivities.choices.insert(name.clone(), choices.to_vec());
+        }
+        for budget in [420, 500, 560, 640, 720] {
+            let plan = sensitivities.allocate(&file, budget).unwrap();
+            let cost = |pick: &dyn Fn(&str) -> Format| -> (u64, f64) {
+                let chosen = sensitivities.choices.iter().map(|(name, all)| {
+                    let format = pick(name);
+                    all.iter().find(|c| c.format == format).map_or((0, 0.0), |c| (c.bytes, c.loss))
+                });
+                chosen.fold((0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+            };
+            let found = cost(&|name| plan.format(name).unwrap());
+            assert!(found.0 <= budget);
+            let mut best = f64::INFINITY;
+            for combination in 0..3usize.pow(5) {
+                let pick = |name: &str| {
+                    let i = names.iter().position(|n| n == name).unwrap();
+                    formats[combination / 3usize.pow(i as u32) % 3].0
+                };
+                let (bytes, loss) = cost(&pick);
+                if bytes <= budget {
+                    best = best.min(loss);
+                }
+            }
+            // Greedy leaves less than one step's bytes unused.
+            let (_, roomier) =
+                cost(&|name| sensitivities.allocate(&file, budget + 60).unwrap().format(name).unwrap());
+            assert!(found.1 >= best && roomier <= best + 1e-9, "{budget}: {found:?} {best} {roomier}");
+        }
+        assert!(sensitivities.allocate(&file, 419).is_none());
+    }
+}

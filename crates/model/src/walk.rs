@@ -1,0 +1,192 @@
+//! A text through a model, one block at a time, for whoever changes the weights on the way.
+//!
+//! # Memory
+//! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer collects
+//! comes on top.
+
+use breakers_backend::hadamard::Rotation;
+use breakers_core::TokenId;
+use breakers_kv_cache::{Visible, attention};
+use breakers_quant::gguf;
+use breakers_quant::linear::QuantizedEmbedding;
+use breakers_quant::statistics::{InputObserver, InputSite};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::Error;
+use crate::arch::decoder::{Block, Weights, norm};
+use crate::arch::{self, DecoderSpec};
+use crate::ops::RopeTable;
+
+/// Hidden states of a text between two blocks of a causal model, on the CPU.
+///
+/// # Example
+/// ```no_run
+/// use breakers_model::walk::BlockWalk;
+/// use breakers_quant::{gguf, statistics::{InputSite, SiteStatistics, StatisticsConfig}};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = gguf::File::open("model.gguf")?;
+/// let mut walk = BlockWalk::new(&file, vec![vec![1, 2, 3, 4]])?;
+/// for block in 0..walk.n_blocks() {
+///     let mut inputs = SiteStatistics::new(StatisticsConfig::default());
+///     walk.run(&file, block, None, Some(&mut inputs), true, &mut |_| ())?;
+///     println!("{:?}", inputs.take(InputSite::FeedForward).map(|s| s.mean_magnitude()));
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct BlockWalk {
+    spec: DecoderSpec,
+    /// For each window its hidden states, `[tokens, width]`.
+    hidden: Vec<Vec<f32>>,
+    rope_factors: Vec<f32>,
+    device: Device,
+}
+
+impl BlockWalk {
+    /// Looks the embeddings of the windows' tokens up. A window sees nothing of the others.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] for a file that lacks the embeddings or a token that has none; those of the hyperparameters;
+    /// [`Error::WindowLength`] for a window that is empty or longer than the model's context.
+    pub fn new(file: &gguf::File, windows: Vec<Vec<TokenId>>) -> Result<Self, Error> {
+        let device = Device::flex();
+        let spec = arch::decoder_spec(file.metadata())?;
+        let table = QuantizedEmbedding::new(file.require("token_embd.weight")?, &device)?;
+        let mut hidden = Vec::with_capacity(windows.len());
+        for window in &windows {
+            if window.is_empty() || window.len() > spec.max_context {
+                return Err(Error::WindowLength { limit: spec.max_context, found: window.len() });
+            }
+            let mut x = to_vec(table.lookup(window, &device)?)?;
+            x.iter_mut().for_each(|x| *x *= spec.embedding_scale);
+            hidden.push(x);
+        }
+        let rope_factors = file.tensor("rope_freqs.weight").map_or_else(Vec::new, |view| view.to_f32());
+        if !rope_factors.is_empty() && rope_factors.len() != spec.n_rotated / 2 {
+            return Err(Error::TensorShape {
+                name: "rope_freqs.weight".to_owned(),
+                expected: vec![spec.n_rotated / 2],
+                found: vec![rope_factors.len()],
+            });
+        }
+        Ok(Self { spec, hidden, rope_factors, device })
+    }
+
+    /// Blocks of the model.
+    pub fn n_blocks(&self) -> usize {
+        self.spec.layers.len()
+    }
+
+    /// Width of the hidden states.
+    pub fn width(&self) -> usize {
+        self.spec.width
+    }
+
+    /// Windows of text.
+    pub fn n_windows(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// Whether the outputs of attention and feed-forward are normalized before they are added, which keeps rotations of the
+    /// hidden states from being folded into the weights.
+    pub fn has_post_norms(&self) -> bool {
+        self.spec.post_norms
+    }
+
+    /// Query heads for each key and value head.
+    pub fn queries_per_key(&self) -> usize {
+        self.spec.n_heads / self.spec.n_kv_heads.max(1)
+    }
+
+    /// Feeds all windows to a block whose weights are those of `file`; `progress` is told of each window. With `rotation` the
+    /// weights are those of rotated hidden states. With `advance` the hidden states become those behind the block,
+    /// otherwise they stay.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] and [`Error::TensorShape`] for a file without the block's weights, [`Error::BlockIndex`], those of the
+    /// observer.
+    pub fn run(
+        &mut self,
+        file: &gguf::File,
+        block_idx: usize,
+        rotation: Option<&Rotation>,
+        mut observer: Option<&mut dyn InputObserver>,
+        advance: bool,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), Error> {
+        let Some(layer) = self.spec.layers.get(block_idx).copied() else {
+            return Err(Error::BlockIndex { n_blocks: self.n_blocks(), found: block_idx });
+        };
+        let spec = &self.spec;
+        let block = Block::load(&Weights { file, device: &self.device }, spec, block_idx)?;
+        let mut observe = |site: InputSite, rows: &Tensor<2>| -> Result<(), Error> {
+            if let Some(observer) = &mut observer {
+                let n_cols = rows.dims()[1];
+                observer.observe(site, &to_vec(rows.clone())?, n_cols)?;
+            }
+            Ok(())
+        };
+        let mut table: Option<(usize, RopeTable)> = None;
+        for (i, hidden) in self.hidden.iter_mut().enumerate() {
+            let n = hidden.len() / spec.width;
+            let table = match table.take() {
+                Some(found) if found.0 == n => table.insert(found),
+                _ => {
+                    let positions: Vec<usize> = (0..n).collect();
+                    let (base, scale) = (layer.rope_base, layer.rope_scale);
+                    let (factors, device) = (&self.rope_factors, &self.device);
+                    let made = RopeTable::new(&positions, spec.n_rotated, base, scale, factors, device);
+                    table.insert((n, made))
+                }
+            };
+            let mut states = hidden.clone();
+            if let Some(rotation) = rotation {
+                rotation.forward(&mut states).map_err(breakers_quant::Error::from)?;
+            }
+            let x = Tensor::<2>::from_data(TensorData::new(states, [n, spec.width]), &self.device);
+            let heads = block.heads(&x, spec, &table.1, &mut observe)?;
+            let visible = Visible::causal(0, n, layer.window);
+            let attended = attention(heads.q, heads.k, heads.v, &visible, spec.attention_scale)?;
+            let x = block.finish(x, attended, spec, &mut observe)?;
+            if advance {
+                *hidden = to_vec(x)?;
+                if let Some(rotation) = rotation {
+                    rotation.inverse(hidden).map_err(breakers_quant::Error::from)?;
+                }
+            }
+            progress(i + 1);
+        }
+        Ok(())
+    }
+
+    /// Calls `see` with the inputs of the head, `[tokens, width]`, one window after the other.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] and [`Error::TensorShape`] for a file without the last norm, those of `see`.
+    pub fn head_inputs(
+        &self,
+        file: &gguf::File,
+        mut see: impl FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let weights = Weights { file, device: &self.device };
+        let weight = weights.vector("output_norm.weight", self.spec.width)?;
+        for hidden in &self.hidden {
+            let n = hidden.len() / self.spec.width;
+            let data = TensorData::new(hidden.clone(), [n, self.spec.width]);
+            see(&to_vec(norm(Tensor::from_data(data, &self.device), &weight, &self.spec))?)?;
+        }
+        Ok(())
+    }
+}
+
+fn to_vec(tensor: Tensor<2>) -> Result<Vec<f32>, Error> {
+    tensor.into_data().try_into_vec::<f32>().map_err(Error::tensor_data)
+}
+
+impl std::fmt::Debug for BlockWalk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockWalk").field("spec", &self.spec).field("windows", &self.hidden.len()).finish()
+    }
+}

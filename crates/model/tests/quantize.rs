@@ -1,0 +1,306 @@
+//! Quantization of whole models, on a tiny one with random weights.
+
+use std::path::Path;
+
+use breakers_backend::harness::model_path;
+use breakers_core::{LanguageModel, LayerTap, Step, TokenId, Want};
+use breakers_kv_cache::Element;
+use breakers_model::quantize::{Method, Plan, QuantizeOptions, parts_folder, quantize};
+use breakers_model::walk::BlockWalk;
+use breakers_model::{Error, LoadOptions, Model};
+use breakers_quant::quantizers::{AwqConfig, GptqConfig};
+use breakers_quant::{Format, gguf};
+
+const WIDTH: usize = 256;
+const FEED_FORWARD: usize = 512;
+const HEAD_DIM: usize = 64;
+const VOCABULARY: usize = 96;
+const BLOCKS: usize = 2;
+
+/// Numbers that are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn normal(&mut self) -> f32 {
+        self.next() + self.next() + self.next()
+    }
+}
+
+/// What tests change of the tiny model.
+#[derive(Clone, Copy)]
+struct Tiny {
+    architecture: &'static str,
+    kv_heads: usize,
+    /// A weight that is spoiled, by the tensor's name.
+    spoiled: Option<&'static str>,
+}
+
+const TINY: Tiny = Tiny { architecture: "qwen2", kv_heads: 2, spoiled: None };
+
+/// Writes the model; some input channels stand out, as they do in real ones.
+fn write_model(path: &Path, tiny: Tiny) {
+    let mut random = Random(3);
+    let mut writer = gguf::Writer::new();
+    let architecture = tiny.architecture;
+    let key = |name: &str| format!("{architecture}.{name}");
+    writer.insert("general.architecture", architecture).unwrap();
+    for (name, value) in [
+        ("embedding_length", WIDTH),
+        ("attention.head_count", WIDTH / HEAD_DIM),
+        ("attention.head_count_kv", tiny.kv_heads),
+        ("block_count", BLOCKS),
+        ("feed_forward_length", FEED_FORWARD),
+        ("context_length", 512),
+        ("attention.sliding_window", 64),
+    ] {
+        writer.insert(&key(name), value as u32).unwrap();
+    }
+    writer.insert(&key("attention.layer_norm_rms_epsilon"), 1e-6f32).unwrap();
+    let kv = tiny.kv_heads * HEAD_DIM;
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
+        ("token_embd.weight".into(), vec![VOCABULARY, WIDTH]),
+        ("output_norm.weight".into(), vec![WIDTH]),
+        ("output.weight".into(), vec![VOCABULARY, WIDTH]),
+    ];
+    for block in 0..BLOCKS {
+        let mut add =
+            |name: &str, shape: &[usize]| tensors.push((format!("blk.{block}.{name}"), shape.to_vec()));
+        add("attn_norm.weight", &[WIDTH]);
+        add("attn_q.weight", &[WIDTH, WIDTH]);
+        add("attn_k.weight", &[kv, WIDTH]);
+        add("attn_v.weight", &[kv, WIDTH]);
+        if architecture == "qwen2" {
+            add("attn_q.bias", &[WIDTH]);
+            add("attn_k.bias", &[kv]);
+            add("attn_v.bias", &[kv]);
+        }
+        add("attn_output.weight", &[WIDTH, WIDTH]);
+        add("ffn_norm.weight", &[WIDTH]);
+        add("ffn_gate.weight", &[FEED_FORWARD, WIDTH]);
+        add("ffn_up.weight", &[FEED_FORWARD, WIDTH]);
+        add("ffn_down.weight", &[WIDTH, FEED_FORWARD]);
+        if architecture == "gemma3" {
+            add("attn_q_norm.weight", &[HEAD_DIM]);
+            add("attn_k_norm.weight", &[HEAD_DIM]);
+            add("post_attention_norm.weight", &[WIDTH]);
+            add("post_ffw_norm.weight", &[WIDTH]);
+        }
+    }
+    for (name, shape) in &tensors {
+        writer.declare(name, Format::F32, shape).unwrap();
+    }
+    let mut sink = writer.create(path).unwrap();
+    for (name, shape) in &tensors {
+        let n: usize = shape.iter().product();
+        let mut values: Vec<f32> = match shape.len() {
+            1 if name.ends_with("bias") => (0..n).map(|_| 0.1 * random.next()).collect(),
+            1 => (0..n).map(|i| (1.0 + 0.3 * random.next()) * if i % 41 == 7 { 6.0 } else { 1.0 }).collect(),
+            _ => (0..n).map(|_| random.normal() / (shape[1] as f32).sqrt()).collect(),
+        };
+        if tiny.spoiled == Some(&**name) {
+            values[5] = f32::NAN;
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        sink.write(name, &bytes).unwrap();
+    }
+    sink.finish().unwrap();
+}
+
+fn text(n: usize, seed: u64) -> Vec<TokenId> {
+    let mut random = Random(seed);
+    (0..n).map(|_| ((random.next() + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32).collect()
+}
+
+/// Logits of a text, by the walk and a plain product.
+fn logits(path: &Path) -> Vec<f32> {
+    let file = gguf::File::open(path).unwrap();
+    let mut walk = BlockWalk::new(&file, vec![text(48, 9)]).unwrap();
+    for block in 0..walk.n_blocks() {
+        walk.run(&file, block, None, None, true, &mut |_| ()).unwrap();
+    }
+    let head = file.require("output.weight").unwrap().to_f32();
+    let mut out = Vec::new();
+    walk.head_inputs(&file, |rows| {
+        for row in rows.chunks_exact(WIDTH) {
+            out.extend(head.chunks_exact(WIDTH).map(|h| h.iter().zip(row).map(|(a, b)| a * b).sum::<f32>()));
+        }
+        Ok(())
+    })
+    .unwrap();
+    out
+}
+
+/// Squared differences over squares.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let wrong: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    wrong / a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>()
+}
+
+fn options(method: Method) -> QuantizeOptions {
+    QuantizeOptions { window: 64, min_tokens: 256, ..QuantizeOptions::new(method, text(1024, 1)) }
+}
+
+fn plan(path: &Path, format: Format) -> Plan {
+    Plan::uniform(&gguf::File::open(path).unwrap(), format)
+}
+
+#[test]
+fn changes_of_basis_leave_the_model_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    let awq = Method::Awq(AwqConfig::default());
+    let plain = Method::RoundToNearest { weighted: false };
+    // With as many value heads as query heads the output projection is scaled too.
+    // Of 16 bits nothing gets lost; AWQ finds nothing to do there, so it gets 8, and what these and eight-bit inputs lose.
+    // A basis that is changed on one side alone costs all.
+    let (exact, bytes) = ((Format::F16, 1e-5), (Format::Q8_0, 5e-3));
+    for (kv_heads, method, rotation, (format, tolerance)) in
+        [(2, plain, Some(5), exact), (2, awq, None, bytes), (4, awq, None, bytes), (4, awq, Some(5), bytes)]
+    {
+        write_model(&source, Tiny { kv_heads, ..TINY });
+        let options = QuantizeOptions { rotation, ..options(method) };
+        let report = quantize(&source, &out, &plan(&source, format), &options, &mut |_| ()).unwrap();
+        assert_eq!(report.tensors.len(), 2 + 7 * BLOCKS);
+        let found = distance(&logits(&source), &logits(&out));
+        assert!(found < tolerance, "{kv_heads} {} {rotation:?}: {found}", method.name());
+        assert_eq!(report.notes.is_empty(), kv_heads == 4 || method == plain);
+        let norm =
+            |path: &Path| gguf::File::open(path).unwrap().require("blk.1.ffn_norm.weight").unwrap().to_f32();
+        assert!(distance(&norm(&source), &norm(&out)) > 1e-3, "the basis has changed");
+    }
+}
+
+#[test]
+fn methods_rank_on_whole_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    write_model(&source, TINY);
+    let expected = logits(&source);
+    let error = |method, rotation| {
+        let options = QuantizeOptions { rotation, ..options(method) };
+        quantize(&source, &out, &plan(&source, Format::Q3_K), &options, &mut |_| ()).unwrap();
+        distance(&expected, &logits(&out))
+    };
+    let plain = error(Method::RoundToNearest { weighted: false }, None);
+    let weighted = error(Method::RoundToNearest { weighted: true }, None);
+    let awq = error(Method::Awq(AwqConfig::default()), None);
+    let gptq = error(Method::Gptq(GptqConfig::default()), None);
+    let rotated = error(Method::Gptq(GptqConfig::default()), Some(2));
+    assert!(
+        weighted < plain && awq < plain && gptq < 0.8 * plain && rotated < plain,
+        "{plain} {weighted} {awq} {gptq} {rotated}"
+    );
+}
+
+#[test]
+fn an_interrupted_job_goes_on_and_ends_as_if_it_had_not_been() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    write_model(&source, TINY);
+    let options = options(Method::Gptq(GptqConfig::default()));
+    let plan = plan(&source, Format::Q4_K);
+    let interrupted = std::panic::catch_unwind(|| {
+        let mut calls = 0;
+        let mut progress = |progress: breakers_model::quantize::Progress| {
+            calls += usize::from(progress.done > 10);
+            assert!(calls < 5, "interrupted");
+        };
+        quantize(&source, &out, &plan, &options, &mut progress)
+    });
+    assert!(interrupted.is_err() && !out.exists() && parts_folder(&out).exists());
+    let resumed = quantize(&source, &out, &plan, &options, &mut |_| ()).unwrap();
+    assert!(resumed.resumed > 0 && !parts_folder(&out).exists());
+    let whole = folder.path().join("whole.gguf");
+    let report = quantize(&source, &whole, &plan, &options, &mut |_| ()).unwrap();
+    assert_eq!(report.resumed, 0);
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&whole).unwrap());
+    assert_eq!(report.bytes, std::fs::metadata(&whole).unwrap().len());
+    // What another job has left is not taken.
+    std::fs::create_dir_all(parts_folder(&out)).unwrap();
+    std::fs::write(parts_folder(&out).join("job"), "another").unwrap();
+    std::fs::write(parts_folder(&out).join("token_embd+weight.tensor"), "nonsense").unwrap();
+    assert_eq!(quantize(&source, &out, &plan, &options, &mut |_| ()).unwrap().resumed, 0);
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&whole).unwrap());
+}
+
+#[test]
+fn bad_input_is_refused_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    let gptq = Method::Gptq(GptqConfig::default());
+    let run = |tiny: Tiny, options: &QuantizeOptions| {
+        write_model(&source, tiny);
+        let found = quantize(&source, &out, &plan(&source, Format::Q4_0), options, &mut |_| ());
+        assert!(!out.exists());
+        found.unwrap_err()
+    };
+    let spoiled = Tiny { spoiled: Some("blk.1.ffn_up.weight"), ..TINY };
+    let found = run(spoiled, &options(Method::RoundToNearest { weighted: false }));
+    assert!(matches!(&found, Error::Tensor { name, .. } if name == "blk.1.ffn_up.weight"), "{found}");
+    let short = QuantizeOptions { tokens: text(255, 1), ..options(gptq) };
+    let found = run(TINY, &short);
+    assert!(matches!(found, Error::TooLittleText { expected: 256, found: 192 }), "{found}");
+    let long = QuantizeOptions { window: 1024, tokens: text(2048, 1), ..options(gptq) };
+    assert!(matches!(run(TINY, &long), Error::WindowLength { limit: 512, found: 1024 }));
+    let rotated = QuantizeOptions { rotation: Some(1), ..options(gptq) };
+    let gemma = Tiny { architecture: "gemma3", ..TINY };
+    assert!(matches!(run(gemma, &rotated), Error::Unfoldable { .. }));
+    let beyond = QuantizeOptions { tokens: vec![VOCABULARY as u32; 1024], ..options(gptq) };
+    assert!(matches!(run(TINY, &beyond), Error::Quant(breakers_quant::Error::RowIndex { .. })));
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_get_another_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source.gguf");
+    let mut writer = gguf::Writer::new();
+    for (name, n_cols) in [("a", 512), ("b", 576), ("c", 40)] {
+        writer.declare(name, Format::F32, &[1, n_cols]).unwrap();
+    }
+    let mut sink = writer.create(&source).unwrap();
+    for (name, n_cols) in [("a", 512), ("b", 576), ("c", 40)] {
+        sink.write(name, &vec![0; 4 * n_cols]).unwrap();
+    }
+    sink.finish().unwrap();
+    for (format, expected) in [
+        (Format::Q2_K, Format::IQ4_NL),
+        (Format::Q3_K, Format::IQ4_NL),
+        (Format::Q4_K, Format::Q5_0),
+        (Format::Q5_K, Format::Q5_1),
+        (Format::Q6_K, Format::Q8_0),
+    ] {
+        let found = plan(&source, format);
+        assert_eq!(["a", "b", "c"].map(|name| found.format(name)), [format, expected, Format::F16].map(Some));
+    }
+}
+
+#[test]
+fn the_walk_sees_what_the_runner_computes() {
+    let Some(path) = model_path("smollm2-135m") else { return };
+    let options = LoadOptions { cache_element: Element::F32, ..LoadOptions::default() };
+    let model = Model::load(&path, &options).unwrap();
+    let tokens: Vec<TokenId> = (100..140).collect();
+    let mut runner = model.runner();
+    let sequence = runner.open().unwrap();
+    let mut steps = [Step::each(sequence, tokens.clone(), Want::Nothing)];
+    steps[0].taps = vec![LayerTap::Final];
+    runner.forward(&mut steps).unwrap();
+    let expected: Vec<f32> = steps[0].outputs.iter().flat_map(|row| row.hidden[0].clone()).collect();
+    let file = gguf::File::open(&path).unwrap();
+    let mut walk = BlockWalk::new(&file, vec![tokens]).unwrap();
+    for block in 0..walk.n_blocks() {
+        walk.run(&file, block, None, None, true, &mut |_| ()).unwrap();
+    }
+    let mut found = Vec::new();
+    walk.head_inputs(&file, |rows| {
+        found.extend_from_slice(rows);
+        Ok(())
+    })
+    .unwrap();
+    assert!(distance(&expected, &found) < 1e-9, "{}", distance(&expected, &found));
+}

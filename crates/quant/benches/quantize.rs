@@ -1,0 +1,63 @@
+//! Where calibration and GPTQ spend their time: `cargo bench -p breakers-quant --bench quantize -- 1536 4864 8960`.
+//!
+//! Operations count multiplication and addition: n² for each row of a Hessian (half of XᵀX), n³/3 for its factor, n² for each
+//! row of weights.
+
+use breakers_backend::{cpu, pool};
+use breakers_quant::{
+    Format,
+    quantizer::{Encoding, Quantizer, WeightMatrix},
+    quantizers::{GptqConfig, GptqFactor, RoundToNearest},
+    statistics::{Statistics, StatisticsConfig},
+};
+use std::time::Instant;
+
+const ROWS: usize = 2048;
+const WEIGHT_ROWS: usize = 1024;
+
+fn random(n: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+#[allow(clippy::print_stdout)] // a benchmark's result
+fn main() {
+    let sizes: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { vec![1536, 4864] } else { sizes };
+    println!("{} threads, {}", pool::threads(), cpu::isa());
+    for n in sizes {
+        let rows = random(ROWS * n);
+        let mut statistics = Statistics::new(n, StatisticsConfig { hessian: true, ..Default::default() });
+        let time = |what: &str, operations: f64, run: &mut dyn FnMut()| {
+            let start = Instant::now();
+            run();
+            let seconds = start.elapsed().as_secs_f64();
+            println!("{n:6} {what:28} {seconds:8.3} s {:8.1} GFLOP/s", operations / seconds / 1e9);
+        };
+        let square = (n * n) as f64;
+        time("Hessian of 2048 rows", ROWS as f64 * square, &mut || {
+            statistics.observe(&rows).expect("finite rows");
+            statistics.finish();
+        });
+        let mut factor = None;
+        time("factor", square * n as f64 / 3.0, &mut || {
+            factor = GptqFactor::new(&statistics, GptqConfig::default()).ok();
+        });
+        let weights = &rows[..WEIGHT_ROWS * n];
+        let weights = WeightMatrix::new(weights, WEIGHT_ROWS, n).expect("finite weights");
+        let encoding = Encoding::Gguf(Format::Q3_K);
+        let encoding = if encoding.check(n).is_ok() { encoding } else { Encoding::Gguf(Format::Q4_0) };
+        let factor = factor.expect("a positive definite Hessian");
+        time("GPTQ, 1024 rows of weights", WEIGHT_ROWS as f64 * square, &mut || {
+            factor.quantize(&weights, encoding, None).expect("fitting rows");
+        });
+        time("scales and codes alone", 0.0, &mut || {
+            RoundToNearest::new(encoding).quantize(&weights, None).expect("fitting rows");
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! Writes a model's file with its matrices in smaller formats.
+//!
+//! ```sh
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq:Q4_0 --text prose.txt --out small.gguf
+//! ```
+//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, each with `+rotation` if wanted), a colon and a GGUF format for
+//! all matrices of the blocks, or `like=FILE` for the formats of another file. All methods but `rtn` read a text.
+//! Interrupted, it goes on where it was when the same command is given again. The file runs here and in llama.cpp.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use breakers_examples::{Error, JobSpec, ModelArgs, peak_memory, print, print_json, read_text, run};
+use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
+use breakers_quant::gguf;
+use clap::Parser;
+use serde_json::json;
+
+/// Quantizes a model.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// METHOD:FORMAT, such as gptq:Q3_K, gptq+rotation:Q4_K or imatrix:like=other.gguf.
+    #[arg(long)]
+    job: JobSpec,
+    /// The text to calibrate with; - reads standard input.
+    #[arg(long, value_name = "FILE")]
+    text: Option<String>,
+    /// Tokens of the text that are used at most.
+    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    tokens: usize,
+    /// Tokens that are read in one context.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Answer with one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    run(|| {
+        let arguments = Arguments::parse();
+        arguments.model.apply()?;
+        let source = arguments.model.file()?;
+        let mut ids = Vec::new();
+        if arguments.job.method.needs_text() {
+            let Some(text) = &arguments.text else {
+                let name = &arguments.job.name;
+                return Err(Error::Usage(format!("--job {name} needs a --text to calibrate with")));
+            };
+            let tokenizer = Tokenizer::from_gguf(&gguf::File::open(&source)?)?;
+            let options = EncodeOptions { add_special: true, parse_special: false };
+            ids = tokenizer.encode(&read_text(text)?, options)?;
+            ids.truncate(arguments.tokens);
+        }
+        let report = arguments.job.run(&source, &arguments.out, ids, arguments.window)?;
+        let seconds = |time: std::time::Duration| time.as_secs_f64();
+        let errors: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.output_error).collect();
+        let mean_error = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+        let memory = peak_memory();
+        if arguments.json {
+            let tensors: Vec<_> = report
+                .tensors
+                .iter()
+                .map(|tensor| {
+                    json!({
+                        "name": tensor.name,
+                        "from": tensor.from.name(),
+                        "to": tensor.to.name(),
+                        "kept": tensor.kept,
+                        "weight_error": tensor.weight_error,
+                        "output_error": tensor.output_error,
+                        "damping": tensor.damping,
+                    })
+                })
+                .collect();
+            print_json(&json!({
+                "job": arguments.job.name,
+                "bytes": report.bytes,
+                "tokens": report.n_tokens,
+                "seconds": seconds(report.total),
+                "reading_s": seconds(report.reading),
+                "observing_s": seconds(report.observing),
+                "quantizing_s": seconds(report.quantizing),
+                "peak_bytes": memory,
+                "resumed": report.resumed,
+                "mean_output_error": mean_error,
+                "notes": report.notes,
+                "tensors": tensors,
+            }))?;
+        } else {
+            for note in &report.notes {
+                print(&format!("note: {note}\n"))?;
+            }
+            print(&format!(
+                "{} bytes in {:.1} s: {:.1} s reading {} tokens ({:.1} s of it statistics), {:.1} s choosing weights; peak \
+                 memory {} MB; mean error of outputs {mean_error:.5}\n",
+                report.bytes,
+                seconds(report.total),
+                seconds(report.reading),
+                report.n_tokens,
+                seconds(report.observing),
+                seconds(report.quantizing),
+                memory.map_or_else(|| "unknown".to_owned(), |bytes| (bytes / 1_000_000).to_string()),
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
