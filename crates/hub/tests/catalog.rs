@@ -15,7 +15,15 @@ fn the_builtin_catalog_is_valid_and_complete() {
     let names: Vec<_> = catalog.entries().iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(
         names,
-        ["smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "minilm", "wordnet"]
+        [
+            "smollm2-135m",
+            "gemma3-270m",
+            "qwen2.5-coder-0.5b",
+            "qwen2.5-coder-1.5b",
+            "minilm",
+            "wordnet",
+            "glove-50d"
+        ]
     );
     for (name, n_bytes, n_packages, n_files) in [
         ("smollm2-135m", 98_362_432, 1, 1),
@@ -24,6 +32,7 @@ fn the_builtin_catalog_is_valid_and_complete() {
         ("qwen2.5-coder-1.5b", 1_117_320_768, 22, 1),
         ("minilm", 91_336_405, 1, 9),
         ("wordnet", 35_402_815, 1, 10),
+        ("glove-50d", 80_000_128, 1, 1),
     ] {
         let entry = catalog.get(name).unwrap();
         assert_eq!((entry.bytes(), entry.files.len()), (n_bytes, n_files), "{name}");

@@ -15,7 +15,7 @@ const BLOCK: usize = LANES * REGISTERS;
 /// If the lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    per_isa!(cpu::isa(), || fold(a, b, |a, b, sum| a.mul_add(b, sum)))
+    per_isa!(cpu::isa(), || fold::<false>(a, b))
 }
 
 /// The squared Euclidean distance.
@@ -27,10 +27,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// If the lengths differ.
 pub fn l2(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    per_isa!(cpu::isa(), || fold(a, b, |a, b, sum| {
-        let difference = a - b;
-        difference.mul_add(difference, sum)
-    }))
+    per_isa!(cpu::isa(), || fold::<true>(a, b))
 }
 
 /// The squared length.
@@ -38,8 +35,14 @@ pub fn norm_squared(a: &[f32]) -> f32 {
     dot(a, a)
 }
 
+/// One more product, or squared difference. No closure: those are not compiled with the wider instructions.
 #[inline(always)]
-fn fold(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
+fn step<const DIFFERENCES: bool>(a: f32, b: f32, sum: f32) -> f32 {
+    if DIFFERENCES { (a - b).mul_add(a - b, sum) } else { a.mul_add(b, sum) }
+}
+
+#[inline(always)]
+fn fold<const DIFFERENCES: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [[0.0f32; LANES]; REGISTERS];
     let (blocks_a, rest_a) = a.as_chunks::<BLOCK>();
     let (blocks_b, rest_b) = b.as_chunks::<BLOCK>();
@@ -47,7 +50,7 @@ fn fold(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
         for register in 0..REGISTERS {
             for lane in 0..LANES {
                 let at = register * LANES + lane;
-                sums[register][lane] = step(a[at], b[at], sums[register][lane]);
+                sums[register][lane] = step::<DIFFERENCES>(a[at], b[at], sums[register][lane]);
             }
         }
     }
@@ -55,11 +58,11 @@ fn fold(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let (lanes_b, tail_b) = rest_b.as_chunks::<LANES>();
     for (register, (a, b)) in lanes_a.iter().zip(lanes_b).enumerate() {
         for lane in 0..LANES {
-            sums[register][lane] = step(a[lane], b[lane], sums[register][lane]);
+            sums[register][lane] = step::<DIFFERENCES>(a[lane], b[lane], sums[register][lane]);
         }
     }
     for (lane, (a, b)) in tail_a.iter().zip(tail_b).enumerate() {
-        sums[REGISTERS - 1][lane] = step(*a, *b, sums[REGISTERS - 1][lane]);
+        sums[REGISTERS - 1][lane] = step::<DIFFERENCES>(*a, *b, sums[REGISTERS - 1][lane]);
     }
     let mut lanes = [0.0f32; LANES];
     for lane in 0..LANES {

@@ -7,6 +7,7 @@ pub mod exact;
 pub mod graph;
 #[cfg(feature = "hnsw-rs")]
 pub mod hnsw;
+pub mod ivf;
 mod plan;
 mod top;
 mod tune;
@@ -16,6 +17,7 @@ pub use exact::Exact;
 pub use graph::{Graph, GraphConfig};
 #[cfg(feature = "hnsw-rs")]
 pub use hnsw::HnswRs;
+pub use ivf::{Ivf, IvfConfig};
 pub use plan::{Plan, Strategy};
 pub use top::TopK;
 pub use tune::Tuned;

@@ -195,23 +195,18 @@ impl RabitqCodes {
         if largest == 0.0 {
             return vec![(most / 2.0) as u8; rest.len()];
         }
-        let code = |x: f32, factor: f32| (x * factor + middle).round_ties_even().clamp(0.0, most);
-        let angle = |factor: f32| {
-            let (mut product, mut squares) = (0.0f32, 0.0f32);
-            for &x in rest {
-                let y = code(x, factor) - middle;
-                product = y.mul_add(x, product);
-                squares = y.mul_add(y, squares);
-            }
-            product / squares.sqrt()
-        };
         // From the scale at which no coordinate is cut off to one at which most of the grid is used for the smaller ones.
         let widest = (middle + 0.5) / largest;
-        let best = per_isa!(cpu::isa(), || (0..SCALES)
-            .map(|i| widest * (1.0 + 3.0 * i as f32 / SCALES as f32))
-            .map(|factor| (angle(factor), factor))
-            .fold((f32::NEG_INFINITY, widest), |best, next| if next.0 > best.0 { next } else { best }));
-        rest.iter().map(|&x| code(x, best.1) as u8).collect()
+        let isa = cpu::isa();
+        let mut best = (f32::NEG_INFINITY, widest);
+        for i in 0..SCALES {
+            let factor = widest * (1.0 + 3.0 * i as f32 / SCALES as f32);
+            let cosine = per_isa!(isa, || grid_cosine(rest, factor, middle, most));
+            if cosine > best.0 {
+                best = (cosine, factor);
+            }
+        }
+        rest.iter().map(|&x| grid_code(x, best.1, middle, most) as u8).collect()
     }
 
     /// Brings a [prepared](Metric::prepare) query into the form that scans take.
@@ -292,11 +287,11 @@ impl RabitqCodes {
         let isa = cpu::isa();
         let all = query.low * self.width as f32 + query.step * level_sum as f32;
         // Σ bit·q̂ − ½·Σ q̂, with q̂ = low + step·level.
-        let product = |ones: f32, at_bits: u32| query.low * ones + query.step * at_bits as f32 - 0.5 * all;
+        let terms = [query.low, query.step, 0.5 * all];
         #[cfg(target_arch = "x86_64")]
         if isa == cpu::Isa::Avx512 && words <= 8 && std::arch::is_x86_feature_detected!("avx512vpopcntdq") {
             // SAFETY: the processor has the instructions; rows and planes have `words` words each.
-            return unsafe { popcounts(&self.words, &query.planes, words, &self.factors, product, out) };
+            return unsafe { popcounts(&self.words, &query.planes, words, &self.factors, terms, out) };
         }
         per_isa!(isa, || {
             for ((estimate, factors), row) in
@@ -307,7 +302,7 @@ impl RabitqCodes {
                     let and = row.iter().zip(&query.planes[plane * words..][..words]);
                     sum += and.map(|(a, b)| (a & b).count_ones()).sum::<u32>() << plane;
                 }
-                estimate.distance = product(factors.ones, sum);
+                estimate.distance = terms[0] * factors.ones + terms[1] * sum as f32 - terms[2];
             }
         });
     }
@@ -324,6 +319,26 @@ impl RabitqCodes {
         }
         Ok(())
     }
+}
+
+#[inline(always)]
+fn grid_code(x: f32, factor: f32, middle: f32, most: f32) -> f32 {
+    x.mul_add(factor, middle).round_ties_even().clamp(0.0, most)
+}
+
+/// The cosine of a vector's codes to it, but for the vector's length.
+#[inline(always)]
+fn grid_cosine(rest: &[f32], factor: f32, middle: f32, most: f32) -> f32 {
+    let (mut products, mut squares) = ([0.0f32; 16], [0.0f32; 16]);
+    // The width is a multiple of 64.
+    for chunk in rest.as_chunks::<16>().0 {
+        for lane in 0..16 {
+            let y = grid_code(chunk[lane], factor, middle, most) - middle;
+            products[lane] = y.mul_add(chunk[lane], products[lane]);
+            squares[lane] = y.mul_add(y, squares[lane]);
+        }
+    }
+    products.iter().sum::<f32>() / squares.iter().sum::<f32>().sqrt()
 }
 
 /// What the rounding of a query to bit planes can add to ⟨y, q′⟩, at three standard deviations: uniform errors of half a
@@ -348,7 +363,7 @@ unsafe fn popcounts(
     planes: &[u64],
     words: usize,
     factors: &[Factors],
-    product: impl Fn(f32, u32) -> f32,
+    terms: [f32; 3],
     out: &mut [Estimate],
 ) {
     use std::arch::x86_64::*;
@@ -367,6 +382,7 @@ unsafe fn popcounts(
             let count = _mm512_popcnt_epi64(_mm512_and_si512(row, *plane));
             total = _mm512_add_epi64(_mm512_slli_epi64::<1>(total), count);
         }
-        estimate.distance = product(factors.ones, _mm512_reduce_add_epi64(total) as u32);
+        let sum = _mm512_reduce_add_epi64(total) as u32;
+        estimate.distance = terms[0] * factors.ones + terms[1] * sum as f32 - terms[2];
     }
 }

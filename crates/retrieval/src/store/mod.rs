@@ -93,6 +93,25 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise on the disk, so
+    /// that only their codes and links take memory.
+    ///
+    /// # Units
+    /// `budget`: bytes
+    ///
+    /// # Errors
+    /// [`Error::Parameter`], which names the least that is needed, if codes and links alone do not fit.
+    pub fn within(self, budget: usize, n: usize, config: &Config) -> Result<Self> {
+        let codes = config.code_bytes().saturating_mul(n);
+        if codes > budget {
+            return Err(Error::parameter("the memory budget", format!("at least {codes} bytes"), budget));
+        }
+        let full = codes.saturating_add(n.saturating_mul(4 * config.dimension));
+        Ok(Self { vectors_on_disk: full > budget, ..self })
+    }
+}
+
 /// Settings of a collection, fixed when it is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -117,6 +136,12 @@ impl Config {
     pub fn new(dimension: usize, metric: Metric) -> Self {
         let (element, indexed) = (Element::F32, Indexed::All);
         Self { dimension, metric, element, indexed, links: 16, build_effort: 200 }
+    }
+
+    /// Bytes of memory that a vector takes without its full form: codes, links, and what finds its slot.
+    pub fn code_bytes(&self) -> usize {
+        let slots = 2 * (size_of::<u64>() + size_of::<(u64, u32)>());
+        self.dimension.next_multiple_of(64) + 16 + 4 * (2 * self.links + 1) + slots
     }
 
     /// Keeps vectors in this form.

@@ -1,0 +1,247 @@
+//! An inverted file: vectors in lists by their nearest center, and product codes of what the center leaves over.
+//!
+//! A search scans the lists whose centers are nearest to the query, ranks by codes, and compares the best in full
+//! precision. ⟨q, o⟩ = ⟨q, center⟩ + ⟨q, rest⟩, so one table of products with codewords serves all lists.
+//!
+//! # Memory
+//! A byte a part, and 8 bytes a vector; full vectors beside it.
+//!
+//! # Source
+//! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), section IV. The codes
+//! are of rotated vectors: the random rotation evens out parts, as a learned one (OPQ) does better.
+
+use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
+use crate::{
+    Bitset, Error, Metric, Result,
+    metric::check_length,
+    quantize::{Centers, ProductQuantizer, kmeans, table_product},
+};
+use breakers_backend::hadamard::Rotation;
+
+/// Rows a list that centers are learned from.
+const SAMPLE: usize = 64;
+
+/// How an inverted file is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IvfConfig {
+    /// Lists; 0 takes four times the root of the number of vectors learned from.
+    pub n_lists: usize,
+    /// Bytes of a code; 0 takes an eighth of the dimension, rounded up to a divisor.
+    pub n_parts: usize,
+    /// Lists that a search scans if it does not say otherwise.
+    pub probes: usize,
+    /// Candidates that are compared in full precision, for each neighbor wanted.
+    pub refine: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Default for IvfConfig {
+    fn default() -> Self {
+        Self { n_lists: 0, n_parts: 0, probes: 32, refine: 10, seed: 0 }
+    }
+}
+
+#[derive(Debug, Default)]
+struct List {
+    slots: Vec<u32>,
+    codes: Vec<u8>,
+    /// Half the squared length of each vector for L2, otherwise 0.
+    offsets: Vec<f32>,
+}
+
+/// Lists of product codes.
+#[derive(Debug)]
+pub struct Ivf {
+    metric: Metric,
+    config: IvfConfig,
+    width: usize,
+    rotation: Rotation,
+    centers: Centers,
+    quantizer: ProductQuantizer,
+    lists: Vec<List>,
+    /// The list of each slot.
+    places: Vec<u32>,
+    vectors: Vectors,
+    live: Bitset,
+    n_live: usize,
+    free: Vec<u32>,
+}
+
+impl Ivf {
+    /// An empty index, whose centers and codes are learned from these vectors.
+    ///
+    /// # Errors
+    /// [`Error::DimensionRange`], [`Error::Parameter`], and those of [`Metric::prepare`].
+    pub fn train<'a>(
+        metric: Metric,
+        dimension: usize,
+        sample: impl Iterator<Item = &'a [f32]>,
+        config: IvfConfig,
+    ) -> Result<Self> {
+        let vectors = Vectors::new(dimension)?;
+        let width = dimension.next_multiple_of(64);
+        let rotation = Rotation::random(width, config.seed)?;
+        let mut rows = Vec::new();
+        for vector in sample {
+            check_length("a vector to learn from", vector, dimension)?;
+            let start = rows.len();
+            rows.extend_from_slice(vector);
+            metric.prepare("a vector to learn from", &mut rows[start..])?;
+            rows.resize(start + width, 0.0);
+        }
+        let n = rows.len() / width;
+        if n == 0 {
+            return Err(Error::parameter("vectors to learn from", "at least one", n));
+        }
+        rotation.forward(&mut rows)?;
+        let n_lists = if config.n_lists == 0 { (4 * n.isqrt()).clamp(1, n) } else { config.n_lists };
+        if n_lists > 1 << 20 {
+            return Err(Error::parameter("n_lists", "at most 1048576", n_lists));
+        }
+        let n_parts = if config.n_parts == 0 { width / 8 } else { config.n_parts };
+        let step = n.div_ceil(SAMPLE * n_lists);
+        let chosen: Vec<f32> = rows.chunks_exact(width).step_by(step).flatten().copied().collect();
+        let centers = kmeans(&chosen, width, n_lists, 8, config.seed);
+        let mut scratch = Vec::new();
+        for row in rows.chunks_exact_mut(width) {
+            let (list, _) = centers.nearest(row, &mut scratch);
+            row.iter_mut().zip(centers.row(list)).for_each(|(x, c)| *x -= c);
+        }
+        let quantizer = ProductQuantizer::train(&rows, width, n_parts, config.seed)?;
+        let lists = (0..n_lists).map(|_| List::default()).collect();
+        let (places, free) = (Vec::new(), Vec::new());
+        let live = Bitset::new(0);
+        Ok(Self {
+            metric,
+            config,
+            width,
+            rotation,
+            centers,
+            quantizer,
+            lists,
+            places,
+            vectors,
+            live,
+            n_live: 0,
+            free,
+        })
+    }
+
+    /// Number of lists.
+    pub fn n_lists(&self) -> usize {
+        self.lists.len()
+    }
+
+    fn prepared(&self, what: &'static str, vector: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
+        check_length(what, vector, self.vectors.dimension())?;
+        let mut prepared = vector.to_vec();
+        self.metric.prepare(what, &mut prepared)?;
+        let mut rotated = prepared.clone();
+        rotated.resize(self.width, 0.0);
+        self.rotation.forward(&mut rotated)?;
+        Ok((prepared, rotated))
+    }
+}
+
+impl Index for Ivf {
+    fn name(&self) -> &'static str {
+        "ivf-pq"
+    }
+
+    fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    fn dimension(&self) -> usize {
+        self.vectors.dimension()
+    }
+
+    fn len(&self) -> usize {
+        self.n_live
+    }
+
+    fn bytes(&self) -> usize {
+        let lists: usize = self.lists.iter().map(|l| l.codes.len() + 8 * l.slots.len()).sum();
+        lists + 4 * self.places.len() + 4 * self.width * (self.centers.k + 256)
+    }
+
+    fn insert(&mut self, vector: &[f32]) -> Result<u32> {
+        let (prepared, mut rotated) = self.prepared("the vector", vector)?;
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.vectors.set(slot, &prepared)?;
+                slot
+            }
+            None if self.places.len() >= MAX_SLOTS => return Err(Error::Full { max: MAX_SLOTS }),
+            None => {
+                self.vectors.push(&prepared)?;
+                self.places.push(0);
+                (self.places.len() - 1) as u32
+            }
+        };
+        let (list, _) = self.centers.nearest(&rotated, &mut Vec::new());
+        rotated.iter_mut().zip(self.centers.row(list)).for_each(|(x, c)| *x -= c);
+        let offset =
+            if self.metric == Metric::L2 { crate::distance::norm_squared(&prepared) / 2.0 } else { 0.0 };
+        self.places[slot as usize] = list as u32;
+        let list = &mut self.lists[list];
+        list.slots.push(slot);
+        list.codes.extend(self.quantizer.encode(&rotated));
+        list.offsets.push(offset);
+        self.live.insert(slot);
+        self.n_live += 1;
+        Ok(slot)
+    }
+
+    fn remove(&mut self, slot: u32) -> bool {
+        if !self.live.contains(slot) {
+            return false;
+        }
+        self.live.remove(slot);
+        self.n_live -= 1;
+        self.free.push(slot);
+        let list = &mut self.lists[self.places[slot as usize] as usize];
+        if let Some(at) = list.slots.iter().position(|&s| s == slot) {
+            let (last, n_parts) = (list.slots.len() - 1, self.quantizer.n_parts());
+            list.slots.swap_remove(at);
+            list.offsets.swap_remove(at);
+            list.codes.copy_within(last * n_parts.., at * n_parts);
+            list.codes.truncate(last * n_parts);
+        }
+        true
+    }
+
+    fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
+        let (prepared, rotated) = self.prepared("the query", query)?;
+        let k = search.k.min(self.n_live);
+        let (mut scratch, mut products) = (Vec::new(), Vec::new());
+        let ranking = self.centers.ranking(&rotated, &mut scratch);
+        self.centers.products(&rotated, &mut products);
+        let table = self.quantizer.table(&rotated);
+        let n_parts = self.quantizer.n_parts();
+        let probes = search.effort.unwrap_or(self.config.probes).max(1);
+        let mut candidates = TopK::new(k.saturating_mul(self.config.refine.max(1)));
+        for (i, &(_, list)) in ranking.iter().enumerate() {
+            // On beyond the probes until there are enough: results never lack what exists.
+            if i >= probes && candidates.len() >= k {
+                break;
+            }
+            let entries = &self.lists[list as usize];
+            let product = products[list as usize];
+            for ((&slot, code), offset) in
+                entries.slots.iter().zip(entries.codes.chunks_exact(n_parts)).zip(&entries.offsets)
+            {
+                if search.allowed.is_none_or(|allowed| allowed.contains(slot)) {
+                    candidates.push(slot, offset - (product + table_product(&table, code)));
+                }
+            }
+        }
+        let mut top = TopK::new(k);
+        for candidate in candidates.into_neighbors() {
+            let distance = self.vectors.distance(self.metric, &prepared, candidate.slot, &mut scratch)?;
+            top.push(candidate.slot, distance);
+        }
+        Ok(top.into_neighbors())
+    }
+}
