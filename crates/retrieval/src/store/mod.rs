@@ -18,14 +18,16 @@ mod collection;
 mod element;
 mod fields;
 mod filter;
+mod points;
 mod schema;
 mod state;
 
 pub use admin::{Job, Verification};
-pub use collection::{Collection, Hit, MAX_ID, Point, Query};
+pub use collection::Collection;
 pub use element::Element;
 pub use fields::Indexed;
 pub use filter::{Filter, Payload, Scalar};
+pub use points::{Hit, MAX_ID, Point, Query};
 pub use schema::SCHEMA_VERSION;
 pub use state::Origin;
 
