@@ -19,12 +19,14 @@
 //! assert_eq!(arguments.model.threads, Some(2));
 //! ```
 
+mod cache;
 mod input;
 mod model;
 mod output;
 mod progress;
 mod steps;
 
+pub use cache::{CacheArgs, CacheKind};
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
 pub use model::{LoadedModel, ModelArgs};
 pub use output::{Error, Result, print, print_json, run};
