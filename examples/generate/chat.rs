@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
-use breakers_core::{GenerateRequest, LanguageModel as _, SequenceId, TokenId};
+use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, TokenId};
 use breakers_examples::{LoadedModel, Result, print};
 use breakers_model::Runner;
 use breakers_model::chat::{ChatTemplate, Message};
@@ -18,11 +18,17 @@ pub(crate) fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
 }
 
 /// Reads lines and answers them until the input ends. A model without chat template continues each line.
-pub(crate) fn run(loaded: &LoadedModel, system: Option<&str>, raw: bool, request: GenerateRequest) -> Result {
+pub(crate) fn run(
+    loaded: &LoadedModel,
+    runner: Runner,
+    system: Option<&str>,
+    raw: bool,
+    request: GenerateRequest,
+) -> Result {
     let template = loaded.model.chat_template().filter(|_| !raw);
     let kind = if template.is_some() { "chat" } else { "continues each line, without memory" };
     eprintln!("{} ({kind}); {HELP}", loaded.name);
-    let mut session = Session::new(loaded, request)?;
+    let mut session = Session::new(loaded, runner, request)?;
     let mut messages: Vec<Message> = Vec::new();
     let interactive = std::io::stdin().is_terminal();
     let mut line = String::new();
@@ -78,8 +84,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(loaded: &'a LoadedModel, request: GenerateRequest) -> Result<Self> {
-        let mut runner = loaded.model.runner();
+    fn new(loaded: &'a LoadedModel, mut runner: Runner, request: GenerateRequest) -> Result<Self> {
         let sequence = runner.open()?;
         Ok(Self { loaded, runner, sequence, held: Vec::new(), request })
     }
@@ -105,10 +110,22 @@ impl<'a> Session<'a> {
         self.generate(&prompt).map(|_| ())
     }
 
+    /// Shortens the sequence to `len` tokens, or to as many fewer as its cache can go back to.
+    fn truncate(&mut self, len: usize) -> Result<usize> {
+        let mut keep = len;
+        while let Err(error) = self.runner.truncate(self.sequence, keep) {
+            keep = match error {
+                Error::TruncateEvicted { evicted_from, .. } if evicted_from < keep => evicted_from,
+                Error::TruncateEvicted { .. } if keep > 0 => 0,
+                error => return Err(error.into()),
+            };
+        }
+        Ok(keep)
+    }
+
     fn generate(&mut self, prompt: &[TokenId]) -> Result<String> {
         let equal = self.held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let keep = equal.min(prompt.len().saturating_sub(1));
-        self.runner.truncate(self.sequence, keep)?;
+        let keep = self.truncate(equal.min(prompt.len().saturating_sub(1)))?;
         self.request.prompt = prompt[keep..].to_vec();
         let tokenizer = self.loaded.model.tokenizer();
         let mut generation = Generation::new(&mut self.runner, tokenizer, self.sequence, &self.request, 0)?;

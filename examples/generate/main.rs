@@ -17,8 +17,8 @@ use std::time::Instant;
 
 use breakers_core::{FinishReason, GenerateRequest, LanguageModel, Step, TokenId, Want};
 use breakers_examples::{
-    Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep, print, print_json,
-    read_ids, run, step_json, tokens_per_second,
+    CacheArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep, print,
+    print_json, read_ids, run, step_json, tokens_per_second,
 };
 use breakers_model::generate::Generation;
 use breakers_model::tokenizer::EncodeOptions;
@@ -30,6 +30,8 @@ use serde_json::{Value, json};
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     prompt: PromptArgs,
     /// What the model is told before the conversation; its template has a text of its own otherwise.
@@ -71,12 +73,18 @@ fn main() -> ExitCode {
             stop: arguments.stop.clone(),
         };
         if let Some(file) = &arguments.measure {
-            print_json(&measure(&loaded, &read_ids(file)?.prompt, arguments.max_tokens)?)?;
+            print_json(&measure(&loaded, &arguments.cache, &read_ids(file)?.prompt, arguments.max_tokens)?)?;
             return Ok(ExitCode::SUCCESS);
         }
         match prompt {
             Some(prompt) => answer(&arguments, &loaded, &prompt, request)?,
-            None => chat::run(&loaded, arguments.system.as_deref(), arguments.raw, request)?,
+            None => chat::run(
+                &loaded,
+                arguments.cache.runner(&loaded.model)?,
+                arguments.system.as_deref(),
+                arguments.raw,
+                request,
+            )?,
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -106,7 +114,7 @@ fn answer(arguments: &Arguments, loaded: &LoadedModel, prompt: &str, mut request
     if request.prompt.is_empty() {
         return Err(Error::Usage("the prompt is empty".to_owned()));
     }
-    let mut runner = loaded.model.runner();
+    let mut runner = arguments.cache.runner(&loaded.model)?;
     let sequence = runner.open()?;
     let n_top = if arguments.json { N_TOP } else { 0 };
     let mut generation = Generation::new(&mut runner, loaded.model.tokenizer(), sequence, &request, n_top)?;
@@ -157,8 +165,8 @@ fn finish_name(finish: Option<FinishReason>) -> &'static str {
 }
 
 /// Speed of a prompt's pass and of passes over one token, after an untimed pass of each.
-fn measure(loaded: &LoadedModel, prompt: &[TokenId], n_tokens: usize) -> Result<Value> {
-    let mut runner = loaded.model.runner();
+fn measure(loaded: &LoadedModel, cache: &CacheArgs, prompt: &[TokenId], n_tokens: usize) -> Result<Value> {
+    let mut runner = cache.runner(&loaded.model)?;
     let mut timed = |n_tokens: usize| -> Result<(f64, f64)> {
         let sequence = runner.open()?;
         let mut feed = |tokens: Vec<TokenId>| -> Result<TokenId> {

@@ -9,7 +9,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use breakers_examples::{Bar, Error, ModelArgs, print, print_json, read_text, run, tokens_per_second};
+use breakers_examples::{
+    Bar, CacheArgs, Error, ModelArgs, print, print_json, read_text, run, tokens_per_second,
+};
 use breakers_model::score::perplexity;
 use breakers_model::tokenizer::EncodeOptions;
 use clap::Parser;
@@ -20,6 +22,8 @@ use serde_json::json;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// The text; - reads standard input.
     #[arg(long, value_name = "FILE")]
     file: String,
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
         let bos = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
         let bar = Bar::new(ids.len() / context, "windows");
         let start = Instant::now();
-        let mut runner = loaded.model.runner();
+        let mut runner = arguments.cache.runner(&loaded.model)?;
         let result = perplexity(&mut runner, &ids, context, bos, |done, _| bar.done(done))?;
         let rate = tokens_per_second(ids.len() / context * context, start.elapsed());
         drop(bar);

@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 
 use breakers_examples::{
-    Error, ModelArgs, N_TOP, Result, ScoredStep, print, print_json, read_ids, run, step_json,
+    CacheArgs, Error, ModelArgs, N_TOP, Result, ScoredStep, print, print_json, read_ids, run, step_json,
 };
 use breakers_model::score::{ScoredToken, score};
 use breakers_model::tokenizer::{DecodeOptions, Tokenizer};
@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// JSON with `prompt_ids` and `output_ids`; - reads standard input.
     #[arg(long, value_name = "FILE")]
     ids_file: String,
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
             ));
         }
         let loaded = arguments.model.load()?;
-        let mut runner = loaded.model.runner();
+        let mut runner = arguments.cache.runner(&loaded.model)?;
         let scored = score(&mut runner, &ids.prompt, &ids.output, arguments.chunk as usize, N_TOP)?;
         if arguments.json {
             let steps: Vec<Value> = scored

@@ -18,7 +18,8 @@ use std::process::ExitCode;
 
 use breakers_core::TokenId;
 use breakers_examples::{
-    Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, print, print_json, read_text, run,
+    CacheArgs, Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, print, print_json, read_text,
+    run,
 };
 use breakers_model::chat::Message;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
@@ -45,6 +46,8 @@ const MAX_DRAFT: usize = 16;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// A smaller model with the same tokenizer that drafts, by name or path.
     #[arg(long, value_name = "NAME|PATH")]
     draft: Option<String>,
@@ -124,7 +127,7 @@ fn main() -> ExitCode {
             .collect::<Result<Vec<_>>>()?;
         let contestants = contestants(&arguments, &target, draft.as_ref(), config.sampling.is_greedy())?;
 
-        let mut runner = target.model.runner();
+        let mut runner = arguments.cache.runner(&target.model)?;
         let measurement = measure::run(&mut runner, prompts, contestants, &config, arguments.repeat.into())?;
         let models: Vec<&LoadedModel> = std::iter::once(&target).chain(&draft).collect();
         let mut provenance = arguments.model.provenance(&models)?;

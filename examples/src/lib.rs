@@ -19,6 +19,7 @@
 //! assert_eq!(arguments.model.threads, Some(2));
 //! ```
 
+mod cache;
 mod input;
 mod memory;
 mod model;
@@ -27,6 +28,7 @@ mod progress;
 mod quantization;
 mod steps;
 
+pub use cache::{CacheArgs, CacheKind};
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
 pub use memory::{peak_memory, reset_peak_memory};
 pub use model::{LoadedModel, ModelArgs};

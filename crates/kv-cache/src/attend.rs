@@ -19,6 +19,7 @@ use bytemuck::Zeroable;
 use half::f16;
 
 use crate::kernel::{self, Partial, Rows, Span, TILE_ROWS};
+use crate::packed::{self, layer::PackedLayer};
 use crate::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
 use crate::simd::{self, Kernel, Simd};
 use crate::visible::TreeRows;
@@ -42,6 +43,17 @@ pub(crate) struct Job<'a> {
     pub(crate) n_heads: usize,
     pub(crate) scale: f32,
     pub(crate) visible: &'a Visible,
+    /// The pages that rows see packed.
+    pub(crate) packed: Option<Packed<'a>>,
+}
+
+/// Packed pages beside the plain ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    pub(crate) layer: &'a PackedLayer,
+    pub(crate) isa: Isa,
+    /// Projected queries, as `q`, where the format has a sketch; empty otherwise.
+    pub(crate) sketch: &'a [f32],
 }
 
 /// What one task computes: some rows of the query heads that share one key-value head, over some chunks.
@@ -157,7 +169,8 @@ impl Job<'_> {
         let layout = &self.layout;
         let group = self.n_heads / layout.n_kv_heads;
         let (n_rows, stride) = (task.rows.len() * group, layout.padded_dim);
-        let mut workspace = Workspace::new(scratch, n_rows, layout);
+        let has_sketch = self.packed.is_some_and(|packed| !packed.sketch.is_empty());
+        let mut workspace = Workspace::new(scratch, n_rows, layout, has_sketch);
         let spans = &self.visible.spans[task.rows.clone()];
         // The first of the rows' heads, in [n_rows, n_heads].
         let head =
@@ -171,11 +184,20 @@ impl Job<'_> {
                 bad_row.fetch_min(task.rows.start + row / group, Ordering::Relaxed);
             }
         }
+        if let Some(packed) = self.packed.filter(|packed| !packed.sketch.is_empty()) {
+            for (row, to) in workspace.sketch.chunks_exact_mut(stride).enumerate() {
+                let from = &packed.sketch[head(row) * layout.head_dim..][..layout.head_dim];
+                // SAFETY: as above. The queries were found finite, and so is what is made of them.
+                unsafe { kernel::scale_query::<S>(from, scale, to.as_mut_ptr()) };
+            }
+        }
         let rows = workspace.rows();
+        let sketch = workspace.sketch.as_ptr();
         workspace.total_max.fill(f32::NEG_INFINITY);
         // Kernels fetch what is read next while they compute. What is read first has to be fetched as well: processors
         // see these reads coming too late, if at all.
-        if let Some(page) = self.pages.get(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS)) {
+        let first_page = self.pages.get(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS));
+        if let Some(page) = first_page.filter(|page| page.bytes() > 0) {
             let region = bytemuck::cast_slice::<E, u8>(page.region(layout, task.head));
             for line in region.chunks(size_of::<Line>()) {
                 // SAFETY: the caller's promise.
@@ -187,7 +209,15 @@ impl Job<'_> {
             unsafe { rows.reset(n_rows) };
             // SAFETY: the caller's promise; `rows` are the group's rows of each of `spans`.
             unsafe {
-                self.attend_chunk::<S, E>(task, spans, chunk, rows, workspace.page_spans, workspace.page)
+                self.attend_chunk::<S, E>(
+                    task,
+                    spans,
+                    chunk,
+                    rows,
+                    sketch,
+                    workspace.page_spans,
+                    workspace.page,
+                )
             };
             for row in 0..n_rows {
                 // SAFETY: row < n_rows; `merge` and the copy stay within `stride` values.
@@ -234,7 +264,8 @@ impl Job<'_> {
     ///
     /// # Safety
     /// `S`'s instructions are there; `rows` has `group` rows for each of `spans`; `page_spans` has as many;
-    /// `virtual_page` has room for a head's region of type `E`.
+    /// `virtual_page` has room for a head's region of type `E`; `sketch` has the rows' projected queries if there
+    /// are any.
     #[inline(always)]
     unsafe fn attend_chunk<S: Simd, E: Stored>(
         &self,
@@ -242,6 +273,7 @@ impl Job<'_> {
         spans: &[Range<usize>],
         chunk: usize,
         rows: Rows,
+        sketch: *const f32,
         page_spans: &mut [Span],
         virtual_page: *mut E,
     ) {
@@ -253,10 +285,13 @@ impl Job<'_> {
             return;
         }
         let n_real_pages = self.visible.tree.as_ref().map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
-        let region_of = |page: usize| self.pages.get(page).map(|p| p.region::<E>(layout, task.head).as_ptr());
+        // A page that is packed may have no plain self.
+        let stored = |page: usize| self.pages.get(page).filter(|page| page.bytes() > 0);
+        let region_of = |page: usize| stored(page).map(|page| page.region::<E>(layout, task.head).as_ptr());
         // Behind a head's last page comes the next head's first one, on this thread or another.
-        let next_head = &self.pages[task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS)];
-        let next_head = next_head.region::<E>(layout, (task.head + 1) % layout.n_kv_heads).as_ptr();
+        let next_head = stored(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS));
+        let next_head =
+            next_head.map(|p| p.region::<E>(layout, (task.head + 1) % layout.n_kv_heads).as_ptr());
         for page in from / PAGE_TOKENS..to.div_ceil(PAGE_TOKENS) {
             let start = page * PAGE_TOKENS;
             let sees = |s: &Range<usize>| s.start < start + PAGE_TOKENS && s.end > start;
@@ -264,8 +299,19 @@ impl Job<'_> {
             let end = spans.iter().rposition(sees).map_or(begin, |last| last + 1);
             // All tokens at once on a page that stands in the cache, one by one where each has its own.
             let own_page = self.visible.tree.as_ref().filter(|_| page >= n_real_pages);
-            let at_once = if own_page.is_some() { 1 } else { end - begin };
-            for first in (begin..end).step_by(at_once) {
+            let packed_pages = |row: usize| {
+                self.packed.map_or(0, |packed| packed.layer.n_packed_for(spans[row].end.saturating_sub(1)))
+            };
+            let mut next_row = begin;
+            while next_row < end {
+                let first = next_row;
+                // Rows that see the page in the same way go together.
+                let is_packed = own_page.is_none() && page < packed_pages(first);
+                let at_once = match own_page {
+                    Some(_) => 1,
+                    None => (first..end).take_while(|row| (page < packed_pages(*row)) == is_packed).count(),
+                };
+                next_row += at_once;
                 let tokens = first..first + at_once;
                 for (span, page_spans) in spans[tokens.clone()].iter().zip(page_spans.chunks_exact_mut(group))
                 {
@@ -273,6 +319,18 @@ impl Job<'_> {
                         from: span.start.saturating_sub(start).min(PAGE_TOKENS) as i32,
                         to: span.end.saturating_sub(start).min(PAGE_TOKENS) as i32,
                     });
+                }
+                if let Some(Packed { layer, isa, .. }) = self.packed.filter(|_| is_packed) {
+                    // SAFETY: the caller's promises; the rows of the tokens exist, and what they see is kept.
+                    unsafe {
+                        let (skipped, page_spans) = (first * group, &page_spans[..at_once * group]);
+                        let (format, page) = (&layer.packing.format, &layer.packed[page]);
+                        let sketch = sketch.wrapping_add(skipped * rows.stride);
+                        let rows = rows.skip(skipped);
+                        let page = (&**page, task.head);
+                        packed::kernel::attend_page(isa, format, page, rows, sketch, page_spans);
+                    }
+                    continue;
                 }
                 let region = match own_page {
                     None => self.pages[page].region::<E>(layout, task.head).as_ptr(),
@@ -288,7 +346,7 @@ impl Job<'_> {
                         virtual_page.cast_const()
                     }
                 };
-                let next = region_of(page + 1).unwrap_or(next_head);
+                let next = region_of(page + 1).or(next_head).unwrap_or(region);
                 // SAFETY: the caller's promises; the rows of the tokens exist.
                 unsafe {
                     let rows = rows.skip(first * group);
@@ -393,17 +451,20 @@ struct Workspace<'a, E> {
     max: &'a mut [f32],
     total_max: &'a mut [f32],
     total_sum: &'a mut [f32],
+    /// Projected queries, or nothing.
+    sketch: &'a mut [f32],
     page_spans: &'a mut [Span],
     page: *mut E,
     stride: usize,
 }
 
 impl<'a, E: Stored> Workspace<'a, E> {
-    fn new(scratch: &'a mut Vec<Line>, n_rows: usize, layout: &PageLayout) -> Self {
+    fn new(scratch: &'a mut Vec<Line>, n_rows: usize, layout: &PageLayout, has_sketch: bool) -> Self {
         let stride = layout.padded_dim;
         let wide = n_rows * stride;
         let narrow = n_rows.next_multiple_of(LANES);
-        let n_floats = 3 * wide + n_rows * LANES + TILE_ROWS * PAGE_TOKENS + 5 * narrow;
+        let sketch = if has_sketch { wide } else { 0 };
+        let n_floats = 3 * wide + sketch + n_rows * LANES + TILE_ROWS * PAGE_TOKENS + 5 * narrow;
         let n_lines = n_floats / LANES;
         let page_lines = (layout.region_elements() * size_of::<E>()).div_ceil(size_of::<Line>());
         grow(scratch, n_lines + page_lines);
@@ -423,6 +484,7 @@ impl<'a, E: Stored> Workspace<'a, E> {
             max: take(narrow),
             total_max: take(narrow),
             total_sum: take(narrow),
+            sketch: take(sketch),
             page_spans: &mut bytemuck::cast_slice_mut(take(2 * narrow))[..n_rows],
             page: page.as_mut_ptr().cast(),
             stride,

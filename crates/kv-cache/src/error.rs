@@ -193,4 +193,51 @@ pub enum Error {
         /// Elements found.
         found: usize,
     },
+    /// A method has no groups of this size.
+    #[error("groups of {found} tokens are not possible; expected {expected}")]
+    GroupSize {
+        /// Sizes that are possible.
+        expected: &'static str,
+        /// Size found.
+        found: usize,
+    },
+    /// A cache that is compressed lives on the CPU so far.
+    #[error("a compressed cache needs the CPU, not {device}")]
+    CompressedDevice {
+        /// The device asked for.
+        device: String,
+    },
+    /// More tokens are to stay exact than a page holds.
+    #[error("{found} exact first tokens asked for, {most} are possible")]
+    ExactTokens {
+        /// Most that are possible.
+        most: usize,
+        /// Tokens asked for.
+        found: usize,
+    },
+    /// No compression has this name.
+    #[error("unknown cache {name:?}; known: {known}")]
+    UnknownCompression {
+        /// The name asked for.
+        name: String,
+        /// Names that exist.
+        known: String,
+    },
+    /// A budget leaves no room beside what a press keeps in any case.
+    #[error("a budget of {found} tokens is below the {least} that the press needs")]
+    Budget {
+        /// Smallest budget.
+        least: usize,
+        /// Budget found.
+        found: usize,
+    },
+    /// A budget is no fraction of the tokens.
+    #[error("a budget is a fraction above 0 and at most 1, not {found}")]
+    BudgetFraction {
+        /// Fraction found.
+        found: f64,
+    },
+    /// Tokens that were coded cannot be let go again.
+    #[error("a press that works again and again cannot be combined with a quantizer")]
+    RepeatedEviction,
 }

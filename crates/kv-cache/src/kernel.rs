@@ -238,7 +238,7 @@ unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
 /// # Safety
 /// `S`'s instructions are there, and `R` rows with scores in these blocks.
 #[inline(always)]
-unsafe fn weigh<S: Simd, const R: usize>(rows: Rows, first: usize, end: usize) -> [f32; R] {
+pub(crate) unsafe fn weigh<S: Simd, const R: usize>(rows: Rows, first: usize, end: usize) -> [f32; R] {
     // All rows in each step: one row's chain of operations is long, and the rows' chains overlap.
     let mut rescale = [1.0; R];
     // SAFETY: the caller's promises.

@@ -39,13 +39,17 @@
 mod attend;
 mod attention;
 mod cache;
+mod compressed;
 mod device_pages;
 mod error;
 mod kernel;
 mod ledger;
+mod packed;
 mod page;
 mod pages;
 mod plain;
+mod pressed;
+pub mod presses;
 pub mod quantizers;
 mod shape;
 mod simd;
@@ -54,7 +58,9 @@ mod visible;
 
 pub use attention::{AttentionOps, attention, attention_reference};
 pub use cache::{CacheHook, KvCache};
+pub use compressed::{CompressedCache, Compression};
 pub use error::{Error, Result};
 pub use plain::PlainCache;
+pub use pressed::{Budget, Eviction, PressedCache};
 pub use shape::{CacheShape, Element, LayerShape};
 pub use visible::Visible;

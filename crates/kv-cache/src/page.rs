@@ -122,6 +122,11 @@ impl Page {
         Self { lines: vec![Line::zeroed(); n_lines].into_boxed_slice() }
     }
 
+    /// A page without storage, for slots that nobody reads any more.
+    pub(crate) fn empty() -> Self {
+        Self { lines: Box::default() }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(&*self.lines)
     }

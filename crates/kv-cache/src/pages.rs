@@ -67,7 +67,13 @@ impl LayerPages {
     }
 
     /// Fails with a row that holds a NaN or an infinity.
-    fn append_slices(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), usize> {
+    pub(crate) fn append_slices(
+        &mut self,
+        isa: Isa,
+        first: usize,
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<(), usize> {
         let layout = self.layout;
         let width = layout.n_kv_heads * layout.head_dim;
         let end = first + k.len() / width;

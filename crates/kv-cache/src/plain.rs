@@ -142,7 +142,7 @@ impl Layer {
         // What is written before an error is found stands behind the cache's end.
         pages.append(isa, first, &k, &v)?;
         let (layout, pages, q_slice) = (pages.layout, &pages.pages, flex::as_slice(&q));
-        let job = Job { layout, pages, q: q_slice, n_heads, scale, visible };
+        let job = Job { layout, pages, q: q_slice, n_heads, scale, visible, packed: None };
         let out = job.run(isa).map_err(|row| not_finite("q", &q, row))?;
         Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, [n_rows, n_heads * head_dim])))
     }

@@ -58,6 +58,23 @@ pub(crate) trait Simd: Copy {
     unsafe fn mask(x: Self::V, from: i32, to: i32) -> Self::V;
     /// y · 2ⁿ where x ≥ −126, else 0; n stands in the low bits of `shifted` = n + [`ROUND`].
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V;
+    /// Sixteen codes as numbers. A code's bits begin at bit `shift` (below 32) of a word at `words` and may go on
+    /// in the one at `next`; `mask` has as many bits.
+    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V;
+    /// As [`codes`](Self::codes), looked up in a table of 32 numbers; `mask` is 31 at most.
+    unsafe fn levels(
+        words: *const u32,
+        next: *const u32,
+        shift: u32,
+        mask: u32,
+        table: *const f32,
+    ) -> Self::V;
+
+    /// [`codes`](Self::codes) that do not go on in another word.
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V;
+    /// [`levels`](Self::levels) of codes that do not go on in another word. The table repeats itself behind the last
+    /// code, so that what stands above a code's bits does not count.
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V;
 
     /// 2ˣ for x ≤ 0, within 1 unit in the last place; 0 below −126. See [`exp2`].
     #[inline(always)]
@@ -201,6 +218,19 @@ mod tests {
                 S::exp2(S::mul(negative, S::splat(40.0))),
                 S::exp2(S::splat(f32::NEG_INFINITY)),
             ];
+            let [words, next] = [a, b].map(|x| x.map(|x| x.to_bits().wrapping_mul(0x9e37_79b9)));
+            let table: [f32; 32] = std::array::from_fn(|i| a[i % LANES] + (i / LANES) as f32);
+            for (shift, width) in [(0, 1), (3, 2), (29, 3), (28, 4), (30, 4), (27, 5), (31, 5)] {
+                let mask = (1 << width) - 1;
+                let (words, next) = (words.as_ptr(), next.as_ptr());
+                results.push(S::codes(words, next, shift, mask));
+                results.push(S::levels(words, next, shift, mask, table.as_ptr()));
+                if shift + width <= 32 {
+                    let repeated: [f32; 32] = std::array::from_fn(|i| table[i % (1 << width)]);
+                    results.push(S::codes_within(words, shift, mask));
+                    results.push(S::levels_within(words, shift, mask, repeated.as_ptr()));
+                }
+            }
             for large in [1.0, 1e3, 1e4] {
                 let (mut halves, mut singles) = ([f16::ZERO; LANES], [0.0f32; LANES]);
                 S::narrow(halves.as_mut_ptr(), S::mul(x, S::splat(large)));

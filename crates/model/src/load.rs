@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use breakers_backend::device;
 use breakers_core::{ModelInfo, TokenId};
-use breakers_kv_cache::Element;
+use breakers_kv_cache::{CacheShape, Element};
 use breakers_quant::gguf;
 use burn::tensor::Device;
 
@@ -105,6 +105,11 @@ impl Model {
     /// A runner with no sequences yet.
     pub fn runner(&self) -> Runner {
         Runner::new(self.clone())
+    }
+
+    /// Layers and limit that a sequence's cache has.
+    pub fn cache_shape(&self) -> CacheShape {
+        self.inner.decoder.cache_shape()
     }
 
     /// Facts about the model.

@@ -58,8 +58,15 @@ fn attention_flex(
     let isa = cpu::isa();
     let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32);
     pages.append(isa, 0, &k, &v)?;
-    let job =
-        Job { layout: pages.layout, pages: &pages.pages, q: flex::as_slice(&q), n_heads, scale, visible };
+    let job = Job {
+        layout: pages.layout,
+        pages: &pages.pages,
+        q: flex::as_slice(&q),
+        n_heads,
+        scale,
+        visible,
+        packed: None,
+    };
     Ok(flex::from_vec(job.run(isa).map_err(|row| not_finite("q", &q, row))?, size))
 }
 

@@ -2,12 +2,32 @@
 //!
 //! | file | method |
 //! |---|---|
+//! | `block` | Q8_0 and Q4_0: a scale for every 32 elements of a token |
+//! | `kivi` | KIVI: keys by channels, values by tokens |
 //! | `lloyd_max` | the best scalar codebooks for rotated vectors, computed |
 //! | `turbo_quant` | TurboQuant: rotation and codebook; plain, rescaled, and with a sketch of signs |
+//! | `turbo_cache` | the same in a cache's pages |
+//! | `kvarn` | KVarN: even spreads along tokens and channels, then rounding |
+//! | `water_filling` | bits for each channel of the keys by what its errors cost |
+//!
+//! A method of this list becomes a cache by [`Compression`](crate::Compression).
 
+mod block;
+mod kivi;
+mod kvarn;
 mod lloyd_max;
+mod method;
 mod random;
+mod turbo_cache;
 mod turbo_quant;
+mod water_filling;
 
+pub use kivi::KiviConfig;
+pub use kvarn::KvarnConfig;
 pub use lloyd_max::{Codebook, MAX_CODEBOOK_BITS};
+pub use method::Method;
 pub use turbo_quant::{Estimator, RotationKind, Sketch, TurboCode, TurboQuant, TurboQuantConfig};
+pub use water_filling::WaterFillingConfig;
+
+pub(crate) use method::Coders;
+pub(crate) use random::Random;

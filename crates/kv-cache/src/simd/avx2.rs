@@ -126,6 +126,58 @@ impl Simd for Avx2 {
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V {
         unsafe { [scale_half(x[0], y[0], shifted[0]), scale_half(x[1], y[1], shifted[1])] }
     }
+
+    #[inline(always)]
+    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
+        unsafe {
+            let (low, high) = (
+                extract_half(words, next, shift, mask),
+                extract_half(words.add(8), next.add(8), shift, mask),
+            );
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(
+        words: *const u32,
+        next: *const u32,
+        shift: u32,
+        mask: u32,
+        table: *const f32,
+    ) -> Self::V {
+        unsafe {
+            let (low, high) = (
+                extract_half(words, next, shift, mask),
+                extract_half(words.add(8), next.add(8), shift, mask),
+            );
+            [level_half(low, mask, table), level_half(high, mask, table)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+        unsafe {
+            let count = _mm_cvtsi32_si128(shift as i32);
+            let mask = _mm256_set1_epi32(mask as i32);
+            let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), count);
+            let high = _mm256_srl_epi32(_mm256_loadu_si256(words.add(8).cast()), count);
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(low, mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(high, mask)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+        unsafe {
+            let count = _mm_cvtsi32_si128(shift as i32);
+            let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), count);
+            let high = _mm256_srl_epi32(_mm256_loadu_si256(words.add(8).cast()), count);
+            [level_half(low, mask, table), level_half(high, mask, table)]
+        }
+    }
 }
 
 // Functions instead of closures: a closure would be compiled without the instructions.
@@ -165,5 +217,41 @@ unsafe fn scale_half(x: __m256, y: __m256, shifted: __m256) -> __m256 {
         let power = _mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)), one);
         let normal = _mm256_cmp_ps::<_CMP_GE_OQ>(x, _mm256_set1_ps(-126.0));
         _mm256_and_ps(normal, _mm256_mul_ps(y, _mm256_castsi256_ps(power)))
+    }
+}
+
+/// # Safety
+/// The processor has AVX2; both pointers are valid for 8 words.
+#[inline(always)]
+unsafe fn extract_half(words: *const u32, next: *const u32, shift: u32, mask: u32) -> __m256i {
+    // SAFETY: the caller's promise. A shift by 32 gives zero.
+    unsafe {
+        let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), _mm_cvtsi32_si128(shift as i32));
+        let high = _mm256_sll_epi32(_mm256_loadu_si256(next.cast()), _mm_cvtsi32_si128(32 - shift as i32));
+        _mm256_and_si256(_mm256_or_si256(low, high), _mm256_set1_epi32(mask as i32))
+    }
+}
+
+/// # Safety
+/// The processor has AVX2; the table has 32 numbers, or as many as `mask` allows, rounded up to 8.
+#[inline(always)]
+unsafe fn level_half(codes: __m256i, mask: u32, table: *const f32) -> __m256 {
+    // SAFETY: the caller's promise. Each permutation looks at the lower three bits of a code, and the sign bit
+    // of a lane tells a blend which one counts.
+    unsafe {
+        let first = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), codes);
+        if mask < 8 {
+            return first;
+        }
+        let bit_3 = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+        let low =
+            _mm256_blendv_ps(first, _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(8)), codes), bit_3);
+        if mask < 16 {
+            return low;
+        }
+        let third = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(16)), codes);
+        let high =
+            _mm256_blendv_ps(third, _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(24)), codes), bit_3);
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<27>(codes)))
     }
 }

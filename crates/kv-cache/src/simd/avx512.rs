@@ -128,6 +128,62 @@ impl Simd for Avx512 {
             _mm512_maskz_mul_ps(normal, y, _mm512_castsi512_ps(power))
         }
     }
+
+    #[inline(always)]
+    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(extract(words, next, shift, mask)) }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(
+        words: *const u32,
+        next: *const u32,
+        shift: u32,
+        mask: u32,
+        table: *const f32,
+    ) -> Self::V {
+        unsafe {
+            let codes = extract(words, next, shift, mask);
+            let low = _mm512_loadu_ps(table);
+            if mask < 16 {
+                return _mm512_permutexvar_ps(codes, low);
+            }
+            _mm512_permutex2var_ps(low, codes, _mm512_loadu_ps(table.add(16)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+        unsafe {
+            let codes = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(mask as i32)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+        unsafe {
+            let codes = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
+            let low = _mm512_loadu_ps(table);
+            if mask < 16 {
+                return _mm512_permutexvar_ps(codes, low);
+            }
+            _mm512_permutex2var_ps(low, codes, _mm512_loadu_ps(table.add(16)))
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F; both pointers are valid for 16 words.
+#[inline(always)]
+unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> __m512i {
+    // SAFETY: the caller's promise. A shift by 32 gives zero.
+    unsafe {
+        let low = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
+        let high = _mm512_sll_epi32(_mm512_loadu_si512(next.cast()), _mm_cvtsi32_si128(32 - shift as i32));
+        // (low | high) & mask
+        _mm512_ternarylogic_epi32::<0b1110_0000>(_mm512_set1_epi32(mask as i32), low, high)
+    }
 }
 
 const _: () = assert!(ROUND.to_bits() << 23 == 0);

@@ -126,4 +126,54 @@ impl Simd for Neon {
             })
         }
     }
+
+    #[inline(always)]
+    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
+        unsafe { extract(words, next, shift, mask).map(|codes| vcvtq_f32_u32(codes)) }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(
+        words: *const u32,
+        next: *const u32,
+        shift: u32,
+        mask: u32,
+        table: *const f32,
+    ) -> Self::V {
+        unsafe {
+            extract(words, next, shift, mask).map(|codes| {
+                let mut lanes = [0u32; 4];
+                vst1q_u32(lanes.as_mut_ptr(), codes);
+                let numbers = lanes.map(|code| *table.add(code as usize));
+                vld1q_f32(numbers.as_ptr())
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+        // SAFETY: as for `codes`; nothing is taken of the second word.
+        unsafe { Self::codes(words, words, shift, mask) }
+    }
+
+    #[inline(always)]
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+        // SAFETY: as above.
+        unsafe { Self::levels(words, words, shift, mask, table) }
+    }
+}
+
+/// # Safety
+/// The processor has NEON; both pointers are valid for 16 words; `shift` is below 32.
+#[inline(always)]
+unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> [uint32x4_t; 4] {
+    // SAFETY: the caller's promise. A negative count shifts to the right, one of 32 gives zero.
+    unsafe {
+        let (right, left) = (vdupq_n_s32(-(shift as i32)), vdupq_n_s32(32 - shift as i32));
+        std::array::from_fn(|i| {
+            let low = vshlq_u32(vld1q_u32(words.add(4 * i)), right);
+            let high = vshlq_u32(vld1q_u32(next.add(4 * i)), left);
+            vandq_u32(vorrq_u32(low, high), vdupq_n_u32(mask))
+        })
+    }
 }

@@ -112,4 +112,45 @@ impl Simd for Scalar {
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V {
         std::array::from_fn(|i| super::scale_by_power(x[i], y[i], shifted[i]))
     }
+
+    #[inline(always)]
+    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
+        // SAFETY: valid for LANES words by the trait's contract.
+        unsafe { extract(words, next, shift, mask) }.map(|code| code as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn levels(
+        words: *const u32,
+        next: *const u32,
+        shift: u32,
+        mask: u32,
+        table: *const f32,
+    ) -> Self::V {
+        // SAFETY: valid for LANES words, and codes are within the table, by the trait's contract.
+        unsafe { extract(words, next, shift, mask).map(|code| *table.add(code as usize)) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+        // SAFETY: as for `codes`; nothing is taken of the second word.
+        unsafe { Self::codes(words, words, shift, mask) }
+    }
+
+    #[inline(always)]
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+        // SAFETY: as above.
+        unsafe { Self::levels(words, words, shift, mask, table) }
+    }
+}
+
+/// # Safety
+/// Both pointers are valid for LANES words; `shift` is below 32.
+#[inline(always)]
+unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> [u32; LANES] {
+    std::array::from_fn(|i| {
+        // SAFETY: the caller's promise.
+        let (low, high) = unsafe { (*words.add(i), *next.add(i)) };
+        ((u64::from(high) << 32 | u64::from(low)) >> shift) as u32 & mask
+    })
 }

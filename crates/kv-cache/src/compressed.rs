@@ -1,0 +1,427 @@
+//! The compressed cache: packed pages for what is final, plain ones for what may still be taken back.
+
+use std::sync::Arc;
+
+use breakers_backend::hadamard::Rotation;
+use breakers_backend::{cpu, device, flex};
+use burn::tensor::{Device, Tensor};
+use burn_flex::Flex;
+
+use crate::attend::{Job, Packed};
+use crate::attention::{check_heads, check_scale, not_finite, primitive, require};
+use crate::ledger::Ledger;
+use crate::packed::PackedFormat;
+use crate::packed::layer::{PackedLayer, Packing};
+use crate::page::{LANES, PAGE_TOKENS};
+use crate::quantizers::{Coders, Method};
+use crate::{CacheHook, CacheShape, Error, KvCache, LayerShape, Result, Visible};
+
+mod presets;
+
+/// How a cache is compressed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compression {
+    /// How keys and values are coded.
+    pub method: Method,
+    /// First tokens of the sequence that stay as they are: attention often rests on them, with keys unlike all
+    /// others.
+    pub exact_tokens: usize,
+    /// Newest tokens that stay as they are, at least; it is rounded up to whole pages of 64 tokens. What is newer
+    /// than the last page boundary always does.
+    pub window: usize,
+    /// Layers that are not compressed.
+    pub plain_layers: Vec<usize>,
+}
+
+impl Compression {
+    /// A method with four exact tokens at the beginning and no window.
+    pub fn new(method: Method) -> Self {
+        Self { method, exact_tokens: 4, window: 0, plain_layers: Vec::new() }
+    }
+}
+
+/// A cache whose final tokens are kept in a few bits an element.
+///
+/// Rows see tokens of their own page of 64 (and of the window before it) as 16-bit floats, all earlier ones
+/// compressed: by position alone, so that decoding, speculation and prompts in chunks of any size give the same
+/// bits. Pages are compressed when the first row that needs them so arrives, and the plain page is given back when
+/// its tokens are final.
+///
+/// # Truncation
+/// Back to any provisional token; among final tokens, without a window, back to any page boundary. In between
+/// [`Error::TruncateEvicted`]: what a row of an unfinished page sees plain is gone.
+///
+/// # Memory
+/// See the method. Beside it, up to 63 tokens (and the window) as 16-bit floats.
+///
+/// # Example
+/// ```
+/// use breakers_kv_cache::{CacheShape, CompressedCache, Compression, KvCache, LayerShape};
+/// use burn::tensor::{Device, Distribution, Tensor};
+///
+/// # fn main() -> Result<(), breakers_kv_cache::Error> {
+/// let device = Device::flex();
+/// let shape = CacheShape::uniform(1, LayerShape::new(2, 64), 4096);
+/// let mut cache = CompressedCache::new(shape, &Compression::named("water-4")?, &device)?;
+/// let random = |heads| Tensor::<3>::random([1024, heads, 64], Distribution::Default, &device);
+/// cache.begin(1024, None)?;
+/// cache.attend(0, random(4), random(2), random(2), 0.125)?;
+/// cache.end()?;
+/// cache.commit(1024)?;
+/// let plain = 1024 * 2 * 2 * 64 * 2;
+/// assert!(cache.bytes() * 3 < plain);
+/// # Ok(())
+/// # }
+/// ```
+pub struct CompressedCache {
+    shape: Arc<CacheShape>,
+    device: Device,
+    layers: Vec<Layer>,
+    ledger: Ledger,
+    hooks: Vec<Box<dyn CacheHook>>,
+}
+
+/// Whole pages that a layer keeps plain if it is never packed.
+pub(crate) const NEVER: usize = usize::MAX;
+
+#[derive(Clone)]
+pub(crate) struct Layer {
+    pub(crate) pages: PackedLayer,
+    turns: Arc<Turns>,
+}
+
+/// What is done to queries, keys and values before they meet, and to the result.
+#[derive(Default)]
+pub(crate) struct Turns {
+    keys: Option<Rotation>,
+    values: Option<Rotation>,
+    sketch: Vec<f32>,
+}
+
+impl CompressedCache {
+    /// An empty cache on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of two
+    /// from 16 to 256; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for impossible settings;
+    /// [`Error::OutOfRange`] for a plain layer that is not there; [`Error::UnsupportedDevice`],
+    /// [`Error::CompressedDevice`].
+    pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
+        require(device)?;
+        shape.validate()?;
+        if !device::is_cpu(device) {
+            return Err(Error::CompressedDevice { device: format!("{device:?}") });
+        }
+        if compression.exact_tokens >= PAGE_TOKENS {
+            return Err(Error::ExactTokens { most: PAGE_TOKENS - 1, found: compression.exact_tokens });
+        }
+        let n_layers = shape.layers.len();
+        if let Some(&requested) = compression.plain_layers.iter().find(|layer| **layer >= n_layers) {
+            return Err(Error::OutOfRange { what: "plain layers", requested, available: n_layers });
+        }
+        let window = compression.window.max(compression.method.window());
+        let lag = window.div_ceil(PAGE_TOKENS);
+        let mut layers: Vec<Layer> = Vec::with_capacity(n_layers);
+        for (at, layer) in shape.layers.iter().enumerate() {
+            let lag = if compression.plain_layers.contains(&at) { NEVER } else { lag };
+            let like = layers.iter().zip(&shape.layers).find(|(made, other)| {
+                (other.n_kv_heads, other.head_dim) == (layer.n_kv_heads, layer.head_dim)
+                    && made.pages.packing.lag == lag
+            });
+            layers.push(match like {
+                Some((made, _)) => made.like(layer),
+                None => Layer::new(layer, &compression.method, compression.exact_tokens, lag)?,
+            });
+        }
+        let ledger = Ledger::new(n_layers, shape.max_tokens);
+        Ok(Self { shape: Arc::new(shape), device: device.clone(), layers, ledger, hooks: Vec::new() })
+    }
+
+    /// Bytes of the pages that other caches hold, too.
+    pub fn shared_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.pages.shared_bytes()).sum()
+    }
+
+    /// Fails unless the tensor's shape and device are as expected.
+    fn check(&self, name: &'static str, tensor: &Tensor<3>, expected: [usize; 3]) -> Result<()> {
+        let (found, device) = (tensor.dims(), tensor.device());
+        if found != expected {
+            return Err(Error::TensorShape { tensor: name, expected, found });
+        }
+        if device != self.device {
+            let (expected, found) = (format!("{:?}", self.device), format!("{device:?}"));
+            return Err(Error::Device { tensor: name, expected, found });
+        }
+        Ok(())
+    }
+}
+
+/// Rows `[n_rows, n_heads, head_dim]` with every head rotated.
+fn turn(rotation: &Option<Rotation>, rows: &[f32]) -> Vec<f32> {
+    let mut rows = rows.to_vec();
+    if let Some(rotation) = rotation {
+        // The rows are whole heads, whose width the rotation was made for.
+        let turned = rotation.forward(&mut rows);
+        debug_assert!(turned.is_ok());
+    }
+    rows
+}
+
+/// Where a NaN or an infinity was found: 0, 1 or 2 for queries, keys or values, and the row.
+pub(crate) type BadRow = (usize, usize);
+
+impl Layer {
+    /// A layer, or a head of one.
+    pub(crate) fn new(shape: &LayerShape, method: &Method, n_exact: usize, lag: usize) -> Result<Self> {
+        // The tables of a layer that is never packed are never read.
+        let head_dim = if lag == NEVER { LANES } else { shape.head_dim };
+        let coders = method.coders(head_dim)?;
+        let Coders { keys, values, key_rotation, value_rotation, sketch, weighs_channels } = coders;
+        let (key_format, value_format) = (keys.format().clone(), values.format().clone());
+        let format = PackedFormat::new(shape.n_kv_heads, head_dim, key_format, value_format, n_exact);
+        let turns = match lag {
+            NEVER => Turns::default(),
+            _ => Turns { keys: key_rotation, values: value_rotation, sketch },
+        };
+        let weighs_channels = weighs_channels && lag != NEVER;
+        let packing = Packing { format, keys, values, lag, weighs_channels };
+        Ok(Self { pages: PackedLayer::new(shape, Arc::new(packing)), turns: Arc::new(turns) })
+    }
+
+    /// An empty layer that shares all tables with this one.
+    pub(crate) fn like(&self, shape: &LayerShape) -> Self {
+        Self {
+            pages: PackedLayer::new(shape, Arc::clone(&self.pages.packing)),
+            turns: Arc::clone(&self.turns),
+        }
+    }
+
+    /// Queries, or keys, as the pages hold keys.
+    pub(crate) fn turn_keys(&self, rows: &[f32]) -> Vec<f32> {
+        turn(&self.turns.keys, rows)
+    }
+
+    /// Appends the tokens behind the first `first` ones and attends.
+    pub(crate) fn attend(
+        &mut self,
+        first: usize,
+        [q, k, v]: [&[f32]; 3],
+        n_heads: usize,
+        depths: &[usize],
+        paths: Option<&Arc<Vec<Vec<usize>>>>,
+        scale: f32,
+    ) -> Result<Vec<f32>, BadRow> {
+        let isa = cpu::isa();
+        let keys = &self.turns.keys;
+        let (q_rows, k_rows, v_rows) = (turn(keys, q), turn(keys, k), turn(&self.turns.values, v));
+        self.pages.plain.append_slices(isa, first, &k_rows, &v_rows).map_err(|row| {
+            let key = k.chunks_exact(k.len() / depths.len()).nth(row);
+            let in_key = key.is_some_and(|key| key.iter().any(|x| !x.is_finite()));
+            (if in_key { 1 } else { 2 }, row)
+        })?;
+        self.pages.note_queries(first, &q_rows, n_heads, paths.is_some());
+        let end = first + depths.iter().max().map_or(0, |depth| depth + 1);
+        let sketch = self.project(&q_rows);
+        let bad_query = |row| (0, row);
+        let mut out = match paths {
+            // A page that some of the rows see packed holds other tokens for each of them.
+            Some(paths) if self.pages.n_packed_for(end - 1) * PAGE_TOKENS > first => {
+                let parts = [&q_rows, &k_rows, &v_rows].map(|rows| rows.as_slice());
+                self.attend_paths(first, parts, &sketch, paths, n_heads, scale).map_err(bad_query)?
+            }
+            _ => {
+                self.pages.pack(isa, end);
+                let visible = Visible::step(first, depths, paths, self.pages.window);
+                self.run(&q_rows, &sketch, n_heads, scale, &visible).map_err(bad_query)?
+            }
+        };
+        if let Some(rotation) = &self.turns.values {
+            // As above.
+            let turned = rotation.inverse(&mut out);
+            debug_assert!(turned.is_ok());
+        }
+        Ok(out)
+    }
+
+    /// Queries times the sketch's matrix.
+    fn project(&self, q: &[f32]) -> Vec<f32> {
+        let sketch = &self.turns.sketch;
+        if sketch.is_empty() {
+            return Vec::new();
+        }
+        let dim = self.pages.plain.layout.head_dim;
+        let mut out = Vec::with_capacity(q.len());
+        for q in q.chunks_exact(dim) {
+            out.extend(
+                sketch.chunks_exact(dim).map(|row| row.iter().zip(q).map(|(a, b)| a * b).sum::<f32>()),
+            );
+        }
+        out
+    }
+
+    /// Fails with the first row whose query is not finite.
+    fn run(
+        &self,
+        q: &[f32],
+        sketch: &[f32],
+        n_heads: usize,
+        scale: f32,
+        visible: &Visible,
+    ) -> Result<Vec<f32>, usize> {
+        let plain = &self.pages.plain;
+        let isa = cpu::isa();
+        let packed = Some(Packed { layer: &self.pages, isa, sketch });
+        let job = Job { layout: plain.layout, pages: &plain.pages, q, n_heads, scale, visible, packed };
+        job.run(isa)
+    }
+
+    /// Attention of a tree's rows, one by one, each over its own path as a chain.
+    fn attend_paths(
+        &self,
+        first: usize,
+        [q, k, v]: [&[f32]; 3],
+        sketch: &[f32],
+        paths: &[Vec<usize>],
+        n_heads: usize,
+        scale: f32,
+    ) -> Result<Vec<f32>, usize> {
+        let isa = cpu::isa();
+        let (n_rows, width) = (paths.len(), k.len() / paths.len());
+        let mut out = Vec::with_capacity(q.len());
+        for (row, path) in paths.iter().enumerate() {
+            let mut chain = self.clone();
+            chain.pages.truncate(first);
+            let pick = |rows: &[f32], width: usize| -> Vec<f32> {
+                path.iter().flat_map(|&row| &rows[row * width..][..width]).copied().collect()
+            };
+            let part = |rows: &[f32]| rows.len() / n_rows;
+            // They were found finite when all rows were appended.
+            chain.pages.plain.append_slices(isa, first, &pick(k, width), &pick(v, width))?;
+            chain.pages.note_queries(first, &pick(q, part(q)), n_heads, false);
+            chain.pages.pack(isa, first + path.len());
+            let own = row..row + 1;
+            let visible = Visible::causal(first + path.len() - 1, 1, self.pages.window);
+            let slice = |rows: &'_ [f32]| rows[own.start * part(rows)..own.end * part(rows)].to_vec();
+            let result = chain.run(&slice(q), &slice(sketch), n_heads, scale, &visible);
+            out.extend(result.map_err(|_| row)?);
+        }
+        Ok(out)
+    }
+}
+
+impl KvCache for CompressedCache {
+    fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.ledger.len()
+    }
+
+    fn committed(&self) -> usize {
+        self.ledger.committed()
+    }
+
+    fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.pages.bytes()).sum()
+    }
+
+    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
+        self.ledger.begin(n_rows, parents)
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        scale: f32,
+    ) -> Result<Tensor<2>> {
+        let step = self.ledger.layer(layer)?;
+        let shape = &self.shape.layers[layer];
+        let n_heads = q.dims()[1];
+        check_scale(scale)?;
+        check_heads(n_heads, shape.n_kv_heads)?;
+        let stored = [step.n_rows, shape.n_kv_heads, shape.head_dim];
+        self.check("q", &q, [step.n_rows, n_heads, shape.head_dim])?;
+        self.check("k", &k, stored)?;
+        self.check("v", &v, stored)?;
+
+        let first = self.ledger.len();
+        let paths = step.tree.as_ref().map(|tree| &tree.paths);
+        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
+        let contiguous = |name, tensor| primitive(name, tensor).map(flex::contiguous_f32);
+        let tensors = [contiguous("q", q)?, contiguous("k", k)?, contiguous("v", v)?];
+        let size = [step.n_rows, n_heads * shape.head_dim];
+        let rows = [0, 1, 2].map(|at| flex::as_slice(&tensors[at]));
+        let out = self.layers[layer]
+            .attend(first, rows, n_heads, &step.depths, paths, scale)
+            .map_err(|(at, row)| not_finite(["q", "k", "v"][at], &tensors[at], row))?;
+        if let Some((q, k, v)) = for_hooks {
+            let positions: Vec<usize> = step.depths.iter().map(|depth| first + depth).collect();
+            for hook in &mut self.hooks {
+                hook.appended(layer, &q, &k, &v, &positions);
+            }
+        }
+        self.ledger.layer_done();
+        Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, size)))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.ledger.end()
+    }
+
+    fn abort(&mut self) {
+        if self.ledger.abort() {
+            let len = self.ledger.len();
+            self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+            self.hooks.iter_mut().for_each(|hook| hook.aborted());
+        }
+    }
+
+    fn retain(&mut self, rows: &[usize]) -> Result<()> {
+        self.ledger.check_retain(rows)?;
+        let first = self.ledger.committed();
+        self.layers.iter_mut().for_each(|layer| layer.pages.retain(first, rows));
+        self.ledger.retained(rows.len());
+        let len = self.ledger.len();
+        self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+        self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
+        Ok(())
+    }
+
+    fn commit(&mut self, n_tokens: usize) -> Result<()> {
+        self.ledger.commit(n_tokens)?;
+        let (committed, isa) = (self.ledger.committed(), cpu::isa());
+        self.layers.iter_mut().for_each(|layer| layer.pages.release(isa, committed));
+        self.hooks.iter_mut().for_each(|hook| hook.committed(n_tokens));
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        self.ledger.check_truncate(len)?;
+        if len < self.ledger.committed() {
+            self.layers.iter().try_for_each(|layer| layer.pages.check_truncate(len))?;
+        }
+        self.ledger.truncated(len);
+        self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+        self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
+        Ok(())
+    }
+
+    fn fork(&self) -> Result<Box<dyn KvCache>> {
+        self.ledger.closed("fork")?;
+        Ok(Box::new(Self {
+            shape: Arc::clone(&self.shape),
+            device: self.device.clone(),
+            layers: self.layers.clone(),
+            ledger: self.ledger.clone(),
+            hooks: Vec::new(),
+        }))
+    }
+
+    fn add_hook(&mut self, hook: Box<dyn CacheHook>) {
+        self.hooks.push(hook);
+    }
+}
