@@ -179,11 +179,18 @@ fn idle_workers_use_no_cpu() {
     // A large team, because no other test has a worker with this number.
     let team = Team::new(64);
     assert_eq!(participants(&team).len(), 64);
-    std::thread::sleep(Duration::from_millis(50));
-    let before = cpu_time_of("breakers-61");
-    std::thread::sleep(Duration::from_millis(300));
-    let used = cpu_time_of("breakers-61") - before;
-    assert!(used <= Duration::from_millis(20), "idle workers used {used:?} in 300 ms");
+    // On a busy machine it takes a while until all have had their turn to go to sleep.
+    let mut used = Vec::new();
+    while used.len() < 10 {
+        std::thread::sleep(Duration::from_millis(50));
+        let before = cpu_time_of("breakers-61");
+        std::thread::sleep(Duration::from_millis(300));
+        used.push(cpu_time_of("breakers-61") - before);
+        if used[used.len() - 1] <= Duration::from_millis(20) {
+            return;
+        }
+    }
+    panic!("idle workers used {used:?} in 300 ms each");
 }
 
 #[test]

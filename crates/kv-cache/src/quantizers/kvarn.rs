@@ -173,9 +173,10 @@ mod tests {
             let spread = deviation((0..dim).map(|channel| even(slot, channel)).collect());
             assert!((spread - 1.0).abs() < 1e-3, "slot {slot}: {spread}");
         }
+        // Tokens come last in a round, so that channels are as even as the rounds before have made them.
         for channel in 0..dim {
             let spread = deviation((0..PAGE_TOKENS).map(|slot| even(slot, channel)).collect());
-            assert!((spread - 1.0).abs() < 1e-2, "channel {channel}: {spread}");
+            assert!((spread - 1.0).abs() < 2e-2, "channel {channel}: {spread}");
         }
     }
 }

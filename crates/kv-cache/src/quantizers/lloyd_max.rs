@@ -179,9 +179,9 @@ mod tests {
 
     #[test]
     fn few_levels_are_known_exactly() {
-        // One bit: the level is the mean of |t|·√d, which is Γ(d/2)·√(d/π)/Γ((d+1)/2); for d = 4: 8/(3π).
-        let codebook = Codebook::new(4, 1).unwrap();
-        let expected = 8.0 / (3.0 * std::f64::consts::PI);
+        // One bit: the level is the mean of |t|·√d, which is Γ(d/2)·√(d/π)/Γ((d+1)/2); for d = 8: 96·√8/(105π).
+        let codebook = Codebook::new(8, 1).unwrap();
+        let expected = 96.0 * 8f64.sqrt() / (105.0 * std::f64::consts::PI);
         assert!((f64::from(codebook.levels()[1]) - expected).abs() < 1e-4, "{:?}", codebook.levels());
         assert!((codebook.distortion() - (1.0 - expected * expected)).abs() < 1e-4);
         // The normal distribution's two-bit quantizer (Max 1960, table I), which many dimensions approach.

@@ -49,7 +49,7 @@ impl Plan {
         self.formats.get(name).copied()
     }
 
-    /// Gives a tensor another format; what its rows cannot be is replaced as in [`fitting`].
+    /// Gives a tensor another format; what its rows cannot be is replaced by the nearest format that fits them.
     pub fn set(&mut self, name: &str, format: Format, n_cols: usize) {
         self.formats.insert(name.to_owned(), fitting(format, n_cols));
     }
