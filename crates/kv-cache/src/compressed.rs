@@ -8,7 +8,8 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use crate::attend::{Job, Packed};
-use crate::attention::{check_heads, check_scale, not_finite, primitive, require};
+use crate::attention::require;
+use crate::inputs::{self, BadRow, HostRows};
 use crate::ledger::Ledger;
 use crate::packed::PackedFormat;
 use crate::packed::layer::{PackedLayer, Packing};
@@ -37,6 +38,14 @@ impl Compression {
     /// A method with four exact tokens at the beginning and no window.
     pub fn new(method: Method) -> Self {
         Self { method, exact_tokens: 4, window: 0, plain_layers: Vec::new() }
+    }
+
+    /// Whole pages that stay plain behind a row's own.
+    pub(crate) fn lag(&self) -> Result<usize> {
+        if self.exact_tokens >= PAGE_TOKENS {
+            return Err(Error::ExactTokens { most: PAGE_TOKENS - 1, found: self.exact_tokens });
+        }
+        Ok(self.window.max(self.method.window()).div_ceil(PAGE_TOKENS))
     }
 }
 
@@ -112,15 +121,11 @@ impl CompressedCache {
         if !device::is_cpu(device) {
             return Err(Error::CompressedDevice { device: format!("{device:?}") });
         }
-        if compression.exact_tokens >= PAGE_TOKENS {
-            return Err(Error::ExactTokens { most: PAGE_TOKENS - 1, found: compression.exact_tokens });
-        }
+        let lag = compression.lag()?;
         let n_layers = shape.layers.len();
         if let Some(&requested) = compression.plain_layers.iter().find(|layer| **layer >= n_layers) {
             return Err(Error::OutOfRange { what: "plain layers", requested, available: n_layers });
         }
-        let window = compression.window.max(compression.method.window());
-        let lag = window.div_ceil(PAGE_TOKENS);
         let mut layers: Vec<Layer> = Vec::with_capacity(n_layers);
         for (at, layer) in shape.layers.iter().enumerate() {
             let lag = if compression.plain_layers.contains(&at) { NEVER } else { lag };
@@ -141,19 +146,6 @@ impl CompressedCache {
     pub fn shared_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.pages.shared_bytes()).sum()
     }
-
-    /// Fails unless the tensor's shape and device are as expected.
-    fn check(&self, name: &'static str, tensor: &Tensor<3>, expected: [usize; 3]) -> Result<()> {
-        let (found, device) = (tensor.dims(), tensor.device());
-        if found != expected {
-            return Err(Error::TensorShape { tensor: name, expected, found });
-        }
-        if device != self.device {
-            let (expected, found) = (format!("{:?}", self.device), format!("{device:?}"));
-            return Err(Error::Device { tensor: name, expected, found });
-        }
-        Ok(())
-    }
 }
 
 /// Rows `[n_rows, n_heads, head_dim]` with every head rotated.
@@ -166,9 +158,6 @@ fn turn(rotation: &Option<Rotation>, rows: &[f32]) -> Vec<f32> {
     }
     rows
 }
-
-/// Where a NaN or an infinity was found: 0, 1 or 2 for queries, keys or values, and the row.
-pub(crate) type BadRow = (usize, usize);
 
 impl Layer {
     /// A layer, or a head of one.
@@ -214,11 +203,7 @@ impl Layer {
         let isa = cpu::isa();
         let keys = &self.turns.keys;
         let (q_rows, k_rows, v_rows) = (turn(keys, q), turn(keys, k), turn(&self.turns.values, v));
-        self.pages.plain.append_slices(isa, first, &k_rows, &v_rows).map_err(|row| {
-            let key = k.chunks_exact(k.len() / depths.len()).nth(row);
-            let in_key = key.is_some_and(|key| key.iter().any(|x| !x.is_finite()));
-            (if in_key { 1 } else { 2 }, row)
-        })?;
+        self.pages.plain.append(isa, first, &k_rows, &v_rows)?;
         self.pages.note_queries(first, &q_rows, n_heads, paths.is_some());
         let end = first + depths.iter().max().map_or(0, |depth| depth + 1);
         let sketch = self.project(&q_rows);
@@ -296,7 +281,8 @@ impl Layer {
             };
             let part = |rows: &[f32]| rows.len() / n_rows;
             // They were found finite when all rows were appended.
-            chain.pages.plain.append_slices(isa, first, &pick(k, width), &pick(v, width))?;
+            let appended = chain.pages.plain.append(isa, first, &pick(k, width), &pick(v, width));
+            appended.map_err(|(_, row)| row)?;
             chain.pages.note_queries(first, &pick(q, part(q)), n_heads, false);
             chain.pages.pack(isa, first + path.len());
             let own = row..row + 1;
@@ -340,29 +326,17 @@ impl KvCache for CompressedCache {
     ) -> Result<Tensor<2>> {
         let step = self.ledger.layer(layer)?;
         let shape = &self.shape.layers[layer];
-        let n_heads = q.dims()[1];
-        check_scale(scale)?;
-        check_heads(n_heads, shape.n_kv_heads)?;
-        let stored = [step.n_rows, shape.n_kv_heads, shape.head_dim];
-        self.check("q", &q, [step.n_rows, n_heads, shape.head_dim])?;
-        self.check("k", &k, stored)?;
-        self.check("v", &v, stored)?;
-
+        let n_heads = inputs::check(step, shape, &self.device, [&q, &k, &v], scale)?;
         let first = self.ledger.len();
         let paths = step.tree.as_ref().map(|tree| &tree.paths);
-        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
-        let contiguous = |name, tensor| primitive(name, tensor).map(flex::contiguous_f32);
-        let tensors = [contiguous("q", q)?, contiguous("k", k)?, contiguous("v", v)?];
+        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
+        let rows = HostRows::new(q, k, v)?;
         let size = [step.n_rows, n_heads * shape.head_dim];
-        let rows = [0, 1, 2].map(|at| flex::as_slice(&tensors[at]));
         let out = self.layers[layer]
-            .attend(first, rows, n_heads, &step.depths, paths, scale)
-            .map_err(|(at, row)| not_finite(["q", "k", "v"][at], &tensors[at], row))?;
-        if let Some((q, k, v)) = for_hooks {
-            let positions: Vec<usize> = step.depths.iter().map(|depth| first + depth).collect();
-            for hook in &mut self.hooks {
-                hook.appended(layer, &q, &k, &v, &positions);
-            }
+            .attend(first, rows.slices(), n_heads, &step.depths, paths, scale)
+            .map_err(|bad| rows.not_finite(bad))?;
+        if let Some(tensors) = for_hooks {
+            inputs::show(&mut self.hooks, layer, &tensors, first, &step.depths);
         }
         self.ledger.layer_done();
         Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, size)))

@@ -42,6 +42,7 @@ mod cache;
 mod compressed;
 mod device_pages;
 mod error;
+mod inputs;
 mod kernel;
 mod ledger;
 mod packed;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use breakers_backend::cpu::Isa;
-use breakers_backend::{flex, pool};
-use burn_flex::FlexTensor;
+use breakers_backend::pool;
 use half::f16;
 
-use crate::attention::not_finite;
+use crate::inputs::BadRow;
 use crate::page::{PAGE_TOKENS, Page, PageLayout, Stored, copy_token, move_token, write_token};
 use crate::simd::{self, Kernel, Simd};
-use crate::{Element, LayerShape, Result};
+use crate::{Element, LayerShape};
 
 /// Keys and values of one layer, slot by slot. Clones share the pages until one of them writes.
 #[derive(Clone)]
@@ -51,29 +50,9 @@ impl LayerPages {
         }
     }
 
-    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`](crate::Error::NotFinite); the slots hold anything then.
-    pub(crate) fn append(&mut self, isa: Isa, first: usize, k: &FlexTensor, v: &FlexTensor) -> Result<()> {
-        self.append_slices(isa, first, flex::as_slice(k), flex::as_slice(v)).map_err(|row| {
-            let in_key =
-                flex::as_slice(k).chunks_exact(self.layout.n_kv_heads * self.layout.head_dim).nth(row);
-            match in_key.is_some_and(|key| key.iter().any(|x| !x.is_finite())) {
-                true => not_finite("k", k, row),
-                false => not_finite("v", v, row),
-            }
-        })
-    }
-
-    /// Fails with a row that holds a NaN or an infinity.
-    pub(crate) fn append_slices(
-        &mut self,
-        isa: Isa,
-        first: usize,
-        k: &[f32],
-        v: &[f32],
-    ) -> Result<(), usize> {
+    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on. Fails with a row that
+    /// holds a NaN or an infinity; the slots hold anything then.
+    pub(crate) fn append(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), BadRow> {
         let layout = self.layout;
         let width = layout.n_kv_heads * layout.head_dim;
         let end = first + k.len() / width;
@@ -100,7 +79,10 @@ impl LayerPages {
         }
         match bad_row.into_inner() {
             usize::MAX => Ok(()),
-            row => Err(row),
+            row => {
+                let in_key = k[row * width..][..width].iter().any(|x| !x.is_finite());
+                Err((if in_key { 1 } else { 2 }, row))
+            }
         }
     }
 

@@ -7,11 +7,12 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use crate::attend::Job;
-use crate::attention::{check_heads, check_scale, not_finite, primitive, require};
+use crate::attention::require;
 use crate::device_pages::DevicePages;
+use crate::inputs::{self, HostRows};
 use crate::ledger::Ledger;
 use crate::pages::LayerPages;
-use crate::{CacheHook, CacheShape, Element, Error, KvCache, Result, Visible};
+use crate::{CacheHook, CacheShape, Element, KvCache, Result, Visible};
 
 /// A cache that keeps every token's keys and values as they are.
 ///
@@ -96,19 +97,6 @@ impl PlainCache {
         self.layers.iter().map(shared).sum()
     }
 
-    /// Fails unless the tensor's shape and device are as expected.
-    fn check(&self, name: &'static str, tensor: &Tensor<3>, expected: [usize; 3]) -> Result<()> {
-        let (found, device) = (tensor.dims(), tensor.device());
-        if found != expected {
-            return Err(Error::TensorShape { tensor: name, expected, found });
-        }
-        if device != self.device {
-            let (expected, found) = (format!("{:?}", self.device), format!("{device:?}"));
-            return Err(Error::Device { tensor: name, expected, found });
-        }
-        Ok(())
-    }
-
     /// Gives back the storage behind the first `len` tokens.
     fn shrink(&mut self, len: usize) {
         for layer in &mut self.layers {
@@ -136,14 +124,14 @@ impl Layer {
             Self::Device(pages) => return pages.attend(first, q, k, v, visible, scale),
         };
         let [n_rows, n_heads, head_dim] = q.dims();
-        let contiguous = |name, tensor| primitive(name, tensor).map(flex::contiguous_f32);
-        let (q, k, v) = (contiguous("q", q)?, contiguous("k", k)?, contiguous("v", v)?);
+        let rows = HostRows::new(q, k, v)?;
+        let [q, k, v] = rows.slices();
         let isa = cpu::isa();
         // What is written before an error is found stands behind the cache's end.
-        pages.append(isa, first, &k, &v)?;
-        let (layout, pages, q_slice) = (pages.layout, &pages.pages, flex::as_slice(&q));
-        let job = Job { layout, pages, q: q_slice, n_heads, scale, visible, packed: None };
-        let out = job.run(isa).map_err(|row| not_finite("q", &q, row))?;
+        pages.append(isa, first, k, v).map_err(|bad| rows.not_finite(bad))?;
+        let (layout, pages) = (pages.layout, &pages.pages);
+        let job = Job { layout, pages, q, n_heads, scale, visible, packed: None };
+        let out = job.run(isa).map_err(|row| rows.not_finite((0, row)))?;
         Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, [n_rows, n_heads * head_dim])))
     }
 }
@@ -183,24 +171,14 @@ impl KvCache for PlainCache {
     ) -> Result<Tensor<2>> {
         let step = self.ledger.layer(layer)?;
         let shape = &self.shape.layers[layer];
-        let n_heads = q.dims()[1];
-        check_scale(scale)?;
-        check_heads(n_heads, shape.n_kv_heads)?;
-        let stored = [step.n_rows, shape.n_kv_heads, shape.head_dim];
-        self.check("q", &q, [step.n_rows, n_heads, shape.head_dim])?;
-        self.check("k", &k, stored)?;
-        self.check("v", &v, stored)?;
-
+        inputs::check(step, shape, &self.device, [&q, &k, &v], scale)?;
         let first = self.ledger.len();
         let paths = step.tree.as_ref().map(|tree| &tree.paths);
         let visible = Visible::step(first, &step.depths, paths, shape.window);
-        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
+        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
         let out = self.layers[layer].attend(first, q, k, v, &visible, scale)?;
-        if let Some((q, k, v)) = for_hooks {
-            let positions: Vec<usize> = step.depths.iter().map(|depth| first + depth).collect();
-            for hook in &mut self.hooks {
-                hook.appended(layer, &q, &k, &v, &positions);
-            }
+        if let Some(tensors) = for_hooks {
+            inputs::show(&mut self.hooks, layer, &tensors, first, &step.depths);
         }
         self.ledger.layer_done();
         Ok(out)

@@ -9,8 +9,9 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use self::head::{Head, best, group_queries};
-use crate::attention::{check_heads, check_scale, not_finite, primitive, require};
+use crate::attention::require;
 use crate::compressed::{Layer, NEVER};
+use crate::inputs::{self, BadRow, HostRows};
 use crate::ledger::Ledger;
 use crate::page::PAGE_TOKENS;
 use crate::presses::{HeadBudgets, LayerBudgets, LayerView, Press};
@@ -145,14 +146,7 @@ impl PressedCache {
             let compression = eviction.compression.as_ref().filter(|c| !c.plain_layers.contains(&at));
             let head = match compression {
                 Some(compression) => {
-                    if compression.exact_tokens >= PAGE_TOKENS {
-                        return Err(Error::ExactTokens {
-                            most: PAGE_TOKENS - 1,
-                            found: compression.exact_tokens,
-                        });
-                    }
-                    let window = compression.window.max(compression.method.window());
-                    let lag = window.div_ceil(PAGE_TOKENS);
+                    let lag = compression.lag()?;
                     Layer::new(&one, &compression.method, compression.exact_tokens, lag)?
                 }
                 None => Layer::new(&one, &Method::Q8_0, 0, NEVER)?,
@@ -262,7 +256,7 @@ impl PressedLayer {
         [q, k, v]: [&[f32]; 3],
         depths: &[usize],
         paths: Option<&Arc<Vec<Vec<usize>>>>,
-    ) -> Result<Vec<f32>, (usize, usize)> {
+    ) -> Result<Vec<f32>, BadRow> {
         let (n_rows, n_kv_heads) = (depths.len(), self.heads.len());
         let dim = k.len() / n_rows / n_kv_heads;
         let group = self.n_heads / n_kv_heads;
@@ -322,43 +316,24 @@ impl KvCache for PressedCache {
     ) -> Result<Tensor<2>> {
         let step = self.ledger.layer(layer)?;
         let shape = &self.shape.layers[layer];
-        let n_heads = q.dims()[1];
-        check_scale(scale)?;
-        check_heads(n_heads, shape.n_kv_heads)?;
-        let stored = [step.n_rows, shape.n_kv_heads, shape.head_dim];
-        let expected =
-            [("q", &q, [step.n_rows, n_heads, shape.head_dim]), ("k", &k, stored), ("v", &v, stored)];
-        for (tensor, found, expected) in expected {
-            if found.dims() != expected {
-                return Err(Error::TensorShape { tensor, expected, found: found.dims() });
-            }
-            if found.device() != self.device {
-                let (expected, found) = (format!("{:?}", self.device), format!("{:?}", found.device()));
-                return Err(Error::Device { tensor, expected, found });
-            }
-        }
+        let n_heads = inputs::check(step, shape, &self.device, [&q, &k, &v], scale)?;
         let first = self.ledger.len();
         let paths = step.tree.as_ref().map(|tree| &tree.paths);
-        let for_hooks = (!self.hooks.is_empty()).then(|| (q.clone(), k.clone(), v.clone()));
-        let contiguous = |name, tensor| primitive(name, tensor).map(flex::contiguous_f32);
-        let tensors = [contiguous("q", q)?, contiguous("k", k)?, contiguous("v", v)?];
+        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
+        let rows = HostRows::new(q, k, v)?;
         let size = [step.n_rows, n_heads * shape.head_dim];
-        let rows = [0, 1, 2].map(|at| flex::as_slice(&tensors[at]));
         let keeps_queries = self.may_press() && self.n_queries() > 0 && shape.window.is_none();
         let pressed = &mut self.layers[layer];
         (pressed.n_heads, pressed.scale) = (n_heads, scale);
         let out = pressed
-            .attend((first, self.pressed), rows, &step.depths, paths)
-            .map_err(|(at, row)| not_finite(["q", "k", "v"][at], &tensors[at], row))?;
+            .attend((first, self.pressed), rows.slices(), &step.depths, paths)
+            .map_err(|bad| rows.not_finite(bad))?;
         if keeps_queries {
-            let turned = pressed.heads[0].layer.turn_keys(rows[0]);
+            let turned = pressed.heads[0].layer.turn_keys(rows.slices()[0]);
             pressed.queries.extend(turned);
         }
-        if let Some((q, k, v)) = for_hooks {
-            let positions: Vec<usize> = step.depths.iter().map(|depth| first + depth).collect();
-            for hook in &mut self.hooks {
-                hook.appended(layer, &q, &k, &v, &positions);
-            }
+        if let Some(tensors) = for_hooks {
+            inputs::show(&mut self.hooks, layer, &tensors, first, &step.depths);
         }
         self.ledger.layer_done();
         Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, size)))

@@ -71,10 +71,18 @@ pub(crate) trait Simd: Copy {
     ) -> Self::V;
 
     /// [`codes`](Self::codes) that do not go on in another word.
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V;
+    #[inline(always)]
+    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+        // SAFETY: as for `codes`; nothing is taken of the second word.
+        unsafe { Self::codes(words, words, shift, mask) }
+    }
     /// [`levels`](Self::levels) of codes that do not go on in another word. The table repeats itself behind the last
     /// code, so that what stands above a code's bits does not count.
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V;
+    #[inline(always)]
+    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+        // SAFETY: as for `levels`; nothing is taken of the second word.
+        unsafe { Self::levels(words, words, shift, mask, table) }
+    }
 
     /// 2ˣ for x ≤ 0, within 1 unit in the last place; 0 below −126. See [`exp2`].
     #[inline(always)]

@@ -6,6 +6,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::AttentionOps;
 use crate::attend::Job;
+use crate::inputs::HostRows;
 use crate::pages::LayerPages;
 use crate::{Element, Error, LayerShape, Result, Visible};
 
@@ -47,7 +48,6 @@ fn attention_flex(
     visible: &Visible,
     scale: f32,
 ) -> Result<FlexTensor> {
-    let (q, k, v) = (flex::contiguous_f32(q), flex::contiguous_f32(k), flex::contiguous_f32(v));
     let shape = q.layout().shape().to_vec();
     let (n_rows, n_heads, head_dim) = (shape[0], shape[1], shape[2]);
     let n_kv_heads = k.layout().shape()[1];
@@ -55,19 +55,13 @@ fn attention_flex(
     if n_rows * head_dim == 0 {
         return Ok(flex::from_vec(vec![0.0; n_rows * n_heads * head_dim], size));
     }
+    let rows = HostRows::of([q, k, v]);
+    let [q, k, v] = rows.slices();
     let isa = cpu::isa();
     let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32);
-    pages.append(isa, 0, &k, &v)?;
-    let job = Job {
-        layout: pages.layout,
-        pages: &pages.pages,
-        q: flex::as_slice(&q),
-        n_heads,
-        scale,
-        visible,
-        packed: None,
-    };
-    Ok(flex::from_vec(job.run(isa).map_err(|row| not_finite("q", &q, row))?, size))
+    pages.append(isa, 0, k, v).map_err(|bad| rows.not_finite(bad))?;
+    let job = Job { layout: pages.layout, pages: &pages.pages, q, n_heads, scale, visible, packed: None };
+    Ok(flex::from_vec(job.run(isa).map_err(|row| rows.not_finite((0, row)))?, size))
 }
 
 /// The error for a row `[heads, head_dim]` of a tensor that holds a NaN or an infinity.

@@ -79,7 +79,7 @@ impl Head {
         let (keys, values) = (pick(&view.keys, late_keys), pick(&view.values, late_values));
         let mut layer = self.layer.like(shape);
         // They were found finite when they came.
-        let appended = layer.pages.plain.append_slices(isa, 0, &keys, &values);
+        let appended = layer.pages.plain.append(isa, 0, &keys, &values);
         debug_assert!(appended.is_ok());
         if !queries.is_empty() {
             layer.pages.note_queries(0, queries, group, false);

@@ -149,18 +149,6 @@ impl Simd for Neon {
             })
         }
     }
-
-    #[inline(always)]
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
-        // SAFETY: as for `codes`; nothing is taken of the second word.
-        unsafe { Self::codes(words, words, shift, mask) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
-        // SAFETY: as above.
-        unsafe { Self::levels(words, words, shift, mask, table) }
-    }
 }
 
 /// # Safety

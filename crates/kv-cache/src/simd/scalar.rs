@@ -130,18 +130,6 @@ impl Simd for Scalar {
         // SAFETY: valid for LANES words, and codes are within the table, by the trait's contract.
         unsafe { extract(words, next, shift, mask).map(|code| *table.add(code as usize)) }
     }
-
-    #[inline(always)]
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
-        // SAFETY: as for `codes`; nothing is taken of the second word.
-        unsafe { Self::codes(words, words, shift, mask) }
-    }
-
-    #[inline(always)]
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
-        // SAFETY: as above.
-        unsafe { Self::levels(words, words, shift, mask, table) }
-    }
 }
 
 /// # Safety
