@@ -153,8 +153,8 @@ impl CoarseCodes {
             // SAFETY: the processor has the instructions, and there is a block of `8 · width` bytes for each tail.
             Isa::Avx512 => unsafe { x86::avx512(codes, rows, tails, terms, bound) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
             Isa::Avx2 => {
+                // SAFETY: the processor has the instructions; a block has `8 · width` bytes.
                 let dots = |block: &[u8]| unsafe { x86::dots_avx2(codes, block) };
                 open_blocks(rows, bytes, tails, terms, bound, dots)
             }
