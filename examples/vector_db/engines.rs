@@ -5,7 +5,7 @@ use std::time::Instant;
 use breakers_examples::{Bar, Error, Result};
 use breakers_retrieval::{
     Metric, distance,
-    index::{DeviceScan, Exact, Graph, GraphConfig, HnswRs, Index, Search, TopK},
+    index::{DeviceScan, Exact, Graph, GraphConfig, HnswRs, Index, Ivf, IvfConfig, Rabitq, Search, TopK},
     store::{Collection, Config, Point, Query, Store},
 };
 use burn::tensor::Device;
@@ -21,6 +21,9 @@ pub(crate) const LINKS: usize = 16;
 pub(crate) const BUILD_EFFORT: usize = 200;
 /// Widths of the beam.
 pub(crate) const EFFORTS: [usize; 10] = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384];
+
+/// Lists of an inverted file that are scanned.
+const PROBES: [usize; 5] = [1, 4, 16, 64, 256];
 
 /// One setting of an engine: queries a second of each round, and what was found.
 pub(crate) struct Measured {
@@ -110,7 +113,7 @@ pub(crate) fn filled_store(corpus: &Corpus, folder: &std::path::Path) -> Result<
 }
 
 /// The engines of this process.
-pub(crate) const ENGINES: &str = "graph,exact,store,hnsw_rs,sqlite";
+pub(crate) const ENGINES: &str = "graph,exact,rabitq,ivf,store,hnsw_rs,sqlite";
 
 /// Those of the engines of this process that are named.
 pub(crate) fn measure(
@@ -133,6 +136,15 @@ pub(crate) fn measure(
                 index_engine(graph, "graph", true, corpus, repeat, &EFFORTS)?
             }
             "exact" => index_engine(Exact::new(metric, dimension)?, "exact", true, corpus, repeat, &[0])?,
+            "rabitq" => {
+                let index = Rabitq::train(metric, dimension, corpus.base(), 1, 0)?;
+                index_engine(index, "RaBitQ, 1 bit", true, corpus, repeat, &[K, 40, 0])?
+            }
+            "ivf" => {
+                let config = IvfConfig { turns: 2, ..IvfConfig::default() };
+                let index = Ivf::train(metric, dimension, corpus.base(), config)?;
+                index_engine(index, "IVF-OPQ, re-ranked", true, corpus, repeat, &PROBES)?
+            }
             "store" => store_engine(corpus, repeat)?,
             "hnsw_rs" => {
                 let graph = HnswRs::new(metric, dimension, config)?;

@@ -109,6 +109,7 @@ fn every_failing_call_of_sqlite_leaves_old_or_new() {
             met += 1;
             n += if std::env::var_os("BREAKERS_SOAK").is_some() { 1 } else { 1 + n / 10 };
         }
+        eprintln!("{fault:?}: {met} of SQLite's calls failed");
         assert!(met > 20, "{met} faults met");
     }
 }
@@ -145,6 +146,7 @@ fn every_failing_call_on_index_files_leaves_the_store_whole() {
             let n_leftovers = leftovers.filter(|e| e.path().extension().is_some_and(|e| e == "tmp")).count();
             assert!(n_leftovers == 0 || fault != Fault::Once, "{n_leftovers} after {fault:?} at {n}");
             if !met {
+                eprintln!("{fault:?}: {n} calls on index files failed");
                 saved.unwrap();
                 assert_eq!(origin, Origin::File { caught_up: 0 });
                 assert!(n > 5);
@@ -218,6 +220,7 @@ fn every_failing_call_of_a_migration_leaves_old_or_new() {
             assert!(store.jobs().unwrap().is_empty());
             assert!(content(&store).is_empty());
             if !met {
+                eprintln!("{fault:?}: {n} calls of a migration failed");
                 opened.unwrap();
                 assert!(n > 3);
                 break;

@@ -14,9 +14,10 @@ mod ops;
 #[cfg(test)]
 mod tests;
 
-use super::{Neighbor, TopK};
+use super::{MAX_SLOTS, Neighbor, TopK};
 use crate::{
     Error, MAX_MAGNITUDE, Metric, Result,
+    distance::norm_squared,
     metric::{check_dimension, check_length},
 };
 use breakers_backend::{device, harness};
@@ -62,7 +63,7 @@ impl DeviceScan {
     ///
     /// # Errors
     /// Those of [`Metric::prepare`] for the vectors, [`Error::NotFinite`] also for a number beyond the largest 16-bit
-    /// float, 65,504; [`Error::DimensionRange`], [`Error::Backend`] for a device that kernels do not run on.
+    /// float, 65,504; [`Error::DimensionRange`], [`Error::Full`], [`Error::Backend`] for a device that kernels do not run on.
     pub fn new<'a>(
         metric: Metric,
         dimension: usize,
@@ -85,12 +86,13 @@ impl DeviceScan {
             // Devices may take subnormal numbers for zero.
             let normal = |x: f16| if x.is_normal() { x } else { f16::ZERO };
             rows.extend(prepared.iter().map(|&x| normal(f16::from_f32(x))));
-            let mut kept = prepared;
-            rows[rows.len() - dimension..].convert_to_f32_slice(&mut kept);
-            longest = longest.max(crate::distance::norm_squared(&kept).sqrt());
-            prepared = kept;
+            rows[rows.len() - dimension..].convert_to_f32_slice(&mut prepared);
+            longest = longest.max(norm_squared(&prepared).sqrt());
         }
         let n = rows.len() / dimension;
+        if n > MAX_SLOTS {
+            return Err(Error::Full { max: MAX_SLOTS });
+        }
         let (device, pieces) = (device.clone(), Vec::new());
         let mut scan = Self { metric, dimension, rows, n, longest, pieces, device };
         scan.upload();
@@ -118,7 +120,7 @@ impl DeviceScan {
                 }
                 values.convert_to_f32_slice(&mut row);
                 offsets[block * BLOCK + column] = match self.metric {
-                    Metric::L2 => crate::distance::norm_squared(&row) / 2.0,
+                    Metric::L2 => norm_squared(&row) / 2.0,
                     _ => 0.0,
                 };
             }
@@ -233,7 +235,7 @@ impl DeviceScan {
     /// How far a value of the device, and a distance of this crate, can each be off: a sum in any order of as many
     /// products as there are coordinates, and for L2 of squared differences.
     fn error(&self, query: &[f32]) -> f32 {
-        let norm = crate::distance::norm_squared(query).sqrt();
+        let norm = norm_squared(query).sqrt();
         let lengths = match self.metric {
             Metric::L2 => (norm + self.longest) * (norm + self.longest),
             _ => norm * self.longest + 1.0,

@@ -8,13 +8,14 @@
 //!
 //! # Source
 //! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), section IV. The codes
-//! are of rotated vectors: the random rotation evens out parts, as a learned one (OPQ) does better.
+//! are of rotated vectors: a random rotation evens out parts, and one that is learned from what the centers leave over
+//! ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
 
 use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
 use crate::{
     Bitset, Error, Metric, Result,
     metric::check_length,
-    quantize::{Centers, ProductQuantizer, kmeans, table_product},
+    quantize::{Centers, OptimizedProductQuantizer, kmeans, table_product},
 };
 use breakers_backend::hadamard::Rotation;
 
@@ -28,6 +29,8 @@ pub struct IvfConfig {
     pub n_lists: usize,
     /// Bytes of a code; 0 takes an eighth of the dimension, rounded up to a divisor.
     pub n_parts: usize,
+    /// Turns in which a rotation for the codes is learned; 0 leaves it at a random one.
+    pub turns: usize,
     /// Lists that a search scans if it does not say otherwise.
     pub probes: usize,
     /// Candidates that are compared in full precision, for each neighbor wanted.
@@ -38,7 +41,7 @@ pub struct IvfConfig {
 
 impl Default for IvfConfig {
     fn default() -> Self {
-        Self { n_lists: 0, n_parts: 0, probes: 32, refine: 10, seed: 0 }
+        Self { n_lists: 0, n_parts: 0, turns: 0, probes: 32, refine: 10, seed: 0 }
     }
 }
 
@@ -58,7 +61,7 @@ pub struct Ivf {
     width: usize,
     rotation: Rotation,
     centers: Centers,
-    quantizer: ProductQuantizer,
+    quantizer: OptimizedProductQuantizer,
     lists: Vec<List>,
     /// The list of each slot.
     places: Vec<u32>,
@@ -108,7 +111,7 @@ impl Ivf {
             let (list, _) = centers.nearest(row, &mut scratch);
             row.iter_mut().zip(centers.row(list)).for_each(|(x, c)| *x -= c);
         }
-        let quantizer = ProductQuantizer::train(&rows, width, n_parts, config.seed)?;
+        let quantizer = OptimizedProductQuantizer::train(&rows, width, n_parts, config.turns, config.seed)?;
         let lists = (0..n_lists).map(|_| List::default()).collect();
         let (places, free) = (Vec::new(), Vec::new());
         let live = Bitset::new(0);
@@ -163,7 +166,8 @@ impl Index for Ivf {
 
     fn bytes(&self) -> usize {
         let lists: usize = self.lists.iter().map(|l| l.codes.len() + 8 * l.slots.len()).sum();
-        lists + 4 * self.places.len() + 4 * self.width * (self.centers.k + 256)
+        let rotation = if self.config.turns > 0 { self.width } else { 0 };
+        lists + 4 * self.places.len() + 4 * self.width * (self.centers.k + 256 + rotation)
     }
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {

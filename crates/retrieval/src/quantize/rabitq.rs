@@ -9,11 +9,11 @@
 //! which over the random rotation is right on average, and whose error is at most
 //! ε₀·‖q′‖·√((1 − c²)/(c²·(d − 1))) with c = ⟨y, o′⟩/‖y‖, except with a probability that falls as a Gaussian's tail in ε₀.
 //!
-//! Queries are quantized to eight bits when codes have more than one bit, and to four bit planes otherwise, so that a scan
-//! is integer dot products, or `AND` and `POPCNT`.
+//! Codes are stored as bit planes, and queries are quantized to three bits more than the codes have, so that a scan is
+//! `AND` and `POPCNT` of each pair of planes: Σᵢⱼ 2ⁱ⁺ʲ·|codeᵢ ∧ queryⱼ|.
 //!
 //! # Memory
-//! `bits` a coordinate, rounded up to 64 coordinates, and 16 bytes a vector.
+//! `bits` a coordinate, rounded up to 64 coordinates, and 20 bytes a vector.
 //!
 //! # Source
 //! Gao and Long, "RaBitQ: Quantizing high-dimensional vectors with a theoretical error bound for approximate nearest
@@ -26,12 +26,12 @@ use crate::{
     Error, Metric, Result,
     metric::{check_dimension, check_length},
 };
-use breakers_backend::{bits, cpu, hadamard::Rotation, math::per_isa};
+use breakers_backend::{cpu, hadamard::Rotation, math::per_isa};
 
 /// The factor of the error bound that the paper proposes: 2.9 % of a Gaussian lie beyond it on one side.
 pub const EPSILON: f32 = 1.9;
-/// Bits of a query's coordinates when codes have a single bit.
-const PLANES: usize = 4;
+/// Bits of a query's coordinates beyond those of the codes: its rounding is then an eighth of theirs.
+const MORE_PLANES: usize = 3;
 /// Scales that are tried for codes of several bits.
 const SCALES: usize = 24;
 
@@ -45,9 +45,8 @@ pub struct RabitqCodes {
     bits: u32,
     rotations: [Rotation; 2],
     center: Vec<f32>,
-    /// One bit: words of signs. More: packed codes.
+    /// Bit planes, `[n, bits, width / 64]`, the lowest bits first.
     words: Vec<u64>,
-    packed: Vec<u8>,
     factors: Vec<Factors>,
 }
 
@@ -60,8 +59,10 @@ struct Factors {
     scale: f32,
     /// What the bound is multiplied by: ‖o − center‖·√((1 − c²)/(c²·(d − 1))).
     error: f32,
-    /// Bits that are set, if there is one for each coordinate.
-    ones: f32,
+    /// What the rounding of queries is multiplied by: ‖o − center‖/c.
+    rounding: f32,
+    /// The sum of the codes.
+    sum: f32,
 }
 
 /// A query in the terms of [`RabitqCodes`].
@@ -71,12 +72,12 @@ pub struct RabitqQuery {
     add: f32,
     /// Length of the rotated rest.
     norm: f32,
-    rotated: Vec<f32>,
-    sum: f32,
-    /// Bit planes of the quantized query, `[PLANES, width / 64]`, its smallest value and its step.
+    /// Bit planes of the quantized query, `[bits + 3, width / 64]`, its smallest value and its step.
     planes: Vec<u64>,
     low: f32,
     step: f32,
+    /// The sum of the rounded coordinates.
+    sum: f64,
 }
 
 /// An estimate of a distance with its bound.
@@ -109,7 +110,6 @@ impl RabitqCodes {
             rotations,
             center: center.to_vec(),
             words: Vec::new(),
-            packed: Vec::new(),
             factors: Vec::new(),
         })
     }
@@ -131,7 +131,7 @@ impl RabitqCodes {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.words.len() * 8 + self.packed.len() + self.factors.len() * size_of::<Factors>()
+        self.words.len() * 8 + self.factors.len() * size_of::<Factors>()
     }
 
     /// The rest of a vector after its center is taken away, rotated, and its length.
@@ -151,6 +151,21 @@ impl RabitqCodes {
     /// # Errors
     /// [`Error::Dimension`].
     pub fn push(&mut self, vector: &[f32]) -> Result<()> {
+        let (factors, words) = self.encode(vector)?;
+        self.factors.push(factors);
+        self.words.extend(words);
+        Ok(())
+    }
+
+    /// Replaces a vector that there is.
+    pub(crate) fn set(&mut self, slot: usize, vector: &[f32]) -> Result<()> {
+        let (factors, words) = self.encode(vector)?;
+        self.factors[slot] = factors;
+        self.words[slot * words.len()..][..words.len()].copy_from_slice(&words);
+        Ok(())
+    }
+
+    fn encode(&self, vector: &[f32]) -> Result<(Factors, Vec<u64>)> {
         check_length("the vector", vector, self.dimension)?;
         let (rest, norm) = self.rest(vector);
         let codes = if self.bits == 1 { signs(&rest) } else { self.grid(&rest) };
@@ -161,27 +176,24 @@ impl RabitqCodes {
             product += y * f64::from(x);
             squares += y * y;
         }
+        let norm = f64::from(norm);
         // ⟨y, o′⟩ is product / norm; its cosine is that over ‖y‖.
-        let cosine = if norm > 0.0 { (product / f64::from(norm) / squares.sqrt()).min(1.0) } else { 1.0 };
+        let cosine = if norm > 0.0 { (product / norm / squares.sqrt()).min(1.0) } else { 1.0 };
         let spread =
             ((1.0 - cosine * cosine) / (cosine * cosine * (self.width as f64 - 1.0).max(1.0))).sqrt();
-        let add = match self.metric {
-            Metric::L2 => norm * norm,
-            _ => crate::distance::dot(vector, &self.center),
+        let factors = Factors {
+            add: match self.metric {
+                Metric::L2 => (norm * norm) as f32,
+                _ => crate::distance::dot(vector, &self.center),
+            },
+            scale: if product > 0.0 { (norm * norm / product) as f32 } else { 0.0 },
+            error: (norm * spread) as f32,
+            rounding: (norm / cosine) as f32,
+            sum: codes.iter().map(|&code| u32::from(code)).sum::<u32>() as f32,
         };
-        self.factors.push(Factors {
-            add,
-            scale: if product > 0.0 { (f64::from(norm) * f64::from(norm) / product) as f32 } else { 0.0 },
-            error: (f64::from(norm) * spread) as f32,
-            ones: if self.bits == 1 { codes.iter().map(|&bit| f32::from(bit)).sum() } else { 0.0 },
-        });
-        if self.bits == 1 {
-            let word = |bits: &[u8]| bits.iter().rev().fold(0u64, |word, &bit| word << 1 | u64::from(bit));
-            self.words.extend(codes.chunks_exact(64).map(word));
-        } else {
-            self.packed.extend(bits::pack(&codes, self.bits)?);
-        }
-        Ok(())
+        let mut words = Vec::with_capacity(self.bits as usize * self.width / 64);
+        push_planes(&mut words, self.bits as usize, &codes);
+        Ok((factors, words))
     }
 
     fn middle(&self) -> f64 {
@@ -223,21 +235,17 @@ impl RabitqCodes {
             _ => crate::distance::dot(vector, &self.center) - center,
         };
         let (low, high) = rotated.iter().fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
-        let levels = (1 << PLANES) as f32 - 1.0;
+        let n_planes = self.bits as usize + MORE_PLANES;
+        let levels = (1u32 << n_planes) as f32 - 1.0;
         let step = (high - low) / levels;
         let factor = if step > f32::MIN_POSITIVE { 1.0 / step } else { 0.0 };
-        let words = self.width / 64;
-        let mut planes = vec![0; PLANES * words];
-        if self.bits == 1 {
-            for (i, &x) in rotated.iter().enumerate() {
-                let level = ((x - low) * factor).round_ties_even().clamp(0.0, levels) as u64;
-                for plane in 0..PLANES {
-                    planes[plane * words + i / 64] |= (level >> plane & 1) << (i % 64);
-                }
-            }
-        }
-        let sum = rotated.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
-        Ok(RabitqQuery { add, norm, rotated, sum, planes, low, step })
+        let level = |&x: &f32| ((x - low) * factor).round_ties_even().clamp(0.0, levels) as u16;
+        let rounded: Vec<u16> = rotated.iter().map(level).collect();
+        let mut planes = Vec::with_capacity(n_planes * self.width / 64);
+        push_planes(&mut planes, n_planes, &rounded);
+        let level_sum: u64 = rounded.iter().map(|&level| u64::from(level)).sum();
+        let sum = f64::from(low) * self.width as f64 + f64::from(step) * level_sum as f64;
+        Ok(RabitqQuery { add, norm, planes, low, step, sum })
     }
 
     /// Estimates of all distances, with bounds at this ε₀ ([`EPSILON`]); of [`Metric::L2`] and [`Metric::Cosine`] as
@@ -252,18 +260,15 @@ impl RabitqCodes {
         if out.len() != self.len() {
             return Err(Error::Dimension { what: "the output", expected: self.len(), found: out.len() });
         }
-        if self.bits == 1 {
-            self.scan_signs(query, out);
-        } else {
-            self.scan_packed(query, out)?;
-        }
+        self.products(query, out);
         let (metric, bound) = (self.metric, epsilon * query.norm);
-        let query_error = if self.bits == 1 { query_rounding(query, self.width) } else { 0.0 };
+        // The query's rounding at three standard deviations: errors of up to half a step, evenly spread.
+        let query_error = 3.0 * query.step / 12f32.sqrt();
         per_isa!(cpu::isa(), || {
             for (estimate, factors) in out.iter_mut().zip(&self.factors) {
                 // ⟨o − c, q − c⟩ and how far it may be off.
                 let product = factors.scale * estimate.distance;
-                let error = factors.error * bound + factors.scale * query_error;
+                let error = factors.error * bound + factors.rounding * query_error;
                 let (distance, slack) = match metric {
                     Metric::L2 => (factors.add + query.add - 2.0 * product, 2.0 * error),
                     Metric::Dot => (-(product + factors.add + query.add), error),
@@ -275,49 +280,60 @@ impl RabitqCodes {
         Ok(())
     }
 
-    /// ⟨y, q̂⟩ for signs: y = bit − ½.
-    fn scan_signs(&self, query: &RabitqQuery, out: &mut [Estimate]) {
-        let words = self.width / 64;
-        let level_sum: u32 = (0..PLANES)
-            .map(|plane| {
-                let bits: u32 = query.planes[plane * words..][..words].iter().map(|w| w.count_ones()).sum();
-                bits << plane
-            })
-            .sum();
+    /// ⟨y, q̂⟩ of each vector into its estimate's distance.
+    fn products(&self, query: &RabitqQuery, out: &mut [Estimate]) {
+        let (bits, words) = (self.bits as usize, self.width / 64);
+        // Σ code·q̂ − middle·Σ q̂, with q̂ = low + step·level.
+        let (low, step) = (f64::from(query.low), f64::from(query.step));
+        let rest = self.middle() * query.sum;
+        let finish =
+            |sum: u64, factors: &Factors| (low * f64::from(factors.sum) + step * sum as f64 - rest) as f32;
         let isa = cpu::isa();
-        let all = query.low * self.width as f32 + query.step * level_sum as f32;
-        // Σ bit·q̂ − ½·Σ q̂, with q̂ = low + step·level.
-        let terms = [query.low, query.step, 0.5 * all];
         #[cfg(target_arch = "x86_64")]
-        if isa == cpu::Isa::Avx512 && words <= 8 && std::arch::is_x86_feature_detected!("avx512vpopcntdq") {
-            // SAFETY: the processor has the instructions; rows and planes have `words` words each.
-            return unsafe { popcounts(&self.words, &query.planes, words, &self.factors, terms, out) };
+        if isa == cpu::Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512vpopcntdq") {
+            let all = (&self.words[..], &query.planes[..], words);
+            let out = out.iter_mut().zip(&self.factors);
+            let out = out.map(|(estimate, factors)| (&mut estimate.distance, factors));
+            // SAFETY: the processor has the instructions; there are `bits` planes of `words` words for each vector, and
+            // as many planes of the query as are named.
+            unsafe {
+                match bits {
+                    1 => popcounts::<4>(all, out, finish),
+                    2 => popcounts::<5>(all, out, finish),
+                    3 => popcounts::<6>(all, out, finish),
+                    4 => popcounts::<7>(all, out, finish),
+                    5 => popcounts::<8>(all, out, finish),
+                    6 => popcounts::<9>(all, out, finish),
+                    7 => popcounts::<10>(all, out, finish),
+                    _ => popcounts::<11>(all, out, finish),
+                }
+            }
+            return;
         }
         per_isa!(isa, || {
-            for ((estimate, factors), row) in
-                out.iter_mut().zip(&self.factors).zip(self.words.chunks_exact(words))
-            {
-                let mut sum = 0;
-                for plane in 0..PLANES {
-                    let and = row.iter().zip(&query.planes[plane * words..][..words]);
-                    sum += and.map(|(a, b)| (a & b).count_ones()).sum::<u32>() << plane;
+            let rows = self.words.chunks_exact(bits * words);
+            for ((estimate, factors), row) in out.iter_mut().zip(&self.factors).zip(rows) {
+                let mut sum = 0u64;
+                for (i, plane) in row.chunks_exact(words).enumerate() {
+                    for (j, levels) in query.planes.chunks_exact(words).enumerate() {
+                        let both = plane.iter().zip(levels).map(|(a, b)| (a & b).count_ones());
+                        sum += u64::from(both.sum::<u32>()) << (i + j);
+                    }
                 }
-                estimate.distance = terms[0] * factors.ones + terms[1] * sum as f32 - terms[2];
+                estimate.distance = finish(sum, factors);
             }
         });
     }
+}
 
-    fn scan_packed(&self, query: &RabitqQuery, out: &mut [Estimate]) -> Result<()> {
-        let bytes = bits::packed_len(self.width, self.bits)?;
-        let middle = self.middle() as f32;
-        let mut codes = vec![0u8; self.width];
-        let mut floats = vec![0.0f32; self.width];
-        for (estimate, row) in out.iter_mut().zip(self.packed.chunks_exact(bytes)) {
-            bits::unpack(row, self.bits, &mut codes)?;
-            floats.iter_mut().zip(&codes).for_each(|(x, &code)| *x = code.into());
-            estimate.distance = crate::distance::dot(&floats, &query.rotated) - middle * query.sum;
-        }
-        Ok(())
+/// Appends the bit planes of numbers, the lowest bits first.
+fn push_planes(out: &mut Vec<u64>, n_planes: usize, numbers: &[impl Copy + Into<u16>]) {
+    for plane in 0..n_planes {
+        let word = |numbers: &[_]| {
+            let bits = numbers.iter().rev();
+            bits.fold(0u64, |word, &number| word << 1 | u64::from(Into::<u16>::into(number) >> plane & 1))
+        };
+        out.extend(numbers.chunks_exact(64).map(word));
     }
 }
 
@@ -341,48 +357,50 @@ fn grid_cosine(rest: &[f32], factor: f32, middle: f32, most: f32) -> f32 {
     products.iter().sum::<f32>() / squares.iter().sum::<f32>().sqrt()
 }
 
-/// What the rounding of a query to bit planes can add to ⟨y, q′⟩, at three standard deviations: uniform errors of half a
-/// step in each coordinate, against entries of ±½.
-fn query_rounding(query: &RabitqQuery, width: usize) -> f32 {
-    3.0 * 0.5 * query.step / 12f32.sqrt() * (width as f32).sqrt()
-}
-
 fn signs(rest: &[f32]) -> Vec<u8> {
     rest.iter().map(|&x| u8::from(x >= 0.0)).collect()
 }
 
-/// Rows of up to eight words: a register each.
+/// Σ 2ⁱ⁺ʲ·|rowᵢ ∧ planeⱼ| for each row, of [`MORE_PLANES`] fewer bits than the query has planes.
 ///
 /// # Safety
 /// - The processor has the instructions.
-/// - `rows` has `words` words for each estimate, at most 8, and `planes` has [`PLANES`] times as many.
+/// - `rows` has `PLANES - 3` times `words` words for each of `out`, and `planes` has `PLANES` times as many.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
-unsafe fn popcounts(
-    rows: &[u64],
-    planes: &[u64],
-    words: usize,
-    factors: &[Factors],
-    terms: [f32; 3],
-    out: &mut [Estimate],
+unsafe fn popcounts<'a, const PLANES: usize>(
+    (rows, planes, words): (&[u64], &[u64], usize),
+    out: impl Iterator<Item = (&'a mut f32, &'a Factors)>,
+    finish: impl Fn(u64, &Factors) -> f32,
 ) {
     use std::arch::x86_64::*;
-    debug_assert!(words <= 8 && out.len() * words <= rows.len() && planes.len() == PLANES * words);
-    let mask = (u16::MAX >> (16 - words)) as u8;
-    // SAFETY: the masked loads touch the words of each plane only.
-    let planes: [__m512i; PLANES] = std::array::from_fn(|plane| unsafe {
-        _mm512_maskz_loadu_epi64(mask, planes.as_ptr().add(plane * words).cast())
-    });
-    for (i, (estimate, factors)) in out.iter_mut().zip(factors).enumerate() {
-        // SAFETY: the masked load touches the words of this row only.
-        let row = unsafe { _mm512_maskz_loadu_epi64(mask, rows.as_ptr().add(i * words).cast()) };
-        // Horner: one sum over lanes for all planes.
+    let bits = PLANES - MORE_PLANES;
+    debug_assert!(rows.len().is_multiple_of(bits * words) && planes.len() == PLANES * words);
+    let load = |numbers: &[u64], plane: usize, at: usize| {
+        let mask = if words - at < 8 { (1u8 << (words - at)) - 1 } else { u8::MAX };
+        debug_assert!((plane + 1) * words <= numbers.len());
+        // SAFETY: the mask keeps to the words of the plane.
+        unsafe { _mm512_maskz_loadu_epi64(mask, numbers.as_ptr().add(plane * words + at).cast()) }
+    };
+    // The first words of the query's planes stay in registers; most vectors have no more.
+    let first: [__m512i; PLANES] = std::array::from_fn(|plane| load(planes, plane, 0));
+    for (row, (out, factors)) in out.enumerate() {
         let mut total = _mm512_setzero_si512();
-        for plane in planes.iter().rev() {
-            let count = _mm512_popcnt_epi64(_mm512_and_si512(row, *plane));
-            total = _mm512_add_epi64(_mm512_slli_epi64::<1>(total), count);
+        for at in (0..words).step_by(8) {
+            // Horner, over the row's bits and the query's.
+            let mut sum = _mm512_setzero_si512();
+            for i in (0..bits).rev() {
+                let bits = load(rows, row * bits + i, at);
+                let mut part = _mm512_setzero_si512();
+                for j in (0..PLANES).rev() {
+                    let plane = if at == 0 { first[j] } else { load(planes, j, at) };
+                    let count = _mm512_popcnt_epi64(_mm512_and_si512(bits, plane));
+                    part = _mm512_add_epi64(_mm512_slli_epi64::<1>(part), count);
+                }
+                sum = _mm512_add_epi64(_mm512_slli_epi64::<1>(sum), part);
+            }
+            total = _mm512_add_epi64(total, sum);
         }
-        let sum = _mm512_reduce_add_epi64(total) as u32;
-        estimate.distance = terms[0] * factors.ones + terms[1] * sum as f32 - terms[2];
+        *out = finish(_mm512_reduce_add_epi64(total) as u64, factors);
     }
 }

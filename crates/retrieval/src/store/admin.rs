@@ -1,10 +1,6 @@
 //! Care: backup and restore, verification, compaction, leftovers.
 
-use super::{
-    DATABASE, Inner, Options, Store,
-    collection::{change_crc, lock},
-    parse_config, schema,
-};
+use super::{DATABASE, Inner, Options, Store, collection::change_crc, parse_config, schema, shared::lock};
 use crate::{Error, Result, files::temporary_name};
 use rusqlite::{Connection, params};
 use std::{

@@ -20,6 +20,8 @@ mod fields;
 mod filter;
 mod points;
 mod schema;
+mod search;
+mod shared;
 mod state;
 
 pub use admin::{Job, Verification};
@@ -36,10 +38,10 @@ use crate::{
     files::{Disk, OsDisk},
     metric::check_dimension,
 };
-use collection::{Shared, lock};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
+use shared::{Shared, lock};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},

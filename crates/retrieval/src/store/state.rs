@@ -20,6 +20,15 @@ pub(super) struct FileInfo {
     seq: i64,
 }
 
+/// Where a collection's index is kept.
+pub(super) struct IndexFile<'a> {
+    pub(super) collection: i64,
+    pub(super) config: &'a Config,
+    pub(super) path: &'a Path,
+    /// Whether full vectors stay there.
+    pub(super) on_disk: bool,
+}
+
 /// Index and slots, up to a change.
 #[derive(Debug)]
 pub(super) struct State {
@@ -76,15 +85,10 @@ impl State {
     }
 
     /// From the index file if it can be used, and the database.
-    pub(super) fn load(
-        connection: &Connection,
-        collection: i64,
-        config: &Config,
-        path: &Path,
-        on_disk: bool,
-    ) -> Result<Self> {
+    pub(super) fn load(connection: &Connection, place: &IndexFile<'_>) -> Result<Self> {
+        let &IndexFile { collection, config, path, .. } = place;
         let transaction = connection.unchecked_transaction()?;
-        let state = match Self::read(&transaction, collection, config, path, on_disk) {
+        let state = match Self::read(&transaction, place) {
             Ok(mut state) => match state.catch_up(&transaction, collection, config)? {
                 Some(caught_up) => {
                     state.origin = Origin::File { caught_up };
@@ -125,13 +129,8 @@ impl State {
         Ok(state)
     }
 
-    fn read(
-        connection: &Connection,
-        collection: i64,
-        config: &Config,
-        path: &Path,
-        on_disk: bool,
-    ) -> Result<Self> {
+    fn read(connection: &Connection, place: &IndexFile<'_>) -> Result<Self> {
+        let &IndexFile { collection, config, path, on_disk } = place;
         let file = SectionFile::open(path)?;
         let graph = Graph::read::<FileInfo>(&file, on_disk)?;
         let info: &FileInfo = &file.info.extra;
