@@ -152,6 +152,53 @@ def sqlite_vec_(base, queries, options):
         connection.close()
 
 
+def qdrant_(base, queries, options):
+    """The engine within the process, by qdrant-edge-py; where that is missing, the client's local mode."""
+    try:
+        yield qdrant_edge(base, queries, options)
+    except ImportError:
+        yield from qdrant_local(base, queries, options)
+
+
+def qdrant_edge(base, queries, options):
+    import qdrant_edge as qdrant
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph = qdrant.HnswIndexConfig(
+            m=options.links, ef_construct=options.build_effort, full_scan_threshold=10, max_indexing_threads=1
+        )
+        vectors = qdrant.EdgeVectorParams(size=base.shape[1], distance=qdrant.Distance.Cosine, hnsw_config=graph)
+        # One segment, which is indexed whatever its size.
+        optimizers = qdrant.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=1)
+        config = qdrant.EdgeConfig(vectors=vectors, hnsw_config=graph, optimizers=optimizers, max_search_threads=1)
+
+        def build():
+            shard = qdrant.EdgeShard.create(os.path.join(folder, "shard"), config)
+            for start in range(0, len(base), 1000):
+                points = [
+                    qdrant.Point(start + i, vector)
+                    for i, vector in enumerate(base[start : start + 1000].tolist())
+                ]
+                shard.update(qdrant.UpdateOperation.upsert_points(points))
+            shard.optimize()
+            return shard
+
+        shard, build_s = timed(build)
+        points, lists = [], queries.tolist()
+        for effort in EFFORTS:
+            params = qdrant.SearchParams(hnsw_ef=effort)
+
+            def search(query):
+                nearest = qdrant.Query.Nearest(query)
+                return [p.id for p in shard.query(qdrant.QueryRequest(limit=10, query=nearest, params=params))]
+
+            points.append((effort, *rounds(lists, options.repeat, search)))
+        shard.flush()
+        size = sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
+        shard.close()
+        return "qdrant-edge", build_s, size, points
+
+
 def qdrant_local(base, queries, options):
     """The client's local mode: numpy inside, and no index."""
     from qdrant_client import QdrantClient, models
@@ -181,7 +228,7 @@ ENGINES = {
     "faiss": faiss_,
     "usearch": usearch_,
     "sqlite-vec": sqlite_vec_,
-    "qdrant": qdrant_local,
+    "qdrant": qdrant_,
 }
 
 

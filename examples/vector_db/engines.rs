@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use breakers_examples::{Bar, Result};
+use breakers_examples::{Bar, Error, Result};
 use breakers_retrieval::{
     Metric, distance,
-    index::{Exact, Graph, GraphConfig, HnswRs, Index, Search, TopK},
+    index::{DeviceScan, Exact, Graph, GraphConfig, HnswRs, Index, Search, TopK},
     store::{Collection, Config, Point, Query, Store},
 };
+use burn::tensor::Device;
 use rusqlite::Connection;
 use serde_json::json;
 
@@ -108,41 +109,67 @@ pub(crate) fn filled_store(corpus: &Corpus, folder: &std::path::Path) -> Result<
     Ok((store, collection, build_s))
 }
 
-/// Everything that runs in this process.
-pub(crate) fn measure(corpus: &Corpus, repeat: usize, slow_queries: usize) -> Result<Vec<Engine>> {
+/// The engines of this process.
+pub(crate) const ENGINES: &str = "graph,exact,store,hnsw_rs,sqlite";
+
+/// Those of the engines of this process that are named.
+pub(crate) fn measure(
+    names: &str,
+    corpus: &Corpus,
+    repeat: usize,
+    slow_queries: usize,
+) -> Result<Vec<Engine>> {
     let config = GraphConfig { links: LINKS, build_effort: BUILD_EFFORT, ..GraphConfig::default() };
     let (metric, dimension) = (Metric::Cosine, corpus.dimension);
-    let bar = Bar::new(5, "engines");
+    let names: Vec<&str> = names.split(',').map(str::trim).collect();
+    let bar = Bar::new(names.len(), "engines");
     let mut engines = Vec::new();
-    let next = |name: &str| {
+    for name in names {
         bar.doing(name);
         bar.step();
-    };
-    next("graph");
-    engines.push(index_engine(
-        Graph::new(metric, dimension, config)?,
-        "graph",
-        true,
-        corpus,
-        repeat,
-        &EFFORTS,
-    )?);
-    next("exact");
-    engines.push(index_engine(Exact::new(metric, dimension)?, "exact", true, corpus, repeat, &[0])?);
-    next("store");
-    engines.push(store_engine(corpus, repeat)?);
-    next("hnsw_rs");
-    engines.push(index_engine(
-        HnswRs::new(metric, dimension, config)?,
-        "hnsw_rs",
-        false,
-        corpus,
-        repeat,
-        &EFFORTS,
-    )?);
-    next("SQLite scan");
-    engines.push(sqlite_scan(corpus, repeat, slow_queries)?);
+        engines.push(match name {
+            "graph" => {
+                let graph = Graph::new(metric, dimension, config)?;
+                index_engine(graph, "graph", true, corpus, repeat, &EFFORTS)?
+            }
+            "exact" => index_engine(Exact::new(metric, dimension)?, "exact", true, corpus, repeat, &[0])?,
+            "store" => store_engine(corpus, repeat)?,
+            "hnsw_rs" => {
+                let graph = HnswRs::new(metric, dimension, config)?;
+                index_engine(graph, "hnsw_rs", false, corpus, repeat, &EFFORTS)?
+            }
+            "sqlite" => sqlite_scan(corpus, repeat, slow_queries)?,
+            _ => {
+                return Err(Error::Usage(format!("{name} is none of the engines {ENGINES}")));
+            }
+        });
+    }
     Ok(engines)
+}
+
+/// Exact search on a device over 16-bit floats, queries in batches.
+pub(crate) fn device_engine(
+    device: &Device,
+    name: &str,
+    corpus: &Corpus,
+    repeat: usize,
+    n_queries: usize,
+) -> Result<Engine> {
+    let start = Instant::now();
+    let scan = DeviceScan::new(Metric::Cosine, corpus.dimension, corpus.base(), device)?;
+    let queries: Vec<&[f32]> = corpus.queries().take(n_queries).collect();
+    // Kernels are compiled by their first call.
+    scan.search(&queries[..1], K)?;
+    let build_s = start.elapsed().as_secs_f64();
+    let mut measured = Measured { effort: 0, qps: Vec::new(), ids: Vec::new() };
+    for _ in 0..repeat {
+        let start = Instant::now();
+        let found = scan.search(&queries, K)?;
+        measured.qps.push(queries.len() as f64 / start.elapsed().as_secs_f64());
+        measured.ids = found.iter().map(|near| near.iter().map(|n| n.slot.into()).collect()).collect();
+    }
+    let (name, bytes) = (format!("exact, f16 on {name}, batches"), Some(scan.bytes() as u64));
+    Ok(Engine { name, ours: true, build_s, bytes, settings: vec![measured] })
 }
 
 /// The whole store: the graph behind ids, locks and the question whether another process wrote.

@@ -1,7 +1,7 @@
 //! Vector indexes on real vectors: recall against speed, beside the usual engines.
 //!
 //! ```sh
-//! python3 -m venv peers && peers/bin/pip install numpy hnswlib faiss-cpu usearch sqlite-vec apsw qdrant-client
+//! python3 -m venv peers && peers/bin/pip install numpy hnswlib faiss-cpu usearch sqlite-vec apsw qdrant-edge-py
 //! cargo run --release --example vector_db -- --python peers/bin/python
 //! ```
 //! Without `--python` the peers are left out. The vectors are glosses of WordNet through all-MiniLM-L6-v2, embedded once
@@ -19,7 +19,7 @@ mod scale;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use breakers_backend::{cpu, pool};
+use breakers_backend::{cpu, device, pool};
 use breakers_eval::{Provenance, Report};
 use breakers_examples::{Result, print, print_json, run};
 use clap::{Parser, ValueEnum};
@@ -50,6 +50,15 @@ struct Arguments {
     /// Instead of the comparison: a store of so many vectors, drawn from the real ones' statistics, full vectors on disk.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..))]
     scale: Option<u32>,
+    /// The engines of this process to run.
+    #[arg(long, default_value = engines::ENGINES, value_name = "NAMES")]
+    engines: String,
+    /// A device to search exactly too, with 16-bit floats: flex, wgpu, vulkan, cuda, …
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Leave out filters and churn.
+    #[arg(long)]
+    speed_only: bool,
     /// A Python that has the peers.
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
@@ -110,17 +119,26 @@ fn compare(arguments: &Arguments, corpus: &Corpus, provenance: Provenance) -> Re
     let (n_queries, repeat) = (arguments.queries as usize, arguments.repeat as usize);
     let slow_queries = arguments.slow_queries.min(arguments.queries) as usize;
     let truth = corpus.truth(engines::K);
-    let mut measured = engines::measure(corpus, repeat, slow_queries)?;
+    let mut measured = engines::measure(&arguments.engines, corpus, repeat, slow_queries)?;
+    if let Some(name) = &arguments.device {
+        let device = device::open(name)?;
+        measured.push(engines::device_engine(&device, name, corpus, repeat, n_queries)?);
+    }
     let mut missing = Vec::new();
     if let Some(python) = &arguments.python {
         let (peers, lacking) = peers::measure(python, &arguments.peers, corpus, repeat, slow_queries)?;
         measured.extend(peers);
         missing = lacking;
     }
-    let folder = tempfile::tempdir()?;
-    let (_store, collection, _) = engines::filled_store(corpus, folder.path())?;
-    let filtered = filters::measure(corpus, &collection, n_queries.min(500))?;
-    let effort = report::choose(&measured[0], &truth, 0.99).map_or(128, |choice| choice.setting.effort);
-    let churn = filters::churn(corpus, effort, n_queries.min(500))?;
-    report::build(corpus, &truth, &measured, &missing, &filtered, &churn, provenance)
+    let (mut filtered, mut churn) = (Vec::new(), None);
+    if !arguments.speed_only {
+        let folder = tempfile::tempdir()?;
+        let (_store, collection, _) = engines::filled_store(corpus, folder.path())?;
+        filtered = filters::measure(corpus, &collection, n_queries.min(500))?;
+        let graph = measured.iter().find(|engine| engine.name == "graph");
+        let choice = graph.and_then(|graph| report::choose(graph, &truth, 0.99));
+        let effort = choice.map_or(128, |choice| choice.setting.effort);
+        churn = Some(filters::churn(corpus, effort, n_queries.min(500))?);
+    }
+    report::build(corpus, &truth, &measured, &missing, &filtered, churn.as_ref(), provenance)
 }

@@ -33,7 +33,7 @@ pub(crate) fn measure(
     if !status.success() {
         return Err(Error::Usage(format!(
             "the peers' {python} ended with {status}; it needs numpy, hnswlib, faiss-cpu, usearch, sqlite-vec, apsw and \
-             qdrant-client from PyPI (--python names another one, --peers none leaves them out)"
+             qdrant-edge-py from PyPI (--python names another one, --peers none leaves them out)"
         )));
     }
     let report: Value = serde_json::from_slice(&std::fs::read(out.path())?)?;

@@ -45,7 +45,7 @@ pub(crate) fn build(
     engines: &[Engine],
     missing: &[String],
     filtered: &[Filtered],
-    churn: &Churn,
+    churn: Option<&Churn>,
     mut provenance: Provenance,
 ) -> Result<Report> {
     for (name, value) in [
@@ -67,10 +67,14 @@ pub(crate) fn build(
          whose calls cost them a microsecond or two a query.{}",
         if missing.is_empty() { String::new() } else { format!(" Missing: {}.", missing.join("; ")) }
     ));
-    report.table(summary(truth, engines)?).table(verdicts(truth, engines)?).table(filter_table(filtered)?);
-    report.table(churn_table(churn)?).table(curves(truth, engines)?);
+    report.table(summary(truth, engines)?).table(verdicts(truth, engines)?);
+    if let Some(churn) = churn {
+        report.table(filter_table(filtered)?).table(churn_table(churn)?);
+    }
+    report.table(curves(truth, engines)?);
     let mut chart =
         LineChart::new("Queries a second at a recall", "recall of the nearest 10", "queries a second");
+    let mut n_series = 0;
     for engine in engines.iter().filter(|e| e.settings.len() > 1) {
         let points = engine.settings.iter().filter_map(|m| {
             let found = recall(m, truth, 0..m.ids.len());
@@ -79,9 +83,12 @@ pub(crate) fn build(
         let points: Vec<(f64, f64)> = points.collect();
         if !points.is_empty() {
             chart.series(engine.name.clone(), points)?;
+            n_series += 1;
         }
     }
-    report.chart("recall", breakers_eval::Chart::Line(chart));
+    if n_series > 0 {
+        report.chart("recall", breakers_eval::Chart::Line(chart));
+    }
     Ok(report)
 }
 

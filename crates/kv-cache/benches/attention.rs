@@ -1,18 +1,18 @@
 //! Times attention over the plain cache: decoding at several depths, verification of a few rows, prefill.
 //!
-//! `cargo bench -p breakers-kv-cache --bench attention -- [filter] [--threads N] [--f32]`
+//! `cargo bench -p breakers-kv-cache --bench attention -- [filter] [--threads N] [--f32 | --cache NAME]`
 //!
 //! A step runs through all layers of the model's shape, so that the cache comes from memory as it does in a
 //! real model, and includes the append and Burn's overhead. Times are the median of the repeats; in brackets
 //! the mean over layers of each layer's best, which other programs on the machine disturb less; `cpu` is the
 //! calling thread's processor time where the system tells it. GB/s: bytes of keys and values that the step sees ÷ time. GFLOP/s: 4 · head_dim ·
-//! visible keys · query heads ÷ time.
+//! visible keys · query heads ÷ time. With `--cache`, a compression's name, the bytes are still those of 16-bit floats.
 #![allow(clippy::print_stdout)] // A report for the terminal.
 
 use std::time::{Duration, Instant};
 
 use breakers_backend::{cpu, pool};
-use breakers_kv_cache::{CacheShape, Element, KvCache, LayerShape, PlainCache};
+use breakers_kv_cache::{CacheShape, CompressedCache, Compression, Element, KvCache, LayerShape, PlainCache};
 use burn::tensor::{Device, Distribution, Tensor};
 
 struct Model {
@@ -56,7 +56,7 @@ impl Inputs {
         Self { q: random(n_heads), k: random(model.n_kv_heads), v: random(model.n_kv_heads) }
     }
 
-    fn step(&self, cache: &mut PlainCache, scale: f32, best: &mut [f64]) {
+    fn step(&self, cache: &mut dyn KvCache, scale: f32, best: &mut [f64]) {
         let n_rows = self.q.dims()[0];
         cache.begin(n_rows, None).unwrap();
         for layer in 0..cache.shape().layers.len() {
@@ -75,29 +75,50 @@ fn cpu_time() -> Option<f64> {
     Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)
 }
 
-fn run(model: &Model, (what, depth, n_rows): (&str, usize, usize), element: Element) {
+/// What is timed.
+enum Kind {
+    Plain(Element),
+    Compressed(Box<Compression>),
+}
+
+impl Kind {
+    fn cache(&self, shape: CacheShape) -> Box<dyn KvCache> {
+        let device = Device::flex();
+        match self {
+            Self::Plain(element) => Box::new(PlainCache::new(shape, *element, &device).unwrap()),
+            Self::Compressed(kind) => Box::new(CompressedCache::new(shape, kind, &device).unwrap()),
+        }
+    }
+
+    fn element_bytes(&self) -> usize {
+        if let Self::Plain(element) = self { element.bytes() } else { Element::F16.bytes() }
+    }
+}
+
+fn run(model: &Model, (what, depth, n_rows): (&str, usize, usize), kind: &Kind) {
     let n_layers = if n_rows > 16 { 4 } else { model.n_layers };
     let layer = LayerShape::new(model.n_kv_heads, model.head_dim);
     let shape = CacheShape::uniform(n_layers, layer, depth + n_rows);
-    let mut cache = PlainCache::new(shape, element, &Device::flex()).unwrap();
+    let mut cache = kind.cache(shape);
     let scale = 1.0 / (model.head_dim as f32).sqrt();
     while cache.len() < depth {
         let n = (depth - cache.len()).min(512);
-        Inputs::random(model, n, model.n_kv_heads).step(&mut cache, scale, &mut vec![0.0; n_layers]);
+        Inputs::random(model, n, model.n_kv_heads).step(&mut *cache, scale, &mut vec![0.0; n_layers]);
+        cache.commit(n).unwrap();
     }
     let inputs = Inputs::random(model, n_rows, model.n_heads);
     let (mut times, mut best) = (Vec::new(), vec![f64::MAX; n_layers]);
     let (start, cpu) = (Instant::now(), cpu_time());
     while times.len() < 5 || start.elapsed() < Duration::from_millis(700) && times.len() < 500 {
         let begin = Instant::now();
-        inputs.step(&mut cache, scale, &mut best);
+        inputs.step(&mut *cache, scale, &mut best);
         times.push(begin.elapsed().as_secs_f64());
         cache.truncate(depth).unwrap();
     }
     let cpu = cpu_time().zip(cpu).map_or(f64::NAN, |(end, start)| (end - start) / times.len() as f64);
     times.sort_unstable_by(f64::total_cmp);
     let (median, best) = (times[times.len() / 2], best.iter().sum::<f64>());
-    let per_token = (2 * model.n_kv_heads * model.head_dim * element.bytes() * n_layers) as f64;
+    let per_token = (2 * model.n_kv_heads * model.head_dim * kind.element_bytes() * n_layers) as f64;
     let bytes = per_token * (depth + n_rows) as f64;
     let keys = (depth * n_rows + n_rows * (n_rows + 1) / 2) as f64;
     let flops = 4.0 * keys * (model.head_dim * model.n_heads * n_layers) as f64;
@@ -119,7 +140,16 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1));
     let element = if arguments.iter().any(|a| a == "--f32") { Element::F32 } else { Element::F16 };
-    let filter = arguments.iter().find(|a| !a.starts_with("--") && Some(*a) != value("--threads"));
+    let compression = value("--cache").map(|name| Compression::named(name).map(Box::new));
+    let kind = match compression.transpose() {
+        Ok(compression) => compression.map_or(Kind::Plain(element), Kind::Compressed),
+        Err(error) => {
+            println!("{error}");
+            return;
+        }
+    };
+    let values = [value("--threads"), value("--cache")];
+    let filter = arguments.iter().find(|a| !a.starts_with("--") && !values.contains(&Some(*a)));
     let threads = match value("--threads").map(|n| n.parse::<usize>()) {
         Some(Ok(n)) => vec![n],
         _ if pool::threads() > 1 => vec![1, pool::threads()],
@@ -130,12 +160,17 @@ fn main() {
             println!("{error}");
             return;
         }
-        println!("{} thread(s), {}, {element:?}", pool::threads(), cpu::isa());
+        println!(
+            "{} thread(s), {}, {}",
+            pool::threads(),
+            cpu::isa(),
+            value("--cache").map_or("plain", |name| name)
+        );
         for model in &MODELS {
             for case in CASES {
                 let name = format!("{} {} {} {}", model.name, case.0, case.1, case.2);
                 if filter.is_none_or(|filter| name.contains(filter.as_str())) {
-                    run(model, case, element);
+                    run(model, case, &kind);
                 }
             }
         }

@@ -7,6 +7,8 @@
 //! The rows of a token tree see their ancestors at the slots these would have in a chain: pages that reach
 //! into the step are put together for each row.
 
+mod workspace;
+
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -15,10 +17,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use breakers_backend::cpu::Isa;
 use breakers_backend::pool::{self, DisjointMut};
-use bytemuck::Zeroable;
 use half::f16;
 
-use crate::kernel::{self, Partial, Rows, Span, TILE_ROWS};
+use self::workspace::{Workspace, grow};
+use crate::kernel::{self, Partial, Rows, Span};
 use crate::packed::{self, layer::PackedLayer};
 use crate::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
 use crate::simd::{self, Kernel, Simd};
@@ -324,11 +326,12 @@ impl Job<'_> {
                     // SAFETY: the caller's promises; the rows of the tokens exist, and what they see is kept.
                     unsafe {
                         let (skipped, page_spans) = (first * group, &page_spans[..at_once * group]);
+                        let first_page = task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS);
+                        let next = layer.next_region(page, first_page, task.head);
                         let (format, page) = (&layer.packing.format, &layer.packed[page]);
                         let sketch = sketch.wrapping_add(skipped * rows.stride);
-                        let rows = rows.skip(skipped);
-                        let page = (&**page, task.head);
-                        packed::kernel::attend_page(isa, format, page, rows, sketch, page_spans);
+                        let (rows, page) = (rows.skip(skipped), (&**page, task.head));
+                        packed::kernel::attend_page(isa, format, page, next, rows, sketch, page_spans);
                     }
                     continue;
                 }
@@ -430,75 +433,6 @@ impl Kernel for Join<'_> {
             }
             // SAFETY: the caller's promise; the total has `stride` values, `out` has head_dim elements.
             unsafe { kernel::finish::<S>(&total, out.as_mut_ptr().cast(), head_dim) };
-        }
-    }
-}
-
-/// Makes `buffer` hold at least `len` elements.
-fn grow<T: Zeroable + Copy>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, T::zeroed());
-    }
-}
-
-/// A task's scratch memory, cut into its arrays.
-struct Workspace<'a, E> {
-    q: &'a mut [f32],
-    acc: &'a mut [f32],
-    total: &'a mut [f32],
-    sum: &'a mut [f32],
-    weights: &'a mut [f32],
-    max: &'a mut [f32],
-    total_max: &'a mut [f32],
-    total_sum: &'a mut [f32],
-    /// Projected queries, or nothing.
-    sketch: &'a mut [f32],
-    page_spans: &'a mut [Span],
-    page: *mut E,
-    stride: usize,
-}
-
-impl<'a, E: Stored> Workspace<'a, E> {
-    fn new(scratch: &'a mut Vec<Line>, n_rows: usize, layout: &PageLayout, has_sketch: bool) -> Self {
-        let stride = layout.padded_dim;
-        let wide = n_rows * stride;
-        let narrow = n_rows.next_multiple_of(LANES);
-        let sketch = if has_sketch { wide } else { 0 };
-        let n_floats = 3 * wide + sketch + n_rows * LANES + TILE_ROWS * PAGE_TOKENS + 5 * narrow;
-        let n_lines = n_floats / LANES;
-        let page_lines = (layout.region_elements() * size_of::<E>()).div_ceil(size_of::<Line>());
-        grow(scratch, n_lines + page_lines);
-        let (floats, page) = scratch.split_at_mut(n_lines);
-        let mut rest: &mut [f32] = bytemuck::cast_slice_mut(floats);
-        let mut take = |n: usize| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
-            rest = tail;
-            head
-        };
-        Self {
-            q: take(wide),
-            acc: take(wide),
-            total: take(wide),
-            sum: take(n_rows * LANES),
-            weights: take(TILE_ROWS * PAGE_TOKENS),
-            max: take(narrow),
-            total_max: take(narrow),
-            total_sum: take(narrow),
-            sketch: take(sketch),
-            page_spans: &mut bytemuck::cast_slice_mut(take(2 * narrow))[..n_rows],
-            page: page.as_mut_ptr().cast(),
-            stride,
-        }
-    }
-
-    fn rows(&mut self) -> Rows {
-        Rows {
-            stride: self.stride,
-            q: self.q.as_ptr(),
-            acc: self.acc.as_mut_ptr(),
-            max: self.max.as_mut_ptr(),
-            sum: self.sum.as_mut_ptr(),
-            weights: self.weights.as_mut_ptr(),
         }
     }
 }

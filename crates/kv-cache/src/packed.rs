@@ -1,23 +1,26 @@
 //! Packed pages: the keys and values of [`PAGE_TOKENS`] consecutive slots of one layer, in a few bits each.
 //!
 //! A page never changes once it is written. It holds one region after the other for the layer's key-value heads:
-//! - codes of keys: for each 16 slots `[n_words][16]` words of 32 bits; a slot's lane is one stream of bits, least
-//!   significant first, with the codes of its elements one after the other;
-//! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the stream of its codes,
-//!   slot by slot;
+//! - codes of keys: for each 16 slots `[n_words][16]` words of 32 bits; a slot's lane holds the codes of its elements,
+//!   in [`Run`]s of one width; where widths differ from page to page, as one stream of bits instead, least significant
+//!   first;
+//! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the run of its slots' codes;
 //! - numbers of 16 bits: a step and a low end for each channel (element of the head), a scale and an offset for
 //!   each slot and group of channels; which of them there are is the method's choice ([`SideFormat`]).
 //!
 //! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is c itself or a codebook's entry.
 //! The first slots of the first page may be exact: they are kept as 16-bit floats beside their codes.
 
+mod accumulate;
 pub(crate) mod kernel;
 pub(crate) mod layer;
+mod run;
 
 use half::f16;
 
 use crate::page::{LANES, Line, PAGE_BLOCKS, PAGE_TOKENS};
 use bytemuck::Zeroable;
+use run::Run;
 
 /// Codes of a codebook at most.
 pub(crate) const TABLE: usize = 32;
@@ -84,6 +87,27 @@ impl SideFormat {
         self.channel_slots.map_or(0, |slots| PAGE_TOKENS / slots)
     }
 
+    /// The width of a channel's codes and the table they stand in; of fixed widths.
+    fn code(&self, channel: usize) -> (u32, Option<u8>) {
+        let width = match &self.widths {
+            Widths::Fixed(widths) => widths[channel].into(),
+            Widths::Adaptive { .. } => 0,
+        };
+        match &self.levels {
+            Levels::Uniform { .. } => (width, None),
+            Levels::Tables(_, of) => (width, Some(of[channel])),
+        }
+    }
+
+    fn tables(&self) -> &[[f32; TABLE]] {
+        if let Levels::Tables(tables, _) = &self.levels { tables } else { &[] }
+    }
+
+    /// Whether scores need sums of the query over groups.
+    fn needs_group_sums(&self) -> bool {
+        self.offsets || matches!(self.levels, Levels::Uniform { offset } if offset != 0.0)
+    }
+
     fn meta(&self) -> [usize; 5] {
         let (n, sets, groups) = (self.n_coded(), self.n_sets(), self.groups.len() * PAGE_TOKENS);
         let widths = match self.widths {
@@ -110,14 +134,16 @@ pub(crate) struct Meta {
     pub(crate) offsets: usize,
 }
 
-/// Where a key's code stands in its lane, and what it stands for.
+/// Where the code of an adaptive channel stands in its lane: the bits of a word above `right`, and those of the next
+/// one below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Index of the lane-wide word.
+    /// Index of the word, lanes included.
     pub(crate) word: u32,
-    pub(crate) shift: u32,
+    pub(crate) right: u32,
+    /// 32 − `right`.
+    pub(crate) left: u32,
     pub(crate) mask: u32,
-    pub(crate) table: u32,
 }
 
 /// The format of one layer's packed pages.
@@ -131,10 +157,11 @@ pub(crate) struct PackedFormat {
     pub(crate) n_exact: usize,
     /// Words of a slot's lane.
     pub(crate) key_words: usize,
-    /// For each 16 elements of a value the width of its codes, and its first word in the region.
-    pub(crate) value_blocks: Vec<(u32, usize)>,
-    /// Of keys of fixed width.
-    pub(crate) places: Vec<Place>,
+    /// Of keys of fixed width, in the order of the channels; none goes over the end of a group.
+    pub(crate) key_runs: Vec<Run>,
+    /// Registers of 16 elements of a value: how many have codes of one kind, and the slots' run in the first one's
+    /// lanes. `word` counts from the region's beginning.
+    pub(crate) value_runs: Vec<(usize, Run)>,
     pub(crate) key_meta: Meta,
     pub(crate) value_meta: Meta,
     /// Words of a head's region, a multiple of a cache line.
@@ -155,18 +182,27 @@ impl PackedFormat {
             Widths::Fixed(widths) => widths.iter().map(|&w| usize::from(w)).sum(),
             Widths::Adaptive { bits } => *bits,
         };
-        let key_words = bits.div_ceil(32);
-        let mut at = PAGE_BLOCKS * key_words * LANES;
-        let widths = match &values.widths {
-            Widths::Fixed(widths) => widths.as_slice(),
-            Widths::Adaptive { .. } => &[],
+        let key_runs = key_runs(&keys);
+        let key_words = match key_runs.last() {
+            Some(run) => run.word + run.n_words(),
+            None => bits.div_ceil(32),
         };
-        let mut value_blocks = Vec::new();
-        for block in widths.chunks(LANES) {
-            debug_assert!(block.iter().all(|w| *w == block[0]));
-            value_blocks.push((u32::from(block[0]), at));
-            at += PAGE_TOKENS * usize::from(block[0]) / 32 * LANES;
+        let mut at = PAGE_BLOCKS * key_words;
+        let mut value_runs: Vec<(usize, Run)> = Vec::new();
+        for group in &values.groups {
+            let mut first = true;
+            for channel in (group.from..group.to).step_by(LANES) {
+                let (width, table) = values.code(channel);
+                let run = Run { from: 0, len: PAGE_TOKENS, width, word: at, table };
+                at += run.n_words();
+                match value_runs.last_mut() {
+                    Some((n, last)) if !first && (last.width, last.table) == (width, table) => *n += 1,
+                    _ => value_runs.push((1, run)),
+                }
+                first = false;
+            }
         }
+        let at = at * LANES;
         let mut half = 2 * at;
         let mut place = |side: &SideFormat| {
             let [widths, steps, lows, scales, offsets] = side.meta().map(|n| {
@@ -177,17 +213,6 @@ impl PackedFormat {
         };
         let (key_meta, value_meta) = (place(&keys), place(&values));
         let region_words = half.div_ceil(2).next_multiple_of(LANES);
-        let places = match &keys.widths {
-            Widths::Fixed(widths) => {
-                let mut places = vec![Place::default(); widths.len()];
-                place_codes(widths.iter().copied(), &mut places);
-                if let Levels::Tables(_, tables) = &keys.levels {
-                    places.iter_mut().zip(tables).for_each(|(place, &table)| place.table = table.into());
-                }
-                places
-            }
-            Widths::Adaptive { .. } => Vec::new(),
-        };
         Self {
             n_kv_heads,
             head_dim,
@@ -195,8 +220,8 @@ impl PackedFormat {
             values,
             n_exact,
             key_words,
-            value_blocks,
-            places,
+            key_runs,
+            value_runs,
             key_meta,
             value_meta,
             region_words,
@@ -210,15 +235,32 @@ impl PackedFormat {
     }
 }
 
-/// Fills in where codes of the given widths stand in a lane.
-#[inline(always)]
-pub(crate) fn place_codes(widths: impl Iterator<Item = u8>, places: &mut [Place]) {
-    let mut bit = 0;
-    for (place, width) in places.iter_mut().zip(widths) {
-        let width = u32::from(width);
-        *place = Place { word: bit / 32, shift: bit % 32, mask: (1 << width) - 1, table: 0 };
-        bit += width;
+/// Runs of channels with codes of the same kind; none for adaptive widths.
+fn key_runs(keys: &SideFormat) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    if matches!(keys.widths, Widths::Adaptive { .. }) {
+        return runs;
     }
+    for group in &keys.groups {
+        let first = runs.len();
+        for channel in group.from..group.to {
+            let (width, table) = keys.code(channel);
+            let word = runs.last().map_or(0, |run| run.word + run.n_words());
+            match runs[first..].last_mut() {
+                Some(run) if (run.width, run.table) == (width, table) => run.len += 1,
+                _ => runs.push(Run { from: channel, len: 1, width, word, table }),
+            }
+        }
+    }
+    runs
+}
+
+/// Where the code at `bit` of a stream of bits stands; `bit` goes on to the next one.
+#[inline(always)]
+pub(crate) fn place_code(bit: &mut u32, width: u32) -> Place {
+    let (word, right) = (*bit / u32::BITS * LANES as u32, *bit % u32::BITS);
+    *bit += width;
+    Place { word, right, left: u32::BITS - right, mask: (1 << width) - 1 }
 }
 
 /// What a method makes of one head's keys, or values, of a page.
@@ -328,25 +370,34 @@ impl PackedPage {
     pub(crate) fn write(&mut self, format: &PackedFormat, head: usize, keys: &Coded, values: &Coded) {
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.lines);
         let region = &mut words[head * format.region_words..][..format.region_words];
-        let mut adaptive = [Place::default(); MAX_CODED];
-        let places = if format.places.is_empty() {
-            place_codes(keys.widths.iter().copied(), &mut adaptive[..keys.widths.len()]);
-            &adaptive[..keys.widths.len()]
-        } else {
-            &format.places
-        };
-        for (slot, codes) in keys.codes.chunks_exact(places.len()).enumerate() {
+        let n_coded = format.keys.n_coded();
+        let mut bit = 0;
+        let places = keys.widths.iter().map(|width| place_code(&mut bit, (*width).into()));
+        let places: Vec<Place> = places.collect();
+        for (slot, codes) in keys.codes.chunks_exact(n_coded).enumerate() {
             let lane = slot / LANES * format.key_words * LANES + slot % LANES;
+            for run in &format.key_runs {
+                for (at, &code) in codes[run.from..run.from + run.len].iter().enumerate() {
+                    run.put(region, lane, at, code);
+                }
+            }
             for (place, &code) in places.iter().zip(codes) {
-                put(region, lane, place.word as usize, place.shift, code);
+                let bits = u64::from(code) << place.right;
+                let at = lane + place.word as usize;
+                region[at] |= bits as u32;
+                if bits >> u32::BITS != 0 {
+                    region[at + LANES] |= (bits >> u32::BITS) as u32;
+                }
             }
         }
         for (slot, codes) in values.codes.chunks_exact(format.head_dim).enumerate() {
-            for (block, codes) in codes.chunks_exact(LANES).enumerate() {
-                let (width, first) = format.value_blocks[block];
-                let bit = slot as u32 * width;
-                for (lane, &code) in codes.iter().enumerate() {
-                    put(region, first + lane, (bit / 32) as usize, bit % 32, code);
+            let mut codes = codes.chunks_exact(LANES);
+            for (n, run) in &format.value_runs {
+                for (block, codes) in codes.by_ref().take(*n).enumerate() {
+                    let run = Run { word: run.word + block * run.n_words(), ..*run };
+                    for (lane, &code) in codes.iter().enumerate() {
+                        run.put(region, lane, slot, code);
+                    }
                 }
             }
         }
@@ -365,15 +416,5 @@ impl PackedPage {
                 halves[meta.widths + at] = f16::from_bits(nibbles);
             }
         }
-    }
-}
-
-/// Adds a code to a lane of zeros.
-#[inline(always)]
-fn put(region: &mut [u32], lane: usize, word: usize, shift: u32, code: u8) {
-    let bits = u64::from(code) << shift;
-    region[lane + word * LANES] |= bits as u32;
-    if bits >> 32 != 0 {
-        region[lane + (word + 1) * LANES] |= (bits >> 32) as u32;
     }
 }

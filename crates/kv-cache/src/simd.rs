@@ -29,10 +29,18 @@ use crate::page::Stored;
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
+    /// Sixteen lanes of bits.
+    type W: Copy;
+    /// Numbers to be looked up.
+    type Table: Copy;
     /// How many values a kernel may keep in registers, a few being left for operands.
     const ACCUMULATORS: usize;
     /// Query rows that are processed together, at most [`TILE_ROWS`](crate::kernel::TILE_ROWS).
     const TILE_ROWS: usize;
+    /// The same over packed pages, 1, 4 or 6.
+    const PACKED_ROWS: usize;
+    /// Values that are added up together over packed pages: codes want registers, too.
+    const PACKED_SUMS: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -58,31 +66,19 @@ pub(crate) trait Simd: Copy {
     unsafe fn mask(x: Self::V, from: i32, to: i32) -> Self::V;
     /// y · 2ⁿ where x ≥ −126, else 0; n stands in the low bits of `shifted` = n + [`ROUND`].
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V;
-    /// Sixteen codes as numbers. A code's bits begin at bit `shift` (below 32) of a word at `words` and may go on
-    /// in the one at `next`; `mask` has as many bits.
-    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V;
-    /// As [`codes`](Self::codes), looked up in a table of 32 numbers; `mask` is 31 at most.
-    unsafe fn levels(
-        words: *const u32,
-        next: *const u32,
-        shift: u32,
-        mask: u32,
-        table: *const f32,
-    ) -> Self::V;
-
-    /// [`codes`](Self::codes) that do not go on in another word.
-    #[inline(always)]
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
-        // SAFETY: as for `codes`; nothing is taken of the second word.
-        unsafe { Self::codes(words, words, shift, mask) }
-    }
-    /// [`levels`](Self::levels) of codes that do not go on in another word. The table repeats itself behind the last
-    /// code, so that what stands above a code's bits does not count.
-    #[inline(always)]
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
-        // SAFETY: as for `levels`; nothing is taken of the second word.
-        unsafe { Self::levels(words, words, shift, mask, table) }
-    }
+    /// Sixteen words.
+    unsafe fn words(from: *const u32) -> Self::W;
+    unsafe fn splat_word(x: u32) -> Self::W;
+    /// Each word shifted by as many bits as `by` says; 32 and more leave nothing.
+    unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W;
+    /// The bits of `x`, shifted as in [`shift_right`](Self::shift_right), and those of `other`.
+    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W;
+    /// The bits of `mask`, below 2²⁴, as numbers.
+    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V;
+    /// The [`TABLE`](crate::packed::TABLE) numbers at `from`, ready to be looked up.
+    unsafe fn table(from: *const f32) -> Self::Table;
+    /// The numbers that the lowest `BITS` bits of the words stand for, 4 or 5.
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V;
 
     /// 2ˣ for x ≤ 0, within 1 unit in the last place; 0 below −126. See [`exp2`].
     #[inline(always)]
@@ -188,6 +184,7 @@ fn scale_by_power(x: f32, y: f32, shifted: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::TABLE;
     use crate::page::LANES;
     use breakers_backend::cpu;
     use half::f16;
@@ -226,18 +223,16 @@ mod tests {
                 S::exp2(S::mul(negative, S::splat(40.0))),
                 S::exp2(S::splat(f32::NEG_INFINITY)),
             ];
-            let [words, next] = [a, b].map(|x| x.map(|x| x.to_bits().wrapping_mul(0x9e37_79b9)));
-            let table: [f32; 32] = std::array::from_fn(|i| a[i % LANES] + (i / LANES) as f32);
-            for (shift, width) in [(0, 1), (3, 2), (29, 3), (28, 4), (30, 4), (27, 5), (31, 5)] {
-                let mask = (1 << width) - 1;
-                let (words, next) = (words.as_ptr(), next.as_ptr());
-                results.push(S::codes(words, next, shift, mask));
-                results.push(S::levels(words, next, shift, mask, table.as_ptr()));
-                if shift + width <= 32 {
-                    let repeated: [f32; 32] = std::array::from_fn(|i| table[i % (1 << width)]);
-                    results.push(S::codes_within(words, shift, mask));
-                    results.push(S::levels_within(words, shift, mask, repeated.as_ptr()));
-                }
+            let [low, high] = [a, b].map(|x| x.map(|x| x.to_bits().wrapping_mul(0x9e37_79b9)));
+            let table: [f32; TABLE] = std::array::from_fn(|i| a[i % LANES] + (i / LANES) as f32);
+            let (low, high) = (S::words(low.as_ptr()), S::words(high.as_ptr()));
+            for (shift, width) in [(0, 1), (3, 2), (29, 3), (28, 4), (30, 4), (27, 5), (31, 7), (0, 8)] {
+                let mask = S::splat_word((1 << width) - 1);
+                let right = S::shift_right(low, S::splat_word(shift));
+                let both = S::shift_left_or(high, S::splat_word(32 - shift), right);
+                results.push(S::numbers(both, mask));
+                results.push(S::look_up::<4>(S::table(table.as_ptr()), both));
+                results.push(S::look_up::<5>(S::table(table.as_ptr()), both));
             }
             for large in [1.0, 1e3, 1e4] {
                 let (mut halves, mut singles) = ([f16::ZERO; LANES], [0.0f32; LANES]);

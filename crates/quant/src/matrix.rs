@@ -5,7 +5,7 @@ use crate::{
     gguf::TensorView,
     groups::Groups,
     kernels::{
-        BLOCK, Codes, Layout, Next, TILE, Tile, decode_block,
+        BLOCK, Codes, Layout, TILE, Tile, decode_block,
         group::{GroupLayout, with_group_codes},
         tile_bytes, with_codes,
     },
@@ -214,18 +214,11 @@ impl PackedMatrix {
         self.n_rows.div_ceil(TILE)
     }
 
-    /// A tile, and with it part `fetch.0` of `fetch.1` parts of the next one to fetch meanwhile.
-    pub(crate) fn tile(&self, tile_idx: usize, fetch: (usize, usize)) -> Tile<'_> {
+    /// A tile; see [`Tile::is_cold`].
+    pub(crate) fn tile(&self, tile_idx: usize, is_cold: bool) -> Tile<'_> {
         let codes = &self.storage[tile_idx * self.code_bytes..][..self.code_bytes];
         let scales = &self.storage[self.scales_start + tile_idx * self.scale_bytes..][..self.scale_bytes];
-        let is_last = tile_idx + 1 == self.n_tiles();
-        let next = Next {
-            codes: codes.as_ptr_range().end,
-            scales: scales.as_ptr_range().end,
-            first: if is_last { usize::MAX } else { fetch.0 },
-            every: fetch.1,
-        };
-        Tile { codes, scales, next }
+        Tile { codes, scales, is_cold }
     }
 
     /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from. (NF4's levels are
@@ -241,7 +234,7 @@ impl PackedMatrix {
             let (expected, found) = (self.n_cols, out.len());
             return Err(Error::Length { what: "values of a row", expected, found });
         }
-        let (tile, lane) = (self.tile(row_idx / TILE, (0, 1)), row_idx % TILE);
+        let (tile, lane) = (self.tile(row_idx / TILE, false), row_idx % TILE);
         let format = match self.layout {
             Layout::Gguf(format) => format,
             Layout::Group(layout) => {

@@ -143,21 +143,19 @@ impl Product<'_> {
             let n_tiles = part.matrix.n_tiles();
             for tile in tiles.start.max(first)..tiles.end.min(first + n_tiles) {
                 for panel in panels.clone() {
-                    let fetch = (panel - panels.start, panels.len());
-                    self.multiply_tile(part, tile - first, panel, fetch);
+                    self.multiply_tile(part, tile - first, panel, panel == panels.start);
                 }
             }
             first += n_tiles;
         }
     }
 
-    /// `fetch`: which of how many parts of the next tile are fetched into the cache meanwhile.
     #[inline]
-    fn multiply_tile(&self, part: &Part<'_>, tile_idx: usize, panel_idx: usize, fetch: (usize, usize)) {
+    fn multiply_tile(&self, part: &Part<'_>, tile_idx: usize, panel_idx: usize, is_cold: bool) {
         let first_row = panel_idx * PANEL_ROWS;
         let n_rows = PANEL_ROWS.min(self.x.n_rows() - first_row);
         let is_full = n_rows == PANEL_ROWS;
-        let tile = part.matrix.tile(tile_idx, fetch);
+        let tile = part.matrix.tile(tile_idx, is_cold);
         let mut outputs: Outputs = [[0.0; TILE]; PANEL_ROWS];
         match (part.kernels, self.quantized) {
             (Kernels::Codes(full, last), Some(quantized)) => {

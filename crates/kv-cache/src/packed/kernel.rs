@@ -1,28 +1,56 @@
-//! The inner loops over packed pages: codes become numbers in registers, once for a tile of query rows.
+//! Attention over packed pages: a tile of query rows against one head's codes.
 //!
 //! As in [`crate::kernel`], each score is one chain of fused multiply-adds over the head's channels and each
 //! output one over the slots in ascending order, so that neither depends on how rows and slots are put into
 //! tiles. A channel's step goes into the query, its low end into a constant of the page; a slot's scale goes into
-//! its score, or its weight.
+//! its score, or its weight: what [`accumulate`](super::accumulate) adds up are levels as they stand in the page.
+
+use std::mem::MaybeUninit;
 
 use breakers_backend::cpu::Isa;
 use half::f16;
 
-use super::{Levels, MAX_CODED, MAX_GROUPS, PackedFormat, PackedPage, Place, WIDTH_BITS, place_codes};
+use super::accumulate::{Codes, ROWS, Sums, accumulate, tile_rows};
+use super::{Levels, MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat, PackedPage, Place};
+use super::{TABLE, WIDTH_BITS, place_code};
 use crate::kernel::{Rows, Span, weigh};
 use crate::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
 use crate::simd::{self, Kernel, Simd};
 
 /// One head's region of a packed page, and what all tiles need of it.
+#[derive(Clone, Copy)]
 struct Head<'a> {
     format: &'a PackedFormat,
     words: *const u32,
     halves: *const f16,
     exact: &'a [f16],
     places: &'a [Place],
+    /// The region that is read next.
+    next: *const u32,
 }
 
-/// Lets `spans.len()` rows attend to one head of a packed page.
+/// What a tile works with, `[ROWS, …]` each. Nothing is read that was not written before.
+#[repr(align(64))]
+struct Scratch {
+    /// Queries as the scores need them, then weights times the slots' scales.
+    factors: [f32; ROWS * MAX_CODED],
+    /// What comes out of the codes: scores, then values.
+    sums: [f32; ROWS * MAX_HEAD_DIM],
+    /// Sums of the query over each group.
+    group_sums: [f32; ROWS * MAX_GROUPS],
+    /// Sums of the query times the channels' low ends.
+    low: [f32; ROWS],
+    /// Sums of the weights times the slots' scales.
+    total: [f32; ROWS],
+    /// Sums of the weights times the slots' offsets.
+    offset: [f32; ROWS],
+    /// What the sums so far are multiplied by.
+    rescale: [f32; ROWS],
+    /// Weights of the exact slots.
+    exact: [f32; ROWS * PAGE_TOKENS],
+}
+
+/// Lets `spans.len()` rows attend to one head of a packed page, and fetches the region `next` meanwhile.
 ///
 /// `sketch` has the rows' projected queries, laid out as `rows.q`; it is read only where the format has them.
 ///
@@ -34,461 +62,391 @@ pub(crate) unsafe fn attend_page(
     isa: Isa,
     format: &PackedFormat,
     (page, head): (&PackedPage, usize),
-    rows: Rows,
-    sketch: *const f32,
-    spans: &[Span],
-) {
-    // A call for each page: inlined into the plain kernels, it would be compiled for each of these.
-    simd::dispatch(isa, AttendPage { format, page, head, rows, sketch, spans });
-}
-
-/// The arguments of [`attend_page`].
-struct AttendPage<'a> {
-    format: &'a PackedFormat,
-    page: &'a PackedPage,
-    head: usize,
-    rows: Rows,
-    sketch: *const f32,
-    spans: &'a [Span],
-}
-
-impl Kernel for AttendPage<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Self { format, page, head, rows, sketch, spans } = self;
-        // SAFETY: the caller's promises, which were those of `attend_page`.
-        unsafe { attend_as::<S>(format, page, head, rows, sketch, spans) }
-    }
-}
-
-/// # Safety
-/// As [`attend_page`], with `S`'s instructions.
-#[inline(always)]
-unsafe fn attend_as<S: Simd>(
-    format: &PackedFormat,
-    page: &PackedPage,
-    head: usize,
+    next: *const u32,
     rows: Rows,
     sketch: *const f32,
     spans: &[Span],
 ) {
     let region = page.region(format, head);
-    let mut adaptive = [Place::default(); MAX_CODED];
-    let places = if format.places.is_empty() {
-        let n = format.keys.n_coded();
-        let halves: &[u16] = &bytemuck::cast_slice(region)[format.key_meta.widths..];
-        let widths = (0..n).map(|channel| {
-            let per_half = 16 / WIDTH_BITS;
-            (halves[channel / per_half] >> (channel % per_half * WIDTH_BITS)) as u8 & 0xF
-        });
-        place_codes(widths, &mut adaptive[..n]);
-        &adaptive[..n]
-    } else {
-        &format.places
-    };
-    let head = Head {
-        format,
-        words: region.as_ptr(),
-        halves: region.as_ptr().cast(),
-        exact: page.exact(format, head),
-        places,
-    };
+    let mut adaptive = [const { MaybeUninit::<Place>::uninit() }; MAX_HEAD_DIM];
+    let n_adaptive = if format.key_runs.is_empty() { format.keys.n_coded() } else { 0 };
+    let widths: &[u16] = &bytemuck::cast_slice(region)[format.key_meta.widths..];
+    let places = fill_places(&widths[..n_adaptive.div_ceil(16 / WIDTH_BITS)], &mut adaptive[..n_adaptive]);
+    let words = region.as_ptr();
+    let exact = page.exact(format, head);
+    let mut head = Head { format, words, halves: words.cast(), exact, places, next };
+    let mut scratch = MaybeUninit::<Scratch>::uninit();
     let mut start = 0;
     while start < spans.len() {
-        let left = (spans.len() - start).min(S::TILE_ROWS);
-        // SAFETY: the caller's promises; rows from start on exist, and R is at most their number.
+        let n_rows = tile_rows(isa, spans.len() - start);
+        // SAFETY: the caller's promises; n_rows rows from `start` on exist.
         unsafe {
             let sketch = sketch.wrapping_add(start * rows.stride);
-            let (rows, spans) = (rows.skip(start), &spans[start..]);
-            start += match left {
-                1 => attend_tile::<S, 1>(&head, rows, sketch, &spans[..1]),
-                2 => attend_tile::<S, 2>(&head, rows, sketch, &spans[..2]),
-                3 => attend_tile::<S, 3>(&head, rows, sketch, &spans[..3]),
-                4 | 5 => attend_tile::<S, 4>(&head, rows, sketch, &spans[..4]),
-                _ => attend_tile::<S, 6>(&head, rows, sketch, &spans[..6]),
-            };
+            let spans = &spans[start..start + n_rows];
+            let tile = Tile { isa, head, rows: rows.skip(start), sketch, spans };
+            tile.attend(scratch.as_mut_ptr());
         }
+        start += n_rows;
+        // One tile fetches ahead; the others would fetch the same again.
+        head.next = words;
     }
 }
 
-/// Queries as the scores need them.
-struct Queries<const R: usize> {
-    /// Times the channels' steps, if there are any.
-    scaled: [[f32; MAX_CODED]; R],
-    /// Sum of the query times the channels' low ends.
-    low: [f32; R],
-    /// Sums of the query over each group.
-    sums: [[f32; MAX_GROUPS]; R],
+/// Places of codes whose widths stand in a page.
+fn fill_places<'a>(widths: &[u16], places: &'a mut [MaybeUninit<Place>]) -> &'a [Place] {
+    let mut bit = 0;
+    for (widths, places) in widths.iter().zip(places.chunks_mut(16 / WIDTH_BITS)) {
+        for (at, place) in places.iter_mut().enumerate() {
+            let width = widths >> (at * WIDTH_BITS) & 0xF;
+            place.write(place_code(&mut bit, width.into()));
+        }
+    }
+    // SAFETY: there are as many widths as places, rounded up to whole numbers of 16 bits.
+    unsafe { std::slice::from_raw_parts(places.as_ptr().cast(), places.len()) }
 }
 
-/// Returns `R`.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows.
-#[inline(always)]
-unsafe fn attend_tile<S: Simd, const R: usize>(
-    head: &Head<'_>,
+/// Some rows against one head's region.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    isa: Isa,
+    head: Head<'a>,
     rows: Rows,
     sketch: *const f32,
-    spans: &[Span],
-) -> usize {
-    let (mut from, mut to) = (PAGE_TOKENS as i32, 0);
-    for span in spans {
-        if span.from < span.to {
-            from = from.min(span.from.max(0));
-            to = to.max(span.to.min(PAGE_TOKENS as i32));
+    spans: &'a [Span],
+}
+
+impl Tile<'_> {
+    /// # Safety
+    /// As [`attend_page`]; there are at most [`tile_rows`] rows.
+    unsafe fn attend(self, scratch: *mut Scratch) {
+        if self.spans.iter().all(|span| span.from.max(0) >= span.to.min(PAGE_TOKENS as i32)) {
+            return;
+        }
+        // SAFETY: the caller's promises.
+        unsafe {
+            self.score(scratch);
+            simd::dispatch(self.isa, Weigh { tile: self, scratch });
+            self.sum_values(scratch);
         }
     }
-    if from >= to {
-        return R;
-    }
-    let masked = spans.iter().any(|span| span.from > 0 || span.to < PAGE_TOKENS as i32);
-    let format = head.format;
-    let keys = &format.keys;
-    // SAFETY: the caller's promises.
-    unsafe {
-        let mut queries =
-            Queries { scaled: [[0.0; MAX_CODED]; R], low: [0.0; R], sums: [[0.0; MAX_GROUPS]; R] };
-        let needs_sums = keys.offsets || matches!(keys.levels, Levels::Uniform { offset } if offset != 0.0);
+
+    /// Scores, into the rows' weights.
+    ///
+    /// # Safety
+    /// As [`Self::attend`].
+    unsafe fn score(self, scratch: *mut Scratch) {
+        let Head { format, words, next, places, .. } = self.head;
+        let keys = &format.keys;
         let n_sets = keys.n_sets().max(1);
-        let blocks_per_set = PAGE_BLOCKS / n_sets;
+        let n_blocks = PAGE_BLOCKS / n_sets;
+        let stride = format.key_words * LANES;
         for set in 0..n_sets {
-            prepare::<S, R>(head, rows, sketch, set, needs_sums && set == 0, &mut queries);
-            let mut block = set * blocks_per_set;
-            let end = block + blocks_per_set;
-            while block < end {
-                let left = end - block;
-                block += if R * 4 <= S::ACCUMULATORS && left >= 4 {
-                    score::<S, R, 4>(head, rows, &queries, block)
-                } else {
-                    score::<S, R, 1>(head, rows, &queries, block)
+            // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind it
+            // there is another line.
+            unsafe {
+                simd::dispatch(self.isa, Prepare { tile: self, set, scratch });
+                let first = set * n_blocks;
+                let sums = Sums {
+                    words: words.add(first * stride),
+                    stride,
+                    n_blocks,
+                    factors: (&raw const (*scratch).factors).cast(),
+                    factor_stride: MAX_CODED,
+                    out: (&raw mut (*scratch).sums).cast(),
+                    out_stride: PAGE_TOKENS,
+                    is_new: true,
+                    next: next.wrapping_add(first * stride),
                 };
-            }
-        }
-        if !head.exact.is_empty() {
-            score_exact::<S, R>(head, rows);
-        }
-        if masked {
-            for row in 0..R {
-                for block in 0..PAGE_BLOCKS {
-                    let lane = (block * LANES) as i32;
-                    let at = rows.weights.add(row * PAGE_TOKENS + block * LANES);
-                    S::store(at, S::mask(S::load(at), spans[row].from - lane, spans[row].to - lane));
+                let n_rows = self.spans.len();
+                if !places.is_empty() {
+                    accumulate(self.isa, n_rows, sums, Codes::Places(places));
+                }
+                for (g, group) in keys.groups.iter().enumerate() {
+                    let runs =
+                        format.key_runs.iter().filter(|run| (group.from..group.to).contains(&run.from));
+                    for (at, run) in runs.enumerate() {
+                        let sums = Sums { is_new: at == 0, ..sums };
+                        accumulate(self.isa, n_rows, sums, Codes::Run(run, keys.tables()));
+                    }
+                    simd::dispatch(self.isa, Combine { tile: self, set, group: g, scratch });
                 }
             }
         }
-        let rescale = weigh::<S, R>(rows, 0, PAGE_BLOCKS);
-        sum_values::<S, R>(head, rows, &rescale);
     }
-    R
+
+    /// Adds the weighted values to the rows' sums.
+    ///
+    /// # Safety
+    /// As [`Self::attend`], behind [`Weigh`].
+    unsafe fn sum_values(self, scratch: *mut Scratch) {
+        let Head { format, words, next, .. } = self.head;
+        let values = &format.values;
+        let mut runs = format.value_runs.iter();
+        for (g, group) in values.groups.iter().enumerate() {
+            // SAFETY: the caller's promises; each element's run lies in the region.
+            unsafe {
+                simd::dispatch(self.isa, ScaleWeights { tile: self, group: g, scratch });
+                let mut dim = group.from;
+                while let Some((n_blocks, run)) = runs.next().filter(|_| dim < group.to) {
+                    let sums = Sums {
+                        words,
+                        stride: run.n_words() * LANES,
+                        n_blocks: *n_blocks,
+                        factors: (&raw const (*scratch).factors).cast(),
+                        factor_stride: PAGE_TOKENS,
+                        out: (&raw mut (*scratch).sums).cast::<f32>().add(dim),
+                        out_stride: MAX_HEAD_DIM,
+                        is_new: true,
+                        next,
+                    };
+                    accumulate(self.isa, self.spans.len(), sums, Codes::Run(run, values.tables()));
+                    dim += n_blocks * LANES;
+                    if dim == group.to {
+                        break;
+                    }
+                }
+                simd::dispatch(self.isa, AddValues { tile: self, group: g, scratch });
+            }
+        }
+    }
 }
 
 /// Puts the steps of one set of channels into the queries.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows.
-#[inline(always)]
-unsafe fn prepare<S: Simd, const R: usize>(
-    head: &Head<'_>,
-    rows: Rows,
-    sketch: *const f32,
+struct Prepare<'a> {
+    tile: Tile<'a>,
     set: usize,
-    needs_sums: bool,
-    queries: &mut Queries<R>,
-) {
-    let (format, keys) = (head.format, &head.format.keys);
-    let n = keys.n_coded();
-    // SAFETY: the caller's promises; groups begin and end at multiples of LANES.
-    unsafe {
-        for r in 0..R {
-            for (g, group) in keys.groups.iter().enumerate() {
-                // The sketch has its own query, from its first element on.
-                let query = match group.sketch {
-                    true => sketch.add(r * rows.stride).wrapping_sub(group.from),
-                    false => rows.q.add(r * rows.stride),
-                };
-                let mut sum = S::splat(0.0);
-                for channel in (group.from..group.to).step_by(LANES) {
-                    let q = S::load(query.wrapping_add(channel));
-                    if needs_sums {
+    scratch: *mut Scratch,
+}
+
+impl Kernel for Prepare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Tile { head, rows, sketch, spans, .. } = self.tile;
+        let (format, keys) = (head.format, &head.format.keys);
+        let n = keys.n_coded();
+        // SAFETY: the caller's promises; groups begin and end at multiples of LANES.
+        unsafe {
+            let scratch = &mut *self.scratch;
+            for r in 0..spans.len() {
+                let factors = scratch.factors.as_mut_ptr().add(r * MAX_CODED);
+                for (g, group) in keys.groups.iter().enumerate() {
+                    // The sketch has its own query, from its first element on.
+                    let query = match group.sketch {
+                        true => sketch.add(r * rows.stride).wrapping_sub(group.from),
+                        false => rows.q.add(r * rows.stride),
+                    };
+                    let mut sum = S::splat(0.0);
+                    for channel in (group.from..group.to).step_by(LANES) {
+                        let q = S::load(query.wrapping_add(channel));
                         sum = S::add(sum, q);
+                        S::store(factors.add(channel), q);
                     }
-                    S::store(queries.scaled[r].as_mut_ptr().add(channel), q);
-                }
-                if needs_sums {
-                    queries.sums[r][g] = S::reduce_add(sum);
-                }
-            }
-            if keys.channel_slots.is_some() {
-                let mut low = S::splat(0.0);
-                for channel in (0..n).step_by(LANES) {
-                    let at = queries.scaled[r].as_mut_ptr().add(channel);
-                    let q = S::load(at);
-                    let meta = set * n + channel;
-                    low = S::fma(q, S::widen(head.halves.add(format.key_meta.lows + meta)), low);
-                    S::store(at, S::mul(q, S::widen(head.halves.add(format.key_meta.steps + meta))));
-                }
-                queries.low[r] = S::reduce_add(low);
-            }
-        }
-    }
-}
-
-/// Scores of `R` rows against `B` blocks of slots, into the rows' weights; returns `B`.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows; blocks `first..first + B` lie in the page.
-#[inline(always)]
-unsafe fn score<S: Simd, const R: usize, const B: usize>(
-    head: &Head<'_>,
-    rows: Rows,
-    queries: &Queries<R>,
-    first: usize,
-) -> usize {
-    let (format, keys) = (head.format, &head.format.keys);
-    let stride = format.key_words * LANES;
-    // SAFETY: the caller's promises; a code's second word lies in the region or the line behind it.
-    unsafe {
-        let words = head.words.add(first * stride);
-        let mut totals = [[S::splat(0.0); B]; R];
-        for (g, group) in keys.groups.iter().enumerate() {
-            let mut sums = [[S::splat(0.0); B]; R];
-            let table = match &keys.levels {
-                Levels::Uniform { .. } => None,
-                Levels::Tables(tables, _) => Some(tables.as_ptr()),
-            };
-            for channel in group.from..group.to {
-                let place = *head.places.get_unchecked(channel);
-                let at = words.add(place.word as usize * LANES);
-                let mut key = [S::splat(0.0); B];
-                let (shift, mask) = (place.shift, place.mask);
-                // Few codes go on in a second word.
-                let within = u64::from(mask) << shift <= u64::from(u32::MAX);
-                for b in 0..B {
-                    let at = at.add(b * stride);
-                    key[b] = match table.map(|tables| tables.add(place.table as usize).cast()) {
-                        None if within => S::codes_within(at, shift, mask),
-                        None => S::codes(at, at.add(LANES), shift, mask),
-                        Some(table) if within => S::levels_within(at, shift, mask, table),
-                        Some(table) => S::levels(at, at.add(LANES), shift, mask, table),
-                    };
-                }
-                for r in 0..R {
-                    let q = S::splat(*queries.scaled[r].get_unchecked(channel));
-                    for b in 0..B {
-                        sums[r][b] = S::fma(q, key[b], sums[r][b]);
+                    if keys.needs_group_sums() {
+                        scratch.group_sums[r * MAX_GROUPS + g] = S::reduce_add(sum);
                     }
                 }
-            }
-            for b in 0..B {
-                let at = g * PAGE_TOKENS + (first + b) * LANES;
-                let scale = match keys.scales {
-                    true => S::widen(head.halves.add(format.key_meta.scales + at)),
-                    false => S::splat(1.0),
-                };
-                for r in 0..R {
-                    let mut sum = sums[r][b];
-                    if let Levels::Uniform { offset } = keys.levels {
-                        sum = S::add(sum, S::splat(offset * queries.sums[r][g]));
-                    }
-                    totals[r][b] = S::fma(sum, scale, totals[r][b]);
-                    if keys.offsets {
-                        let offset = S::widen(head.halves.add(format.key_meta.offsets + at));
-                        totals[r][b] = S::fma(offset, S::splat(queries.sums[r][g]), totals[r][b]);
-                    }
-                }
-            }
-        }
-        for r in 0..R {
-            for b in 0..B {
-                let mut score = totals[r][b];
                 if keys.channel_slots.is_some() {
-                    let low = S::splat(queries.low[r]);
-                    // A slot's scale applies to its low ends, too.
-                    score = match keys.scales {
-                        true => {
-                            let at = format.key_meta.scales + (first + b) * LANES;
-                            S::fma(low, S::widen(head.halves.add(at)), score)
-                        }
-                        false => S::add(score, low),
+                    let steps = head.halves.add(format.key_meta.steps + self.set * n);
+                    let lows = head.halves.add(format.key_meta.lows + self.set * n);
+                    let mut low = S::splat(0.0);
+                    for channel in (0..n).step_by(LANES) {
+                        let at = factors.add(channel);
+                        let q = S::load(at);
+                        low = S::fma(q, S::widen(lows.add(channel)), low);
+                        S::store(at, S::mul(q, S::widen(steps.add(channel))));
+                    }
+                    scratch.low[r] = S::reduce_add(low);
+                }
+            }
+        }
+    }
+}
+
+/// Turns one group's sums over a set's slots into scores, or adds them to those of the groups before.
+struct Combine<'a> {
+    tile: Tile<'a>,
+    set: usize,
+    group: usize,
+    scratch: *mut Scratch,
+}
+
+impl Kernel for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { tile: Tile { head, rows, spans, .. }, set, group, .. } = self;
+        let (meta, keys) = (&head.format.key_meta, &head.format.keys);
+        let n_blocks = PAGE_BLOCKS / keys.n_sets().max(1);
+        let is_last = group + 1 == keys.groups.len();
+        // SAFETY: the caller's promises.
+        unsafe {
+            let scratch = &*self.scratch;
+            for r in 0..spans.len() {
+                let group_sum = || scratch.group_sums[r * MAX_GROUPS + group];
+                for b in 0..n_blocks {
+                    let slot = (set * n_blocks + b) * LANES;
+                    let at = rows.weights.add(r * PAGE_TOKENS + slot);
+                    let mut sum = S::load(scratch.sums.as_ptr().add(r * PAGE_TOKENS + b * LANES));
+                    if let Levels::Uniform { offset } = keys.levels
+                        && offset != 0.0
+                    {
+                        sum = S::add(sum, S::splat(offset * group_sum()));
+                    }
+                    let scale = match keys.scales {
+                        true => S::widen(head.halves.add(meta.scales + group * PAGE_TOKENS + slot)),
+                        false => S::splat(1.0),
                     };
+                    let before = if group == 0 { S::splat(0.0) } else { S::load(at) };
+                    let mut score = S::fma(sum, scale, before);
+                    if keys.offsets {
+                        let offset = S::widen(head.halves.add(meta.offsets + group * PAGE_TOKENS + slot));
+                        score = S::fma(offset, S::splat(group_sum()), score);
+                    }
+                    if is_last && keys.channel_slots.is_some() {
+                        // A slot's scale applies to its low ends, too.
+                        score = S::fma(S::splat(scratch.low[r]), scale, score);
+                    }
+                    S::store(at, score);
                 }
-                S::store(rows.weights.add(r * PAGE_TOKENS + (first + b) * LANES), score);
-            }
-        }
-    }
-    B
-}
-
-/// Scores of the exact slots, in place of those of their codes.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows.
-#[inline(always)]
-unsafe fn score_exact<S: Simd, const R: usize>(head: &Head<'_>, rows: Rows) {
-    let dim = head.format.head_dim;
-    for (slot, exact) in head.exact.chunks_exact(2 * dim).enumerate() {
-        for r in 0..R {
-            // SAFETY: the caller's promises; an exact slot has a key and a value of `dim` elements.
-            unsafe {
-                let q = rows.q.add(r * rows.stride);
-                let mut sum = S::splat(0.0);
-                for channel in (0..dim).step_by(LANES) {
-                    sum = S::fma(S::load(q.add(channel)), S::widen(exact.as_ptr().add(channel)), sum);
-                }
-                *rows.weights.add(r * PAGE_TOKENS + slot) = S::reduce_add(sum);
             }
         }
     }
 }
 
-/// Adds the page's weighted values to `R` rows' sums.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows, whose weights are there.
-#[inline(always)]
-unsafe fn sum_values<S: Simd, const R: usize>(head: &Head<'_>, rows: Rows, rescale: &[f32; R]) {
-    let (format, side) = (head.format, &head.format.values);
-    let n_exact = head.exact.len() / (2 * format.head_dim);
-    // SAFETY: the caller's promises.
-    unsafe {
-        let mut exact_weights = [[0.0f32; PAGE_TOKENS]; R];
-        let mut total = [0.0f32; R];
-        for r in 0..R {
-            let weights = rows.weights.add(r * PAGE_TOKENS);
-            for slot in 0..n_exact {
-                exact_weights[r][slot] = *weights.add(slot);
-                *weights.add(slot) = 0.0;
-            }
-        }
-        let mut scaled = [[0.0f32; PAGE_TOKENS]; R];
-        for (g, group) in side.groups.iter().enumerate() {
-            let mut offset = [0.0f32; R];
-            for r in 0..R {
+/// Scores of the exact slots, in place of those of their codes; then weights.
+struct Weigh<'a> {
+    tile: Tile<'a>,
+    scratch: *mut Scratch,
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Tile { head, rows, spans, .. } = self.tile;
+        let dim = head.format.head_dim;
+        // SAFETY: the caller's promises; an exact slot has a key and a value of `dim` elements.
+        unsafe {
+            let scratch = &mut *self.scratch;
+            for (r, span) in spans.iter().enumerate() {
                 let weights = rows.weights.add(r * PAGE_TOKENS);
+                for (slot, exact) in head.exact.chunks_exact(2 * dim).enumerate() {
+                    let q = rows.q.add(r * rows.stride);
+                    let mut sum = S::splat(0.0);
+                    for channel in (0..dim).step_by(LANES) {
+                        sum = S::fma(S::load(q.add(channel)), S::widen(exact.as_ptr().add(channel)), sum);
+                    }
+                    *weights.add(slot) = S::reduce_add(sum);
+                }
+                if span.from > 0 || span.to < PAGE_TOKENS as i32 {
+                    for lane in (0..PAGE_TOKENS).step_by(LANES) {
+                        let (at, first) = (weights.add(lane), lane as i32);
+                        S::store(at, S::mask(S::load(at), span.from - first, span.to - first));
+                    }
+                }
+                let row = Rows { weights, ..rows.skip(r) };
+                [scratch.rescale[r]] = weigh::<S, 1>(row, 0, PAGE_BLOCKS);
+                for slot in 0..head.exact.len() / (2 * dim) {
+                    scratch.exact[r * PAGE_TOKENS + slot] = *weights.add(slot);
+                    *weights.add(slot) = 0.0;
+                }
+            }
+        }
+    }
+}
+
+/// Puts the slots' scales for one group of channels into the weights.
+struct ScaleWeights<'a> {
+    tile: Tile<'a>,
+    group: usize,
+    scratch: *mut Scratch,
+}
+
+impl Kernel for ScaleWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { tile: Tile { head, rows, spans, .. }, group, .. } = self;
+        let (meta, side) = (&head.format.value_meta, &head.format.values);
+        // SAFETY: the caller's promises.
+        unsafe {
+            let scratch = &mut *self.scratch;
+            let scales = head.halves.add(meta.scales + group * PAGE_TOKENS);
+            for r in 0..spans.len() {
                 let (mut sum, mut offsets) = (S::splat(0.0), S::splat(0.0));
-                for block in (0..PAGE_TOKENS).step_by(LANES) {
-                    let mut weight = S::load(weights.add(block));
+                for slot in (0..PAGE_TOKENS).step_by(LANES) {
+                    let mut weight = S::load(rows.weights.add(r * PAGE_TOKENS + slot));
                     if side.offsets {
-                        let at = format.value_meta.offsets + g * PAGE_TOKENS + block;
+                        let at = meta.offsets + group * PAGE_TOKENS + slot;
                         offsets = S::fma(weight, S::widen(head.halves.add(at)), offsets);
                     }
                     if side.scales {
-                        let at = format.value_meta.scales + g * PAGE_TOKENS + block;
-                        weight = S::mul(weight, S::widen(head.halves.add(at)));
+                        weight = S::mul(weight, S::widen(scales.add(slot)));
                     }
                     sum = S::add(sum, weight);
-                    S::store(scaled[r].as_mut_ptr().add(block), weight);
+                    S::store(scratch.factors.as_mut_ptr().add(r * PAGE_TOKENS + slot), weight);
                 }
-                total[r] = S::reduce_add(sum);
-                if side.offsets {
-                    offset[r] = S::reduce_add(offsets);
-                }
+                let total = S::reduce_add(sum);
+                let mut offset = if side.offsets { S::reduce_add(offsets) } else { 0.0 };
                 if let Levels::Uniform { offset: each } = side.levels {
-                    offset[r] = total[r].mul_add(each, offset[r]);
+                    offset = total.mul_add(each, offset);
                 }
-            }
-            let (mut block, end) = (group.from / LANES, group.to / LANES);
-            while block < end {
-                let same = |n: usize| {
-                    end - block >= n
-                        && (1..n).all(|b| format.value_blocks[block + b].0 == format.value_blocks[block].0)
-                };
-                let weighted = Weighted { weights: &scaled, total: &total, offset: &offset, rescale };
-                block += if R * 4 <= S::ACCUMULATORS && same(4) {
-                    sum_block::<S, R, 4>(head, rows, &weighted, block)
-                } else {
-                    sum_block::<S, R, 1>(head, rows, &weighted, block)
-                };
+                (scratch.total[r], scratch.offset[r]) = (total, offset);
             }
         }
-        for (slot, exact) in head.exact.chunks_exact(2 * format.head_dim).enumerate() {
-            for r in 0..R {
-                let weight = S::splat(exact_weights[r][slot]);
-                for dim in (0..format.head_dim).step_by(LANES) {
-                    let at = rows.acc.add(r * rows.stride + dim);
-                    let value = S::widen(exact.as_ptr().add(format.head_dim + dim));
-                    S::store(at, S::fma(weight, value, S::load(at)));
+    }
+}
+
+/// Adds one group's sums of values to the rows' own; behind the last one those of the exact slots.
+struct AddValues<'a> {
+    tile: Tile<'a>,
+    group: usize,
+    scratch: *mut Scratch,
+}
+
+impl Kernel for AddValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { tile: Tile { head, rows, spans, .. }, group, .. } = self;
+        let (meta, side) = (&head.format.value_meta, &head.format.values);
+        let head_dim = head.format.head_dim;
+        // SAFETY: the caller's promises.
+        unsafe {
+            let scratch = &*self.scratch;
+            for r in 0..spans.len() {
+                let acc = rows.acc.add(r * rows.stride);
+                let (total, offset) = (S::splat(scratch.total[r]), S::splat(scratch.offset[r]));
+                let rescale = S::splat(scratch.rescale[r]);
+                for dim in (side.groups[group].from..side.groups[group].to).step_by(LANES) {
+                    let mut sum = S::load(scratch.sums.as_ptr().add(r * MAX_HEAD_DIM + dim));
+                    if side.channel_slots.is_some() {
+                        let low = S::widen(head.halves.add(meta.lows + dim));
+                        let step = S::widen(head.halves.add(meta.steps + dim));
+                        sum = S::fma(sum, step, S::mul(low, total));
+                    }
+                    sum = S::fma(S::load(acc.add(dim)), rescale, S::add(sum, offset));
+                    S::store(acc.add(dim), sum);
+                }
+                if group + 1 < side.groups.len() {
+                    continue;
+                }
+                for (slot, exact) in head.exact.chunks_exact(2 * head_dim).enumerate() {
+                    let weight = S::splat(scratch.exact[r * PAGE_TOKENS + slot]);
+                    for dim in (0..head_dim).step_by(LANES) {
+                        let value = S::widen(exact.as_ptr().add(head_dim + dim));
+                        S::store(acc.add(dim), S::fma(weight, value, S::load(acc.add(dim))));
+                    }
                 }
             }
         }
     }
 }
 
-/// Weights of a page's slots, for one group of channels.
-struct Weighted<'a, const R: usize> {
-    /// Times the slots' scales.
-    weights: &'a [[f32; PAGE_TOKENS]; R],
-    /// Their sums.
-    total: &'a [f32; R],
-    /// Sums of the weights times the slots' offsets.
-    offset: &'a [f32; R],
-    /// What the sums so far are multiplied by.
-    rescale: &'a [f32; R],
-}
-
-/// Adds `B` registers of the head's elements from block `first` on; returns `B`.
-///
-/// # Safety
-/// As [`attend_page`], with `R` rows; the blocks exist and have codes of one width.
-#[inline(always)]
-unsafe fn sum_block<S: Simd, const R: usize, const B: usize>(
-    head: &Head<'_>,
-    rows: Rows,
-    weighted: &Weighted<'_, R>,
-    first: usize,
-) -> usize {
-    let Weighted { weights, total, offset, rescale } = weighted;
-    let (format, side) = (head.format, &head.format.values);
-    let (width, start) = format.value_blocks[first];
-    let stride = PAGE_TOKENS * width as usize / 32 * LANES;
-    let mask = (1u32 << width) - 1;
-    // SAFETY: the caller's promises; a code's second word lies in the region or the line behind it.
-    unsafe {
-        let words = head.words.add(start);
-        let mut sums = [[S::splat(0.0); B]; R];
-        let table = match &side.levels {
-            Levels::Uniform { .. } => None,
-            Levels::Tables(tables, of) => Some(tables.as_ptr().add(of[first * LANES].into()).cast::<f32>()),
-        };
-        for slot in 0..PAGE_TOKENS {
-            let bit = slot as u32 * width;
-            let at = words.add((bit / 32) as usize * LANES);
-            let mut value = [S::splat(0.0); B];
-            let shift = bit % 32;
-            let within = shift + width <= 32;
-            for b in 0..B {
-                let at = at.add(b * stride);
-                value[b] = match table {
-                    None if within => S::codes_within(at, shift, mask),
-                    None => S::codes(at, at.add(LANES), shift, mask),
-                    Some(table) if within => S::levels_within(at, shift, mask, table),
-                    Some(table) => S::levels(at, at.add(LANES), shift, mask, table),
-                };
-            }
-            for r in 0..R {
-                let weight = S::splat(weights[r][slot]);
-                for b in 0..B {
-                    sums[r][b] = S::fma(weight, value[b], sums[r][b]);
-                }
-            }
-        }
-        for r in 0..R {
-            for b in 0..B {
-                let dim = (first + b) * LANES;
-                let mut sum = sums[r][b];
-                if side.channel_slots.is_some() {
-                    let low = S::widen(head.halves.add(format.value_meta.lows + dim));
-                    let step = S::widen(head.halves.add(format.value_meta.steps + dim));
-                    sum = S::fma(sum, step, S::mul(low, S::splat(total[r])));
-                }
-                sum = S::add(sum, S::splat(offset[r]));
-                let at = rows.acc.add(r * rows.stride + dim);
-                S::store(at, S::fma(S::load(at), S::splat(rescale[r]), sum));
-            }
-        }
-    }
-    B
-}
+const _: () = assert!(PAGE_TOKENS <= MAX_HEAD_DIM && TABLE.is_power_of_two());

@@ -77,6 +77,17 @@ impl PackedLayer {
         (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
     }
 
+    /// The region that is read behind that of a packed page, if rows go on to the next page, or else with the next
+    /// head's page `first`: null if there is none.
+    pub(crate) fn next_region(&self, page: usize, first: usize, head: usize) -> *const u32 {
+        let format = &self.packing.format;
+        let stored = |page: usize| self.packed.get(page).filter(|page| page.bytes() > 0);
+        let next_head = (head + 1) % format.n_kv_heads;
+        let next = stored(page + 1).map(|page| page.region(format, head));
+        let next = next.or_else(|| stored(first).map(|page| page.region(format, next_head)));
+        next.map_or(std::ptr::null(), <[u32]>::as_ptr)
+    }
+
     /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count: those of the
     /// first page, and of a tree all that may move there.
     pub(crate) fn note_queries(&mut self, first: usize, q: &[f32], n_heads: usize, is_tree: bool) {

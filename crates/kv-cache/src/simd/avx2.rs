@@ -14,9 +14,13 @@ pub(crate) struct Avx2;
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
 impl Simd for Avx2 {
     type V = [__m256; 2];
+    type W = [__m256i; 2];
+    type Table = [__m256; 4];
     // Of 16 registers, 2 each; a tile of 3 rows and 2 blocks would spill.
     const ACCUMULATORS: usize = 5;
     const TILE_ROWS: usize = 6;
+    const PACKED_ROWS: usize = 4;
+    const PACKED_SUMS: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -128,55 +132,55 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
-        unsafe {
-            let (low, high) = (
-                extract_half(words, next, shift, mask),
-                extract_half(words.add(8), next.add(8), shift, mask),
-            );
-            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
-        }
+    unsafe fn words(from: *const u32) -> Self::W {
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())] }
     }
 
     #[inline(always)]
-    unsafe fn levels(
-        words: *const u32,
-        next: *const u32,
-        shift: u32,
-        mask: u32,
-        table: *const f32,
-    ) -> Self::V {
-        unsafe {
-            let (low, high) = (
-                extract_half(words, next, shift, mask),
-                extract_half(words.add(8), next.add(8), shift, mask),
-            );
-            [level_half(low, mask, table), level_half(high, mask, table)]
-        }
+    unsafe fn splat_word(x: u32) -> Self::W {
+        unsafe { [_mm256_set1_epi32(x as i32); 2] }
     }
 
     #[inline(always)]
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
+    unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W {
+        unsafe { [_mm256_srlv_epi32(x[0], by[0]), _mm256_srlv_epi32(x[1], by[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
         unsafe {
-            let count = _mm_cvtsi32_si128(shift as i32);
-            let mask = _mm256_set1_epi32(mask as i32);
-            let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), count);
-            let high = _mm256_srl_epi32(_mm256_loadu_si256(words.add(8).cast()), count);
             [
-                _mm256_cvtepi32_ps(_mm256_and_si256(low, mask)),
-                _mm256_cvtepi32_ps(_mm256_and_si256(high, mask)),
+                _mm256_or_si256(_mm256_sllv_epi32(x[0], by[0]), other[0]),
+                _mm256_or_si256(_mm256_sllv_epi32(x[1], by[1]), other[1]),
             ]
         }
     }
 
     #[inline(always)]
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
+    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
         unsafe {
-            let count = _mm_cvtsi32_si128(shift as i32);
-            let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), count);
-            let high = _mm256_srl_epi32(_mm256_loadu_si256(words.add(8).cast()), count);
-            [level_half(low, mask, table), level_half(high, mask, table)]
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(x[0], mask[0])),
+                _mm256_cvtepi32_ps(_mm256_and_si256(x[1], mask[1])),
+            ]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn table(from: *const f32) -> Self::Table {
+        unsafe {
+            [
+                _mm256_loadu_ps(from),
+                _mm256_loadu_ps(from.add(8)),
+                _mm256_loadu_ps(from.add(16)),
+                _mm256_loadu_ps(from.add(24)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
+        unsafe { [level_half::<BITS>(table, x[0]), level_half::<BITS>(table, x[1])] }
     }
 }
 
@@ -221,37 +225,23 @@ unsafe fn scale_half(x: __m256, y: __m256, shifted: __m256) -> __m256 {
 }
 
 /// # Safety
-/// The processor has AVX2; both pointers are valid for 8 words.
+/// The processor has AVX2.
 #[inline(always)]
-unsafe fn extract_half(words: *const u32, next: *const u32, shift: u32, mask: u32) -> __m256i {
-    // SAFETY: the caller's promise. A shift by 32 gives zero.
-    unsafe {
-        let low = _mm256_srl_epi32(_mm256_loadu_si256(words.cast()), _mm_cvtsi32_si128(shift as i32));
-        let high = _mm256_sll_epi32(_mm256_loadu_si256(next.cast()), _mm_cvtsi32_si128(32 - shift as i32));
-        _mm256_and_si256(_mm256_or_si256(low, high), _mm256_set1_epi32(mask as i32))
-    }
-}
-
-/// # Safety
-/// The processor has AVX2; the table has 32 numbers, or as many as `mask` allows, rounded up to 8.
-#[inline(always)]
-unsafe fn level_half(codes: __m256i, mask: u32, table: *const f32) -> __m256 {
+unsafe fn level_half<const BITS: u32>(table: [__m256; 4], codes: __m256i) -> __m256 {
     // SAFETY: the caller's promise. Each permutation looks at the lower three bits of a code, and the sign bit
     // of a lane tells a blend which one counts.
     unsafe {
-        let first = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), codes);
-        if mask < 8 {
-            return first;
-        }
         let bit_3 = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-        let low =
-            _mm256_blendv_ps(first, _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(8)), codes), bit_3);
-        if mask < 16 {
+        let [first, second, third, fourth] = table;
+        let (first, second) =
+            (_mm256_permutevar8x32_ps(first, codes), _mm256_permutevar8x32_ps(second, codes));
+        let low = _mm256_blendv_ps(first, second, bit_3);
+        if BITS <= 4 {
             return low;
         }
-        let third = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(16)), codes);
-        let high =
-            _mm256_blendv_ps(third, _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(24)), codes), bit_3);
+        let (third, fourth) =
+            (_mm256_permutevar8x32_ps(third, codes), _mm256_permutevar8x32_ps(fourth, codes));
+        let high = _mm256_blendv_ps(third, fourth, bit_3);
         _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<27>(codes)))
     }
 }

@@ -14,8 +14,12 @@ pub(crate) struct Avx512;
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
 impl Simd for Avx512 {
     type V = __m512;
+    type W = __m512i;
+    type Table = [__m512; 2];
     const ACCUMULATORS: usize = 24;
     const TILE_ROWS: usize = 7;
+    const PACKED_ROWS: usize = 6;
+    const PACKED_SUMS: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -130,59 +134,43 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
-        unsafe { _mm512_cvtepi32_ps(extract(words, next, shift, mask)) }
+    unsafe fn words(from: *const u32) -> Self::W {
+        unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
     #[inline(always)]
-    unsafe fn levels(
-        words: *const u32,
-        next: *const u32,
-        shift: u32,
-        mask: u32,
-        table: *const f32,
-    ) -> Self::V {
+    unsafe fn splat_word(x: u32) -> Self::W {
+        unsafe { _mm512_set1_epi32(x as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W {
+        unsafe { _mm512_srlv_epi32(x, by) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
+        unsafe { _mm512_or_si512(_mm512_sllv_epi32(x, by), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(_mm512_and_si512(x, mask)) }
+    }
+
+    #[inline(always)]
+    unsafe fn table(from: *const f32) -> Self::Table {
+        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
         unsafe {
-            let codes = extract(words, next, shift, mask);
-            let low = _mm512_loadu_ps(table);
-            if mask < 16 {
-                return _mm512_permutexvar_ps(codes, low);
+            if BITS <= 4 {
+                return _mm512_permutexvar_ps(x, table[0]);
             }
-            _mm512_permutex2var_ps(low, codes, _mm512_loadu_ps(table.add(16)))
+            _mm512_permutex2var_ps(table[0], x, table[1])
         }
-    }
-
-    #[inline(always)]
-    unsafe fn codes_within(words: *const u32, shift: u32, mask: u32) -> Self::V {
-        unsafe {
-            let codes = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
-            _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(mask as i32)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn levels_within(words: *const u32, shift: u32, mask: u32, table: *const f32) -> Self::V {
-        unsafe {
-            let codes = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
-            let low = _mm512_loadu_ps(table);
-            if mask < 16 {
-                return _mm512_permutexvar_ps(codes, low);
-            }
-            _mm512_permutex2var_ps(low, codes, _mm512_loadu_ps(table.add(16)))
-        }
-    }
-}
-
-/// # Safety
-/// The processor has AVX-512 F; both pointers are valid for 16 words.
-#[inline(always)]
-unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> __m512i {
-    // SAFETY: the caller's promise. A shift by 32 gives zero.
-    unsafe {
-        let low = _mm512_srl_epi32(_mm512_loadu_si512(words.cast()), _mm_cvtsi32_si128(shift as i32));
-        let high = _mm512_sll_epi32(_mm512_loadu_si512(next.cast()), _mm_cvtsi32_si128(32 - shift as i32));
-        // (low | high) & mask
-        _mm512_ternarylogic_epi32::<0b1110_0000>(_mm512_set1_epi32(mask as i32), low, high)
     }
 }
 

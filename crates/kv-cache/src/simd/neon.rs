@@ -13,8 +13,12 @@ pub(crate) struct Neon;
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
 impl Simd for Neon {
     type V = [float32x4_t; 4];
+    type W = [uint32x4_t; 4];
+    type Table = *const f32;
     const ACCUMULATORS: usize = 6;
     const TILE_ROWS: usize = 6;
+    const PACKED_ROWS: usize = 4;
+    const PACKED_SUMS: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -128,40 +132,45 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
-        unsafe { extract(words, next, shift, mask).map(|codes| vcvtq_f32_u32(codes)) }
+    unsafe fn words(from: *const u32) -> Self::W {
+        unsafe { std::array::from_fn(|i| vld1q_u32(from.add(4 * i))) }
     }
 
     #[inline(always)]
-    unsafe fn levels(
-        words: *const u32,
-        next: *const u32,
-        shift: u32,
-        mask: u32,
-        table: *const f32,
-    ) -> Self::V {
+    unsafe fn splat_word(x: u32) -> Self::W {
+        unsafe { [vdupq_n_u32(x); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W {
+        // A negative count shifts to the right.
+        unsafe { std::array::from_fn(|i| vshlq_u32(x[i], vnegq_s32(vreinterpretq_s32_u32(by[i])))) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
+        unsafe { std::array::from_fn(|i| vorrq_u32(vshlq_u32(x[i], vreinterpretq_s32_u32(by[i])), other[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
+        unsafe { std::array::from_fn(|i| vcvtq_f32_u32(vandq_u32(x[i], mask[i]))) }
+    }
+
+    #[inline(always)]
+    unsafe fn table(from: *const f32) -> Self::Table {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
         unsafe {
-            extract(words, next, shift, mask).map(|codes| {
+            std::array::from_fn(|i| {
                 let mut lanes = [0u32; 4];
-                vst1q_u32(lanes.as_mut_ptr(), codes);
+                vst1q_u32(lanes.as_mut_ptr(), vandq_u32(x[i], vdupq_n_u32((1 << BITS) - 1)));
                 let numbers = lanes.map(|code| *table.add(code as usize));
                 vld1q_f32(numbers.as_ptr())
             })
         }
-    }
-}
-
-/// # Safety
-/// The processor has NEON; both pointers are valid for 16 words; `shift` is below 32.
-#[inline(always)]
-unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> [uint32x4_t; 4] {
-    // SAFETY: the caller's promise. A negative count shifts to the right, one of 32 gives zero.
-    unsafe {
-        let (right, left) = (vdupq_n_s32(-(shift as i32)), vdupq_n_s32(32 - shift as i32));
-        std::array::from_fn(|i| {
-            let low = vshlq_u32(vld1q_u32(words.add(4 * i)), right);
-            let high = vshlq_u32(vld1q_u32(next.add(4 * i)), left);
-            vandq_u32(vorrq_u32(low, high), vdupq_n_u32(mask))
-        })
     }
 }

@@ -27,8 +27,12 @@ fn reduce(x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 // they are valid by the trait's contract.
 impl Simd for Scalar {
     type V = [f32; LANES];
+    type W = [u32; LANES];
+    type Table = *const f32;
     const ACCUMULATORS: usize = 4;
     const TILE_ROWS: usize = 4;
+    const PACKED_ROWS: usize = 1;
+    const PACKED_SUMS: usize = 1;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -114,31 +118,39 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn codes(words: *const u32, next: *const u32, shift: u32, mask: u32) -> Self::V {
+    unsafe fn words(from: *const u32) -> Self::W {
         // SAFETY: valid for LANES words by the trait's contract.
-        unsafe { extract(words, next, shift, mask) }.map(|code| code as f32)
+        unsafe { from.cast::<[u32; LANES]>().read_unaligned() }
     }
 
     #[inline(always)]
-    unsafe fn levels(
-        words: *const u32,
-        next: *const u32,
-        shift: u32,
-        mask: u32,
-        table: *const f32,
-    ) -> Self::V {
-        // SAFETY: valid for LANES words, and codes are within the table, by the trait's contract.
-        unsafe { extract(words, next, shift, mask).map(|code| *table.add(code as usize)) }
+    unsafe fn splat_word(x: u32) -> Self::W {
+        [x; LANES]
     }
-}
 
-/// # Safety
-/// Both pointers are valid for LANES words; `shift` is below 32.
-#[inline(always)]
-unsafe fn extract(words: *const u32, next: *const u32, shift: u32, mask: u32) -> [u32; LANES] {
-    std::array::from_fn(|i| {
-        // SAFETY: the caller's promise.
-        let (low, high) = unsafe { (*words.add(i), *next.add(i)) };
-        ((u64::from(high) << 32 | u64::from(low)) >> shift) as u32 & mask
-    })
+    #[inline(always)]
+    unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W {
+        std::array::from_fn(|i| x[i].checked_shr(by[i]).unwrap_or(0))
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
+        std::array::from_fn(|i| x[i].checked_shl(by[i]).unwrap_or(0) | other[i])
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
+        std::array::from_fn(|i| (x[i] & mask[i]) as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn table(from: *const f32) -> Self::Table {
+        from
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
+        // SAFETY: the table has 32 numbers by the trait's contract.
+        x.map(|code| unsafe { *table.add((code & ((1 << BITS) - 1)) as usize) })
+    }
 }

@@ -1,15 +1,11 @@
 //! AVX-512 with VNNI: sixteen rows and four columns per instruction.
 
-use super::{BLOCK, Codes, Outputs, Scales, TILE, Tile};
+use super::{AHEAD, BLOCK, Codes, Outputs, Scales, TILE, Tile};
 use breakers_backend::activations::Panel;
 use std::arch::x86_64::*;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// How many bytes of codes ahead a single row asks for: its blocks take less time than the memory, so that what is
-/// far ahead is of no use, while the processor's own prefetching stops at the end of a page.
-const NEAR: usize = 8192;
-
 /// # Safety
 /// Those of [`CodesKernel`](super::CodesKernel) for AVX-512, `C` and `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -19,20 +15,11 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
     debug_assert!(tile.codes.len() >= n_blocks * C::BLOCK_BYTES);
     debug_assert!(tile.scales.len() >= n_blocks / C::SCALES.blocks() * C::SCALES.bytes());
     let mut sums = [_mm512_setzero_ps(); R];
-    let mut fetch = tile.next.first;
     for block in 0..n_blocks {
         // SAFETY: the tile and the panel are `n_blocks` long.
         unsafe {
-            if R == 1 {
-                let codes = tile.codes.as_ptr().wrapping_add(NEAR);
-                let scales = tile
-                    .scales
-                    .as_ptr()
-                    .wrapping_add(NEAR * C::SCALES.bytes() / C::SCALES.blocks() / C::BLOCK_BYTES);
-                prefetch::<C, _MM_HINT_T0>(codes, scales, block);
-            } else if block == fetch {
-                fetch += tile.next.every;
-                prefetch::<C, _MM_HINT_T1>(tile.next.codes, tile.next.scales, block);
+            if tile.is_cold {
+                prefetch::<C>(tile, block);
             }
             let groups = unpack::<C>(tile.codes.as_ptr().add(block * C::BLOCK_BYTES));
             let scales = scales::<C>(tile.scales.as_ptr(), block);
@@ -47,17 +34,18 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
     });
 }
 
-/// Asks for the `block`-th block from `codes` and `scales` on.
+/// Asks for what lies [`AHEAD`] of a block.
 #[inline(always)]
-fn prefetch<C: Codes, const HINT: i32>(codes: *const u8, scales: *const u8, block: usize) {
-    let codes = codes.wrapping_add(block * C::BLOCK_BYTES);
-    let scales = scales.wrapping_add(block * C::SCALES.bytes() / C::SCALES.blocks());
+fn prefetch<C: Codes>(tile: Tile<'_>, block: usize) {
+    let codes = tile.codes.as_ptr().wrapping_add(AHEAD + block * C::BLOCK_BYTES);
+    let scale_bytes = |code_bytes| code_bytes * C::SCALES.bytes() / (C::SCALES.blocks() * C::BLOCK_BYTES);
+    let scales = tile.scales.as_ptr().wrapping_add(scale_bytes(AHEAD) + scale_bytes(block * C::BLOCK_BYTES));
     // SAFETY: a prefetch reads nothing, whatever the address.
     unsafe {
         for line in 0..C::BLOCK_BYTES / LINE {
-            _mm_prefetch::<HINT>(codes.wrapping_add(LINE * line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(LINE * line).cast());
         }
-        _mm_prefetch::<HINT>(scales.cast());
+        _mm_prefetch::<_MM_HINT_T0>(scales.cast());
     }
 }
 

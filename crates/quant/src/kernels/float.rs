@@ -153,6 +153,7 @@ impl Weights for BF16 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Outputs, TILE, Tile, Weights};
+    use crate::kernels::AHEAD;
     use std::arch::x86_64::*;
 
     /// Bytes of a cache line.
@@ -171,16 +172,14 @@ mod x86 {
         let (weights, inputs) = (tile.codes.as_ptr(), inputs.as_ptr());
         let mut even = [_mm512_setzero_ps(); R];
         let mut odd = [_mm512_setzero_ps(); R];
-        let mut fetch = tile.next.first;
         for pair in 0..n_cols / 2 {
             let col = 2 * pair;
             // SAFETY: weights and inputs have `n_cols` columns; a prefetch reads nothing.
             unsafe {
-                if pair == fetch {
-                    fetch += tile.next.every;
+                if tile.is_cold {
+                    let ahead = weights.wrapping_add(AHEAD + col * TILE * W::BYTES);
                     for line in 0..2 * TILE * W::BYTES / LINE {
-                        let at = col * TILE * W::BYTES + line * LINE;
-                        _mm_prefetch::<_MM_HINT_T1>(tile.next.codes.wrapping_add(at).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE).cast());
                     }
                 }
                 let first = W::avx512(weights.add(col * TILE * W::BYTES));

@@ -280,23 +280,15 @@ pub(crate) struct Tile<'a> {
     pub(crate) codes: &'a [u8],
     /// Scales, empty for floats.
     pub(crate) scales: &'a [u8],
-    /// What to fetch into the cache meanwhile.
-    pub(crate) next: Next,
+    /// Whether it still lies in memory: the kernel then asks for its bytes ahead of their use. Tiles lie one behind the
+    /// other, so that the last bytes of one ask for the first of the next.
+    pub(crate) is_cold: bool,
 }
 
-/// The tile whose turn comes next. Kernels that take several rows compute longer than they read; they ask for
-/// the next tile ahead of time, or the memory would be idle while they compute.
-#[derive(Clone, Copy)]
-pub(crate) struct Next {
-    /// Where its codes begin; nothing is read through the pointers.
-    pub(crate) codes: *const u8,
-    /// Where its scales begin.
-    pub(crate) scales: *const u8,
-    /// The first block that is fetched; `usize::MAX` for none.
-    pub(crate) first: usize,
-    /// One of so many blocks is fetched, as a tile is multiplied with so many panels.
-    pub(crate) every: usize,
-}
+/// How many bytes ahead that is. What is further ahead waits in the second-level cache; the processor's own prefetching
+/// stops at the end of a page.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8192;
 
 /// Products of a panel's rows with a tile's rows: `[activation row][weight row]`.
 pub(crate) type Outputs = [[f32; TILE]; PANEL_ROWS];

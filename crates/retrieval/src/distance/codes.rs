@@ -36,6 +36,16 @@ impl CodeQuery {
         self.correction = OFFSET * self.codes.iter().map(|&c| i32::from(c)).sum::<i32>();
     }
 
+    /// The codes.
+    pub(crate) fn codes(&self) -> &[i8] {
+        &self.codes
+    }
+
+    /// Their sum.
+    pub(crate) fn sum(&self) -> i32 {
+        self.correction / OFFSET
+    }
+
     /// Number of codes, a multiple of [`GATHER`].
     pub fn stride(&self) -> usize {
         self.codes.len()

@@ -1,29 +1,33 @@
-//! Exact search: a scan over eight-bit codes with proven bounds, and the few vectors that it leaves open in full
+//! Exact search: scans over four and eight bits with proven bounds, and the few vectors that these leave open in full
 //! precision.
 //!
-//! The scan gives each distance an interval that holds for certain ([`ScalarCodes`]). With τ the k-th smallest upper
+//! Eight bits give each distance an interval that holds for certain ([`ScalarCodes`]). With τ the k-th smallest upper
 //! end, a vector whose lower end exceeds τ cannot be among the nearest k; all others are compared in full precision,
 //! nearest lower end first, until the next lower end exceeds the k-th distance found. The result is that of a plain
-//! scan of full vectors, ties aside, for a quarter of the bytes.
+//! scan of full vectors, ties aside. Four bits, where there is memory for them, give wider intervals that hold as well
+//! ([`CoarseCodes`]); only where their lower ends do not exceed τ are the eight bits read.
 //!
 //! # Cost
-//! A byte a coordinate and vector is read, at the speed of the cache or memory that holds them.
+//! Half a byte a coordinate and vector is read, an eighth of what floats take, at the speed of the cache or memory that
+//! holds them; a byte without the four bits.
 
 use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
 use crate::{
     Bitset, Error, Metric, Result,
     metric::check_length,
-    quantize::{ScalarCodes, ScalarQuery},
+    quantize::{CoarseCodes, GROUP, ScalarCodes, ScalarQuery},
 };
 use std::cell::RefCell;
 
-/// Rows of codes that are scanned at a time; they stay in the first cache for the query's second part.
-const BLOCK: usize = 64;
+/// Up to so many rows of a group are read one by one, and as eight bits at once.
+const FEW: usize = 12;
 
 /// Codes for the scan, and full vectors.
 #[derive(Debug)]
 pub struct Exact {
     pub(crate) codes: ScalarCodes,
+    /// The same in four bits, where there is memory for them.
+    pub(crate) coarse: Option<CoarseCodes>,
     pub(crate) vectors: Vectors,
     pub(crate) live: Bitset,
     pub(crate) n_live: usize,
@@ -48,8 +52,11 @@ impl Exact {
     /// # Errors
     /// [`Error::DimensionRange`].
     pub fn new(metric: Metric, dimension: usize) -> Result<Self> {
+        let codes = ScalarCodes::new(metric, dimension)?;
+        let coarse = Some(CoarseCodes::new(metric, codes.stride()));
         Ok(Self {
-            codes: ScalarCodes::new(metric, dimension)?,
+            codes,
+            coarse,
             vectors: Vectors::new(dimension)?,
             live: Bitset::new(0),
             n_live: 0,
@@ -85,6 +92,9 @@ impl Exact {
                 (self.codes.len() - 1) as u32
             }
         };
+        if let Some(coarse) = &mut self.coarse {
+            coarse.set(&self.codes, slot as usize);
+        }
         self.live.insert(slot);
         self.n_live += 1;
         Ok(slot)
@@ -103,53 +113,47 @@ impl Exact {
     /// The nearest among the live and allowed, by prepared query.
     pub(crate) fn scan(&self, prepared: &[f32], k: usize, allowed: Option<&Bitset>) -> Result<Vec<Neighbor>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { query, vector, open, .. } = scratch;
+            let Scratch { query, vector, open } = scratch;
             self.codes.query(prepared, true, query);
             open.clear();
-            let mut uppers = TopK::new(k.min(self.n_live));
-            let all = allowed.is_none() && self.n_live == self.n_slots();
-            let mut mask = [u64::MAX; 1];
-            let (mut first, mut second) = ([0; BLOCK], [0; BLOCK]);
-            let (mut distances, mut bounds) = ([0.0; BLOCK], [0.0; BLOCK]);
-            for start in (0..self.n_slots()).step_by(BLOCK) {
-                let n = BLOCK.min(self.n_slots() - start);
-                if !all {
-                    mask[0] = self.live.words()[start / 64];
-                    if let Some(allowed) = allowed {
-                        mask[0] &= allowed.words().get(start / 64).copied().unwrap_or(0);
-                    }
-                    if mask[0] == 0 {
-                        continue;
-                    }
+            let k = k.min(self.n_live);
+            let mut uppers = TopK::new(k);
+            let mut intervals = [(0.0, 0.0); GROUP];
+            for (group, &live) in self.live.words().iter().enumerate() {
+                let mut mask =
+                    live & allowed.map_or(u64::MAX, |a| a.words().get(group).copied().unwrap_or(0));
+                if let Some(coarse) = &self.coarse
+                    && mask.count_ones() as usize > FEW
+                    && uppers.bound() < f32::INFINITY
+                {
+                    mask &= coarse.open(query, group, uppers.bound());
                 }
+                if mask == 0 {
+                    continue;
+                }
+                let mut offer = |slot: u32, (distance, bound): (f32, f32)| {
+                    if distance - bound <= uppers.bound() {
+                        open.push((distance - bound, slot));
+                        uppers.push(slot, distance + bound);
+                    }
+                };
+                let first = group * GROUP;
                 // Where few rows are wanted, those alone are read.
-                if mask[0].count_ones() < BLOCK as u32 / 8 {
-                    let mut left = mask[0];
-                    while left != 0 {
-                        let i = left.trailing_zeros() as usize;
-                        left &= left - 1;
-                        let row = start + i..start + i + 1;
-                        let dots = [&mut first[i..=i], &mut second[i..=i]];
-                        self.codes.scan(query, row, dots, &mut distances[i..=i], &mut bounds[i..=i]);
-                    }
+                if mask.count_ones() as usize <= FEW {
+                    let mut slots = [0; FEW];
+                    let n = bits(mask).zip(&mut slots).map(|(bit, slot)| *slot = first as u32 + bit).count();
+                    self.codes.intervals(query, &slots[..n], &mut intervals[..n]);
+                    slots[..n].iter().zip(&intervals).for_each(|(&slot, &interval)| offer(slot, interval));
                 } else {
-                    let dots = [&mut first[..n], &mut second[..n]];
-                    self.codes.scan(query, start..start + n, dots, &mut distances[..n], &mut bounds[..n]);
-                }
-                let bound = uppers.bound();
-                let mut left = mask[0] & below(&distances, &bounds, n, bound);
-                while left != 0 {
-                    let i = left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    let slot = (start + i) as u32;
-                    open.push((distances[i] - bounds[i], slot));
-                    uppers.push(slot, distances[i] + bounds[i]);
+                    let rows = first..self.n_slots().min(first + GROUP);
+                    self.codes.scan(query, rows.clone(), &mut intervals[..rows.len()]);
+                    bits(mask).for_each(|bit| offer(first as u32 + bit, intervals[bit as usize]));
                 }
             }
             let bound = uppers.bound();
             open.retain(|&(lower, _)| lower <= bound);
             open.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let mut top = TopK::new(k.min(self.n_live));
+            let mut top = TopK::new(k);
             let metric = self.codes.metric();
             let squares: f64 = prepared.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             for (i, &(lower, slot)) in open.iter().enumerate() {
@@ -166,13 +170,13 @@ impl Exact {
     }
 }
 
-/// The rows whose lower ends do not exceed the bound, a bit for each.
-fn below(distances: &[f32; BLOCK], bounds: &[f32; BLOCK], n: usize, bound: f32) -> u64 {
-    let mut below = 0;
-    for i in 0..BLOCK {
-        below |= u64::from(distances[i] - bounds[i] <= bound) << i;
-    }
-    if n < BLOCK { below & ((1 << n) - 1) } else { below }
+/// The numbers of the bits that are set.
+fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then_some(mask.trailing_zeros());
+        mask &= mask.wrapping_sub(1);
+        bit
+    })
 }
 
 /// What a distance less the part that is the same for all vectors is in full.
@@ -203,7 +207,8 @@ impl Index for Exact {
     }
 
     fn bytes(&self) -> usize {
-        self.codes.bytes() + self.live.words().len() * 8
+        let coarse = self.coarse.as_ref().map_or(0, CoarseCodes::bytes);
+        self.codes.bytes() + coarse + self.live.words().len() * 8
     }
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {

@@ -3,6 +3,7 @@
 //! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal. What a slot
 //! means to a user is the store's business.
 
+pub mod device;
 pub mod exact;
 pub mod graph;
 #[cfg(feature = "hnsw-rs")]
@@ -13,6 +14,7 @@ mod top;
 mod tune;
 mod vectors;
 
+pub use device::DeviceScan;
 pub use exact::Exact;
 pub use graph::{Graph, GraphConfig};
 #[cfg(feature = "hnsw-rs")]

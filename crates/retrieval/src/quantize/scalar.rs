@@ -58,6 +58,8 @@ pub struct ScalarQuery {
     pub(crate) step: f32,
     pub(crate) rest_step: f32,
     pub(crate) norm: f32,
+    /// ‖r‖ of the first part alone, if both are computed.
+    pub(crate) first_error: f32,
     /// ‖r‖ if both parts are used.
     pub(crate) error: f32,
     rotated: Vec<f32>,
@@ -175,9 +177,9 @@ impl ScalarCodes {
         query.norm = round_up(norm_squared.sqrt());
         query.step = query.codes.quantize(&mut rotated);
         if both {
+            query.first_error = length(&rotated);
             query.rest_step = query.rest.quantize(&mut rotated);
-            let left: f64 = rotated.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-            query.error = round_up(left.sqrt());
+            query.error = length(&rotated);
         }
         query.rotated = rotated;
     }
@@ -209,29 +211,34 @@ impl ScalarCodes {
         }
     }
 
-    /// Distances of consecutive rows by both parts of the query, with bounds: the true distance of row `i`, less what
-    /// is the same for all vectors, is within `out[i] ± bounds[i]`.
-    pub(crate) fn scan(
-        &self,
-        query: &ScalarQuery,
-        rows: std::ops::Range<usize>,
-        dots: [&mut [i32]; 2],
-        out: &mut [f32],
-        bounds: &mut [f32],
-    ) {
+    /// Distances of up to [`GATHER`] rows by both parts of the query, with bounds: the true distance of row `ids[i]`,
+    /// less what is the same for all vectors, is within `out[i].0 ± out[i].1`.
+    pub(crate) fn intervals(&self, query: &ScalarQuery, ids: &[u32], out: &mut [(f32, f32)]) {
+        let (mut first, mut second) = ([0; GATHER], [0; GATHER]);
+        let (first, second) = (&mut first[..ids.len()], &mut second[..ids.len()]);
+        gather_dots(&query.codes, &self.codes, ids, first);
+        gather_dots(&query.rest, &self.codes, ids, second);
+        let (l2, depth) = (self.metric == Metric::L2, self.stride as f32 / 64.0 + 16.0);
+        for ((&id, out), (first, second)) in ids.iter().zip(out).zip(first.iter().zip(second.iter())) {
+            let tail = &self.tails[id as usize];
+            let dot = query.step * *first as f32 + query.rest_step * *second as f32;
+            *out = (tail.offset - tail.step * dot, query.bound(tail, l2, depth));
+        }
+    }
+
+    /// [`intervals`](Self::intervals) of consecutive rows.
+    pub(crate) fn scan(&self, query: &ScalarQuery, rows: std::ops::Range<usize>, out: &mut [(f32, f32)]) {
+        let (mut first, mut second) = ([0; GATHER], [0; GATHER]);
+        let (first, second) = (&mut first[..rows.len()], &mut second[..rows.len()]);
         let codes = &self.codes[rows.start * self.stride..rows.end * self.stride];
-        let [first, second] = dots;
         scan_dots(&query.codes, codes, first);
         scan_dots(&query.rest, codes, second);
         let tails = &self.tails[rows];
         let (l2, depth) = (self.metric == Metric::L2, self.stride as f32 / 64.0 + 16.0);
         per_isa!(cpu::isa(), || {
-            for (((tail, out), bound), (first, second)) in
-                tails.iter().zip(out).zip(bounds).zip(first.iter().zip(second.iter()))
-            {
+            for ((tail, out), (first, second)) in tails.iter().zip(out).zip(first.iter().zip(second.iter())) {
                 let dot = query.step * *first as f32 + query.rest_step * *second as f32;
-                *out = tail.offset - tail.step * dot;
-                *bound = query.bound(tail, l2, depth);
+                *out = (tail.offset - tail.step * dot, query.bound(tail, l2, depth));
             }
         });
     }
@@ -275,8 +282,13 @@ fn slack(stride: usize) -> f64 {
     (stride as f64 / 4.0 + 128.0) * f64::from(f32::EPSILON) / 2.0
 }
 
+/// An upper bound of a vector's length.
+fn length(values: &[f32]) -> f32 {
+    round_up(values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt())
+}
+
 /// A 32-bit float that is not below the number.
-fn round_up(x: f64) -> f32 {
+pub(super) fn round_up(x: f64) -> f32 {
     let rounded = x as f32;
     if f64::from(rounded) < x { rounded.next_up() } else { rounded }
 }

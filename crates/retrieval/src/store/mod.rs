@@ -109,7 +109,7 @@ impl Options {
         if codes > budget {
             return Err(Error::parameter("the memory budget", format!("at least {codes} bytes"), budget));
         }
-        let full = codes.saturating_add(n.saturating_mul(4 * config.dimension));
+        let full = config.full_bytes().saturating_mul(n);
         Ok(Self { vectors_on_disk: full > budget, ..self })
     }
 }
@@ -144,6 +144,11 @@ impl Config {
     pub fn code_bytes(&self) -> usize {
         let slots = 2 * (size_of::<u64>() + size_of::<(u64, u32)>());
         self.dimension.next_multiple_of(64) + 16 + 4 * (2 * self.links + 1) + slots
+    }
+
+    /// Bytes of memory that a vector takes with its full form, and then also four bits a coordinate for exact scans.
+    pub fn full_bytes(&self) -> usize {
+        self.code_bytes() + self.dimension.next_multiple_of(64) / 2 + 16 + 4 * self.dimension
     }
 
     /// Keeps vectors in this form.

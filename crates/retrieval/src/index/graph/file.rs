@@ -6,7 +6,7 @@ use crate::{
     files::{Disk, SectionFile, write},
     index::{Exact, MAX_SLOTS, Vectors},
     metric::check_dimension,
-    quantize::{ScalarCodes, Tail},
+    quantize::{CoarseCodes, ScalarCodes, Tail},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, path::Path};
@@ -126,7 +126,15 @@ impl Graph {
         let retired: VecDeque<(u32, u64)> =
             (0..n as u32).filter(|&slot| !live.contains(slot)).map(|slot| (slot, 0)).collect();
         Ok(Self {
-            flat: Exact { codes, vectors, live, n_live, free: Vec::new() },
+            // Full vectors are left on the disk where memory is short; four bits are for where it is not.
+            flat: Exact {
+                coarse: (!on_disk).then(|| CoarseCodes::of(&codes)),
+                codes,
+                vectors,
+                live,
+                n_live,
+                free: Vec::new(),
+            },
             config,
             links,
             parents,
