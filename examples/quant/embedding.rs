@@ -175,7 +175,7 @@ fn matrices(weights: &SafeTensors<'_>) -> Result<Vec<Matrix>> {
 }
 
 fn collect(bert: &Bert, text: &str) -> Result<BTreeMap<(usize, InputSite), Statistics>> {
-    let config = StatisticsConfig { hessian: true, sample_rows: 512, seed: 0 };
+    let config = StatisticsConfig { hessian: true, sample_rows: 512, ..Default::default() };
     let mut statistics: BTreeMap<(usize, InputSite), Statistics> = BTreeMap::new();
     bert.observe(&passages(text, 200), &mut |block, site, rows, n_cols| {
         let found = statistics.entry((block, site)).or_insert_with(|| Statistics::new(n_cols, config));

@@ -5,6 +5,9 @@
 //! ```
 //! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, each with `+rotation` if wanted), a colon and a GGUF format for
 //! all matrices of the blocks, or `like=FILE` for the formats of another file. All methods but `rtn` read a text.
+//! A format of our own, such as `int4-g128`, `sym3-g64`, `nf4` or `nvfp4`, goes to a file of matrices, `--out NAME.safetensors`,
+//! which other examples load with `--matrices` beside the model. Embeddings and head that are the same numbers are
+//! written once with `+tie`; single matrices get other formats by `,ffn_up=IQ4_NL` behind the first.
 //! Interrupted, it goes on where it was when the same command is given again. The file runs here and in llama.cpp.
 
 use std::path::PathBuf;

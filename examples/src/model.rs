@@ -17,6 +17,9 @@ pub struct ModelArgs {
     /// Model: smollm2-135m, gemma3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, or the path of a GGUF file.
     #[arg(long, default_value = "smollm2-135m", value_name = "NAME|PATH")]
     pub model: String,
+    /// Matrices of the blocks in formats of our own, which `quantize --out FILE.safetensors` wrote for this model.
+    #[arg(long, value_name = "FILE")]
+    pub matrices: Option<PathBuf>,
     /// Threads of the kernels [default: all hardware threads].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -46,7 +49,7 @@ impl ModelArgs {
     /// # Errors
     /// [`Error::Usage`] for flags that this build or machine cannot obey; the hub's and the model's own.
     pub fn load(&self) -> Result<LoadedModel> {
-        self.load_other(&self.model)
+        self.load_with(&self.model, self.matrices.clone())
     }
 
     /// Obtains and loads another model, to run on the same device.
@@ -54,10 +57,14 @@ impl ModelArgs {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_other(&self, name: &str) -> Result<LoadedModel> {
+        self.load_with(name, None)
+    }
+
+    fn load_with(&self, name: &str, matrices: Option<PathBuf>) -> Result<LoadedModel> {
         self.apply()?;
         let device = device::open(&self.device).map_err(usage)?;
         let path = resolve(name)?;
-        let model = Model::load(&path, &LoadOptions::on(device))?;
+        let model = Model::load(&path, &LoadOptions { matrices, ..LoadOptions::on(device) })?;
         Ok(LoadedModel { model, name: name.to_owned(), pinned: pinned_hash(name)? })
     }
 
@@ -175,6 +182,7 @@ mod tests {
     fn flags_that_cannot_be_obeyed_are_usage_errors() {
         let arguments = |device: &str, isa: Option<&str>| ModelArgs {
             model: "no-such-model".to_owned(),
+            matrices: None,
             threads: None,
             device: device.to_owned(),
             isa: isa.map(str::to_owned),

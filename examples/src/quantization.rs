@@ -5,13 +5,15 @@ use std::path::Path;
 use breakers_core::TokenId;
 use breakers_model::quantize::{
     Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Sensitivities, quantize,
+    quantize_matrices,
 };
+use breakers_quant::quantizer::Encoding;
 use breakers_quant::quantizers::{AwqConfig, GptqConfig};
-use breakers_quant::{Format, gguf};
+use breakers_quant::{Format, GroupFormat, gguf};
 
 use crate::{Bar, Error, Result};
 
-/// A method and formats, such as `gptq:Q3_K`, `gptq+rotation:Q3_K` or `imatrix:like=other.gguf`.
+/// A method and formats, such as `gptq:Q3_K`, `gptq+rotation:Q3_K` or `imatrix+tie:like=other.gguf,ffn_up=IQ4_NL`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSpec {
     /// The words.
@@ -20,8 +22,12 @@ pub struct JobSpec {
     pub method: Method,
     /// Whether hidden states are rotated.
     pub rotation: bool,
+    /// Whether embeddings and head become one table, if they are the same numbers.
+    pub tie: bool,
     /// Which formats they get.
     pub formats: Formats,
+    /// Other formats for the matrices whose names contain some words, the last of several that fit.
+    pub exceptions: Vec<(String, Format)>,
 }
 
 /// Which formats matrices get.
@@ -29,6 +35,8 @@ pub struct JobSpec {
 pub enum Formats {
     /// One for all but embeddings and head, which keep theirs.
     Uniform(Format),
+    /// One of our own for the matrices of the blocks, in a file of theirs.
+    Own(GroupFormat),
     /// Those of another file of the same model.
     Like(String),
     /// Those that fit the blocks into so many megabytes, by what each matrix loses; embeddings and head keep theirs.
@@ -48,11 +56,16 @@ impl std::str::FromStr for JobSpec {
 
     fn from_str(words: &str) -> std::result::Result<Self, String> {
         let (method, formats) = words.split_once(':').ok_or("expected METHOD:FORMAT, such as gptq:Q3_K")?;
-        let (method, rotation) = match method.split_once('+') {
-            Some((method, "rotation")) => (method, true),
-            Some((_, other)) => return Err(format!("{other:?} is not `rotation`")),
-            None => (method, false),
-        };
+        let mut words_of_method = method.split('+');
+        let method = words_of_method.next().unwrap_or_default();
+        let (mut rotation, mut tie) = (false, false);
+        for word in words_of_method {
+            match word {
+                "rotation" => rotation = true,
+                "tie" => tie = true,
+                other => return Err(format!("{other:?} is neither `rotation` nor `tie`")),
+            }
+        }
         let method = match method {
             "rtn" => Method::RoundToNearest { weighted: false },
             "imatrix" => Method::RoundToNearest { weighted: true },
@@ -60,19 +73,31 @@ impl std::str::FromStr for JobSpec {
             "gptq" => Method::Gptq(GptqConfig::default()),
             other => return Err(format!("unknown method {other:?}: rtn, imatrix, awq, gptq")),
         };
-        let megabytes = formats
+        let mut formats = formats.split(',');
+        let base = formats.next().unwrap_or_default();
+        let format = |name: &str| {
+            let found = Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name));
+            let known = || Format::ALL.map(Format::name).join(", ");
+            found.ok_or_else(|| format!("unknown format {name:?}: {}", known()))
+        };
+        let exceptions = formats.map(|words| {
+            let (name, of) =
+                words.split_once('=').ok_or_else(|| format!("{words:?}: expected NAME=FORMAT"))?;
+            Ok((name.to_owned(), format(of)?))
+        });
+        let exceptions = exceptions.collect::<std::result::Result<_, String>>()?;
+        let megabytes = base
             .strip_prefix("budget=")
             .map(|number| number.parse().map_err(|_| format!("{number:?} is no number of megabytes")));
-        let formats = match (formats.strip_prefix("like="), megabytes.transpose()?) {
+        let formats = match (base.strip_prefix("like="), megabytes.transpose()?) {
             (Some(path), _) => Formats::Like(path.to_owned()),
             (_, Some(megabytes)) => Formats::Budget(megabytes),
-            (None, None) => {
-                let found = Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(formats));
-                let known = || Format::ALL.map(Format::name).join(", ");
-                Formats::Uniform(found.ok_or_else(|| format!("unknown format {formats:?}: {}", known()))?)
-            }
+            (None, None) => match GroupFormat::parse(base) {
+                Some(own) => Formats::Own(own),
+                None => Formats::Uniform(format(base)?),
+            },
         };
-        Ok(Self { name: words.to_owned(), method, rotation, formats })
+        Ok(Self { name: words.to_owned(), method, rotation, tie, formats, exceptions })
     }
 }
 
@@ -83,7 +108,13 @@ impl JobSpec {
     /// If the other file cannot be read or is of another model; [`Error::Usage`] for a budget that nothing fits; those of
     /// [`Sensitivities::measure`].
     pub fn plan(&self, file: &gguf::File, tokens: &[TokenId]) -> Result<Plan> {
-        Ok(match &self.formats {
+        let mut plan = match &self.formats {
+            Formats::Own(format) => {
+                let name = format.name();
+                return Err(Error::Usage(format!(
+                    "{name} is no format of GGUF: give --out a .safetensors file"
+                )));
+            }
             Formats::Uniform(format) => {
                 Plan::by(file, |name, from| if name.starts_with("blk.") { *format } else { from })
             }
@@ -100,7 +131,19 @@ impl JobSpec {
                     Error::Usage(format!("{megabytes} MB hold not even the smallest formats"))
                 })?
             }
-        })
+        };
+        for (words, format) in &self.exceptions {
+            let names: Vec<String> =
+                plan.iter().map(|(name, _)| name.to_owned()).filter(|name| name.contains(words)).collect();
+            if names.is_empty() {
+                return Err(Error::Usage(format!("no matrix has {words:?} in its name")));
+            }
+            for name in names {
+                let n_cols = file.tensor(&name).map_or(0, |view| view.n_cols());
+                plan.set(&name, *format, n_cols);
+            }
+        }
+        Ok(plan)
     }
 
     /// Runs the job, with a bar on standard error.
@@ -114,15 +157,29 @@ impl JobSpec {
         tokens: Vec<TokenId>,
         window: usize,
     ) -> Result<QuantizeReport> {
-        let file = gguf::File::open(source)?;
-        let plan = self.plan(&file, &tokens)?;
         let mut options = QuantizeOptions::new(self.method, tokens);
         options.window = window;
         options.rotation = self.rotation.then_some(SEED);
+        options.tie = self.tie;
         if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder)
                 .map_err(|error| Error::Usage(format!("{}: {error}", folder.display())))?;
         }
+        if let Formats::Own(format) = self.formats
+            && out.extension().is_some_and(|extension| extension == "safetensors")
+        {
+            let mut bar: Option<Bar> = None;
+            return Ok(quantize_matrices(
+                source,
+                out,
+                Encoding::Groups(format),
+                &options,
+                &mut |done, all| {
+                    bar.get_or_insert_with(|| Bar::new(all, "blocks")).done(done);
+                },
+            )?);
+        }
+        let plan = self.plan(&gguf::File::open(source)?, &options.tokens)?;
         let mut bar: Option<Bar> = None;
         let mut progress = |progress: Progress| {
             let bar = bar.get_or_insert_with(|| Bar::new(progress.steps, "steps"));
@@ -146,7 +203,22 @@ mod tests {
         assert_eq!(job.formats, Formats::Like("a:b.gguf".to_owned()));
         let job: JobSpec = "gptq:budget=400".parse().unwrap();
         assert_eq!(job.formats, Formats::Budget(400));
-        for wrong in ["", "gptq", "gptq:Q9", "magic:Q4_0", "gptq+magic:Q4_0", "gptq:budget=x"] {
+        let job: JobSpec = "gptq:int4-g128".parse().unwrap();
+        assert_eq!(job.formats, Formats::Own(GroupFormat::Affine { bits: 4, group: 128 }));
+        let job: JobSpec = "gptq+tie:like=a.gguf,ffn_up=IQ4_NL,blk.3.ffn_up=q2_k".parse().unwrap();
+        let expected = [("ffn_up".to_owned(), Format::IQ4_NL), ("blk.3.ffn_up".to_owned(), Format::Q2_K)];
+        assert!(job.tie && !job.rotation && job.exceptions == expected);
+        assert_eq!(job.formats, Formats::Like("a.gguf".to_owned()));
+        for wrong in [
+            "",
+            "gptq",
+            "gptq:Q4_0,x",
+            "gptq:Q4_0,x=y",
+            "gptq:Q9",
+            "magic:Q4_0",
+            "gptq+magic:Q4_0",
+            "gptq:budget=x",
+        ] {
             assert!(wrong.parse::<JobSpec>().is_err(), "{wrong}");
         }
     }

@@ -7,6 +7,7 @@ use breakers_backend::device;
 use breakers_core::{ModelInfo, TokenId};
 use breakers_kv_cache::{CacheShape, Element};
 use breakers_quant::gguf;
+use breakers_quant::store::Store;
 use burn::tensor::Device;
 
 use crate::arch::{
@@ -30,6 +31,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// How the plain cache stores keys and values.
     pub cache_element: Element,
+    /// A file of matrices ([`breakers_quant::store`]) that take the place of those of the same names in the model's blocks.
+    pub matrices: Option<PathBuf>,
     /// Tokens that a sequence may hold; `None`: what the model was trained for.
     pub max_context: Option<usize>,
     /// Rows computed at a time; longer prompts are fed in passes. Changes memory and speed, not results.
@@ -40,7 +43,7 @@ impl LoadOptions {
     /// The usual settings on a device: an f16 cache, passes of 128 rows on the CPU and of 512 on GPUs.
     pub fn on(device: Device) -> Self {
         let rows_per_pass = if device::is_cpu(&device) { CPU_ROWS } else { GPU_ROWS };
-        Self { device, cache_element: Element::F16, max_context: None, rows_per_pass }
+        Self { device, cache_element: Element::F16, matrices: None, max_context: None, rows_per_pass }
     }
 }
 
@@ -89,7 +92,8 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&file)?;
         let chat = ChatTemplate::from_gguf(&file)?;
         let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
-        let decoder = Decoder::load(&file, spec, &options.device)?;
+        let store = options.matrices.as_ref().map(Store::open).transpose()?;
+        let decoder = Decoder::load(&file, store.as_ref(), spec, &options.device)?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: decoder.vocab_size });
         }

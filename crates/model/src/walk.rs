@@ -4,12 +4,15 @@
 //! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer collects
 //! comes on top.
 
+use std::sync::Arc;
+
 use breakers_backend::hadamard::Rotation;
 use breakers_core::TokenId;
 use breakers_kv_cache::{Visible, attention};
 use breakers_quant::gguf;
 use breakers_quant::linear::QuantizedEmbedding;
 use breakers_quant::statistics::{InputObserver, InputSite};
+use breakers_quant::store::Store;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
@@ -41,6 +44,7 @@ pub struct BlockWalk {
     /// For each window its hidden states, `[tokens, width]`.
     hidden: Vec<Vec<f32>>,
     rope_factors: Vec<f32>,
+    matrices: Option<Arc<Store>>,
     device: Device,
 }
 
@@ -71,7 +75,12 @@ impl BlockWalk {
                 found: vec![rope_factors.len()],
             });
         }
-        Ok(Self { spec, hidden, rope_factors, device })
+        Ok(Self { spec, hidden, rope_factors, matrices: None, device })
+    }
+
+    /// Takes matrices of the blocks from a file of their own from now on, where it has them.
+    pub fn replace_matrices(&mut self, matrices: Arc<Store>) {
+        self.matrices = Some(matrices);
     }
 
     /// Blocks of the model.
@@ -120,7 +129,8 @@ impl BlockWalk {
             return Err(Error::BlockIndex { n_blocks: self.n_blocks(), found: block_idx });
         };
         let spec = &self.spec;
-        let block = Block::load(&Weights { file, device: &self.device }, spec, block_idx)?;
+        let store = self.matrices.as_deref();
+        let block = Block::load(&Weights { file, store, device: &self.device }, spec, block_idx)?;
         let mut observe = |site: InputSite, rows: &Tensor<2>| -> Result<(), Error> {
             if let Some(observer) = &mut observer {
                 let n_cols = rows.dims()[1];
@@ -170,7 +180,7 @@ impl BlockWalk {
         file: &gguf::File,
         mut see: impl FnMut(&[f32]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let weights = Weights { file, device: &self.device };
+        let weights = Weights { file, store: None, device: &self.device };
         let weight = weights.vector("output_norm.weight", self.spec.width)?;
         for hidden in &self.hidden {
             let n = hidden.len() / self.spec.width;

@@ -1,15 +1,18 @@
 //! Quantization of whole models, on a tiny one with random weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use breakers_backend::harness::model_path;
 use breakers_core::{LanguageModel, LayerTap, Step, TokenId, Want};
 use breakers_kv_cache::Element;
-use breakers_model::quantize::{Method, Plan, QuantizeOptions, parts_folder, quantize};
+use breakers_model::quantize::{Method, Plan, QuantizeOptions, parts_folder, quantize, quantize_matrices};
 use breakers_model::walk::BlockWalk;
 use breakers_model::{Error, LoadOptions, Model};
-use breakers_quant::quantizers::{AwqConfig, GptqConfig};
-use breakers_quant::{Format, gguf};
+use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
+use breakers_quant::quantizers::{AwqConfig, GptqConfig, RoundToNearest};
+use breakers_quant::store::Store;
+use breakers_quant::{Format, GroupFormat, gguf};
 
 const WIDTH: usize = 256;
 const FEED_FORWARD: usize = 512;
@@ -118,8 +121,13 @@ fn text(n: usize, seed: u64) -> Vec<TokenId> {
 
 /// Logits of a text, by the walk and a plain product.
 fn logits(path: &Path) -> Vec<f32> {
+    logits_with(path, None)
+}
+
+fn logits_with(path: &Path, matrices: Option<Arc<Store>>) -> Vec<f32> {
     let file = gguf::File::open(path).unwrap();
     let mut walk = BlockWalk::new(&file, vec![text(48, 9)]).unwrap();
+    matrices.into_iter().for_each(|matrices| walk.replace_matrices(matrices));
     for block in 0..walk.n_blocks() {
         walk.run(&file, block, None, None, true, &mut |_| ()).unwrap();
     }
@@ -195,6 +203,74 @@ fn methods_rank_on_whole_models() {
         weighted < plain && awq < plain && gptq < 0.8 * plain && rotated < plain,
         "{plain} {weighted} {awq} {gptq} {rotated}"
     );
+}
+
+/// Tensors of the output, and notes of the report.
+fn tied(source: &Path, out: &Path, options: &QuantizeOptions) -> (Vec<String>, Vec<String>) {
+    let report = quantize(source, out, &plan(source, Format::Q8_0), options, &mut |_| ()).unwrap();
+    let file = gguf::File::open(out).unwrap();
+    (file.tensors().map(|view| view.name().to_owned()).collect(), report.notes)
+}
+
+#[test]
+fn tables_that_are_the_same_numbers_become_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    let options = QuantizeOptions { tie: true, ..options(Method::RoundToNearest { weighted: false }) };
+    // The tiny model's tables have nothing to do with each other.
+    write_model(&source, TINY);
+    let (names, notes) = tied(&source, &out, &options);
+    assert!(names.contains(&"output.weight".to_owned()) && notes.len() == 1, "{notes:?}");
+    // A copy of the head, rounded to four bits, as embeddings.
+    let original = gguf::File::open(&source).unwrap();
+    let head = original.require("output.weight").unwrap();
+    let values = head.to_f32();
+    let weights = WeightMatrix::new(&values, head.n_rows(), head.n_cols()).unwrap();
+    let rounded = RoundToNearest::new(Encoding::Gguf(Format::Q4_K)).quantize(&weights, None).unwrap();
+    let same = folder.path().join("same.gguf");
+    let mut writer = gguf::Writer::with_metadata(original.metadata().clone());
+    let format = |name: &str| if name == "token_embd.weight" { Format::Q4_K } else { Format::F32 };
+    for view in original.tensors() {
+        writer.declare(view.name(), format(view.name()), view.shape()).unwrap();
+    }
+    let mut sink = writer.create(&same).unwrap();
+    for view in original.tensors() {
+        let is_table = view.name() == "token_embd.weight";
+        sink.write(view.name(), if is_table { rounded.blocks().unwrap() } else { view.bytes() }).unwrap();
+    }
+    sink.finish().unwrap();
+    let (names, notes) = tied(&same, &out, &options);
+    assert!(!names.contains(&"output.weight".to_owned()) && notes.is_empty(), "{notes:?}");
+    let table = gguf::File::open(&out).unwrap().require("token_embd.weight").unwrap().to_f32();
+    assert!(distance(&values, &table) < 1e-4, "the table is the head's, in its format");
+    // A rotation takes a norm into the head alone.
+    let (names, notes) = tied(&same, &out, &QuantizeOptions { rotation: Some(1), ..options });
+    assert!(names.contains(&"output.weight".to_owned()) && notes.len() == 1, "{notes:?}");
+}
+
+#[test]
+fn matrices_of_their_own_file_replace_those_of_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("matrices.safetensors"));
+    write_model(&source, TINY);
+    let gptq = options(Method::Gptq(GptqConfig::default()));
+    for (format, tolerance) in [
+        (GroupFormat::Affine { bits: 4, group: 64 }, 0.05),
+        (GroupFormat::Symmetric { bits: 3, group: 32 }, 0.4),
+        (GroupFormat::Nf4, 0.05),
+    ] {
+        let encoding = Encoding::Groups(format);
+        quantize_matrices(&source, &out, encoding, &gptq, &mut |_, _| ()).unwrap();
+        let store = Arc::new(Store::open(&out).unwrap());
+        assert_eq!(store.names().count(), 7 * BLOCKS);
+        let off = distance(&logits(&source), &logits_with(&source, Some(store)));
+        assert!(off > 1e-6 && off < tolerance, "{}: {off}", format.name());
+    }
+    let plain = options(Method::RoundToNearest { weighted: false });
+    let rotated = QuantizeOptions { rotation: Some(1), ..plain };
+    let nf4 = Encoding::Groups(GroupFormat::Nf4);
+    let found = quantize_matrices(&source, &out, nf4, &rotated, &mut |_, _| ());
+    assert!(matches!(found, Err(Error::Unfoldable { .. })), "{found:?}");
 }
 
 #[test]

@@ -360,14 +360,50 @@ pub enum Error {
         found: f32,
     },
     /// A format without a product of its own.
-    #[error("{format} has no product kernel yet: its weights can be decoded, not multiplied")]
+    #[error(
+        "{format} with rows of {n_cols} has no product kernel here: there are some for integers of 3 and 4 bits in groups of whole \
+         32 columns, and on the CPU for NF4 and NVFP4"
+    )]
     NoProduct {
         /// The format's name.
         format: String,
+        /// Weights in a row.
+        n_cols: usize,
+    },
+    /// Matrices of inputs that are divided or rotated first, for a layer that does neither.
+    #[error("the matrix is for inputs that are divided or rotated first; the layer takes them as they are")]
+    InputBasis,
+    /// A file of matrices that its container's reader or writer refuses.
+    #[error("safetensors: {source}")]
+    Store {
+        /// What the reader or writer says.
+        source: Box<safetensors::SafeTensorError>,
+    },
+    /// A matrix of a file whose tensors are not those of its format and size.
+    #[error("{name}: expected {expected}, found {found}")]
+    StoreEntry {
+        /// The matrix or its tensor.
+        name: String,
+        /// What should stand there.
+        expected: String,
+        /// What does.
+        found: String,
+    },
+    /// A matrix that a file lacks.
+    #[error("there is no matrix {name:?}")]
+    NoMatrix {
+        /// The name asked for.
+        name: String,
     },
     /// A device without kernels, or activations that cannot be quantized.
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),
+}
+
+impl Error {
+    pub(crate) fn store(source: safetensors::SafeTensorError) -> Self {
+        Error::Store { source: Box::new(source) }
+    }
 }
 
 impl From<breakers_backend::Error> for Error {

@@ -62,12 +62,18 @@ pub(crate) struct Feedback {
 }
 
 impl Feedback {
-    /// Factors the Hessian of the statistics with `damping` times its mean diagonal added; more, if it is indefinite.
+    /// Factors the Hessian of the statistics with `damping` times its mean diagonal added, and `shrinkage` times its own
+    /// diagonal; more of the former, if it is indefinite.
     ///
     /// # Errors
     /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`] without rows, [`Error::Indefinite`] when no damping
     /// helps.
-    pub(crate) fn new(statistics: &Statistics, order: ColumnOrder, damping: f32) -> Result<Self> {
+    pub(crate) fn new(
+        statistics: &Statistics,
+        order: ColumnOrder,
+        damping: f32,
+        shrinkage: f32,
+    ) -> Result<Self> {
         let n = statistics.n_cols();
         let squares = statistics.mean_square();
         let mut by_time: Vec<usize> = (0..n).collect();
@@ -81,6 +87,7 @@ impl Feedback {
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
         // A column whose input is always zero decouples, whatever stands here.
         diagonal.iter_mut().filter(|x| **x <= 0.0).for_each(|x| *x = mean);
+        diagonal.iter_mut().for_each(|x| *x += shrinkage * *x);
         mirror(&mut factor, n, false);
         let mut damping = damping.max(0.0);
         let mut raises = 0;

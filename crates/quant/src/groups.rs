@@ -5,7 +5,7 @@
 //! NVFP4 4 + 8 / 16 (and 32 bits a matrix).
 
 use crate::{
-    Error, Result,
+    Error, Format, Result,
     grid::{Grid, Levels},
 };
 use breakers_backend::pool;
@@ -37,7 +37,7 @@ pub static E2M1_LEVELS: [f32; 15] =
 /// Weights of NF4 that share a scale.
 const NF4_GROUP: usize = 64;
 /// Scales of NF4 that share a scale of their own.
-const NF4_SCALES: usize = 256;
+pub(crate) const NF4_SCALES: usize = 256;
 /// Weights of NVFP4 that share a scale.
 const NVFP4_GROUP: usize = 16;
 /// The largest number of E4M3.
@@ -102,6 +102,23 @@ impl GroupFormat {
         match self {
             GroupFormat::Affine { bits, .. } | GroupFormat::Symmetric { bits, .. } => bits,
             GroupFormat::Nf4 | GroupFormat::NvFp4 => 4,
+        }
+    }
+
+    /// The format of a [`name`](Self::name).
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "nf4" => return Some(GroupFormat::Nf4),
+            "nvfp4" => return Some(GroupFormat::NvFp4),
+            _ => {}
+        }
+        let (kind, rest) = name.split_at_checked(3)?;
+        let (bits, group) = rest.split_once("-g")?;
+        let (bits, group) = (bits.parse().ok()?, group.parse().ok()?);
+        match kind {
+            "int" => Some(GroupFormat::Affine { bits, group }),
+            "sym" => Some(GroupFormat::Symmetric { bits, group }),
+            _ => None,
         }
     }
 
@@ -218,26 +235,73 @@ impl Groups {
         Self { format, n_rows, n_cols, scales, codes: pack_bits(codes, format.bits()) }
     }
 
+    /// A code beyond the format's levels.
+    pub(crate) fn unknown_code(&self) -> Option<u8> {
+        let (least, most) = match self.format.levels() {
+            Levels::Steps { n, .. } => (n, 1u16 << self.format.bits()),
+            Levels::Table(table) => (table.len() as u16, 1u16 << self.format.bits()),
+        };
+        // Most formats have a level for every code.
+        if least == most {
+            return None;
+        }
+        (0..self.n_rows * self.n_cols).map(|at| self.code(at)).find(|&code| u16::from(code) >= least)
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.codes.len() + self.scales.bytes()
     }
 
+    /// The code of a weight, counted through all rows.
+    #[inline]
+    pub(crate) fn code(&self, at: usize) -> u8 {
+        let bits = usize::from(self.format.bits());
+        let bit = at * bits;
+        let pair =
+            u16::from(self.codes[bit / 8]) | u16::from(*self.codes.get(bit / 8 + 1).unwrap_or(&0)) << 8;
+        (pair >> (bit % 8)) as u8 & ((1u16 << bits) - 1) as u8
+    }
+
     pub(crate) fn to_f32(&self) -> Vec<f32> {
-        let (n_cols, group, bits) = (self.n_cols, self.format.group(), usize::from(self.format.bits()));
+        let (n_cols, group) = (self.n_cols, self.format.group());
         let levels = self.format.levels();
         let mut out = vec![0.0; self.n_rows * n_cols];
         pool::parallel_chunks_mut(&mut out, 8 * n_cols.max(1), |start, out| {
             for (i, out) in out.iter_mut().enumerate() {
                 let at = start + i;
-                let bit = at * bits;
-                let pair = u16::from(self.codes[bit / 8])
-                    | u16::from(*self.codes.get(bit / 8 + 1).unwrap_or(&0)) << 8;
-                let code = (pair >> (bit % 8)) as u8 & ((1u16 << bits) - 1) as u8;
                 let (scale, offset) = self.scales.value(at / group);
-                *out = scale * levels.level(code) + offset;
+                *out = scale * levels.level(self.code(at)) + offset;
             }
         });
         out
+    }
+
+    /// The same numbers as blocks of GGUF, which have kernels on every device: integers of three and four bits in groups of whole
+    /// 32 columns are Q4_0 or, with offsets, Q4_1.
+    pub(crate) fn to_blocks(&self) -> Option<(Format, Vec<u8>)> {
+        let (format, add) = match self.format {
+            GroupFormat::Affine { bits: 3 | 4, .. } => (Format::Q4_1, 0),
+            // Q4_0 takes 8 off a code, these formats half as many levels as they have.
+            GroupFormat::Symmetric { bits: bits @ (3 | 4), .. } => (Format::Q4_0, 9 - (1u8 << (bits - 1))),
+            _ => return None,
+        };
+        let (group, size) = (self.format.group(), format.block_size());
+        if !group.is_multiple_of(size) {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(self.n_rows * self.n_cols / size * format.block_bytes());
+        for first in (0..self.n_rows * self.n_cols).step_by(size) {
+            match &self.scales {
+                GroupScales::Affine(scales) => {
+                    bytes.extend(scales[first / group].iter().flat_map(|x| x.to_le_bytes()));
+                }
+                GroupScales::Symmetric(scales) => bytes.extend(scales[first / group].to_le_bytes()),
+                _ => return None,
+            }
+            let code = |i: usize| self.code(first + i) + add;
+            bytes.extend((0..size / 2).map(|i| code(i) | code(i + size / 2) << 4));
+        }
+        Some((format, bytes))
     }
 
     /// The values that the scales allow.

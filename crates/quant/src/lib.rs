@@ -2,6 +2,7 @@
 //!
 //! - [`gguf`] reads and writes the container: memory-mapped, zero-copy, safe on hostile files;
 //! - [`Format`] names the formats that weights are stored in and decodes their rows bit-exactly;
+//! - [`store`] is a file for matrices in formats that GGUF lacks;
 //! - [`quantizers`] are methods that make such weights, from [`statistics`] of a layer's inputs.
 //!
 //! ```
@@ -41,6 +42,7 @@ pub mod quantizer;
 pub mod quantizers;
 mod repack;
 pub mod statistics;
+pub mod store;
 
 pub use error::{Error, Result};
 pub use format::Format;

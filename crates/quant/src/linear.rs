@@ -15,6 +15,7 @@ use crate::{
     Activations, Error, Format, PackedMatrix, Result,
     gguf::{SharedTensor, TensorView},
     product,
+    quantizer::QuantizedMatrix,
 };
 use breakers_backend::{device, pool};
 use burn::{
@@ -96,6 +97,32 @@ impl QuantizedLinear {
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
         let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
         Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()) })
+    }
+
+    /// A layer on a device over quantized matrices. On the CPU each keeps its format. Other devices get blocks of GGUF, to which
+    /// integers of three and four bits are converted without loss, as Q4_0 and Q4_1.
+    ///
+    /// # Errors
+    /// [`Error::InputBasis`] for matrices of divided or rotated inputs, which a layer does not divide or rotate;
+    /// [`Error::NoProduct`] for a format without a kernel on the device, and as [`new`](Self::new).
+    pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
+        device::require(device)?;
+        let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
+        if parts.iter().any(|part| part.input_scales().is_some() || part.rotation().is_some()) {
+            return Err(Error::InputBasis);
+        }
+        if device::is_cpu(device) {
+            let packed: Result<Vec<_>> = parts.iter().map(|part| Ok(Arc::new(part.to_packed()?))).collect();
+            return Self::from_packed(packed?);
+        }
+        let rows = parts.iter().map(|part| {
+            let (format, bytes) = part.to_blocks()?;
+            Ok(Rows { format, n_rows: part.n_rows(), n_cols, bytes })
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let matrices = on_device::place(rows.into_iter(), device)?.into();
+        let n_outputs = parts.iter().map(QuantizedMatrix::n_rows).sum();
+        Ok(Self { n_cols, n_outputs, weights: Weights::Device { matrices, sources: [].into() } })
     }
 
     /// A layer on a device over one matrix of plain numbers, which are not quantized.

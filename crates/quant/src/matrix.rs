@@ -3,9 +3,15 @@
 use crate::{
     Error, Format, Result,
     gguf::TensorView,
-    kernels::{BLOCK, TILE, Tile, decode_block, tile_bytes, with_codes},
+    groups::Groups,
+    kernels::{
+        BLOCK, Codes, Layout, TILE, Tile, decode_block,
+        group::{GroupLayout, with_group_codes},
+        tile_bytes, with_codes,
+    },
     product,
-    repack::pack_tile,
+    quantizer::Encoding,
+    repack::{pack_group_tile, pack_tile},
 };
 use breakers_backend::{
     activations::QuantizedActivations,
@@ -31,7 +37,8 @@ const SLAB_BYTES: usize = 16 * 1024 * 1024;
 ///
 /// # Memory
 /// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales are
-/// widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen.
+/// widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4 takes 4.25 bits a weight,
+/// NVFP4 4.56, integers half a bit (a bit with offsets) for each 32 columns of a group of up to 128 beside their codes.
 ///
 /// # Example
 /// ```
@@ -46,7 +53,8 @@ const SLAB_BYTES: usize = 16 * 1024 * 1024;
 /// # }
 /// ```
 pub struct PackedMatrix {
-    format: Format,
+    encoding: Encoding,
+    layout: Layout,
     n_rows: usize,
     n_cols: usize,
     /// All tiles' codes (or floats), then all tiles' scales.
@@ -93,11 +101,11 @@ impl PackedMatrix {
                 found: bytes.len(),
             });
         }
-        let mut matrix = Self::zeroed(format, n_rows, n_cols)?;
+        let mut matrix = Self::zeroed(Encoding::Gguf(format), Layout::Gguf(format), n_rows, n_cols)?;
         let slab_rows = (SLAB_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TILE);
         for first_row in (0..n_rows).step_by(slab_rows) {
             let range = first_row * row_bytes..n_rows.min(first_row + slab_rows) * row_bytes;
-            matrix.pack_rows(first_row / TILE, &bytes[range.clone()], row_bytes);
+            matrix.pack_rows(format, first_row / TILE, &bytes[range.clone()], row_bytes);
             done(range);
         }
         Ok(matrix)
@@ -112,9 +120,31 @@ impl PackedMatrix {
         Self::from_bytes(Format::F32, n_rows, n_cols, &bytes)
     }
 
-    fn zeroed(format: Format, n_rows: usize, n_cols: usize) -> Result<Self> {
+    /// Packs a matrix of one of our own formats.
+    pub(crate) fn from_groups(groups: &Groups) -> Result<Self> {
+        let (n_rows, n_cols) = (groups.n_rows, groups.n_cols);
+        let layout = GroupLayout::of(groups.format, n_cols)?;
+        let encoding = Encoding::Groups(groups.format);
+        let mut matrix = Self::zeroed(encoding, Layout::Group(layout), n_rows, n_cols)?;
+        let (code_bytes, scale_bytes) = (matrix.code_bytes, matrix.scale_bytes);
+        let (codes, scales) = matrix.storage.split_at_mut(matrix.scales_start);
+        let (codes, scales) = (DisjointMut::new(codes), DisjointMut::new(scales));
+        pool::parallel_for(n_rows.div_ceil(TILE), |tile| {
+            // SAFETY: tiles do not overlap, and each belongs to one task.
+            let (codes, scales) = unsafe {
+                (
+                    codes.slice_mut(tile * code_bytes..(tile + 1) * code_bytes),
+                    scales.slice_mut(tile * scale_bytes..(tile + 1) * scale_bytes),
+                )
+            };
+            pack_group_tile(layout, groups, tile * TILE, codes, scales);
+        });
+        Ok(matrix)
+    }
+
+    fn zeroed(encoding: Encoding, layout: Layout, n_rows: usize, n_cols: usize) -> Result<Self> {
         let n_tiles = n_rows.div_ceil(TILE);
-        let (code_bytes, scale_bytes) = tile_bytes(format, n_cols);
+        let (code_bytes, scale_bytes) = tile_bytes(layout, n_cols);
         let total = code_bytes.checked_mul(n_tiles).and_then(|codes| {
             let scales_start = codes.checked_next_multiple_of(LINE)?;
             Some((scales_start, scales_start.checked_add(scale_bytes.checked_mul(n_tiles)?)?))
@@ -129,12 +159,12 @@ impl PackedMatrix {
         if let Err(error) = storage.advise(memmap2::Advice::HugePage) {
             tracing::debug!(%error, "weights do without huge pages");
         }
-        Ok(Self { format, n_rows, n_cols, storage, code_bytes, scale_bytes, scales_start })
+        Ok(Self { encoding, layout, n_rows, n_cols, storage, code_bytes, scale_bytes, scales_start })
     }
 
     /// Packs whole rows into tiles from the `first_tile`-th on.
-    fn pack_rows(&mut self, first_tile: usize, bytes: &[u8], row_bytes: usize) {
-        let (format, code_bytes, scale_bytes) = (self.format, self.code_bytes, self.scale_bytes);
+    fn pack_rows(&mut self, format: Format, first_tile: usize, bytes: &[u8], row_bytes: usize) {
+        let (code_bytes, scale_bytes) = (self.code_bytes, self.scale_bytes);
         let n_rows = bytes.len().checked_div(row_bytes).unwrap_or(0);
         let (isa, n_tiles) = (cpu::isa(), n_rows.div_ceil(TILE));
         let tiles_per_task = (TASK_BYTES / (code_bytes + scale_bytes).max(1)).max(1);
@@ -167,8 +197,12 @@ impl PackedMatrix {
     }
 
     /// The format that the weights came in.
-    pub fn format(&self) -> Format {
-        self.format
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Bytes of memory that the weights take; a product reads all of them once.
@@ -187,7 +221,8 @@ impl PackedMatrix {
         Tile { codes, scales, is_cold }
     }
 
-    /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from.
+    /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from. (NF4's levels are
+    /// those in 127ths that the product has.)
     ///
     /// # Errors
     /// [`Error::RowIndex`] when there is no such row, [`Error::Length`] when `out` is not `n_cols` long.
@@ -200,16 +235,21 @@ impl PackedMatrix {
             return Err(Error::Length { what: "values of a row", expected, found });
         }
         let (tile, lane) = (self.tile(row_idx / TILE, false), row_idx % TILE);
+        let format = match self.layout {
+            Layout::Gguf(format) => format,
+            Layout::Group(layout) => {
+                with_group_codes!(layout, C => decode_blocks::<C>(tile, lane, out));
+                return Ok(());
+            }
+        };
         with_codes!(
-            self.format,
-            C => for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                decode_block::<C>(tile, block, lane, out);
-            },
+            format,
+            C => decode_blocks::<C>(tile, lane, out),
             else {
-                let width = self.format.block_bytes();
+                let width = format.block_bytes();
                 for (line, out) in tile.codes.chunks_exact(TILE * width).zip(out) {
                     let number = &line[lane * width..][..width];
-                    self.format.decode_row(number, std::slice::from_mut(out))?;
+                    format.decode_row(number, std::slice::from_mut(out))?;
                 }
             }
         );
@@ -233,9 +273,15 @@ impl PackedMatrix {
     }
 }
 
+fn decode_blocks<C: Codes>(tile: Tile<'_>, lane: usize, out: &mut [f32]) {
+    for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        decode_block::<C>(tile, block, lane, out);
+    }
+}
+
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PackedMatrix({} [{}, {}])", self.format, self.n_rows, self.n_cols)
+        write!(f, "PackedMatrix({} [{}, {}])", self.encoding.name(), self.n_rows, self.n_cols)
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
         return Ok(());
     }
     let isa = cpu::isa();
-    let is_float = |part: &&PackedMatrix| float_kernel(part.format(), isa, 1).is_some();
+    let is_float = |part: &&PackedMatrix| codes_kernel(part.layout(), isa, 1).is_none();
     let quantized = if parts.iter().all(is_float) { None } else { Some(x.quantized()?) };
 
     let mut column = 0;
@@ -96,9 +96,9 @@ enum Kernels {
 impl Kernels {
     fn choose(matrix: &PackedMatrix, isa: Isa, n_rows: usize) -> Self {
         let last = (n_rows - 1) % PANEL_ROWS + 1;
-        let format = matrix.format();
-        let float = |n_rows| float_kernel(format, isa, n_rows);
-        let codes = |n_rows| codes_kernel(format, isa, n_rows);
+        let layout = matrix.layout();
+        let float = |n_rows| layout.format().and_then(|format| float_kernel(format, isa, n_rows));
+        let codes = |n_rows| codes_kernel(layout, isa, n_rows);
         match (codes(PANEL_ROWS), codes(last), float(PANEL_ROWS), float(last)) {
             (Some(full), Some(last), _, _) => Kernels::Codes(full, last),
             (_, _, Some(full), Some(last)) => Kernels::Float(full, last),

@@ -1,15 +1,19 @@
 //! What all quantizers have in common: weights in, a packed matrix and a report out.
 
+mod chosen;
+
 use crate::{
     Error, Format, PackedMatrix, Result,
-    encode::{Blocks, floats_to_bytes},
-    grid::{Grid, LANES},
-    groups::{GroupFormat, GroupScales, Groups},
+    encode::floats_to_bytes,
+    gguf::TensorView,
+    groups::{GroupFormat, Groups},
     linalg::{Operand, Part, add_product, transposed},
     statistics::{Statistics, StatisticsConfig},
 };
-use breakers_backend::{cpu, hadamard::Rotation, math::per_isa, pool};
-use std::time::Duration;
+use breakers_backend::{hadamard::Rotation, pool};
+use chosen::ChosenScales;
+pub(crate) use chosen::{Chosen, group_ranges};
+use std::{borrow::Cow, time::Duration};
 
 /// How weights are chosen for a smaller format. Each method is one file of [`quantizers`](crate::quantizers).
 ///
@@ -147,8 +151,8 @@ pub struct QuantizedMatrix {
     body: Body,
     /// Inputs are divided by these first.
     pub(crate) input_scales: Option<Vec<f32>>,
-    /// Inputs are rotated first (after the division).
-    pub(crate) rotation: Option<Rotation>,
+    /// Inputs are rotated first (after the division), with this seed.
+    rotation: Option<(Rotation, u64)>,
     report: QuantizationReport,
 }
 
@@ -156,6 +160,12 @@ pub struct QuantizedMatrix {
 enum Body {
     Blocks(Format, Vec<u8>),
     Groups(Groups),
+}
+
+/// What a matrix is made of.
+pub(crate) enum Parts<'a> {
+    Blocks(&'a [u8]),
+    Groups(&'a Groups),
 }
 
 /// How quantization went.
@@ -206,8 +216,8 @@ impl QuantizedMatrix {
     }
 
     /// The matrix as one whose inputs are rotated first.
-    pub(crate) fn behind_rotation(mut self, rotation: Rotation, method: String) -> Self {
-        self.rotation = Some(rotation);
+    pub(crate) fn behind_rotation(mut self, rotation: Rotation, seed: u64, method: String) -> Self {
+        self.rotation = Some((rotation, seed));
         self.report.method = method;
         self
     }
@@ -254,7 +264,57 @@ impl QuantizedMatrix {
 
     /// The rotation of the inputs (after the division) before the product.
     pub fn rotation(&self) -> Option<&Rotation> {
-        self.rotation.as_ref()
+        self.rotation.as_ref().map(|(rotation, _)| rotation)
+    }
+
+    /// The seed of the rotation, which [`Rotation::random`] makes it from.
+    pub fn rotation_seed(&self) -> Option<u64> {
+        self.rotation.as_ref().map(|(_, seed)| *seed)
+    }
+
+    /// A tensor of a GGUF file, its blocks copied.
+    pub fn from_gguf(view: &TensorView<'_>) -> Self {
+        Self::from_blocks(view.format(), view.n_rows(), view.n_cols(), view.bytes().to_vec())
+    }
+
+    /// The same numbers as blocks of GGUF.
+    pub(crate) fn to_blocks(&self) -> Result<(Format, Cow<'_, [u8]>)> {
+        match &self.body {
+            Body::Blocks(format, bytes) => Ok((*format, Cow::Borrowed(&**bytes))),
+            Body::Groups(groups) => match groups.to_blocks() {
+                Some((format, bytes)) => Ok((format, Cow::Owned(bytes))),
+                None => Err(Error::NoProduct { format: groups.format.name(), n_cols: self.n_cols }),
+            },
+        }
+    }
+
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        match &self.body {
+            Body::Blocks(_, bytes) => Parts::Blocks(bytes),
+            Body::Groups(groups) => Parts::Groups(groups),
+        }
+    }
+
+    /// Blocks of a format, as many as the rows have.
+    pub(crate) fn from_blocks(format: Format, n_rows: usize, n_cols: usize, bytes: Vec<u8>) -> Self {
+        let report = QuantizationReport::default();
+        let body = Body::Blocks(format, bytes);
+        Self { n_rows, n_cols, body, input_scales: None, rotation: None, report }
+    }
+
+    /// Groups whose codes and scales are those of their rows.
+    pub(crate) fn from_groups(groups: Groups) -> Self {
+        let (n_rows, n_cols, report) = (groups.n_rows, groups.n_cols, QuantizationReport::default());
+        Self { n_rows, n_cols, body: Body::Groups(groups), input_scales: None, rotation: None, report }
+    }
+
+    /// The same matrix for inputs that are divided and rotated first.
+    pub(crate) fn behind(mut self, input_scales: Option<Vec<f32>>, seed: Option<u64>) -> Result<Self> {
+        self.input_scales = input_scales;
+        if let Some(seed) = seed {
+            self.rotation = Some((Rotation::random(self.n_cols, seed)?, seed));
+        }
+        Ok(self)
     }
 
     /// How quantization went.
@@ -283,7 +343,7 @@ impl QuantizedMatrix {
     /// The weights that stand for the original ones, `[n_rows, n_cols]`: rotation and factors taken back.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = self.stored_f32();
-        if let Some(rotation) = &self.rotation {
+        if let Some(rotation) = self.rotation() {
             // Rows of the stored matrix are rotated rows of the original one.
             let undone = rotation.inverse(&mut values);
             debug_assert!(undone.is_ok(), "{undone:?}");
@@ -297,158 +357,18 @@ impl QuantizedMatrix {
         values
     }
 
-    /// The matrix for the CPU's product, in its own format.
+    /// The matrix for the CPU's product, in its own format: that of inputs that were divided by
+    /// [`input_scales`](Self::input_scales) and then rotated by [`rotation`](Self::rotation), where there are any.
     ///
     /// # Errors
-    /// [`Error::NoProduct`] for formats that have no product yet, [`Error::OutOfMemory`].
+    /// [`Error::NoProduct`] for integers of other than three or four bits and for groups that are not whole blocks of 32 columns,
+    /// [`Error::OutOfMemory`].
     pub fn to_packed(&self) -> Result<PackedMatrix> {
         match &self.body {
             Body::Blocks(format, bytes) => PackedMatrix::from_bytes(*format, self.n_rows, self.n_cols, bytes),
-            Body::Groups(groups) => Err(Error::NoProduct { format: groups.format.name() }),
+            Body::Groups(groups) => PackedMatrix::from_groups(groups),
         }
     }
-}
-
-/// Scales that were chosen, before any code is.
-pub(crate) struct Chosen {
-    scales: ChosenScales,
-}
-
-enum ChosenScales {
-    Floats(Format),
-    Blocks(Format, Blocks),
-    Groups(GroupFormat, GroupScales, Grid),
-}
-
-impl Chosen {
-    /// Chooses scales for weights whose rows must fit the encoding.
-    pub(crate) fn new(
-        encoding: Encoding,
-        values: &[f32],
-        n_cols: usize,
-        importance: Option<&[f32]>,
-        range: RangeChoice,
-    ) -> Result<Self> {
-        encoding.check(n_cols)?;
-        let scales = match encoding {
-            Encoding::Gguf(format) => match Blocks::choose(format, values, n_cols, importance) {
-                Some(blocks) => ChosenScales::Blocks(format, blocks),
-                None => ChosenScales::Floats(format),
-            },
-            Encoding::Groups(format) => {
-                return Ok(Self::of_groups(
-                    format,
-                    values,
-                    n_cols,
-                    &group_ranges(format, values, n_cols, importance, range),
-                ));
-            }
-        };
-        Ok(Self { scales })
-    }
-
-    /// Given scales and offsets of groups, `[row][group]`.
-    pub(crate) fn of_groups(
-        format: GroupFormat,
-        values: &[f32],
-        n_cols: usize,
-        wanted: &[(f32, f32)],
-    ) -> Self {
-        let scales = GroupScales::store(format, wanted);
-        let grid = Groups::grid(format, values.len() / n_cols, n_cols, &scales);
-        Self { scales: ChosenScales::Groups(format, scales, grid) }
-    }
-
-    /// The values that may be chosen; nothing for floats.
-    pub(crate) fn grid(&self) -> Option<&Grid> {
-        match &self.scales {
-            ChosenScales::Floats(_) => None,
-            ChosenScales::Blocks(_, blocks) => Some(&blocks.grid),
-            ChosenScales::Groups(_, _, grid) => Some(grid),
-        }
-    }
-
-    /// The nearest codes.
-    pub(crate) fn nearest(&self, values: &[f32]) -> Vec<u8> {
-        self.grid().map_or_else(Vec::new, |grid| grid.nearest(values))
-    }
-
-    /// The values of the nearest codes.
-    pub(crate) fn rounded(&self, values: &[f32]) -> Vec<f32> {
-        match self.grid() {
-            Some(grid) => grid.values(&grid.nearest(values)),
-            None => values.to_vec(),
-        }
-    }
-}
-
-/// Scale and offset of each group.
-pub(crate) fn group_ranges(
-    format: GroupFormat,
-    values: &[f32],
-    n_cols: usize,
-    importance: Option<&[f32]>,
-    range: RangeChoice,
-) -> Vec<(f32, f32)> {
-    let group = format.group();
-    let groups = n_cols / group;
-    let isa = cpu::isa();
-    let mut out = vec![(0.0, 0.0); values.len() / group];
-    pool::parallel_chunks_mut(&mut out, LANES, |start, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            let at = start + i;
-            let x = &values[at * group..(at + 1) * group];
-            let w = importance.map(|w| &w[at % groups * group..][..group]);
-            *out = per_isa!(isa, || group_range(format, x, w, range));
-        }
-    });
-    out
-}
-
-#[inline(always)]
-fn group_range(format: GroupFormat, x: &[f32], w: Option<&[f32]>, range: RangeChoice) -> (f32, f32) {
-    let levels = format.levels();
-    let (least, most) = levels.range();
-    let (low, high) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |a, &x| (a.0.min(x), a.1.max(x)));
-    let affine = matches!(format, GroupFormat::Affine { .. });
-    let whole = match format {
-        GroupFormat::Affine { .. } => ((high - low) / most, low),
-        _ => (low.abs().max(high.abs()) / most.max(-least), 0.0),
-    };
-    if range == RangeChoice::Extremes || whole.0 == 0.0 {
-        return whole;
-    }
-    let error = |(scale, offset): (f32, f32)| {
-        let (mut sum, inverse) = (0.0f64, 1.0 / scale);
-        for (part, x) in x.chunks(LANES).enumerate() {
-            let (mut scaled, mut codes, mut found) = ([0.0; LANES], [0; LANES], [0.0; LANES]);
-            for (to, &x) in scaled.iter_mut().zip(x) {
-                *to = (x - offset) * inverse;
-            }
-            levels.nearest(&scaled, &mut codes, &mut found);
-            let mut squares = 0.0f32;
-            for i in 0..x.len() {
-                let difference = scale * found[i] + offset - x[i];
-                squares += w.map_or(1.0, |w| w[part * LANES + i]) * difference * difference;
-            }
-            sum += f64::from(squares);
-        }
-        sum
-    };
-    let mut best = (error(whole), whole);
-    for step in 1..=16 {
-        let shrink = 1.0 - 0.04 * step as f32;
-        // The range shrinks around its middle.
-        let candidate = (
-            whole.0 * shrink,
-            whole.1 + 0.5 * (1.0 - shrink) * (whole.0 * most) * f32::from(u8::from(affine)),
-        );
-        let found = error(candidate);
-        if found < best.0 {
-            best = (found, candidate);
-        }
-    }
-    best.1
 }
 
 /// Squares of the differences, and of the first.

@@ -94,7 +94,7 @@ impl InputObserver for SiteStatistics {
 }
 
 /// Which statistics are collected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StatisticsConfig {
     /// Second moments of all pairs of columns, which error feedback (GPTQ) needs.
     pub hessian: bool,
@@ -102,6 +102,11 @@ pub struct StatisticsConfig {
     pub sample_rows: usize,
     /// Seed of the draw.
     pub seed: u64,
+    /// The largest square of a row, as a multiple of the median of the rows that are shown together (a window of text);
+    /// larger rows are scaled down to it. Models have tokens, such as the first of a text, whose inputs are a thousand times as
+    /// large as others' in a few places. They would decide alone on the second moments, although the norm behind takes
+    /// their size away again.
+    pub row_limit: Option<f32>,
 }
 
 impl StatisticsConfig {
@@ -111,6 +116,7 @@ impl StatisticsConfig {
             hessian: self.hessian || other.hessian,
             sample_rows: self.sample_rows.max(other.sample_rows),
             seed: self.seed,
+            row_limit: self.row_limit.or(other.row_limit),
         }
     }
 }
@@ -142,6 +148,7 @@ pub struct Statistics {
     sample: Vec<f32>,
     sample_rows: usize,
     random: u64,
+    row_limit: Option<f32>,
 }
 
 impl Statistics {
@@ -157,6 +164,7 @@ impl Statistics {
             sample: Vec::new(),
             sample_rows: config.sample_rows,
             random: config.seed,
+            row_limit: config.row_limit,
         }
     }
 
@@ -182,6 +190,8 @@ impl Statistics {
                 found: rows[at],
             });
         }
+        let limited = self.row_limit.and_then(|limit| limited(rows, n, limit));
+        let rows = limited.as_deref().unwrap_or(rows);
         for row in rows.chunks_exact(n) {
             for ((magnitude, square), &x) in
                 self.sum_magnitudes.iter_mut().zip(&mut self.sum_squares).zip(row)
@@ -358,6 +368,32 @@ impl Statistics {
         }
         Ok(out)
     }
+}
+
+/// Fewest rows whose median says what is usual.
+const LIMITED_ROWS: usize = 16;
+
+/// The rows with none above a multiple of the median square; nothing if there is nothing to do.
+fn limited(rows: &[f32], n_cols: usize, limit: f32) -> Option<Vec<f32>> {
+    let squares: Vec<f64> =
+        rows.chunks_exact(n_cols).map(|row| row.iter().map(|x| f64::from(*x).powi(2)).sum()).collect();
+    if squares.len() < LIMITED_ROWS {
+        return None;
+    }
+    let mut sorted = squares.clone();
+    sorted.sort_by(f64::total_cmp);
+    let most = f64::from(limit) * sorted[sorted.len() / 2];
+    if most.is_nan() || most <= 0.0 || sorted[sorted.len() - 1] <= most {
+        return None;
+    }
+    let mut out = rows.to_vec();
+    for (row, square) in out.chunks_exact_mut(n_cols).zip(squares) {
+        if square > most {
+            let factor = (most / square).sqrt() as f32;
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+    Some(out)
 }
 
 impl std::fmt::Debug for Statistics {

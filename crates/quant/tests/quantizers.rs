@@ -60,7 +60,7 @@ impl Layer {
             }
             out
         };
-        let config = StatisticsConfig { hessian: true, sample_rows: 512, seed };
+        let config = StatisticsConfig { hessian: true, sample_rows: 512, seed, row_limit: None };
         let mut calibration = Statistics::new(n, config);
         calibration.observe(&inputs(n_rows, &mut random)).unwrap();
         let held_out = inputs(1024, &mut random);
@@ -141,7 +141,7 @@ fn the_layer_error_table_is_reproduced() {
         let act_order = GptqConfig { order: ColumnOrder::DescendingSquares, ..GptqConfig::paper() };
         let methods: [Box<dyn Quantizer>; 4] = [
             Box::new(RoundToNearest::extremes(encoding)),
-            Box::new(Awq::new(encoding, AwqConfig::paper())),
+            Box::new(Awq::new(encoding, AwqConfig { clip: false, ..AwqConfig::paper() })),
             Box::new(Gptq::new(encoding, GptqConfig::paper())),
             Box::new(Gptq::new(encoding, act_order)),
         ];
@@ -167,6 +167,11 @@ const ENCODINGS: [Encoding; 10] = [
     Encoding::Groups(GroupFormat::Affine { bits: 3, group: 64 }),
 ];
 
+/// Without shrinkage: rows of these layers are drawn independently, and are many.
+fn independent() -> GptqConfig {
+    GptqConfig { shrinkage: 0.0, ..GptqConfig::default() }
+}
+
 #[test]
 fn methods_rank_as_they_should() {
     let layer = Layer::new(512, 2048, 7);
@@ -175,8 +180,8 @@ fn methods_rank_as_they_should() {
         let plain = layer.error(&RoundToNearest::new(encoding).unweighted());
         let weighted = layer.error(&RoundToNearest::new(encoding));
         let awq = layer.error(&Awq::new(encoding, AwqConfig::default()));
-        let gptq = layer.error(&Gptq::new(encoding, GptqConfig::default()));
-        let rotated = layer.error(&Rotated::new(Gptq::new(encoding, GptqConfig::default()), 1));
+        let gptq = layer.error(&Gptq::new(encoding, independent()));
+        let rotated = layer.error(&Rotated::new(Gptq::new(encoding, independent()), 1));
         assert!(weighted < plain, "{name}: {weighted} {plain}");
         assert!(awq < plain, "{name}: {awq} {plain}");
         assert!(gptq < 0.6 * weighted, "{name}: {gptq} {weighted}");
@@ -191,11 +196,63 @@ fn methods_rank_as_they_should() {
 }
 
 #[test]
+fn ranges_are_cut_off_where_outputs_lose_least() {
+    let layer = Layer::new(256, 1024, 9);
+    for format in [
+        GroupFormat::Affine { bits: 3, group: 128 },
+        GroupFormat::Affine { bits: 2, group: 64 },
+        GroupFormat::Symmetric { bits: 4, group: 128 },
+        GroupFormat::Nf4,
+    ] {
+        let error = |clip| {
+            let config = AwqConfig { clip, ..AwqConfig::paper() };
+            layer.error(&Awq::new(Encoding::Groups(format), config))
+        };
+        let (whole, clipped) = (error(false), error(true));
+        assert!(clipped < 0.97 * whole, "{}: {clipped} {whole}", format.name());
+    }
+}
+
+#[test]
+fn shrinkage_helps_where_rows_are_few() {
+    let error = |n_rows, shrinkage| {
+        let config = GptqConfig { shrinkage, ..GptqConfig::default() };
+        Layer::new(256, n_rows, 11).error(&Gptq::new(Encoding::Gguf(Format::Q3_K), config))
+    };
+    // Fewer rows than columns, and four times as many.
+    let (few, few_shrunk) = (error(128, 0.0), error(128, 0.5));
+    assert!(few_shrunk < 0.9 * few, "{few_shrunk} {few}");
+    let (many, many_shrunk) = (error(1024, 0.0), error(1024, 0.5));
+    assert!(many < few && many_shrunk < 1.5 * many, "{many_shrunk} {many}");
+}
+
+#[test]
+fn a_few_large_rows_do_not_decide_alone() {
+    // One row in a window is a thousand times as large as the others in a few places, as the first of a text is in models.
+    let n = 256;
+    let mut random = Random(12);
+    let mut window = random.normals(n * 64);
+    let usual = window.clone();
+    window[..n].iter_mut().step_by(32).for_each(|x| *x *= 1000.0);
+    let squares = |rows: &[f32], row_limit| {
+        let config = StatisticsConfig { row_limit, ..Default::default() };
+        let mut statistics = Statistics::new(n, config);
+        statistics.observe(rows).unwrap();
+        statistics.mean_square()
+    };
+    let share = |squares: Vec<f32>| squares.iter().step_by(32).sum::<f32>() / squares.iter().sum::<f32>();
+    assert!(share(squares(&window, None)) > 0.99);
+    assert!(share(squares(&window, Some(4.0))) < 0.12);
+    // Rows of usual size stay as they are.
+    assert_eq!(squares(&usual, Some(4.0)), squares(&usual, None));
+}
+
+#[test]
 fn what_scales_are_weighted_by_matters_to_feedback() {
     let layer = Layer::new(512, 2048, 8);
     for format in [Format::Q2_K, Format::Q3_K, Format::Q4_K] {
         let error = |importance| {
-            let config = GptqConfig { importance, ..GptqConfig::default() };
+            let config = GptqConfig { importance, ..independent() };
             layer.error(&Gptq::new(Encoding::Gguf(format), config))
         };
         let (none, conditional) = (error(ScaleImportance::None), error(ScaleImportance::Conditional));
@@ -215,7 +272,7 @@ fn bad_input_is_refused_by_name() {
     ];
     let mut random = Random(9);
     let statistics = |n: usize, random: &mut Random| {
-        let config = StatisticsConfig { hessian: true, sample_rows: 16, seed: 0 };
+        let config = StatisticsConfig { hessian: true, sample_rows: 16, ..Default::default() };
         let mut statistics = Statistics::new(n, config);
         statistics.observe(&random.normals(n * 32)).unwrap();
         statistics
@@ -263,7 +320,8 @@ fn columns_that_are_never_fed_and_weights_of_zero_are_no_trouble() {
     rows.chunks_exact_mut(n).for_each(|row| row[32..64].fill(0.0));
     values.chunks_exact_mut(n).for_each(|row| row[64..96].fill(0.0));
     values[..n].fill(0.0);
-    let mut statistics = Statistics::new(n, StatisticsConfig { hessian: true, sample_rows: 64, seed: 0 });
+    let mut statistics =
+        Statistics::new(n, StatisticsConfig { hessian: true, sample_rows: 64, ..Default::default() });
     statistics.observe(&rows).unwrap();
     let weights = WeightMatrix::new(&values, 4, n).unwrap();
     for format in [Format::Q4_K, Format::Q2_K, Format::Q4_0, Format::MXFP4] {
@@ -271,8 +329,8 @@ fn columns_that_are_never_fed_and_weights_of_zero_are_no_trouble() {
         let methods: [Box<dyn Quantizer>; 4] = [
             Box::new(RoundToNearest::new(encoding)),
             Box::new(Awq::new(encoding, AwqConfig::default())),
-            Box::new(Gptq::new(encoding, GptqConfig::default())),
-            Box::new(Rotated::new(Gptq::new(encoding, GptqConfig::default()), 2)),
+            Box::new(Gptq::new(encoding, independent())),
+            Box::new(Rotated::new(Gptq::new(encoding, independent()), 2)),
         ];
         for method in methods {
             let quantized = method.quantize(&weights, Some(&statistics)).unwrap();

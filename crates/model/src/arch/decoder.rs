@@ -4,7 +4,9 @@ use breakers_backend::norm::rms_norm;
 use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
 use breakers_quant::gguf;
 use breakers_quant::linear::{QuantizedEmbedding, QuantizedLinear};
+use breakers_quant::quantizer::QuantizedMatrix;
 use breakers_quant::statistics::InputSite;
+use breakers_quant::store::Store;
 use burn::tensor::{Device, Tensor, TensorData};
 use tracing::trace_span;
 
@@ -54,8 +56,13 @@ pub(crate) struct Hidden {
 }
 
 impl Decoder {
-    pub(crate) fn load(file: &gguf::File, spec: DecoderSpec, device: &Device) -> Result<Self, Error> {
-        let weights = Weights { file, device };
+    pub(crate) fn load(
+        file: &gguf::File,
+        store: Option<&Store>,
+        spec: DecoderSpec,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let weights = Weights { file, store, device };
         let embedding_view = file.require("token_embd.weight")?;
         let vocab_size = embedding_view.n_rows();
         expect_shape(&embedding_view, &[vocab_size, spec.width])?;
@@ -368,6 +375,8 @@ impl Block {
 /// Reads tensors and checks their shapes.
 pub(crate) struct Weights<'a> {
     pub(crate) file: &'a gguf::File,
+    /// Matrices of blocks that take the place of those of the file.
+    pub(crate) store: Option<&'a Store>,
     pub(crate) device: &'a Device,
 }
 
@@ -388,7 +397,24 @@ impl Weights<'_> {
                 Ok(view)
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        Ok(QuantizedLinear::new(views, self.device)?)
+        let Some(store) = self.store.filter(|store| parts.iter().any(|(name, _)| store.contains(name)))
+        else {
+            return Ok(QuantizedLinear::new(views, self.device)?);
+        };
+        let matrices = parts.iter().zip(&views).map(|(&(name, n_rows), view)| {
+            if !store.contains(name) {
+                return Ok(QuantizedMatrix::from_gguf(view));
+            }
+            let matrix = store.matrix(name)?;
+            if (matrix.n_rows(), matrix.n_cols()) != (n_rows, n_cols) {
+                let (expected, found) = (vec![n_rows, n_cols], vec![matrix.n_rows(), matrix.n_cols()]);
+                return Err(Error::TensorShape { name: name.to_owned(), expected, found });
+            }
+            Ok(matrix)
+        });
+        let matrices = matrices.collect::<Result<Vec<_>, Error>>()?;
+        let in_matrix = |source| Error::Tensor { name: parts[0].0.to_owned(), source };
+        QuantizedLinear::from_quantized(&matrices, self.device).map_err(in_matrix)
     }
 }
 

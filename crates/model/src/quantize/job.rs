@@ -11,12 +11,15 @@ use breakers_quant::{Format, gguf};
 
 use super::fold::HiddenRotation;
 use super::parts::Parts;
+use super::tables;
 use super::{Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, TensorReport, parts_folder};
 use crate::Error;
 use crate::walk::BlockWalk;
 
 /// Rows of inputs that errors are reported on.
 pub(super) const REPORT_ROWS: usize = 256;
+/// The largest square of a row of inputs in the statistics, as a multiple of its window's median.
+pub(super) const ROW_LIMIT: f32 = 4.0;
 
 pub(super) const EMBEDDINGS: &str = "token_embd.weight";
 pub(super) const HEAD: &str = "output.weight";
@@ -31,16 +34,7 @@ pub(super) fn run(
 ) -> Result<QuantizeReport, Error> {
     let start = Instant::now();
     let file = gguf::File::open(source)?;
-    let windows: Vec<Vec<u32>> =
-        options.tokens.chunks_exact(options.window.max(1)).map(<[u32]>::to_vec).collect();
-    let n_tokens = windows.len() * options.window;
-    if options.method.needs_text() && (windows.is_empty() || n_tokens < options.min_tokens) {
-        return Err(Error::TooLittleText {
-            expected: options.min_tokens.max(options.window),
-            found: n_tokens,
-        });
-    }
-    let windows = if options.method.needs_text() { windows } else { Vec::new() };
+    let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
     if options.rotation.is_some() && walk.has_post_norms() {
@@ -49,10 +43,12 @@ pub(super) fn run(
     }
     let rotation = options.rotation.map(|seed| HiddenRotation::new(walk.width(), seed)).transpose()?;
     let parts = Parts::open(parts_folder(out), &fingerprint(&file, plan, options))?;
-    let report = QuantizeReport { n_tokens, ..QuantizeReport::default() };
+    let mut report = QuantizeReport { n_tokens, ..QuantizeReport::default() };
+    let tied = options.tie && tables::can_tie(&file, options, &mut report.notes)?;
     let steps = file.tensors().filter(|view| view.shape().len() == 2).count() + 2 * walk.n_blocks();
-    let mut job = Job { file: &file, plan, options, rotation, parts, walk, report, done: 0, steps, progress };
-    job.table(EMBEDDINGS, None)?;
+    let mut job =
+        Job { file: &file, plan, options, rotation, tied, parts, walk, report, done: 0, steps, progress };
+    job.embeddings()?;
     for block in 0..job.walk.n_blocks() {
         job.block(block)?;
     }
@@ -83,10 +79,10 @@ fn fingerprint(file: &gguf::File, plan: &Plan, options: &QuantizeOptions) -> Str
         eat(&bytes[bytes.len() - n..]);
     }
     options.tokens.iter().for_each(|token| eat(&token.to_le_bytes()));
-    let QuantizeOptions { method, rotation, window, .. } = options;
+    let QuantizeOptions { method, rotation, tie, window, .. } = options;
     let formats: Vec<String> = plan.iter().map(|(name, format)| format!("{name}={format}")).collect();
     let n_bytes = file.len_bytes();
-    format!("1 {hash:016x} {n_bytes} {method:?} {rotation:?} {window} {}", formats.join(","))
+    format!("2 {hash:016x} {n_bytes} {method:?} {rotation:?} {tie} {window} {}", formats.join(","))
 }
 
 pub(super) struct Job<'a> {
@@ -94,6 +90,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a QuantizeOptions,
     pub(super) rotation: Option<HiddenRotation>,
+    /// The head's table is that of the embeddings too.
+    pub(super) tied: bool,
     pub(super) parts: Parts,
     pub(super) walk: BlockWalk,
     pub(super) report: QuantizeReport,
@@ -183,14 +181,17 @@ impl Job<'_> {
                 views.iter().filter(of_site).any(|view| !self.is_kept(view))
             })
             .collect();
+        let row_limit = Some(ROW_LIMIT);
         let config = match self.options.method {
             Method::Gptq(_) => {
-                StatisticsConfig { hessian: true, sample_rows: REPORT_ROWS, ..Default::default() }
+                StatisticsConfig { hessian: true, sample_rows: REPORT_ROWS, row_limit, ..Default::default() }
             }
-            Method::Awq(config) => {
-                StatisticsConfig { sample_rows: config.sample_rows.max(REPORT_ROWS), ..Default::default() }
-            }
-            _ => StatisticsConfig { sample_rows: REPORT_ROWS, ..Default::default() },
+            Method::Awq(config) => StatisticsConfig {
+                sample_rows: config.sample_rows.max(REPORT_ROWS),
+                row_limit,
+                ..Default::default()
+            },
+            _ => StatisticsConfig { sample_rows: REPORT_ROWS, row_limit, ..Default::default() },
         };
         let mut observer = Timed { inner: SiteStatistics::of(&sites, config), time: Duration::default() };
         if !sites.is_empty() {
@@ -357,11 +358,14 @@ impl Job<'_> {
             writer.insert("breakers.quantize.rotation_seed", seed)?;
         }
         let file = self.file;
-        let format = |view: &gguf::TensorView<'_>| {
-            if view.name() == "rope_freqs.weight" { view.format() } else { self.stored_format(view) }
+        let format = |view: &gguf::TensorView<'_>| match view.name() {
+            "rope_freqs.weight" => view.format(),
+            EMBEDDINGS if self.tied => self.plan.format(HEAD).unwrap_or(view.format()),
+            _ => self.stored_format(view),
         };
+        let is_written = |view: &gguf::TensorView<'_>| !(self.tied && view.name() == HEAD);
         let untied = self.rotation.is_some() && file.tensor(HEAD).is_none();
-        for view in file.tensors() {
+        for view in file.tensors().filter(is_written) {
             writer.declare(view.name(), format(&view), view.shape())?;
         }
         if untied {
@@ -369,7 +373,7 @@ impl Job<'_> {
             writer.declare(HEAD, format(&view), view.shape())?;
         }
         let mut sink = writer.create(out)?;
-        for view in file.tensors() {
+        for view in file.tensors().filter(is_written) {
             let found = self.parts.read(view.name(), n_bytes(&view, format(&view))?)?;
             // What no step has touched is taken over.
             match found {

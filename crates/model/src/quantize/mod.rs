@@ -23,6 +23,7 @@ mod job;
 mod parts;
 mod plan;
 mod sensitivity;
+mod store;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ use crate::Error;
 
 pub use plan::Plan;
 pub use sensitivity::{Choice, Sensitivities};
+pub use store::quantize_matrices;
 
 /// How weights are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,6 +78,9 @@ pub struct QuantizeOptions {
     pub method: Method,
     /// Seed of a rotation of the hidden states, which is folded into all matrices; `None` for none.
     pub rotation: Option<u64>,
+    /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format: the other one's
+    /// bytes are worth more in the blocks. Where they are not, or are rotated, both are written, and a note says so.
+    pub tie: bool,
     /// The text to calibrate with.
     pub tokens: Vec<TokenId>,
     /// Tokens that are read in one context; a remainder of the text is dropped.
@@ -85,9 +90,23 @@ pub struct QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// A job without a rotation, with windows of 512 tokens.
+    /// A job without a rotation or tied tables, with windows of 512 tokens.
     pub fn new(method: Method, tokens: Vec<TokenId>) -> Self {
-        Self { method, rotation: None, tokens, window: 512, min_tokens: 2048 }
+        Self { method, rotation: None, tie: false, tokens, window: 512, min_tokens: 2048 }
+    }
+
+    /// The text in windows; none for a method that needs no text.
+    fn windows(&self) -> Result<Vec<Vec<TokenId>>, Error> {
+        if !self.method.needs_text() {
+            return Ok(Vec::new());
+        }
+        let windows: Vec<Vec<TokenId>> =
+            self.tokens.chunks_exact(self.window.max(1)).map(<[TokenId]>::to_vec).collect();
+        let found = windows.len() * self.window;
+        if windows.is_empty() || found < self.min_tokens {
+            return Err(Error::TooLittleText { expected: self.min_tokens.max(self.window), found });
+        }
+        Ok(windows)
     }
 }
 

@@ -5,12 +5,60 @@ use std::time::Instant;
 use breakers_quant::gguf;
 use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
-use super::job::{EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, Ready, choose, kept, n_bytes};
-use super::{Method, TensorReport};
+use super::job::{EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, ROW_LIMIT, Ready, choose, kept, n_bytes};
+use super::{Method, QuantizeOptions, TensorReport};
 use crate::Error;
 
 /// Rows that are quantized at a time.
 const SLAB_ROWS: usize = 8192;
+
+/// Most squared difference of tables that are taken for one, over their squares: what four bits lose of numbers that are
+/// normally distributed is .01.
+const SAME_TABLE: f64 = 0.02;
+/// Rows that tables are compared on.
+const COMPARED_ROWS: usize = 1024;
+
+/// Whether embeddings and head can be one table; if not, a note says why.
+pub(super) fn can_tie(
+    file: &gguf::File,
+    options: &QuantizeOptions,
+    notes: &mut Vec<String>,
+) -> Result<bool, Error> {
+    let (embeddings, Some(head)) = (file.require(EMBEDDINGS)?, file.tensor(HEAD)) else {
+        return Ok(false);
+    };
+    if options.rotation.is_some() {
+        notes.push(
+            "tie: a rotation takes the last norm into the head, so that both tables are written".to_owned(),
+        );
+        return Ok(false);
+    }
+    if embeddings.shape() != head.shape() {
+        notes.push("tie: embeddings and head have different shapes, so that both are written".to_owned());
+        return Ok(false);
+    }
+    let (mut wrong, mut all) = (0.0f64, 0.0f64);
+    let n_cols = head.n_cols();
+    let (mut a, mut b) = (vec![0.0f32; n_cols], vec![0.0f32; n_cols]);
+    for row in (0..head.n_rows()).step_by((head.n_rows() / COMPARED_ROWS).max(1)) {
+        for (view, out) in [(&embeddings, &mut a), (&head, &mut b)] {
+            view.format().decode_row(view.row(row).unwrap_or_default(), out)?;
+        }
+        for (a, b) in a.iter().zip(&b) {
+            wrong += f64::from(a - b).powi(2);
+            all += f64::from(*b).powi(2);
+        }
+    }
+    // Written so that numbers that are none are no match.
+    let same = wrong <= SAME_TABLE * all;
+    if !same {
+        notes.push(format!(
+            "tie: embeddings and head differ by {:.3} of their squares, so that both are written",
+            wrong / all
+        ));
+    }
+    Ok(same)
+}
 
 impl Job<'_> {
     /// The inputs of the head, and what they make of it.
@@ -19,6 +67,10 @@ impl Job<'_> {
         let norm = file.require(LAST_NORM)?.to_f32();
         let written: Vec<f32> = if self.rotation.is_some() { vec![1.0; norm.len()] } else { norm.clone() };
         self.parts.write(LAST_NORM, &written.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
+        if self.tied {
+            self.step();
+            return Ok(());
+        }
         let Some(view) = file.tensor(HEAD) else {
             if self.rotation.is_some() {
                 let note = "rotation: embeddings and head were one, and are two now";
@@ -31,7 +83,12 @@ impl Job<'_> {
         if self.walk.n_windows() > 0 && !(self.rotation.is_none() && self.target(&view) == view.format()) {
             let start = Instant::now();
             let hessian = matches!(self.options.method, Method::Gptq(_));
-            let config = StatisticsConfig { hessian, sample_rows: REPORT_ROWS, ..Default::default() };
+            let config = StatisticsConfig {
+                hessian,
+                sample_rows: REPORT_ROWS,
+                row_limit: Some(ROW_LIMIT),
+                ..Default::default()
+            };
             let mut statistics = Statistics::new(self.walk.width(), config);
             self.walk.head_inputs(file, |rows| Ok(statistics.observe(rows)?))?;
             statistics.finish();
@@ -48,10 +105,10 @@ impl Job<'_> {
         self.table_as(&view, HEAD, Some(&norm), &ready)
     }
 
-    /// A table with many rows: the embeddings.
-    pub(super) fn table(&mut self, name: &str, norm: Option<&[f32]>) -> Result<(), Error> {
-        let view = self.file.require(name)?;
-        self.table_as(&view, name, norm, &Ready::Plain)
+    /// The table of embeddings; where both are one, from the head, whose format is the finer one.
+    pub(super) fn embeddings(&mut self) -> Result<(), Error> {
+        let view = self.file.require(if self.tied { HEAD } else { EMBEDDINGS })?;
+        self.table_as(&view, EMBEDDINGS, None, &Ready::Plain)
     }
 
     fn table_as(

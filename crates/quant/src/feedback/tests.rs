@@ -85,7 +85,7 @@ fn it_equals_the_papers_recursion_column_by_column() {
         let weights = random(n * n_rows, 2);
         for order in [ColumnOrder::Natural, ColumnOrder::DescendingSquares] {
             let damping = 0.01;
-            let feedback = Feedback::new(&statistics, order, damping).unwrap();
+            let feedback = Feedback::new(&statistics, order, damping, 0.0).unwrap();
             let grid = steps(n_rows, n, 0.25);
             let (codes, loss) = feedback.round(&weights, &grid);
             let mut hessian: Vec<f64> =
@@ -132,7 +132,7 @@ fn feedback_beats_rounding_to_the_nearest() {
     };
     let nearest = loss(&grid.nearest(&weights));
     let natural =
-        loss(&Feedback::new(&statistics, ColumnOrder::Natural, 0.01).unwrap().round(&weights, &grid).0);
+        loss(&Feedback::new(&statistics, ColumnOrder::Natural, 0.01, 0.0).unwrap().round(&weights, &grid).0);
     assert!(natural < 0.6 * nearest, "{natural} {nearest}");
 }
 
@@ -144,7 +144,9 @@ fn codes_do_not_depend_on_paths() {
     let grid = steps(n_rows, n, 0.3);
     let codes = |isa| {
         let round = || {
-            Feedback::new(&statistics, ColumnOrder::DescendingSquares, 0.01).unwrap().round(&weights, &grid)
+            Feedback::new(&statistics, ColumnOrder::DescendingSquares, 0.01, 0.0)
+                .unwrap()
+                .round(&weights, &grid)
         };
         cpu::with_isa(isa, round).unwrap()
     };
@@ -165,15 +167,18 @@ fn a_hessian_that_is_no_good_is_damped_or_refused() {
     }
     let mut statistics = Statistics::new(n, StatisticsConfig { hessian: true, ..Default::default() });
     assert!(matches!(
-        Feedback::new(&statistics, ColumnOrder::Natural, 0.01),
+        Feedback::new(&statistics, ColumnOrder::Natural, 0.01, 0.0),
         Err(Error::TooFewRows { expected: 1, found: 0 })
     ));
     statistics.observe(&rows).unwrap();
-    let feedback = Feedback::new(&statistics, ColumnOrder::Natural, 0.0).unwrap();
+    let feedback = Feedback::new(&statistics, ColumnOrder::Natural, 0.0, 0.0).unwrap();
     assert!(feedback.damping > 0.0);
     let weights = random(n * 8, 8);
     let (codes, loss) = feedback.round(&weights, &steps(8, n, 0.3));
     assert!(loss.is_finite() && codes.iter().all(|&code| code < 8));
     let nothing = Statistics::new(n, StatisticsConfig::default());
-    assert!(matches!(Feedback::new(&nothing, ColumnOrder::Natural, 0.01), Err(Error::NoStatistics { .. })));
+    assert!(matches!(
+        Feedback::new(&nothing, ColumnOrder::Natural, 0.01, 0.0),
+        Err(Error::NoStatistics { .. })
+    ));
 }

@@ -242,8 +242,8 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
         };
         let within = block % C::SCALES.blocks();
         match C::SCALES {
-            Scales::Half => ([half(0); 2], zero),
-            Scales::HalfMin => ([half(0); 2], [half(1); 2]),
+            Scales::Half | Scales::HalfOf(_) => ([half(0); 2], zero),
+            Scales::HalfMin | Scales::HalfMinOf(_) => ([half(0); 2], [half(1); 2]),
             Scales::Exponent => ([power_of_two(_mm256_cvtepu8_epi32(byte(0, 0))); 2], zero),
             Scales::ByteMin => {
                 let line = |line| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(byte(2, 2 * within + line)));
@@ -253,6 +253,11 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
             Scales::HalvesByte => {
                 let factor = half(0);
                 let line = |i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(byte(1, 2 * within + i)));
+                ([_mm256_mul_ps(factor, line(0)), _mm256_mul_ps(factor, line(1))], zero)
+            }
+            Scales::HalvesE4M3 => {
+                let factor = half(0);
+                let line = |i| e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within + i)));
                 ([_mm256_mul_ps(factor, line(0)), _mm256_mul_ps(factor, line(1))], zero)
             }
             Scales::HalvesNibbleMin => {
@@ -269,6 +274,18 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
                 )
             }
         }
+    }
+}
+
+/// Numbers of E4M3, less the shift of a tile: their bits make a float whose exponent is too small by 120.
+#[inline(always)]
+unsafe fn e4m3(bits: __m256i) -> __m256 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let magnitude = _mm256_slli_epi32::<20>(_mm256_and_si256(bits, _mm256_set1_epi32(0x7f)));
+        let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(bits, _mm256_set1_epi32(0x80)));
+        let number = _mm256_castsi256_ps(_mm256_or_si256(magnitude, sign));
+        _mm256_mul_ps(number, _mm256_set1_ps(super::E4M3_REBIAS))
     }
 }
 

@@ -217,8 +217,8 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
         let byte = |halves: usize, line: usize| _mm_loadu_si128(lines.add((2 * halves + line) * TILE).cast());
         let within = block % C::SCALES.blocks();
         match C::SCALES {
-            Scales::Half => ([half(0); 2], zero),
-            Scales::HalfMin => ([half(0); 2], [half(1); 2]),
+            Scales::Half | Scales::HalfOf(_) => ([half(0); 2], zero),
+            Scales::HalfMin | Scales::HalfMinOf(_) => ([half(0); 2], [half(1); 2]),
             Scales::Exponent => ([power_of_two(_mm512_cvtepu8_epi32(byte(0, 0))); 2], zero),
             Scales::ByteMin => {
                 let line = |line| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(byte(2, 2 * within + line)));
@@ -228,6 +228,11 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
             Scales::HalvesByte => {
                 let factor = half(0);
                 let line = |i| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(byte(1, 2 * within + i)));
+                ([_mm512_mul_ps(factor, line(0)), _mm512_mul_ps(factor, line(1))], zero)
+            }
+            Scales::HalvesE4M3 => {
+                let factor = half(0);
+                let line = |i| e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within + i)));
                 ([_mm512_mul_ps(factor, line(0)), _mm512_mul_ps(factor, line(1))], zero)
             }
             Scales::HalvesNibbleMin => {
@@ -244,6 +249,18 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
                 )
             }
         }
+    }
+}
+
+/// Numbers of E4M3, less the shift of a tile: their bits make a float whose exponent is too small by 120.
+#[inline(always)]
+unsafe fn e4m3(bits: __m512i) -> __m512 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let magnitude = _mm512_slli_epi32::<20>(_mm512_and_si512(bits, _mm512_set1_epi32(0x7f)));
+        let sign = _mm512_slli_epi32::<24>(_mm512_and_si512(bits, _mm512_set1_epi32(0x80)));
+        let number = _mm512_castsi512_ps(_mm512_or_si512(magnitude, sign));
+        _mm512_mul_ps(number, _mm512_set1_ps(super::E4M3_REBIAS))
     }
 }
 

@@ -39,6 +39,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float;
+pub(crate) mod group;
 pub(crate) mod pack;
 mod scalar;
 
@@ -51,7 +52,12 @@ use breakers_backend::{
     cpu::Isa,
 };
 
+use group::with_group_codes;
 pub(crate) use scalar::decode_block;
+
+/// 2^120 makes a float of the bits of E4M3; the shift of a tile is taken off at once.
+#[cfg(target_arch = "x86_64")]
+const E4M3_REBIAS: f32 = f32::from_bits((120 + 127) << 23) * crate::repack::E4M3_SHIFT;
 
 /// Output rows that lie interleaved.
 pub(crate) const TILE: usize = 16;
@@ -75,6 +81,13 @@ pub(crate) enum Scales {
     /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte with the
     /// scale in its low four bits and the minimum in its high ones.
     HalvesNibbleMin,
+    /// Per so many blocks: half-precision scales.
+    HalfOf(usize),
+    /// Per so many blocks: half-precision scales, half-precision minima.
+    HalfMinOf(usize),
+    /// Per 8 blocks (or what remains of a row): half-precision factors; then per half block: scales in E4M3, 2^10 times as
+    /// large as they count.
+    HalvesE4M3,
 }
 
 impl Scales {
@@ -82,30 +95,31 @@ impl Scales {
     pub(crate) const fn blocks(self) -> usize {
         match self {
             Scales::Half | Scales::HalfMin | Scales::Exponent => 1,
-            Scales::ByteMin | Scales::HalvesByte | Scales::HalvesNibbleMin => 8,
+            Scales::ByteMin | Scales::HalvesByte | Scales::HalvesNibbleMin | Scales::HalvesE4M3 => 8,
+            Scales::HalfOf(blocks) | Scales::HalfMinOf(blocks) => blocks,
         }
     }
 
     /// Bytes of [`blocks`](Self::blocks) blocks of one tile.
     pub(crate) const fn bytes(self) -> usize {
         TILE * match self {
-            Scales::Half => 2,
-            Scales::HalfMin => 4,
+            Scales::Half | Scales::HalfOf(_) => 2,
+            Scales::HalfMin | Scales::HalfMinOf(_) => 4,
             Scales::Exponent => 1,
             Scales::ByteMin => 4 + 8 * 2,
-            Scales::HalvesByte => 2 + 16,
+            Scales::HalvesByte | Scales::HalvesE4M3 => 2 + 16,
             Scales::HalvesNibbleMin => 4 + 16,
         }
     }
 
     /// Whether each half of a block has its own scale.
     pub(crate) const fn per_half(self) -> bool {
-        matches!(self, Scales::HalvesByte | Scales::HalvesNibbleMin)
+        matches!(self, Scales::HalvesByte | Scales::HalvesNibbleMin | Scales::HalvesE4M3)
     }
 
     /// Whether there are minima.
     pub(crate) const fn has_min(self) -> bool {
-        matches!(self, Scales::HalfMin | Scales::ByteMin | Scales::HalvesNibbleMin)
+        matches!(self, Scales::HalfMin | Scales::HalfMinOf(_) | Scales::ByteMin | Scales::HalvesNibbleMin)
     }
 }
 
@@ -227,12 +241,36 @@ pub(crate) use with_codes;
 /// Bytes of a tile: of codes (or of floats), and of scales.
 ///
 /// `n_cols` must be whole blocks of the format.
-pub(crate) fn tile_bytes(format: Format, n_cols: usize) -> (usize, usize) {
+pub(crate) fn tile_bytes(layout: Layout, n_cols: usize) -> (usize, usize) {
     fn of<C: Codes>(n_cols: usize) -> (usize, usize) {
         let n_blocks = n_cols / BLOCK;
-        (n_blocks * C::BLOCK_BYTES, n_blocks / C::SCALES.blocks() * C::SCALES.bytes())
+        (n_blocks * C::BLOCK_BYTES, n_blocks.div_ceil(C::SCALES.blocks()) * C::SCALES.bytes())
     }
-    with_codes!(format, C => of::<C>(n_cols), else (n_cols * TILE * format.block_bytes(), 0))
+    match layout {
+        Layout::Gguf(format) => {
+            with_codes!(format, C => of::<C>(n_cols), else (n_cols * TILE * format.block_bytes(), 0))
+        }
+        Layout::Group(layout) => with_group_codes!(layout, C => of::<C>(n_cols)),
+    }
+}
+
+/// Whose codes a tile holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Those of a GGUF format, or its floats.
+    Gguf(Format),
+    /// Those of a format of our own.
+    Group(group::GroupLayout),
+}
+
+impl Layout {
+    /// The GGUF format.
+    pub(crate) fn format(self) -> Option<Format> {
+        match self {
+            Layout::Gguf(format) => Some(format),
+            Layout::Group(_) => None,
+        }
+    }
 }
 
 /// One tile of packed weights.
@@ -264,8 +302,13 @@ pub(crate) type Outputs = [[f32; TILE]; PANEL_ROWS];
 pub(crate) type CodesKernel = unsafe fn(Tile<'_>, Panel<'_>, &mut Outputs);
 
 /// The kernel for a format of integer codes, an instruction set and a number of rows; none for floats.
-pub(crate) fn codes_kernel(format: Format, isa: Isa, n_rows: usize) -> Option<CodesKernel> {
-    Some(with_codes!(format, C => codes_kernel_of::<C>(isa, n_rows), else return None))
+pub(crate) fn codes_kernel(layout: Layout, isa: Isa, n_rows: usize) -> Option<CodesKernel> {
+    Some(match layout {
+        Layout::Gguf(format) => {
+            with_codes!(format, C => codes_kernel_of::<C>(isa, n_rows), else return None)
+        }
+        Layout::Group(layout) => with_group_codes!(layout, C => codes_kernel_of::<C>(isa, n_rows)),
+    })
 }
 
 fn codes_kernel_of<C: Codes>(isa: Isa, n_rows: usize) -> CodesKernel {

@@ -4,7 +4,7 @@ use super::{
     BLOCK, Codes, Outputs, Scales, TILE, Tile,
     pack::{MAX_WORDS, unpack},
 };
-use crate::format::half_power_of_two;
+use crate::{format::half_power_of_two, groups::from_e4m3, repack::E4M3_SHIFT};
 use breakers_backend::activations::Panel;
 
 /// One row's part of a block: `scale[half] * level (+ min[half])`.
@@ -41,14 +41,17 @@ fn scales<C: Codes>(scales: &[u8], block: usize, row: usize) -> ([f32; 2], [f32;
     let byte = |halves: usize, line: usize| lines[(2 * halves + line) * TILE + row];
     let within = block % C::SCALES.blocks();
     match C::SCALES {
-        Scales::Half => ([half(0); 2], [0.0; 2]),
-        Scales::HalfMin => ([half(0); 2], [half(1); 2]),
+        Scales::Half | Scales::HalfOf(_) => ([half(0); 2], [0.0; 2]),
+        Scales::HalfMin | Scales::HalfMinOf(_) => ([half(0); 2], [half(1); 2]),
         Scales::Exponent => ([half_power_of_two(byte(0, 0)); 2], [0.0; 2]),
         Scales::ByteMin => (
             [half(0) * f32::from(byte(2, 2 * within)); 2],
             [-(half(1) * f32::from(byte(2, 2 * within + 1))); 2],
         ),
         Scales::HalvesByte => ([0, 1].map(|i| half(0) * f32::from(byte(1, 2 * within + i) as i8)), [0.0; 2]),
+        Scales::HalvesE4M3 => {
+            ([0, 1].map(|i| half(0) * (from_e4m3(byte(1, 2 * within + i)) * E4M3_SHIFT)), [0.0; 2])
+        }
         Scales::HalvesNibbleMin => (
             [0, 1].map(|i| half(0) * f32::from(byte(2, 2 * within + i) & 15)),
             [0, 1].map(|i| -(half(1) * f32::from(byte(2, 2 * within + i) >> 4))),

@@ -7,12 +7,19 @@
 
 use crate::{
     Error, Result,
+    grid::inverse,
+    groups::GroupFormat,
     linalg::transposed,
     quantizer::{
         Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
         output_squares,
     },
     statistics::{Statistics, StatisticsConfig},
+};
+use breakers_backend::{
+    cpu,
+    math::per_isa,
+    pool::{self, DisjointMut},
 };
 use std::time::Instant;
 
@@ -30,12 +37,21 @@ pub struct AwqConfig {
     pub weight_rows: usize,
     /// How ranges are chosen once the factors stand. During the search they go from the least to the largest weight.
     pub range: RangeChoice,
+    /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least, in place of
+    /// `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF have a search of their own.)
+    pub clip: bool,
 }
 
 impl AwqConfig {
-    /// The authors': twenty exponents. Without the search for clipped ranges.
+    /// The authors': twenty exponents, and the search for clipped ranges.
     pub fn paper() -> Self {
-        Self { n_exponents: 20, sample_rows: 512, weight_rows: usize::MAX, range: RangeChoice::Extremes }
+        Self {
+            n_exponents: 20,
+            sample_rows: 512,
+            weight_rows: usize::MAX,
+            range: RangeChoice::Extremes,
+            clip: true,
+        }
     }
 }
 
@@ -113,6 +129,86 @@ fn scaled(values: &[f32], factors: &[f32]) -> Vec<f32> {
     out
 }
 
+/// Inputs of columns that were scaled.
+fn scaled_inputs(sample: &[f32], factors: &[f32]) -> Vec<f32> {
+    let mut out = sample.to_vec();
+    for row in out.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(x, factor)| *x /= factor);
+    }
+    out
+}
+
+/// Steps that ranges are lowered by, in twentieths.
+const CLIP_STEPS: u8 = 10;
+
+/// For each group the scale and offset whose rounding changes the group's part of the outputs least.
+fn clipped_ranges(format: GroupFormat, values: &[f32], sample: &[f32], n_cols: usize) -> Vec<(f32, f32)> {
+    let (group, levels) = (format.group(), format.levels());
+    let n_groups = n_cols / group;
+    let mut out = vec![(0.0, 0.0); values.len() / group];
+    let shared = DisjointMut::new(&mut out);
+    let isa = cpu::isa();
+    pool::parallel_for(n_groups, |group_idx| {
+        // Second moments of the group's inputs, which all rows share.
+        let mut inputs = Vec::with_capacity(sample.len() / n_groups.max(1));
+        for row in sample.chunks_exact(n_cols) {
+            inputs.extend_from_slice(&row[group_idx * group..(group_idx + 1) * group]);
+        }
+        let mut moments = vec![0.0f32; group * group];
+        per_isa!(isa, || {
+            for x in inputs.chunks_exact(group) {
+                for (line, a) in moments.chunks_exact_mut(group).zip(x) {
+                    line.iter_mut().zip(x).for_each(|(sum, b)| *sum += a * b);
+                }
+            }
+        });
+        let mut error = vec![0.0f32; group];
+        for (row, weights) in values.chunks_exact(n_cols).enumerate() {
+            let weights = &weights[group_idx * group..(group_idx + 1) * group];
+            let best = per_isa!(isa, || {
+                let mut best = (f32::INFINITY, (0.0, 0.0));
+                for step in 0..=CLIP_STEPS {
+                    let share = 1.0 - f32::from(step) / 20.0;
+                    let range = range_below(format, weights, share);
+                    let inverse = inverse(range.0);
+                    for (error, &w) in error.iter_mut().zip(weights) {
+                        let (mut code, mut level) = ([0], [0.0]);
+                        levels.nearest(&[(w - range.1) * inverse], &mut code, &mut level);
+                        *error = range.0 * level[0] + range.1 - w;
+                    }
+                    let mut loss = 0.0;
+                    for (line, e) in moments.chunks_exact(group).zip(&error) {
+                        loss += e * line.iter().zip(&error).map(|(m, e)| m * e).sum::<f32>();
+                    }
+                    if loss < best.0 {
+                        best = (loss, range);
+                    }
+                }
+                best.1
+            });
+            // SAFETY: each group belongs to one task.
+            unsafe { shared.write(row * n_groups + group_idx, best) };
+        }
+    });
+    out
+}
+
+/// Scale and offset of the weights cut off at a share of their largest magnitude.
+#[inline(always)]
+fn range_below(format: GroupFormat, weights: &[f32], share: f32) -> (f32, f32) {
+    let (least, most) = format.levels().range();
+    let (low, high) =
+        weights.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |a, &x| (a.0.min(x), a.1.max(x)));
+    let largest = share * low.abs().max(high.abs());
+    match format {
+        GroupFormat::Affine { .. } => {
+            let (low, high) = (low.max(-largest), high.min(largest));
+            ((high - low) / most, low)
+        }
+        _ => (largest / most.max(-least), 0.0),
+    }
+}
+
 impl Quantizer for Awq {
     fn name(&self) -> String {
         format!("awq {}", self.encoding.name())
@@ -136,7 +232,14 @@ impl Quantizer for Awq {
         let scaled = scaled(weights.values(), &factors);
         let squares: Vec<f32> =
             statistics.mean_square().iter().zip(&factors).map(|(square, f)| square / (f * f)).collect();
-        let chosen = Chosen::new(self.encoding, &scaled, n, Some(&squares), self.config.range)?;
+        let chosen = match self.encoding {
+            Encoding::Groups(format) if self.config.clip => {
+                let ranges =
+                    clipped_ranges(format, &scaled, &scaled_inputs(statistics.sample(), &factors), n);
+                Chosen::of_groups(format, &scaled, n, &ranges)
+            }
+            _ => Chosen::new(self.encoding, &scaled, n, Some(&squares), self.config.range)?,
+        };
         let codes = chosen.nearest(&scaled);
         let matrix = WeightMatrix::new(&scaled, weights.n_rows(), n)?;
         let mut quantized = QuantizedMatrix::new(&matrix, &chosen, &codes);

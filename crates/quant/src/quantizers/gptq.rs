@@ -51,6 +51,10 @@ pub struct GptqConfig {
     /// The share of the Hessian's mean diagonal that is added to the diagonal. When the Hessian is indefinite all the
     /// same, ten times as much is added, until it is not.
     pub damping: f32,
+    /// So many times the Hessian's own diagonal are added to it: what a text of finite length says about pairs of columns is
+    /// less certain than what it says about each, and feedback would load errors onto directions that only chance has left
+    /// empty. (A shrinkage towards the diagonal by λ is λ/(1 − λ) here.)
+    pub shrinkage: f32,
     /// How the range of a group is chosen.
     pub range: RangeChoice,
     /// What a column counts for that.
@@ -65,6 +69,7 @@ impl GptqConfig {
         Self {
             order: ColumnOrder::Natural,
             damping: 0.01,
+            shrinkage: 0.0,
             range: RangeChoice::Extremes,
             importance: ScaleImportance::None,
             scales: ScaleTime::InTurn,
@@ -77,6 +82,7 @@ impl Default for GptqConfig {
         Self {
             order: ColumnOrder::DescendingSquares,
             damping: 0.01,
+            shrinkage: 0.5,
             range: RangeChoice::LeastSquares,
             importance: ScaleImportance::Conditional,
             scales: ScaleTime::Before,
@@ -137,8 +143,11 @@ impl GptqFactor {
         if !(config.damping >= 0.0 && config.damping.is_finite()) {
             return Err(Error::Setting { what: "damping (0 or more)", found: config.damping });
         }
+        if !(config.shrinkage >= 0.0 && config.shrinkage.is_finite()) {
+            return Err(Error::Setting { what: "shrinkage (0 or more)", found: config.shrinkage });
+        }
         let start = Instant::now();
-        let feedback = Feedback::new(statistics, config.order, config.damping)?;
+        let feedback = Feedback::new(statistics, config.order, config.damping, config.shrinkage)?;
         let importance = match config.importance {
             ScaleImportance::None => None,
             ScaleImportance::Diagonal => Some(statistics.mean_square()),

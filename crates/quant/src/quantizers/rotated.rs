@@ -51,6 +51,6 @@ impl<Q: Quantizer> Quantizer for Rotated<Q> {
         let rotated = WeightMatrix::new(&values, weights.n_rows(), weights.n_cols())?;
         let quantized = self.inner.quantize(&rotated, statistics.as_ref())?;
         // Errors are the same on both sides of a rotation, so that the report stays true.
-        Ok(quantized.behind_rotation(rotation, self.name()))
+        Ok(quantized.behind_rotation(rotation, self.seed, self.name()))
     }
 }

@@ -1,5 +1,6 @@
 //! From the blocks of a GGUF file to the tiles that the kernels read.
 
+mod groups;
 mod source;
 
 use crate::{
@@ -7,6 +8,7 @@ use crate::{
     kernels::{TILE, pack::pack, with_codes},
 };
 use breakers_backend::cpu::Isa;
+pub(crate) use groups::{E4M3_SHIFT, pack_group_tile};
 use source::Source;
 
 /// Packs up to sixteen rows of a GGUF tensor into a tile; rows that are missing are left as they are (zero).

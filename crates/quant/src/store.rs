@@ -1,0 +1,357 @@
+//! Quantized matrices in a file of their own, for what no GGUF block can hold.
+//!
+//! The container is safetensors. A matrix `m` takes these tensors, and the metadata say `m` = `FORMAT ROWS COLUMNS`, with the seed
+//! of its inputs' rotation behind, if there is one:
+//!
+//! | format | tensors |
+//! |---|---|
+//! | of GGUF, such as `Q3_K` | `m.blocks` U8 `[rows, bytes of a row]` |
+//! | `intB-gN` | `m.codes` U8, `m.scales` F16 `[rows, groups, 2]`: scale and offset |
+//! | `symB-gN` | `m.codes` U8, `m.scales` F16 `[rows, groups]` |
+//! | `nf4` | `m.codes` U8, `m.scales` I8 `[rows, groups]`, `m.factors` F32 (one for each 256 scales), `m.mean` F32 `[1]` |
+//! | `nvfp4` | `m.codes` U8, `m.scales` F8_E4M3 `[rows, groups]`, `m.factors` F32 `[1]` |
+//! | any | `m.inputs` F32 `[columns]`: what inputs are divided by, if they are |
+//!
+//! Codes follow each other through all rows, the lowest bits first.
+//!
+//! # Source
+//! The container: <https://github.com/huggingface/safetensors#format>.
+
+use crate::{
+    Error, Format, Result,
+    groups::{GroupFormat, GroupScales, Groups, NF4_SCALES},
+    quantizer::{Encoding, Parts, QuantizedMatrix},
+};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+/// Begins the names of this layout's metadata.
+const PREFIX: &str = "breakers.matrix.";
+
+/// Writes matrices to a file, which appears whole.
+///
+/// ```
+/// use breakers_quant::{GroupFormat, quantizer::{Encoding, Quantizer, WeightMatrix}, quantizers::RoundToNearest, store};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("weights.safetensors");
+/// let values: Vec<f32> = (0..2 * 64).map(|i| (i as f32 * 0.1).sin()).collect();
+/// let nearest = RoundToNearest::new(Encoding::Groups(GroupFormat::Nf4));
+/// let matrix = nearest.quantize(&WeightMatrix::new(&values, 2, 64)?, None)?;
+/// store::write(&path, [("layer", &matrix)])?;
+///
+/// let store = store::Store::open(&path)?;
+/// assert_eq!(store.names().collect::<Vec<_>>(), ["layer"]);
+/// assert_eq!(store.matrix("layer")?.to_f32(), matrix.to_f32());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Store`] when the disk or the container fails.
+pub fn write<'a>(
+    path: impl AsRef<Path>,
+    matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let (mut tensors, mut metadata) = (Vec::new(), HashMap::new());
+    for (name, matrix) in matrices {
+        let format = matrix.encoding().name();
+        let seed = matrix.rotation_seed().map_or_else(String::new, |seed| format!(" {seed}"));
+        let entry = format!("{format} {} {}{seed}", matrix.n_rows(), matrix.n_cols());
+        metadata.insert(format!("{PREFIX}{name}"), entry);
+        for (part, dtype, shape, bytes) in parts(matrix) {
+            tensors.push((format!("{name}.{part}"), dtype, shape, bytes));
+        }
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(Error::store)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let temporary = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
+    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(Error::store)?;
+    temporary.as_file().sync_all().map_err(io)?;
+    temporary.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+/// The tensors of a matrix.
+fn parts(matrix: &QuantizedMatrix) -> Vec<Part> {
+    let rows = matrix.n_rows();
+    let floats = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let mut out: Vec<Part> = Vec::new();
+    match matrix.parts() {
+        Parts::Blocks(bytes) => {
+            let row_bytes = bytes.len() / rows.max(1);
+            out.push(("blocks", Dtype::U8, vec![rows, row_bytes], bytes.to_vec()));
+        }
+        Parts::Groups(groups) => {
+            out.push(("codes", Dtype::U8, vec![groups.codes.len()], groups.codes.clone()));
+            let n_groups = groups.n_cols / groups.format.group();
+            match &groups.scales {
+                GroupScales::Affine(scales) => {
+                    let bytes = scales.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+                    out.push(("scales", Dtype::F16, vec![rows, n_groups, 2], bytes));
+                }
+                GroupScales::Symmetric(scales) => {
+                    let bytes = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    out.push(("scales", Dtype::F16, vec![rows, n_groups], bytes));
+                }
+                GroupScales::Nf4 { codes, scales, mean } => {
+                    let bytes = codes.iter().map(|&x| x as u8).collect();
+                    out.push(("scales", Dtype::I8, vec![rows, n_groups], bytes));
+                    out.push(("factors", Dtype::F32, vec![scales.len()], floats(scales)));
+                    out.push(("mean", Dtype::F32, vec![1], floats(&[*mean])));
+                }
+                GroupScales::NvFp4 { codes, scale } => {
+                    out.push(("scales", Dtype::F8_E4M3, vec![rows, n_groups], codes.clone()));
+                    out.push(("factors", Dtype::F32, vec![1], floats(&[*scale])));
+                }
+            }
+        }
+    }
+    if let Some(scales) = matrix.input_scales() {
+        out.push(("inputs", Dtype::F32, vec![scales.len()], floats(scales)));
+    }
+    out
+}
+
+/// A file of matrices. Its header is checked as it is opened: nothing is allocated by what it says before the bytes are
+/// known to be there.
+#[derive(Debug)]
+pub struct Store {
+    bytes: Bytes,
+    entries: BTreeMap<String, Entry>,
+}
+
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.as_slice().len())
+    }
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    encoding: Encoding,
+    n_rows: usize,
+    n_cols: usize,
+    seed: Option<u64>,
+}
+
+impl Store {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(io)?;
+        // SAFETY: the map is only read; as with every mapped file, nobody must change it meanwhile.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Self::checked(Bytes::Mapped(map))
+    }
+
+    /// Takes a file's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Store`] for what is no safetensors file, [`Error::StoreEntry`] when the tensors of a matrix are not those of its
+    /// format and size.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::checked(Bytes::Owned(bytes))
+    }
+
+    fn checked(bytes: Bytes) -> Result<Self> {
+        let (_, header) = SafeTensors::read_metadata(bytes.as_slice()).map_err(Error::store)?;
+        let mut entries = BTreeMap::new();
+        for (key, value) in header.metadata().iter().flatten() {
+            if let Some(name) = key.strip_prefix(PREFIX) {
+                entries.insert(name.to_owned(), Entry::parse(name, value)?);
+            }
+        }
+        let store = Self { bytes, entries };
+        let tensors = store.tensors()?;
+        for (name, entry) in &store.entries {
+            entry.check(&tensors, name)?;
+        }
+        Ok(store)
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(self.bytes.as_slice()).map_err(Error::store)
+    }
+
+    /// The matrices' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is a matrix of the name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// A matrix, copied out of the file.
+    ///
+    /// # Errors
+    /// [`Error::NoMatrix`], and [`Error::StoreEntry`] for codes that the format does not have.
+    pub fn matrix(&self, name: &str) -> Result<QuantizedMatrix> {
+        let entry = self.entries.get(name).ok_or_else(|| Error::NoMatrix { name: name.to_owned() })?;
+        entry.read(&self.tensors()?, name)
+    }
+}
+
+/// A matrix that is not what it says.
+fn wrong(name: &str, part: &str, expected: impl ToString, found: impl ToString) -> Error {
+    let name = if part.is_empty() { name.to_owned() } else { format!("{name}.{part}") };
+    Error::StoreEntry { name, expected: expected.to_string(), found: found.to_string() }
+}
+
+impl Entry {
+    fn parse(name: &str, words: &str) -> Result<Self> {
+        let refused = || wrong(name, "", "a format, rows, columns and perhaps a seed", words);
+        let all: Vec<&str> = words.split(' ').collect();
+        let ([format, rows, columns] | [format, rows, columns, _]) = all[..] else { return Err(refused()) };
+        let encoding = match Format::ALL.into_iter().find(|known| known.name() == format) {
+            Some(format) => Encoding::Gguf(format),
+            None => Encoding::Groups(GroupFormat::parse(format).ok_or_else(refused)?),
+        };
+        let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(refused);
+        let seed = all.get(3).map(|text| text.parse().map_err(|_| refused())).transpose()?;
+        let entry = Self { encoding, n_rows: number(rows)?, n_cols: number(columns)?, seed };
+        encoding.check(entry.n_cols)?;
+        Ok(entry)
+    }
+
+    /// Parts, their types and their shapes.
+    fn expected(&self, name: &str) -> Result<Vec<(&'static str, Dtype, Vec<usize>)>> {
+        let too_many = || wrong(name, "", "a matrix that fits memory", format!("{self:?}"));
+        let values = self.n_rows.checked_mul(self.n_cols).ok_or_else(too_many)?;
+        let format = match self.encoding {
+            Encoding::Gguf(format) => {
+                let row_bytes = format.row_bytes(self.n_cols)?;
+                return Ok(vec![("blocks", Dtype::U8, vec![self.n_rows, row_bytes])]);
+            }
+            Encoding::Groups(format) => format,
+        };
+        let code_bytes = values.checked_mul(usize::from(format.bits())).ok_or_else(too_many)?.div_ceil(8);
+        let (rows, groups) = (self.n_rows, self.n_cols / format.group());
+        let mut out = vec![("codes", Dtype::U8, vec![code_bytes])];
+        match format {
+            GroupFormat::Affine { .. } => out.push(("scales", Dtype::F16, vec![rows, groups, 2])),
+            GroupFormat::Symmetric { .. } => out.push(("scales", Dtype::F16, vec![rows, groups])),
+            GroupFormat::Nf4 => {
+                out.push(("scales", Dtype::I8, vec![rows, groups]));
+                out.push(("factors", Dtype::F32, vec![(rows * groups).div_ceil(NF4_SCALES)]));
+                out.push(("mean", Dtype::F32, vec![1]));
+            }
+            GroupFormat::NvFp4 => {
+                out.push(("scales", Dtype::F8_E4M3, vec![rows, groups]));
+                out.push(("factors", Dtype::F32, vec![1]));
+            }
+        }
+        Ok(out)
+    }
+
+    fn check(&self, tensors: &SafeTensors<'_>, name: &str) -> Result<()> {
+        for (part, dtype, shape) in self.expected(name)? {
+            part_of(tensors, name, part, dtype, &shape)?;
+        }
+        if tensors.tensor(&format!("{name}.inputs")).is_ok() {
+            part_of(tensors, name, "inputs", Dtype::F32, &[self.n_cols])?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, tensors: &SafeTensors<'_>, name: &str) -> Result<QuantizedMatrix> {
+        let mut found = HashMap::new();
+        for (part, dtype, shape) in self.expected(name)? {
+            found.insert(part, part_of(tensors, name, part, dtype, &shape)?);
+        }
+        let bytes = |part: &str| found.get(part).copied().unwrap_or_default();
+        let first = |part: &str| floats(bytes(part)).first().copied().unwrap_or_default();
+        let (n_rows, n_cols) = (self.n_rows, self.n_cols);
+        let halves = |part: &str| -> Vec<u16> {
+            bytes(part).as_chunks::<2>().0.iter().map(|x| u16::from_le_bytes(*x)).collect()
+        };
+        let matrix = match self.encoding {
+            Encoding::Gguf(format) => {
+                QuantizedMatrix::from_blocks(format, n_rows, n_cols, bytes("blocks").to_vec())
+            }
+            Encoding::Groups(format) => {
+                let scales = match format {
+                    GroupFormat::Affine { .. } => {
+                        GroupScales::Affine(halves("scales").as_chunks::<2>().0.to_vec())
+                    }
+                    GroupFormat::Symmetric { .. } => GroupScales::Symmetric(halves("scales")),
+                    GroupFormat::Nf4 => GroupScales::Nf4 {
+                        codes: bytes("scales").iter().map(|&x| x as i8).collect(),
+                        scales: floats(bytes("factors")),
+                        mean: first("mean"),
+                    },
+                    GroupFormat::NvFp4 => {
+                        GroupScales::NvFp4 { codes: bytes("scales").to_vec(), scale: first("factors") }
+                    }
+                };
+                let groups = Groups { format, n_rows, n_cols, scales, codes: bytes("codes").to_vec() };
+                if let Some(code) = groups.unknown_code() {
+                    let expected = format!("codes of {}", format.name());
+                    return Err(wrong(name, "codes", expected, code));
+                }
+                QuantizedMatrix::from_groups(groups)
+            }
+        };
+        let inputs = match tensors.tensor(&format!("{name}.inputs")) {
+            Ok(_) => Some(floats(part_of(tensors, name, "inputs", Dtype::F32, &[n_cols])?)),
+            Err(_) => None,
+        };
+        if let Some(x) = inputs.iter().flatten().find(|x| !(x.is_finite() && **x > 0.0)) {
+            return Err(wrong(name, "inputs", "finite divisors above zero", x));
+        }
+        matrix.behind(inputs, self.seed)
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+}
+
+/// The bytes of a tensor of a known type and shape.
+fn part_of<'a>(
+    tensors: &SafeTensors<'a>,
+    name: &str,
+    part: &str,
+    dtype: Dtype,
+    shape: &[usize],
+) -> Result<&'a [u8]> {
+    let expected = || format!("{dtype:?} {shape:?}");
+    match tensors.tensor(&format!("{name}.{part}")) {
+        Ok(view) if view.dtype() == dtype && view.shape() == shape => Ok(view.data()),
+        Ok(view) => Err(wrong(name, part, expected(), format!("{:?} {:?}", view.dtype(), view.shape()))),
+        Err(_) => Err(wrong(name, part, expected(), "no such tensor")),
+    }
+}

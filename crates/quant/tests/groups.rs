@@ -1,0 +1,258 @@
+//! Our own formats: the same bits on every path, and the products of the weights that they stand for.
+
+mod support;
+
+use breakers_backend::{
+    cpu,
+    harness::{Operation, Tolerance, values},
+};
+use breakers_quant::{
+    Activations, E2M1_LEVELS, Error, Format, GroupFormat, NF4_LEVELS, PackedMatrix,
+    linear::QuantizedLinear,
+    quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix},
+    quantizers::{Rotated, RoundToNearest},
+};
+use burn::tensor::{Device, Tensor, TensorData};
+use std::sync::Arc;
+use support::Random;
+
+const fn affine(bits: u8, group: usize) -> GroupFormat {
+    GroupFormat::Affine { bits, group }
+}
+
+const fn symmetric(bits: u8, group: usize) -> GroupFormat {
+    GroupFormat::Symmetric { bits, group }
+}
+
+/// A format, its columns, and how far a decoded weight may be off, as a share of its group's largest.
+const CASES: [(GroupFormat, usize, f32); 15] = [
+    (affine(3, 32), 608, 0.0),
+    (affine(3, 64), 576, 0.0),
+    (affine(3, 128), 640, 0.0),
+    (affine(4, 32), 32, 0.0),
+    (affine(4, 64), 896, 0.0),
+    (affine(4, 128), 384, 0.0),
+    (affine(4, 256), 512, 0.0),
+    (symmetric(3, 32), 96, 0.0),
+    (symmetric(3, 64), 576, 0.0),
+    (symmetric(3, 128), 1536, 0.0),
+    (symmetric(4, 96), 576, 0.0),
+    (symmetric(4, 64), 640, 0.0),
+    (symmetric(4, 128), 256, 0.0),
+    // Levels in 127ths, and scales in half precision.
+    (GroupFormat::Nf4, 576, 1.0 / 254.0 + 1.0 / 2048.0),
+    // Half precision of the factor; a row that ends within 256 columns.
+    (GroupFormat::NvFp4, 608, 1.0 / 2048.0),
+];
+
+fn quantized(format: GroupFormat, n_rows: usize, n_cols: usize) -> QuantizedMatrix {
+    let mut random = Random(n_cols as u64);
+    let values: Vec<f32> =
+        (0..n_rows * n_cols).map(|i| 0.1 * random.float() * if i % 37 == 5 { 6.0 } else { 1.0 }).collect();
+    let weights = WeightMatrix::new(&values, n_rows, n_cols).unwrap();
+    RoundToNearest::new(Encoding::Groups(format)).quantize(&weights, None).unwrap()
+}
+
+fn decoded(matrix: &PackedMatrix) -> Vec<f32> {
+    let mut out = vec![0.0; matrix.n_rows() * matrix.n_cols()];
+    for (row, out) in out.chunks_exact_mut(matrix.n_cols()).enumerate() {
+        matrix.decode_row(row, out).unwrap();
+    }
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn packed_weights_are_those_of_the_format() {
+    for (format, n_cols, tolerance) in CASES {
+        let quantized = quantized(format, 37, n_cols);
+        let matrix = quantized.to_packed().unwrap();
+        assert_eq!(matrix.encoding(), Encoding::Groups(format));
+        let expected = quantized.stored_f32();
+        let found = decoded(&matrix);
+        for (expected, found) in expected.chunks(format.group()).zip(found.chunks(format.group())) {
+            let largest = expected.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+            for (expected, found) in expected.iter().zip(found) {
+                let off = (expected - found).abs();
+                assert!(off <= tolerance * largest, "{}: {expected} {found}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_gives_the_same_bits() {
+    for (format, n_cols, _) in CASES {
+        let (n_rows, most, name) = (37, 11, format.name());
+        let matrix = quantized(format, n_rows, n_cols).to_packed().unwrap();
+        let weights = decoded(&matrix);
+        let mut random = Random(3);
+        let x: Vec<f32> = (0..most * n_cols).map(|_| random.float()).collect();
+        let rounded = Activations::new(&x, n_cols).unwrap().quantized().unwrap().to_f32();
+        let mut expected = vec![0.0; most * n_rows];
+        cpu::with_isa(cpu::Isa::Scalar, || {
+            matrix.matmul(&Activations::new(&x, n_cols).unwrap(), &mut expected, n_rows).unwrap();
+        })
+        .unwrap();
+        for (x, results) in rounded.chunks_exact(n_cols).zip(expected.chunks_exact(n_rows)) {
+            for (weights, result) in weights.chunks_exact(n_cols).zip(results) {
+                let products = || weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (sum, magnitude): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+                assert!((f64::from(*result) - sum).abs() <= 1e-6 * magnitude, "{name}: {result} {sum}");
+            }
+        }
+        for isa in cpu::available() {
+            for n_x in 1..=most {
+                let mut out = vec![f32::NAN; n_x * n_rows];
+                cpu::with_isa(isa, || {
+                    let x = Activations::new(&x[..n_x * n_cols], n_cols).unwrap();
+                    matrix.matmul(&x, &mut out, n_rows).unwrap();
+                })
+                .unwrap();
+                assert_eq!(bits(&out), bits(&expected[..n_x * n_rows]), "{name} {isa} {n_x} rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_mix_them_with_blocks_of_gguf() {
+    let n_cols = 768;
+    let mut parts = vec![Arc::new(quantized(affine(4, 128), 20, n_cols).to_packed().unwrap())];
+    let values: Vec<f32> = (0..16 * n_cols).map(|i| (i as f32 * 0.37).sin()).collect();
+    let weights = WeightMatrix::new(&values, 16, n_cols).unwrap();
+    let blocks = RoundToNearest::new(Encoding::Gguf(Format::Q4_K)).quantize(&weights, None).unwrap();
+    parts.push(Arc::new(blocks.to_packed().unwrap()));
+    let layer = QuantizedLinear::from_packed(parts.clone()).unwrap();
+    let x: Vec<f32> = (0..n_cols).map(|i| (i as f32 * 0.11).cos()).collect();
+    let input = Tensor::<2>::from_data(TensorData::new(x.clone(), [1, n_cols]), &Device::flex());
+    let found = layer.forward(input).into_data().try_into_vec::<f32>().unwrap();
+    let mut expected = Vec::new();
+    for part in &parts {
+        let mut out = vec![0.0; part.n_rows()];
+        part.matmul(&Activations::new(&x, n_cols).unwrap(), &mut out, part.n_rows()).unwrap();
+        expected.extend(out);
+    }
+    assert_eq!(bits(&found), bits(&expected));
+}
+
+#[test]
+fn scales_are_stored_once_for_a_group() {
+    // Bits a weight, the codes and what the format's own scales take in a tile.
+    for (format, n_cols, expected) in [
+        (affine(4, 128), 1536, 4.25),
+        (affine(3, 128), 1536, 3.25),
+        (symmetric(3, 128), 1536, 3.125),
+        (symmetric(4, 32), 1536, 4.5),
+        (GroupFormat::Nf4, 1536, 4.25),
+        (GroupFormat::NvFp4, 1536, 4.5625),
+    ] {
+        let matrix = quantized(format, 64, n_cols).to_packed().unwrap();
+        let found = 8.0 * matrix.bytes() as f64 / (64 * n_cols) as f64;
+        assert!((found - expected).abs() < 0.01, "{}: {found}", format.name());
+    }
+}
+
+/// Integers are blocks of GGUF on other devices. Results are divided by the sum of the weights' magnitudes.
+#[test]
+fn integers_run_in_every_leg() {
+    for (format, n_cols) in
+        [(affine(4, 128), 384), (symmetric(4, 64), 576), (affine(3, 32), 608), (symmetric(3, 128), 256)]
+    {
+        let n_rows = 37;
+        let quantized = quantized(format, n_rows, n_cols);
+        let weights = quantized.stored_f32();
+        let magnitude = |row: &[f32]| row.iter().map(|w| f64::from(w.abs())).sum::<f64>() as f32;
+        let magnitudes: Vec<f32> = weights.chunks_exact(n_cols).map(magnitude).collect();
+        Operation {
+            name: &format!("product with {}", format.name()),
+            cases: &[1usize, 5, 17, 33],
+            cpu: Tolerance::new("activations of eight bits", 4e-3, 0.0),
+            gpu: Tolerance::new("another order of summation", 1e-6, 0.0),
+            same_bits: true,
+            reference: &|&n_x, from| {
+                let x = values(from.tensor([n_x, n_cols]));
+                let product = |i: usize| {
+                    let (x, row) = (&x[i / n_rows * n_cols..], i % n_rows);
+                    let products = weights[row * n_cols..].iter().zip(x).take(n_cols);
+                    let sum: f64 = products.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                    sum as f32 / magnitudes[row]
+                };
+                let out: Vec<f32> = (0..n_x * n_rows).map(product).collect();
+                Tensor::<2>::from_data(TensorData::new(out, [n_x, n_rows]), from.device()).into()
+            },
+            kernel: &|&n_x, from| {
+                let layer =
+                    QuantizedLinear::from_quantized(std::slice::from_ref(&quantized), from.device()).unwrap();
+                let x: Tensor<2> = from.tensor([n_x, n_cols]);
+                let scale = TensorData::new(magnitudes.clone(), [1, n_rows]);
+                (layer.forward(x) / Tensor::from_data(scale, from.device())).into()
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn what_has_no_kernel_is_refused_by_name() {
+    for (format, n_cols) in
+        [(affine(2, 64), 128), (affine(8, 64), 128), (symmetric(4, 16), 64), (GroupFormat::NvFp4, 48)]
+    {
+        let found = quantized(format, 2, n_cols).to_packed();
+        assert!(matches!(found, Err(Error::NoProduct { .. })), "{}: {found:?}", format.name());
+    }
+    let weights = [0.5; 128];
+    let weights = WeightMatrix::new(&weights, 1, 128).unwrap();
+    let rotated = Rotated::new(RoundToNearest::new(Encoding::Groups(GroupFormat::Nf4)), 1);
+    let rotated = rotated.quantize(&weights, None).unwrap();
+    let found = QuantizedLinear::from_quantized(&[rotated], &Device::flex());
+    assert!(matches!(found, Err(Error::InputBasis)), "{found:?}");
+}
+
+/// A number of E2M1 by its definition: a sign, two bits of exponent with bias 1, one bit of mantissa (OCP MX 1.0, section 5.3.3).
+fn e2m1(code: u8) -> f64 {
+    let (sign, exponent, mantissa) = (code >> 3, i32::from(code >> 1 & 3), f64::from(code & 1));
+    let magnitude = match exponent {
+        0 => 0.5 * mantissa,
+        _ => 2f64.powi(exponent - 1) * (1.0 + 0.5 * mantissa),
+    };
+    if sign == 1 { -magnitude } else { magnitude }
+}
+
+#[test]
+fn mxfp4_decodes_by_the_specification() {
+    for scale in [1u8, 2, 64, 120, 127, 140, 200, 252] {
+        // Every code in both halves of the bytes.
+        let codes: Vec<u8> = (0..32u8).map(|i| if i < 16 { i } else { (47 - i) & 15 }).collect();
+        let mut block = vec![scale];
+        block.extend((0..16).map(|i| codes[i] | codes[i + 16] << 4));
+        let mut found = [0.0; 32];
+        Format::MXFP4.decode_row(&block, &mut found).unwrap();
+        for (code, found) in codes.iter().zip(found) {
+            // E8M0: a power of two with bias 127.
+            let expected = (e2m1(*code) * 2f64.powi(i32::from(scale) - 127)) as f32;
+            assert!(found == expected, "{code} with scale {scale}: {found} {expected}");
+        }
+    }
+    // NVFP4 has the same numbers.
+    let mut sorted: Vec<f64> = (0..16).map(e2m1).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.dedup();
+    assert!(E2M1_LEVELS.iter().map(|x| f64::from(*x)).eq(sorted));
+}
+
+/// The numbers in appendix E of the QLoRA paper, arXiv 2305.14314.
+#[test]
+fn nf4_levels_are_those_of_the_paper() {
+    #[rustfmt::skip] #[allow(clippy::excessive_precision)] // digits as they are printed there
+    let paper: [f32; 16] = [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+        0.7229568362236023, 1.0,
+    ];
+    assert_eq!(bits(&NF4_LEVELS), bits(&paper));
+}
