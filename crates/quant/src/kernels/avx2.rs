@@ -164,13 +164,25 @@ unsafe fn unpack<C: Codes>(codes: *const u8) -> [__m256i; 8] {
                     _ => {}
                 }
             }
+            3 => {
+                let seven = _mm256_set1_epi8(7);
+                for j in 0..3 {
+                    let pair = word(j);
+                    groups[2 * j] = _mm256_and_si256(pair, seven);
+                    groups[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16::<3>(pair), seven);
+                }
+                let (three, four) = (_mm256_set1_epi8(3), _mm256_set1_epi8(4));
+                let low =
+                    [word(0), word(1)].map(|word| _mm256_and_si256(_mm256_srli_epi16::<6>(word), three));
+                let high = [_mm256_srli_epi16::<4>(word(2)), _mm256_srli_epi16::<5>(word(2))];
+                for j in 0..2 {
+                    groups[6 + j] = _mm256_or_si256(low[j], _mm256_and_si256(high[j], four));
+                }
+            }
             _ => {
                 let low = _mm256_set1_epi8(3);
                 for g in 0..8 {
                     groups[g] = _mm256_and_si256(shift(word(g / 4), 2 * (g as i32 % 4)), low);
-                }
-                if C::BITS == 3 {
-                    merge_bits(&mut groups, word(2), 2);
                 }
             }
         }
@@ -257,8 +269,10 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
             }
             Scales::HalvesE4M3 => {
                 let factor = half(0);
-                let line = |i| e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within + i)));
-                ([_mm256_mul_ps(factor, line(0)), _mm256_mul_ps(factor, line(1))], zero)
+                // No closure: one of this size is compiled on its own, without the instructions.
+                let first = e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within)));
+                let second = e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within + 1)));
+                ([_mm256_mul_ps(factor, first), _mm256_mul_ps(factor, second)], zero)
             }
             Scales::HalvesNibbleMin => {
                 let factors = [half(0), half(1)];

@@ -144,14 +144,26 @@ unsafe fn unpack<C: Codes>(codes: *const u8) -> [__m512i; 8] {
                     _ => {}
                 }
             }
+            3 => {
+                let seven = _mm512_set1_epi8(7);
+                for j in 0..3 {
+                    let pair = word(j);
+                    groups[2 * j] = _mm512_and_si512(pair, seven);
+                    groups[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16::<3>(pair), seven);
+                }
+                let (three, four) = (_mm512_set1_epi8(3), _mm512_set1_epi8(4));
+                let low =
+                    [word(0), word(1)].map(|word| _mm512_and_si512(_mm512_srli_epi16::<6>(word), three));
+                let high = [_mm512_srli_epi16::<4>(word(2)), _mm512_srli_epi16::<5>(word(2))];
+                for j in 0..2 {
+                    groups[6 + j] = _mm512_ternarylogic_epi32::<0xf8>(low[j], high[j], four);
+                }
+            }
             _ => {
                 let low = _mm512_set1_epi8(3);
                 for g in 0..8 {
                     let pairs = word(g / 4);
                     groups[g] = _mm512_and_si512(shift(pairs, 2 * (g as i16 % 4)), low);
-                }
-                if C::BITS == 3 {
-                    merge_bits(&mut groups, word(2), 2);
                 }
             }
         }
@@ -232,8 +244,10 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
             }
             Scales::HalvesE4M3 => {
                 let factor = half(0);
-                let line = |i| e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within + i)));
-                ([_mm512_mul_ps(factor, line(0)), _mm512_mul_ps(factor, line(1))], zero)
+                // No closure: one of this size is compiled on its own, without the instructions.
+                let first = e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within)));
+                let second = e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within + 1)));
+                ([_mm512_mul_ps(factor, first), _mm512_mul_ps(factor, second)], zero)
             }
             Scales::HalvesNibbleMin => {
                 let factors = [half(0), half(1)];

@@ -10,7 +10,7 @@
 //! | 5 | as 4 bits, then one word: bit `g` of byte `i` |
 //! | 6 | as 4 bits, then two words: bits `2 (g % 4) ..` of byte `i` of word `g / 4` |
 //! | 2 | two words: bits `2 (g % 4) ..` of byte `i` of word `g / 4` |
-//! | 3 | as 2 bits, then one word: bit `g` of byte `i` |
+//! | 3 | word `g / 2` from bit 0 or 3 on for groups 0..6; of groups 6 and 7 the low bits at bit 6 of words 0 and 1, the high ones in word 2 |
 
 use super::Codes;
 
@@ -35,12 +35,16 @@ pub(crate) fn pack<C: Codes>(groups: [u32; 8]) -> [u32; MAX_WORDS] {
                 _ => {}
             }
         }
-        _ => {
-            [words[0], words[1]] = pairs(groups, 0);
-            if C::BITS == 3 {
-                words[2] = bits(groups, 2);
+        3 => {
+            for j in 0..3 {
+                words[j] = groups[2 * j] | groups[2 * j + 1] << 3;
+            }
+            for j in 0..2 {
+                words[j] |= (groups[6 + j] & 0x0303_0303) << 6;
+                words[2] |= (groups[6 + j] >> 2 & 0x0101_0101) << (6 + j);
             }
         }
+        _ => [words[0], words[1]] = pairs(groups, 0),
     }
     words
 }
@@ -69,7 +73,8 @@ pub(crate) fn unpack<C: Codes>(words: [u32; MAX_WORDS]) -> [u32; 8] {
         let pair = |word: u32| word >> pair & 0x0303_0303;
         match C::BITS {
             2 => pair(words[high_half]),
-            3 => pair(words[high_half]) | bit(words[2]) << 2,
+            3 if g < 6 => words[g / 2] >> (3 * (g % 2)) & 0x0707_0707,
+            3 => (words[g - 6] >> 6 & 0x0303_0303) | (words[2] >> g & 0x0101_0101) << 2,
             bits => {
                 let low = words[g % 4] >> (4 * high_half) & LOW_HALF;
                 match bits {
