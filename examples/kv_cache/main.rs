@@ -10,6 +10,7 @@
 //! elements, on average over the places that count. Speed: single tokens behind `--depths` tokens, all caches by
 //! turns. The tables go to standard output; `report.json`, `report.md` and charts into the folder `--out`.
 
+mod memory;
 mod needle;
 mod quality;
 mod report;
@@ -71,6 +72,12 @@ struct Arguments {
     /// Numbers hidden at each place, one at a time.
     #[arg(long, default_value_t = 3, value_name = "N")]
     needles: usize,
+    /// Tokens that caches are filled with, each in a process of its own whose memory is looked at; 0: none.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    memory_tokens: usize,
+    /// Fill this cache only, with --memory-tokens, and tell what it takes.
+    #[arg(long, value_name = "NAME", hide = true)]
+    memory_of: Option<String>,
     /// Folder of the report.
     #[arg(long, default_value = "target/reports/kv_cache", value_name = "FOLDER")]
     out: PathBuf,
@@ -90,6 +97,11 @@ fn main() -> ExitCode {
         };
         let loaded = arguments.model.load()?;
         let model = &loaded.model;
+        if let Some(name) = &arguments.memory_of {
+            let memory = memory::fill(model, &CacheKind::named(name)?, arguments.memory_tokens)?;
+            print_json(&memory)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let ids =
             model.tokenizer().encode(&text, EncodeOptions { add_special: true, parse_special: false })?;
         let limit = model.info().max_context;
@@ -120,9 +132,17 @@ fn main() -> ExitCode {
         }
         let (lengths, places) = (&arguments.needle_lengths, &arguments.needle_depths);
         let needles = needle::measure(model, &caches, &ids, lengths, places, arguments.needles)?;
+        if arguments.memory_tokens > limit {
+            return Err(Error::Usage(format!("--memory-tokens: {} takes {limit} tokens", loaded.name)));
+        }
+        let memory = match arguments.memory_tokens {
+            0 => Vec::new(),
+            n => memory::measure(&names, &arguments.model.model, n)?,
+        };
         let provenance = arguments.model.provenance(&[&loaded])?;
         let measured = report::Measured {
             needles: &needles,
+            memory: &memory,
             model,
             names: &names,
             quality: &quality,

@@ -1,10 +1,11 @@
 //! Tables and charts.
 
-use breakers_eval::{Cell, Column, LineChart, Provenance, Report, Table};
+use breakers_eval::{Cell, Column, HeatMap, LineChart, Provenance, Report, Table};
 use breakers_examples::Result;
 use breakers_model::Model;
 
-use crate::needle::Needle;
+use crate::memory::Memory;
+use crate::needle::{Needle, advantage};
 use crate::quality::{Quality, elements_per_token};
 use crate::speed::Speed;
 
@@ -18,6 +19,8 @@ pub(crate) struct Measured<'a> {
     /// `[cache][depth]`, or none.
     pub(crate) speed: &'a [Vec<Speed>],
     pub(crate) needles: &'a [Needle],
+    /// One for each cache, or none.
+    pub(crate) memory: &'a [Memory],
 }
 
 pub(crate) fn build(measured: &Measured<'_>, context: usize, mut provenance: Provenance) -> Result<Report> {
@@ -44,6 +47,11 @@ pub(crate) fn build(measured: &Measured<'_>, context: usize, mut provenance: Pro
     }
     if !measured.needles.is_empty() {
         report.table(needle_table(measured)?);
+        report.table(advantage_table(measured)?);
+        report.chart("needles", needle_chart(measured)?.into());
+    }
+    if !measured.memory.is_empty() {
+        report.table(memory_table(measured)?);
     }
     Ok(report)
 }
@@ -57,15 +65,85 @@ fn needle_table(measured: &Measured<'_>) -> Result<Table> {
     }
     for needle in measured.needles {
         let mut cells = vec![Cell::from(needle.length), needle.depth.into()];
-        cells.extend(needle.found.iter().map(|found| Cell::from(100.0 * found)));
+        cells.extend((0..measured.names.len()).map(|cache| Cell::from(100.0 * needle.part(cache))));
         table.row(cells)?;
     }
     let mut cells = vec![Cell::from("all"), Cell::Missing];
     for cache in 0..measured.names.len() {
-        let sum: f64 = measured.needles.iter().map(|needle| needle.found[cache]).sum();
+        let sum: f64 = measured.needles.iter().map(|needle| needle.part(cache)).sum();
         cells.push((100.0 * sum / measured.needles.len() as f64).into());
     }
     table.row(cells)?;
+    Ok(table)
+}
+
+/// Each cache against the f16 one, and against the last one.
+fn advantage_table(measured: &Measured<'_>) -> Result<Table> {
+    let mut table = Table::new("advantage", "Needles found more than by others (percentage points)");
+    let last = measured.names.len() - 1;
+    table
+        .column(Column::new("cache"))
+        .column(Column::new(format!("than {}", measured.names[0])).decimals(1))
+        .column(Column::new(format!("than {}", measured.names[last])).decimals(1));
+    for (cache, name) in measured.names.iter().enumerate() {
+        let mut cells = vec![Cell::from(name.as_str())];
+        for other in [0, last] {
+            cells.push(match cache == other {
+                true => Cell::Missing,
+                false => advantage(measured.needles, cache, other)?.into(),
+            });
+        }
+        table.row(cells)?;
+    }
+    Ok(table)
+}
+
+fn needle_chart(measured: &Measured<'_>) -> Result<HeatMap> {
+    let mut lengths: Vec<usize> = measured.needles.iter().map(|needle| needle.length).collect();
+    let mut depths: Vec<usize> = measured.needles.iter().map(|needle| needle.depth).collect();
+    for places in [&mut lengths, &mut depths] {
+        places.sort_unstable();
+        places.dedup();
+    }
+    let rows = depths.iter().map(|depth| format!("{depth} %"));
+    let mut chart =
+        HeatMap::new("Needles found (%), depth by length", lengths.iter().map(usize::to_string), rows);
+    for (cache, name) in measured.names.iter().enumerate() {
+        let places = depths.iter().flat_map(|depth| lengths.iter().map(move |length| (length, depth)));
+        let found = places.map(|(length, depth)| {
+            let needle = measured.needles.iter().find(|n| (n.length, n.depth) == (*length, *depth));
+            needle.map_or(0.0, |needle| needle.part(cache))
+        });
+        chart.series(name.clone(), found.collect())?;
+    }
+    Ok(chart)
+}
+
+fn memory_table(measured: &Measured<'_>) -> Result<Table> {
+    let mut table = Table::new("memory", "Memory");
+    table
+        .column(Column::new("cache"))
+        .column(Column::new("tokens"))
+        .column(Column::new("cache's bytes"))
+        .column(Column::new("size").unit("bits/element").decimals(2))
+        .column(Column::new("compression").decimals(2))
+        .column(Column::new("resident bytes of the process"))
+        .column(Column::new("compression of these").decimals(2));
+    for (name, memory) in measured.names.iter().zip(measured.memory) {
+        let elements = (elements_per_token(measured.model) * memory.n_tokens) as f64;
+        let ratio = |a: usize, b: usize| a as f64 / b as f64;
+        let plain = measured.memory[0];
+        let resident = memory.resident.zip(plain.resident);
+        table.row(vec![
+            Cell::from(name.as_str()),
+            memory.n_tokens.into(),
+            memory.bytes.into(),
+            (8.0 * memory.bytes as f64 / elements).into(),
+            ratio(plain.bytes, memory.bytes).into(),
+            memory.resident.into(),
+            resident.map(|(own, plain)| ratio(plain, own)).into(),
+        ])?;
+    }
     Ok(table)
 }
 

@@ -30,7 +30,7 @@ mod steps;
 
 pub use cache::{CacheArgs, CacheKind};
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
-pub use memory::{peak_memory, reset_peak_memory};
+pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};
 pub use output::{Error, Result, print, print_json, run};
 pub use progress::{Bar, FetchBar};

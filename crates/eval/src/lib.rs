@@ -25,5 +25,5 @@ pub mod report;
 pub mod stats;
 
 pub use error::{Error, Result};
-pub use report::{BarChart, Cell, Chart, Column, LineChart, ModelFile, Provenance, Report, Table};
+pub use report::{BarChart, Cell, Chart, Column, HeatMap, LineChart, ModelFile, Provenance, Report, Table};
 pub use stats::{BootstrapConfig, Estimate};

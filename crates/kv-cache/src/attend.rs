@@ -327,7 +327,7 @@ impl Job<'_> {
                     unsafe {
                         let (skipped, page_spans) = (first * group, &page_spans[..at_once * group]);
                         let first_page = task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS);
-                        let next = layer.next_region(page, first_page, task.head);
+                        let next = layer.next(page, first_page, task.head);
                         let (format, page) = (&layer.packing.format, &layer.packed[page]);
                         let sketch = sketch.wrapping_add(skipped * rows.stride);
                         let (rows, page) = (rows.skip(skipped), (&**page, task.head));

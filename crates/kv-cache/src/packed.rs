@@ -108,6 +108,13 @@ impl SideFormat {
         self.offsets || matches!(self.levels, Levels::Uniform { offset } if offset != 0.0)
     }
 
+    /// Whether keys' levels meet the query itself.
+    fn takes_queries_as_they_are(&self) -> bool {
+        self.channel_slots.is_none()
+            && !self.needs_group_sums()
+            && self.groups.iter().all(|group| !group.sketch)
+    }
+
     fn meta(&self) -> [usize; 5] {
         let (n, sets, groups) = (self.n_coded(), self.n_sets(), self.groups.len() * PAGE_TOKENS);
         let widths = match self.widths {
@@ -226,6 +233,11 @@ impl PackedFormat {
             value_meta,
             region_words,
         }
+    }
+
+    /// Words of a head's region that hold other numbers than codes.
+    pub(crate) fn numbers(&self) -> std::ops::Range<usize> {
+        self.key_meta.widths / 2..self.region_words
     }
 
     /// Bytes of a page's storage, exact slots apart.

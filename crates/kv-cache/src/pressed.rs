@@ -8,7 +8,7 @@ use breakers_backend::{cpu, device, flex};
 use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
-use self::head::{Head, best, group_queries};
+use self::head::{Head, Positions, best, group_queries};
 use crate::attention::require;
 use crate::compressed::{Layer, NEVER};
 use crate::inputs::{self, BadRow, HostRows};
@@ -82,8 +82,8 @@ impl Eviction {
 /// Layers with a sliding window keep all their tokens.
 ///
 /// # Memory
-/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a head.
-/// Beside them the queries that the press looks at.
+/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a head, and a
+/// bit for each position. Until tokens are let go for the last time, the queries that the press looks at.
 ///
 /// # Example
 /// ```
@@ -151,7 +151,7 @@ impl PressedCache {
                 }
                 None => Layer::new(&one, &Method::Q8_0, 0, NEVER)?,
             };
-            let head = Head { layer: head, kept: Vec::new() };
+            let head = Head { layer: head, kept: Positions::default() };
             let heads = vec![head; layer.n_kv_heads];
             layers.push(PressedLayer { heads, queries: Vec::new(), n_heads: 0, scale: 1.0 });
         }
@@ -172,7 +172,7 @@ impl PressedCache {
         let Some(head) = self.layers.get(layer).and_then(|layer| layer.heads.get(head)) else {
             return Vec::new();
         };
-        head.kept.iter().copied().chain(self.pressed..self.ledger.len()).collect()
+        head.kept.iter().chain(self.pressed..self.ledger.len()).collect()
     }
 
     /// Last queries that are kept of final tokens.
@@ -296,7 +296,7 @@ impl KvCache for PressedCache {
     fn bytes(&self) -> usize {
         let layer = |layer: &PressedLayer| {
             let heads = layer.heads.iter();
-            let heads = heads.map(|h| h.layer.pages.bytes() + h.kept.capacity() * size_of::<usize>());
+            let heads = heads.map(|h| h.layer.pages.bytes() + h.kept.bytes());
             heads.sum::<usize>() + layer.queries.capacity() * size_of::<f32>()
         };
         self.layers.iter().map(layer).sum()
@@ -418,7 +418,7 @@ impl KvCache for PressedCache {
             self.pressed = 0;
             for layer in &mut self.layers {
                 layer.queries = Vec::new();
-                layer.heads.iter_mut().for_each(|head| head.kept = Vec::new());
+                layer.heads.iter_mut().for_each(|head| head.kept = Positions::default());
             }
         } else {
             self.cut_queries(before, len);

@@ -254,31 +254,55 @@ fn attention_goes_over_what_is_kept() {
     }
 }
 
+/// Bits of keys and values of an element, by the formulas of the methods.
+fn bits_of(compression: Option<&str>, dim: f64) -> f64 {
+    match compression {
+        None => 32.0,
+        Some("q8_0") => 2.0 * (8.0 + 0.5),
+        Some("turbo-4") => 2.0 * (4.0 + 16.0 / dim),
+        Some("water-4") => 3.5 + 36.0 / 64.0 + 3.0 + 16.0 / dim,
+        Some(other) => panic!("{other}"),
+    }
+}
+
 #[test]
 fn a_quarter_of_the_budget_takes_a_quarter_of_the_bytes() {
-    let heads = heads(2, 2, 64);
-    let n = 4096;
-    let bytes = |fraction: f64, heads_budgets: HeadBudgets, compression: Option<Compression>| {
+    let (heads, n) = (heads(2, 2, 64), 8192);
+    let tokens = Tokens::random(heads, n, 3);
+    let page = 64;
+    for (budgets, fraction, compression) in [
+        (HeadBudgets::Uniform, 0.25, None),
+        (HeadBudgets::Adaptive { safeguard: 0.2 }, 0.25, None),
+        (HeadBudgets::Adaptive { safeguard: 0.2 }, 0.5, Some("q8_0")),
+        (HeadBudgets::Uniform, 0.25, Some("turbo-4")),
+        (HeadBudgets::Adaptive { safeguard: 0.2 }, 0.25, Some("water-4")),
+    ] {
         let mut eviction = eviction(PRESSES[0], Budget::Fraction(fraction));
-        (eviction.heads, eviction.compression) = (heads_budgets, compression);
+        eviction.heads = budgets;
+        eviction.compression = compression.map(|name| Compression::named(name).unwrap());
+        let n_exact = eviction.compression.as_ref().map_or(0, |c| c.exact_tokens);
+        let what = format!("{:?}, {fraction}, {compression:?}", eviction.heads);
         let mut cache = make(heads, eviction);
-        for at in 0..4 {
-            Tokens::random(heads, n / 4, at).feed(&mut cache, None);
-        }
+        tokens.feed(&mut cache, None);
         cache.commit(n).unwrap();
-        cache.bytes() as f64
-    };
-    let full = (n * 2 * 2 * 64 * 2) as f64;
-    let adaptive = HeadBudgets::Adaptive { safeguard: 0.2 };
-    for heads_budgets in [HeadBudgets::Uniform, adaptive] {
-        for fraction in [0.5, 0.25] {
-            let ratio = bytes(fraction, heads_budgets.clone(), None) / (full * fraction);
-            // Up to a page a head more, and lists of positions.
-            assert!((0.98..1.07).contains(&ratio), "{heads_budgets:?} {fraction}: {ratio}");
-        }
+        let kept = [0, 1].map(|head| cache.kept(0, head).len());
+        assert_eq!(kept[0] + kept[1], (2.0 * fraction * n as f64) as usize, "{what}");
+        assert!(what.starts_with("Uniform") || kept[0] != kept[1], "{what}: {kept:?}");
+        // Whole pages in few bits, the one that is not full and the exact tokens in 16.
+        let bytes = |bits: f64, tokens: usize| bits / 8.0 * (tokens * heads.head_dim) as f64;
+        let expected: f64 = kept
+            .iter()
+            .map(|kept| {
+                let coded = bytes(bits_of(compression, 64.0), kept / page * page);
+                coded + bytes(32.0, kept.next_multiple_of(page) - kept / page * page + n_exact)
+            })
+            .sum();
+        let off = cache.bytes() as f64 / expected - 1.0;
+        assert!(off.abs() < 0.05, "{what}: {} bytes for {expected}, {off}", cache.bytes());
+        let plain = bytes(32.0, 2 * n);
+        let ratio = plain * fraction * bits_of(compression, 64.0) / 32.0 / cache.bytes() as f64;
+        assert!((0.85..1.02).contains(&ratio), "{what}: {ratio} of what the budget frees");
     }
-    let both = bytes(0.25, HeadBudgets::Uniform, Some(Compression::named("q8_0").unwrap()));
-    assert!(both / (full * 0.25 * 8.5 / 16.0) < 1.07, "{both}");
 }
 
 #[test]

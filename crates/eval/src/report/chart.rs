@@ -5,12 +5,13 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::heat_map::{self, HeatMap};
 use crate::{Error, Result};
 
-const WIDTH: u32 = 880;
-const HEIGHT: u32 = 440;
+pub(super) const WIDTH: u32 = 880;
+pub(super) const HEIGHT: u32 = 440;
 const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+pub(super) const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 
 /// Distinguishable with all common forms of color blindness (Okabe and Ito, "Color universal design", 2008).
@@ -105,6 +106,8 @@ pub enum Chart {
     Bar(BarChart),
     /// Lines.
     Line(LineChart),
+    /// A grid of colors.
+    Heat(HeatMap),
 }
 
 impl From<BarChart> for Chart {
@@ -119,12 +122,19 @@ impl From<LineChart> for Chart {
     }
 }
 
+impl From<HeatMap> for Chart {
+    fn from(chart: HeatMap) -> Self {
+        Self::Heat(chart)
+    }
+}
+
 impl Chart {
     /// The heading.
     pub fn title(&self) -> &str {
         match self {
             Self::Bar(chart) => &chart.title,
             Self::Line(chart) => &chart.title,
+            Self::Heat(chart) => &chart.title,
         }
     }
 
@@ -137,14 +147,15 @@ impl Chart {
         let drawn = match self {
             Self::Bar(chart) => draw_bars(chart, &mut svg),
             Self::Line(chart) => draw_lines(chart, &mut svg),
+            Self::Heat(chart) => heat_map::draw(chart, &mut svg),
         };
         drawn.map_err(|e| Error::Chart { name: name.to_owned(), reason: e.to_string() })?;
         Ok(svg)
     }
 }
 
-type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Plot<'a, 'b> = ChartContext<'b, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 fn draw_bars(chart: &BarChart, svg: &mut String) -> Drawn {
@@ -214,7 +225,7 @@ fn draw_lines(chart: &LineChart, svg: &mut String) -> Drawn {
 }
 
 /// Title and legend; returns what is left of the area.
-fn draw_heading<'a>(area: &Area<'a>, title: &str, names: &[&str]) -> Drawn<Area<'a>> {
+pub(super) fn draw_heading<'a>(area: &Area<'a>, title: &str, names: &[&str]) -> Drawn<Area<'a>> {
     area.fill(&WHITE)?;
     area.draw(&Text::new(title.to_owned(), (20, 14), text(20.0)))?;
     let mut x = 20;
@@ -247,7 +258,7 @@ fn draw_mesh(plot: &mut Plot<'_, '_>, x_label: Option<&str>, y_label: &str) -> D
     Ok(())
 }
 
-fn text(size: f64) -> TextStyle<'static> {
+pub(super) fn text(size: f64) -> TextStyle<'static> {
     (FONT, size).into_font().color(&INK)
 }
 
@@ -281,7 +292,7 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
     (low, high)
 }
 
-fn check_finite(values: impl Iterator<Item = f64>) -> Result<()> {
+pub(super) fn check_finite(values: impl Iterator<Item = f64>) -> Result<()> {
     match values.enumerate().find(|(_, v)| !v.is_finite()) {
         Some((index, value)) => Err(Error::NotFinite { index, value }),
         None => Ok(()),

@@ -1,6 +1,7 @@
 //! Reports of benchmarks: text, tables and charts with the provenance of the run, as JSON, Markdown and SVG.
 
 mod chart;
+mod heat_map;
 mod provenance;
 mod table;
 
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{Error, Result};
 
 pub use chart::{BarChart, Chart, LineChart};
+pub use heat_map::HeatMap;
 pub use provenance::{GitState, ModelFile, Provenance};
 pub use table::{Cell, Column, Table};
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Estimate, stats};
+use crate::{Error, Estimate, stats};
 
 fn provenance() -> Provenance {
     Provenance {
@@ -156,4 +156,21 @@ fn a_column_added_late_is_missing_in_earlier_rows() {
     table.column(Column::new("a")).row(vec![stats::mean(&[1.0]).unwrap().into()]).unwrap();
     table.column(Column::new("b"));
     assert_eq!(table.rows(), [vec![Cell::Number(1.0), Cell::Missing]]);
+}
+
+#[test]
+fn a_heat_map_names_and_fills_every_cell() {
+    let mut map = HeatMap::new("Found", ["1024", "2048"], ["0 %", "50 %", "100 %"]);
+    map.series("all", vec![1.0, 0.5, 0.0, 0.25, 2.0, -1.0]).unwrap();
+    map.series("some", vec![0.125; 6]).unwrap();
+    assert!(matches!(map.series("few", vec![0.0; 5]), Err(Error::Length { expected: 6, found: 5, .. })));
+    assert!(matches!(map.series("bad", vec![f64::NAN; 6]), Err(Error::NotFinite { index: 0, .. })));
+    let svg = Chart::from(map).to_svg("map").unwrap();
+    let found = texts(&svg);
+    for text in ["Found", "all", "some", "1024", "2048", "0 %", "100 %", "50", "25", "12"] {
+        assert!(found.contains(&text.to_owned()), "{text}: {found:?}");
+    }
+    // Both ends of the scale, and not beyond.
+    assert!(svg.to_lowercase().contains("#00468c") && svg.to_lowercase().contains("#f0f4f8"));
+    Chart::from(HeatMap::new("Nothing", [""; 0], [""; 0])).to_svg("empty").unwrap();
 }

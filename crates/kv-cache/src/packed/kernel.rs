@@ -11,6 +11,7 @@ use breakers_backend::cpu::Isa;
 use half::f16;
 
 use super::accumulate::{Codes, ROWS, Sums, accumulate, tile_rows};
+use super::layer::Next;
 use super::{Levels, MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat, PackedPage, Place};
 use super::{TABLE, WIDTH_BITS, place_code};
 use crate::kernel::{Rows, Span, weigh};
@@ -50,7 +51,7 @@ struct Scratch {
     exact: [f32; ROWS * PAGE_TOKENS],
 }
 
-/// Lets `spans.len()` rows attend to one head of a packed page, and fetches the region `next` meanwhile.
+/// Lets `spans.len()` rows attend to one head of a packed page, and fetches what is read next meanwhile.
 ///
 /// `sketch` has the rows' projected queries, laid out as `rows.q`; it is read only where the format has them.
 ///
@@ -62,7 +63,7 @@ pub(crate) unsafe fn attend_page(
     isa: Isa,
     format: &PackedFormat,
     (page, head): (&PackedPage, usize),
-    next: *const u32,
+    next: Next,
     rows: Rows,
     sketch: *const f32,
     spans: &[Span],
@@ -74,7 +75,9 @@ pub(crate) unsafe fn attend_page(
     let places = fill_places(&widths[..n_adaptive.div_ceil(16 / WIDTH_BITS)], &mut adaptive[..n_adaptive]);
     let words = region.as_ptr();
     let exact = page.exact(format, head);
-    let mut head = Head { format, words, halves: words.cast(), exact, places, next };
+    // Codes are fetched while those of this page are read.
+    simd::dispatch(isa, Fetch { format, next });
+    let mut head = Head { format, words, halves: words.cast(), exact, places, next: next.region };
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let mut start = 0;
     while start < spans.len() {
@@ -89,6 +92,28 @@ pub(crate) unsafe fn attend_page(
         start += n_rows;
         // One tile fetches ahead; the others would fetch the same again.
         head.next = words;
+    }
+}
+
+/// Fetches the numbers beside a region's codes.
+struct Fetch<'a> {
+    format: &'a PackedFormat,
+    next: Next,
+}
+
+impl Kernel for Fetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let numbers = self.format.numbers();
+        // SAFETY: the caller has the instructions; addresses need not be valid.
+        unsafe {
+            S::prefetch(self.next.page.cast());
+            for word in numbers.step_by(LANES) {
+                S::prefetch(self.next.region.wrapping_add(word).cast());
+            }
+        }
     }
 }
 
@@ -144,14 +169,19 @@ impl Tile<'_> {
             // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind it
             // there is another line.
             unsafe {
-                simd::dispatch(self.isa, Prepare { tile: self, set, scratch });
+                let (factors, factor_stride) = if keys.takes_queries_as_they_are() {
+                    (self.rows.q, self.rows.stride)
+                } else {
+                    simd::dispatch(self.isa, Prepare { tile: self, set, scratch });
+                    ((&raw const (*scratch).factors).cast(), MAX_CODED)
+                };
                 let first = set * n_blocks;
                 let sums = Sums {
                     words: words.add(first * stride),
                     stride,
                     n_blocks,
-                    factors: (&raw const (*scratch).factors).cast(),
-                    factor_stride: MAX_CODED,
+                    factors,
+                    factor_stride,
                     out: (&raw mut (*scratch).sums).cast(),
                     out_stride: PAGE_TOKENS,
                     is_new: true,
@@ -187,7 +217,7 @@ impl Tile<'_> {
             unsafe {
                 simd::dispatch(self.isa, ScaleWeights { tile: self, group: g, scratch });
                 let mut dim = group.from;
-                while let Some((n_blocks, run)) = runs.next().filter(|_| dim < group.to) {
+                for (n_blocks, run) in runs.by_ref() {
                     let sums = Sums {
                         words,
                         stride: run.n_words() * LANES,

@@ -25,6 +25,14 @@ pub(crate) struct Packing {
     pub(crate) weighs_channels: bool,
 }
 
+/// What is read next: fetched meanwhile. Null where there is nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Next {
+    pub(crate) region: *const u32,
+    /// The page behind that one, which tells where its storage is.
+    pub(crate) page: *const PackedPage,
+}
+
 /// Keys and values of one layer. Clones share pages.
 #[derive(Clone)]
 pub(crate) struct PackedLayer {
@@ -77,15 +85,18 @@ impl PackedLayer {
         (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
     }
 
-    /// The region that is read behind that of a packed page, if rows go on to the next page, or else with the next
-    /// head's page `first`: null if there is none.
-    pub(crate) fn next_region(&self, page: usize, first: usize, head: usize) -> *const u32 {
+    /// What is read behind a packed page's region: that of the next page, or else of the next head's page `first`.
+    pub(crate) fn next(&self, page: usize, first: usize, head: usize) -> Next {
         let format = &self.packing.format;
         let stored = |page: usize| self.packed.get(page).filter(|page| page.bytes() > 0);
         let next_head = (head + 1) % format.n_kv_heads;
         let next = stored(page + 1).map(|page| page.region(format, head));
         let next = next.or_else(|| stored(first).map(|page| page.region(format, next_head)));
-        next.map_or(std::ptr::null(), <[u32]>::as_ptr)
+        let page = self.packed.get(page + 2).or(self.packed.get(first));
+        Next {
+            region: next.map_or(std::ptr::null(), <[u32]>::as_ptr),
+            page: page.map_or(std::ptr::null(), Arc::as_ptr),
+        }
     }
 
     /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count: those of the

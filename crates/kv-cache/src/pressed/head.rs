@@ -13,7 +13,54 @@ use crate::presses::{HeadView, LayerView};
 pub(super) struct Head {
     pub(super) layer: Layer,
     /// Positions of the tokens that stood the press.
-    pub(super) kept: Vec<usize>,
+    pub(super) kept: Positions,
+}
+
+/// Positions in ascending order, a bit each: lists of them would take more than a coded token's tenth.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Positions {
+    bits: Vec<u64>,
+    len: usize,
+}
+
+impl Positions {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bits.capacity() * size_of::<u64>()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let width = u64::BITS as usize;
+        let words = self.bits.iter().enumerate();
+        words.flat_map(move |(at, word)| {
+            (0..width).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * width + bit)
+        })
+    }
+
+    /// Adds positions that are greater than all before.
+    pub(super) fn extend(&mut self, positions: impl Iterator<Item = usize>) {
+        let width = u64::BITS as usize;
+        for position in positions {
+            let word = position / width;
+            if word >= self.bits.len() {
+                self.bits.resize(word + 1, 0);
+            }
+            self.bits[word] |= 1 << (position % width);
+            self.len += 1;
+        }
+        self.bits.shrink_to_fit();
+    }
+}
+
+impl FromIterator<usize> for Positions {
+    fn from_iter<I: IntoIterator<Item = usize>>(positions: I) -> Self {
+        let mut kept = Self::default();
+        kept.extend(positions.into_iter());
+        kept
+    }
 }
 
 /// Indices of the `n` highest scores, ascending; of equal ones the later.
@@ -57,7 +104,7 @@ impl Head {
     /// The final tokens, of which those before `pressed` stood the press.
     pub(super) fn view(&self, pressed: usize, committed: usize) -> HeadView {
         let [keys, values] = self.rows(0..self.slot(committed, pressed));
-        HeadView { keys, values, positions: self.kept.iter().copied().chain(pressed..committed).collect() }
+        HeadView { keys, values, positions: self.kept.iter().chain(pressed..committed).collect() }
     }
 
     /// Keeps the chosen tokens of those in `view`, and `provisional` ones behind the first `committed`.
