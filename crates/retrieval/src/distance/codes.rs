@@ -29,6 +29,7 @@ impl CodeQuery {
     }
 
     /// Replaces the codes, a multiple of [`GATHER`].
+    #[inline(always)]
     pub(crate) fn fill(&mut self, codes: impl Iterator<Item = i8>) {
         self.codes.clear();
         self.codes.extend(codes);

@@ -139,7 +139,7 @@ impl ScalarCodes {
     /// Replaces a vector.
     pub(crate) fn set(&mut self, slot: usize, vector: &[f32]) {
         let mut rotated = vec![0.0; self.stride];
-        let norm_squared = self.rotate(vector, &mut rotated);
+        self.rotate(vector, &mut rotated);
         let (step, factor) = step_of(&rotated);
         let row = &mut self.codes.make_mut()[slot * self.stride..][..self.stride];
         let mut error_squared = 0.0f64;
@@ -149,6 +149,7 @@ impl ScalarCodes {
             error_squared += left * left;
             *byte = (code as i32 + 128) as u8;
         }
+        let norm_squared = length_squared(vector);
         let norm = norm_squared.sqrt();
         let error = error_squared.sqrt() + slack(self.stride) * norm;
         self.tails.make_mut()[slot] = Tail {
@@ -159,24 +160,24 @@ impl ScalarCodes {
         };
     }
 
-    /// Pads and rotates; the squared length.
-    fn rotate(&self, vector: &[f32], rotated: &mut [f32]) -> f64 {
+    /// Pads and rotates.
+    fn rotate(&self, vector: &[f32], rotated: &mut [f32]) {
         debug_assert_eq!(vector.len(), self.dimension);
         rotated[..self.dimension].copy_from_slice(vector);
         rotated[self.dimension..].fill(0.0);
         // The length is a multiple of the stride, so that this cannot fail.
         let _ = self.rotation.forward(rotated);
-        vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
     }
 
-    /// Brings a [prepared](Metric::prepare) query into codes; the second eight bits only if `both`.
+    /// Brings a [prepared](Metric::prepare) query into codes; the second eight bits, and what bounds need, only if
+    /// `both`.
     pub(crate) fn query(&self, vector: &[f32], both: bool, query: &mut ScalarQuery) {
         let mut rotated = std::mem::take(&mut query.rotated);
         rotated.resize(self.stride, 0.0);
-        let norm_squared = self.rotate(vector, &mut rotated);
-        query.norm = round_up(norm_squared.sqrt());
+        self.rotate(vector, &mut rotated);
         query.step = query.codes.quantize(&mut rotated);
         if both {
+            query.norm = round_up(length_squared(vector).sqrt());
             query.first_error = length(&rotated);
             query.rest_step = query.rest.quantize(&mut rotated);
             query.error = length(&rotated);
@@ -260,13 +261,19 @@ impl CodeQuery {
     /// Takes the multiples of a step out of `values` and leaves the rest there; the step.
     fn quantize(&mut self, values: &mut [f32]) -> f32 {
         let (step, factor) = step_of(values);
-        self.fill(values.iter_mut().map(|x| {
-            let code = (*x * factor).round_ties_even().clamp(-127.0, 127.0);
-            *x = (-code).mul_add(step, *x);
-            code as i8
-        }));
+        per_isa!(cpu::isa(), || {
+            self.fill(values.iter_mut().map(|x| {
+                let code = (*x * factor).round_ties_even().clamp(-127.0, 127.0);
+                *x = (-code).mul_add(step, *x);
+                code as i8
+            }));
+        });
         step
     }
+}
+
+fn length_squared(vector: &[f32]) -> f64 {
+    vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
 }
 
 /// The step between codes, and its inverse; of numbers so small that a step has no inverse, zero.

@@ -120,10 +120,9 @@ impl Graph {
             for (i, &id) in ids.iter().enumerate() {
                 if let Some(at) = scratch.offer(scratch.distances[i], id, effort) {
                     next = next.min(at);
+                    // Most of the beam is followed sooner or later, the next one at once.
+                    prefetch(links.as_ptr().wrapping_add(id as usize * width).cast(), 4 * width);
                 }
-            }
-            if let Some(&e) = scratch.pool.get(next) {
-                prefetch(links.as_ptr().wrapping_add(slot_of(e) as usize * width).cast(), 4 * width);
             }
         }
         scratch.ids = ids;
@@ -131,12 +130,10 @@ impl Graph {
 
     /// Puts the nearest pivots into the beam.
     fn start(&self, scratch: &mut Scratch, query: &ScalarQuery, effort: usize) {
-        let codes = &self.flat.codes;
         scratch.dots.resize(self.pivots.len(), 0);
         scan_dots(&query.codes, &self.pivot_codes, &mut scratch.dots);
         let starts = STARTS.min(effort);
-        for (i, &pivot) in self.pivots.iter().enumerate() {
-            let tail = &codes.tails()[pivot as usize];
+        for (i, (&pivot, tail)) in self.pivots.iter().zip(&self.pivot_tails).enumerate() {
             let distance = tail.offset - query.step * tail.step * scratch.dots[i] as f32;
             scratch.offer(distance, pivot, starts);
         }

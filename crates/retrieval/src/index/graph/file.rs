@@ -123,6 +123,7 @@ impl Graph {
             return Err(file.damaged("links", &format!("slots below {n}"), "others"));
         }
         let pivot_codes = pivots.iter().flat_map(|&slot| codes.row(slot as usize)).copied().collect();
+        let pivot_tails = pivots.iter().map(|&slot| codes.tails()[slot as usize]).collect();
         let retired: VecDeque<(u32, u64)> =
             (0..n as u32).filter(|&slot| !live.contains(slot)).map(|slot| (slot, 0)).collect();
         Ok(Self {
@@ -140,6 +141,7 @@ impl Graph {
             parents,
             pivots,
             pivot_codes,
+            pivot_tails,
             root: info.root,
             retired,
             swept: 0,

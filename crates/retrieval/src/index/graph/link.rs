@@ -180,6 +180,7 @@ impl Graph {
     pub(super) fn add_pivot(&mut self, slot: u32) {
         self.pivots.push(slot);
         self.pivot_codes.extend_from_slice(self.flat.codes.row(slot as usize));
+        self.pivot_tails.push(self.flat.codes.tails()[slot as usize]);
     }
 }
 

@@ -33,7 +33,7 @@ mod remove;
 mod tests;
 
 use super::{Exact, Index, Neighbor, Search, Strategy, TopK};
-use crate::{Bitset, Error, Metric, Result, buffer::Buffer};
+use crate::{Bitset, Error, Metric, Result, buffer::Buffer, quantize::Tail};
 use beam::{SCRATCH, Scratch, distance_of, slot_of};
 use std::collections::VecDeque;
 
@@ -89,6 +89,7 @@ pub struct Graph {
     pivots: Vec<u32>,
     /// Their codes, side by side.
     pivot_codes: Vec<u8>,
+    pivot_tails: Vec<Tail>,
     root: u32,
     /// Removed slots, and how many slots had been swept when they were removed.
     retired: VecDeque<(u32, u64)>,
@@ -110,6 +111,7 @@ impl Graph {
             parents: Buffer::new(),
             pivots: Vec::new(),
             pivot_codes: Vec::new(),
+            pivot_tails: Vec::new(),
             root: NONE,
             retired: VecDeque::new(),
             swept: 0,
@@ -216,7 +218,8 @@ impl Index for Graph {
     }
 
     fn bytes(&self) -> usize {
-        self.flat.bytes() + 4 * (self.links.len() + self.parents.len()) + self.pivot_codes.len()
+        let pivots = self.pivot_codes.len() + size_of_val(&*self.pivot_tails) + 4 * self.pivots.len();
+        self.flat.bytes() + 4 * (self.links.len() + self.parents.len()) + pivots
     }
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {

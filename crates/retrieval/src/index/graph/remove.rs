@@ -158,6 +158,7 @@ impl Graph {
         let stride = self.flat.codes.stride();
         let last = self.pivots.len() - 1;
         self.pivots.swap_remove(at);
+        self.pivot_tails.swap_remove(at);
         self.pivot_codes.copy_within(last * stride.., at * stride);
         self.pivot_codes.truncate(last * stride);
     }
