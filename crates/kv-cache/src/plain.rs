@@ -62,8 +62,9 @@ impl PlainCache {
     /// An empty cache on a device.
     ///
     /// # Errors
-    /// [`Error::NoLayers`], [`Error::ZeroDimension`], [`Error::UnsupportedDevice`], and
-    /// [`Error::UnsupportedElement`] if the device cannot store elements of this type.
+    /// [`Error::NoLayers`](crate::Error::NoLayers), [`Error::ZeroDimension`](crate::Error::ZeroDimension),
+    /// [`Error::UnsupportedDevice`](crate::Error::UnsupportedDevice), and
+    /// [`Error::UnsupportedElement`](crate::Error::UnsupportedElement) if the device cannot store elements of this type.
     pub fn new(shape: CacheShape, element: Element, device: &Device) -> Result<Self> {
         require(device)?;
         let on_host = device::is_cpu(device);

@@ -5,7 +5,7 @@
 //! end, a vector whose lower end exceeds τ cannot be among the nearest k; all others are compared in full precision,
 //! nearest lower end first, until the next lower end exceeds the k-th distance found. The result is that of a plain
 //! scan of full vectors, ties aside. Four bits, where there is memory for them, give wider intervals that hold as well
-//! ([`CoarseCodes`]); only where their lower ends do not exceed τ are the eight bits read.
+//! (`quantize::coarse`); only where their lower ends do not exceed τ are the eight bits read.
 //!
 //! # Cost
 //! Half a byte a coordinate and vector is read, an eighth of what floats take, at the speed of the cache or memory that
