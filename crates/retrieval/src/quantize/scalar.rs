@@ -169,15 +169,14 @@ impl ScalarCodes {
         let _ = self.rotation.forward(rotated);
     }
 
-    /// Brings a [prepared](Metric::prepare) query into codes; the second eight bits, and what bounds need, only if
-    /// `both`.
+    /// Brings a [prepared](Metric::prepare) query into codes; the second eight bits only if `both`.
     pub(crate) fn query(&self, vector: &[f32], both: bool, query: &mut ScalarQuery) {
         let mut rotated = std::mem::take(&mut query.rotated);
         rotated.resize(self.stride, 0.0);
         self.rotate(vector, &mut rotated);
+        query.norm = round_up(length_squared(vector).sqrt());
         query.step = query.codes.quantize(&mut rotated);
         if both {
-            query.norm = round_up(length_squared(vector).sqrt());
             query.first_error = length(&rotated);
             query.rest_step = query.rest.quantize(&mut rotated);
             query.error = length(&rotated);
@@ -272,8 +271,16 @@ impl CodeQuery {
     }
 }
 
+/// In sixteen partial sums, so that an addition need not wait for the one before it.
 fn length_squared(vector: &[f32]) -> f64 {
-    vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+    let mut sums = [0.0f64; 16];
+    let (chunks, rest) = vector.as_chunks::<16>();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
 }
 
 /// The step between codes, and its inverse; of numbers so small that a step has no inverse, zero.
