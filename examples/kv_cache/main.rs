@@ -19,7 +19,7 @@ mod speed;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers_examples::{CacheKind, Error, ModelArgs, Result, print, print_json, read_text, run};
+use breakers_examples::{CacheKind, Error, ModelArgs, Result, finish, print_json, read_text, run};
 use breakers_kv_cache::Compression;
 use breakers_model::tokenizer::EncodeOptions;
 use clap::Parser;
@@ -150,15 +150,8 @@ fn main() -> ExitCode {
             speed: &speed,
         };
         let report = report::build(&measured, arguments.context, provenance)?;
-        report.write(&arguments.out)?;
-        if arguments.json {
-            print_json(&report.to_json()?)?;
-        } else {
-            for table in report.tables() {
-                print(&format!("{}\n{}\n", table.title(), table.to_markdown()))?;
-            }
-        }
-        eprintln!("report: {}", arguments.out.join("report.md").display());
+        let json = if arguments.json { Some(report.to_json()?) } else { None };
+        finish(&report, &arguments.out, json)?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use breakers_backend::{device, pool};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::{BarChart, Cell, Column, Report, Table, stats};
-use breakers_examples::{Bar, LoadedModel, ModelArgs, Result, print, print_json, run};
+use breakers_examples::{Bar, LoadedModel, ModelArgs, Result, finish, run};
 use breakers_model::Runner;
 use clap::Parser;
 
@@ -76,15 +76,8 @@ fn main() -> ExitCode {
         }
         drop(bar);
         let report = report(&arguments, &loaded, machine, &all)?;
-        report.write(&arguments.out)?;
-        if arguments.json {
-            print_json(&report.to_json()?)?;
-        } else {
-            for table in report.tables() {
-                print(&format!("{}\n{}\n", table.title(), table.to_markdown()))?;
-            }
-        }
-        eprintln!("report: {}", arguments.out.join("report.md").display());
+        let json = if arguments.json { Some(report.to_json()?) } else { None };
+        finish(&report, &arguments.out, json)?;
         Ok(ExitCode::SUCCESS)
     })
 }

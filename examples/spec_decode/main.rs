@@ -18,8 +18,7 @@ use std::process::ExitCode;
 
 use breakers_core::TokenId;
 use breakers_examples::{
-    CacheArgs, Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, print, print_json, read_text,
-    run,
+    CacheArgs, Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, finish, read_text, run,
 };
 use breakers_model::chat::Message;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
@@ -133,17 +132,11 @@ fn main() -> ExitCode {
         let mut provenance = arguments.model.provenance(&models)?;
         provenance.seeds = vec![config.seed];
         let report = report::build(&measurement, provenance)?;
-        report.write(&arguments.out)?;
-        if arguments.json {
-            let mut json = report.to_json()?;
+        let mut json = if arguments.json { Some(report.to_json()?) } else { None };
+        if let Some(json) = &mut json {
             json["same_tokens"] = measurement.all_same().into();
-            print_json(&json)?;
-        } else {
-            for table in report.tables() {
-                print(&format!("{}\n{}\n", table.title(), table.to_markdown()))?;
-            }
         }
-        eprintln!("report: {}", arguments.out.join("report.md").display());
+        finish(&report, &arguments.out, json)?;
         Ok(verdict(&measurement))
     })
 }

@@ -32,7 +32,7 @@ pub use cache::{CacheArgs, CacheKind};
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
 pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};
-pub use output::{Error, Result, print, print_json, run};
+pub use output::{Error, Result, finish, print, print_json, run};
 pub use progress::{Bar, FetchBar};
 pub use quantization::{Formats, JobSpec};
 pub use steps::{N_TOP, ScoredStep, step_json, tokens_per_second};

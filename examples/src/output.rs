@@ -1,8 +1,10 @@
 //! Results on standard output, errors with their causes.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
+use breakers_eval::Report;
 use serde_json::Value;
 
 /// What an example returns.
@@ -75,6 +77,24 @@ pub fn print(text: &str) -> Result {
 /// As [`print()`].
 pub fn print_json(value: &Value) -> Result {
     print(&format!("{value}\n"))
+}
+
+/// Writes a report into a folder and shows it: the JSON object, if there is one, otherwise its tables.
+///
+/// # Errors
+/// Those of [`Report::write`], and as [`print()`].
+pub fn finish(report: &Report, folder: &Path, json: Option<Value>) -> Result {
+    report.write(folder)?;
+    match json {
+        Some(json) => print_json(&json)?,
+        None => {
+            for table in report.tables() {
+                print(&format!("{}\n{}\n", table.title(), table.to_markdown()))?;
+            }
+        }
+    }
+    eprintln!("report: {}", folder.join("report.md").display());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -298,7 +298,7 @@ fn slack(stride: usize) -> f64 {
 
 /// An upper bound of a vector's length.
 fn length(values: &[f32]) -> f32 {
-    round_up(values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt())
+    round_up(length_squared(values).sqrt())
 }
 
 /// A 32-bit float that is not below the number.
