@@ -171,8 +171,9 @@ impl Job<'_> {
         let layout = &self.layout;
         let group = self.n_heads / layout.n_kv_heads;
         let (n_rows, stride) = (task.rows.len() * group, layout.padded_dim);
-        let has_sketch = self.packed.is_some_and(|packed| !packed.sketch.is_empty());
-        let mut workspace = Workspace::new(scratch, n_rows, layout, has_sketch);
+        let format = self.packed.map(|packed| &packed.layer.packing.format);
+        let n_prepared = format.map_or(0, |format| n_rows * packed::queries::floats(format));
+        let mut workspace = Workspace::new(scratch, n_rows, layout, n_prepared);
         let spans = &self.visible.spans[task.rows.clone()];
         // The first of the rows' heads, in [n_rows, n_heads].
         let head =
@@ -186,15 +187,15 @@ impl Job<'_> {
                 bad_row.fetch_min(task.rows.start + row / group, Ordering::Relaxed);
             }
         }
-        if let Some(packed) = self.packed.filter(|packed| !packed.sketch.is_empty()) {
-            for (row, to) in workspace.sketch.chunks_exact_mut(stride).enumerate() {
-                let from = &packed.sketch[head(row) * layout.head_dim..][..layout.head_dim];
-                // SAFETY: as above. The queries were found finite, and so is what is made of them.
-                unsafe { kernel::scale_query::<S>(from, scale, to.as_mut_ptr()) };
-            }
-        }
         let rows = workspace.rows();
-        let sketch = workspace.sketch.as_ptr();
+        let mut queries = packed::queries::Queries::none();
+        if let Some((packed, format)) = self.packed.zip(format).filter(|_| n_prepared > 0) {
+            let sketch = |row: usize| packed.sketch.get(head(row) * layout.head_dim..).unwrap_or_default();
+            // SAFETY: the caller's promise; there is room for all rows.
+            queries = unsafe {
+                packed::queries::prepare::<S>(format, rows, n_rows, sketch, scale, workspace.prepared)
+            };
+        }
         workspace.total_max.fill(f32::NEG_INFINITY);
         // Kernels fetch what is read next while they compute. What is read first has to be fetched as well: processors
         // see these reads coming too late, if at all.
@@ -216,7 +217,7 @@ impl Job<'_> {
                     spans,
                     chunk,
                     rows,
-                    sketch,
+                    queries,
                     workspace.page_spans,
                     workspace.page,
                 )
@@ -266,8 +267,8 @@ impl Job<'_> {
     ///
     /// # Safety
     /// `S`'s instructions are there; `rows` has `group` rows for each of `spans`; `page_spans` has as many;
-    /// `virtual_page` has room for a head's region of type `E`; `sketch` has the rows' projected queries if there
-    /// are any.
+    /// `virtual_page` has room for a head's region of type `E`; `queries` are the rows' own where the packed format
+    /// wants them.
     #[inline(always)]
     unsafe fn attend_chunk<S: Simd, E: Stored>(
         &self,
@@ -275,7 +276,7 @@ impl Job<'_> {
         spans: &[Range<usize>],
         chunk: usize,
         rows: Rows,
-        sketch: *const f32,
+        queries: packed::queries::Queries,
         page_spans: &mut [Span],
         virtual_page: *mut E,
     ) {
@@ -329,9 +330,9 @@ impl Job<'_> {
                         let first_page = task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS);
                         let next = layer.next(page, first_page, task.head);
                         let (format, page) = (&layer.packing.format, &layer.packed[page]);
-                        let sketch = sketch.wrapping_add(skipped * rows.stride);
+                        let queries = queries.skip(skipped);
                         let (rows, page) = (rows.skip(skipped), (&**page, task.head));
-                        packed::kernel::attend_page(isa, format, page, next, rows, sketch, page_spans);
+                        packed::kernel::attend_page(isa, format, page, next, rows, queries, page_spans);
                     }
                     continue;
                 }

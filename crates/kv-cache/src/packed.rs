@@ -2,25 +2,28 @@
 //!
 //! A page never changes once it is written. It holds one region after the other for the layer's key-value heads:
 //! - codes of keys: for each 16 slots `[n_words][16]` words of 32 bits; a slot's lane holds the codes of its elements,
-//!   in [`Run`]s of one width; where widths differ from page to page, as one stream of bits instead, least significant
-//!   first;
+//!   in [`Run`]s of one width; where widths differ from page to page, in an order of the page's own;
 //! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the run of its slots' codes;
 //! - numbers of 16 bits: a step and a low end for each channel (element of the head), a scale and an offset for
 //!   each slot and group of channels; which of them there are is the method's choice ([`SideFormat`]).
 //!
-//! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is c itself or a codebook's entry.
-//! The first slots of the first page may be exact: they are kept as 16-bit floats beside their codes.
+//! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is the group's step times c itself, or
+//! a byte that c stands for, plus the group's offset. The first slots of the first page may be exact: they are kept as
+//! 16-bit floats beside their codes.
 
 mod accumulate;
+mod factors;
 pub(crate) mod kernel;
 pub(crate) mod layer;
+pub(crate) mod queries;
 mod run;
 
 use half::f16;
 
 use crate::page::{LANES, Line, PAGE_BLOCKS, PAGE_TOKENS};
 use bytemuck::Zeroable;
-use run::Run;
+pub(crate) use run::QUAD;
+use run::{Place, Run, n_words};
 
 /// Codes of a codebook at most.
 pub(crate) const TABLE: usize = 32;
@@ -30,7 +33,7 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 pub(crate) const MAX_CODED: usize = 2 * MAX_HEAD_DIM;
 /// Groups of channels with a scale of their own, at most.
 pub(crate) const MAX_GROUPS: usize = MAX_HEAD_DIM / LANES;
-/// Bits of the number that tells an adaptive channel's width.
+/// Bits of the number that tells the width of an adaptive quad.
 const WIDTH_BITS: usize = 4;
 
 /// Widths of the codes.
@@ -38,17 +41,8 @@ const WIDTH_BITS: usize = 4;
 pub(crate) enum Widths {
     /// One for each channel.
     Fixed(Vec<u8>),
-    /// Chosen page by page; a slot's codes have this many bits in all.
+    /// Chosen page by page, four channels at a time; a slot's codes have this many bits in all, a multiple of 32.
     Adaptive { bits: usize },
-}
-
-/// What codes stand for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Levels {
-    /// Themselves, plus a constant.
-    Uniform { offset: f32 },
-    /// Entries of the tables, which repeat themselves; the second list tells each channel's table.
-    Tables(Vec<[f32; TABLE]>, Vec<u8>),
 }
 
 /// Channels whose codes share a scale.
@@ -58,13 +52,18 @@ pub(crate) struct Group {
     pub(crate) to: usize,
     /// Whether keys of the group are multiplied with the projected query.
     pub(crate) sketch: bool,
+    /// A code's byte b stands for `step · b + offset`.
+    pub(crate) step: f32,
+    pub(crate) offset: f32,
 }
 
 /// How one side, keys or values, is coded.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SideFormat {
     pub(crate) widths: Widths,
-    pub(crate) levels: Levels,
+    /// Bytes that codes stand for, again and again, and each channel's table; none if codes stand for themselves.
+    pub(crate) tables: Vec<[u8; TABLE]>,
+    pub(crate) table_of: Vec<u8>,
     /// Slots that share the step and the low end of each channel, a divisor of [`PAGE_TOKENS`]; `None`: there are
     /// none.
     pub(crate) channel_slots: Option<usize>,
@@ -88,38 +87,28 @@ impl SideFormat {
     }
 
     /// The width of a channel's codes and the table they stand in; of fixed widths.
-    fn code(&self, channel: usize) -> (u32, Option<u8>) {
+    fn code(&self, channel: usize) -> (u8, Option<u8>) {
         let width = match &self.widths {
-            Widths::Fixed(widths) => widths[channel].into(),
+            Widths::Fixed(widths) => widths[channel],
             Widths::Adaptive { .. } => 0,
         };
-        match &self.levels {
-            Levels::Uniform { .. } => (width, None),
-            Levels::Tables(_, of) => (width, Some(of[channel])),
+        (width, self.table_of.get(channel).copied())
+    }
+
+    /// Planes of the factors that the codes of keys meet: coarse codes do with coarse queries, unless the channels'
+    /// steps are in these.
+    fn query_planes(&self) -> usize {
+        match &self.widths {
+            Widths::Fixed(widths) if self.channel_slots.is_none() && widths.iter().all(|&w| w < 5) => 1,
+            _ => 2,
         }
-    }
-
-    fn tables(&self) -> &[[f32; TABLE]] {
-        if let Levels::Tables(tables, _) = &self.levels { tables } else { &[] }
-    }
-
-    /// Whether scores need sums of the query over groups.
-    fn needs_group_sums(&self) -> bool {
-        self.offsets || matches!(self.levels, Levels::Uniform { offset } if offset != 0.0)
-    }
-
-    /// Whether keys' levels meet the query itself.
-    fn takes_queries_as_they_are(&self) -> bool {
-        self.channel_slots.is_none()
-            && !self.needs_group_sums()
-            && self.groups.iter().all(|group| !group.sketch)
     }
 
     fn meta(&self) -> [usize; 5] {
         let (n, sets, groups) = (self.n_coded(), self.n_sets(), self.groups.len() * PAGE_TOKENS);
         let widths = match self.widths {
             Widths::Fixed(_) => 0,
-            Widths::Adaptive { .. } => (n * WIDTH_BITS).div_ceil(16),
+            Widths::Adaptive { .. } => n / 2 + (n / QUAD * WIDTH_BITS).div_ceil(16),
         };
         [
             widths,
@@ -134,6 +123,7 @@ impl SideFormat {
 /// Where one side's numbers stand in a head's region, in halves of words from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Meta {
+    /// The adaptive channels in their order, a byte each, then the quads' widths.
     pub(crate) widths: usize,
     pub(crate) steps: usize,
     pub(crate) lows: usize,
@@ -141,16 +131,15 @@ pub(crate) struct Meta {
     pub(crate) offsets: usize,
 }
 
-/// Where the code of an adaptive channel stands in its lane: the bits of a word above `right`, and those of the next
-/// one below.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// Index of the word, lanes included.
-    pub(crate) word: u32,
-    pub(crate) right: u32,
-    /// 32 − `right`.
-    pub(crate) left: u32,
-    pub(crate) mask: u32,
+/// Registers of 16 elements of a value with codes of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ValueRun {
+    pub(crate) n_blocks: usize,
+    /// Words of the region before the first register's lanes, and in each lane.
+    pub(crate) first: usize,
+    pub(crate) n_words: usize,
+    /// The slots' codes in each lane.
+    pub(crate) run: Run,
 }
 
 /// The format of one layer's packed pages.
@@ -166,9 +155,7 @@ pub(crate) struct PackedFormat {
     pub(crate) key_words: usize,
     /// Of keys of fixed width, in the order of the channels; none goes over the end of a group.
     pub(crate) key_runs: Vec<Run>,
-    /// Registers of 16 elements of a value: how many have codes of one kind, and the slots' run in the first one's
-    /// lanes. `word` counts from the region's beginning.
-    pub(crate) value_runs: Vec<(usize, Run)>,
+    pub(crate) value_runs: Vec<ValueRun>,
     pub(crate) key_meta: Meta,
     pub(crate) value_meta: Meta,
     /// Words of a head's region, a multiple of a cache line.
@@ -190,26 +177,31 @@ impl PackedFormat {
             Widths::Adaptive { bits } => *bits,
         };
         let key_runs = key_runs(&keys);
-        let key_words = match key_runs.last() {
-            Some(run) => run.word + run.n_words(),
-            None => bits.div_ceil(32),
-        };
-        let mut at = PAGE_BLOCKS * key_words;
-        let mut value_runs: Vec<(usize, Run)> = Vec::new();
+        let key_words = n_words(bits / QUAD);
+        let mut at = PAGE_BLOCKS * key_words * LANES;
+        let mut value_runs: Vec<ValueRun> = Vec::new();
         for group in &values.groups {
-            let mut first = true;
+            let mut is_first = true;
             for channel in (group.from..group.to).step_by(LANES) {
                 let (width, table) = values.code(channel);
-                let run = Run { from: 0, len: PAGE_TOKENS, width, word: at, table };
-                at += run.n_words();
                 match value_runs.last_mut() {
-                    Some((n, last)) if !first && (last.width, last.table) == (width, table) => *n += 1,
-                    _ => value_runs.push((1, run)),
+                    Some(last) if !is_first && (last.run.width, last.run.table) == (width, table) => {
+                        last.n_blocks += 1;
+                    }
+                    _ => {
+                        let run = Run::new(0, PAGE_TOKENS, width, table, 0);
+                        value_runs.push(ValueRun {
+                            n_blocks: 1,
+                            first: at,
+                            n_words: n_words(run.bits()),
+                            run,
+                        });
+                    }
                 }
-                first = false;
+                at += value_runs.last().map_or(0, |last| last.n_words * LANES);
+                is_first = false;
             }
         }
-        let at = at * LANES;
         let mut half = 2 * at;
         let mut place = |side: &SideFormat| {
             let [widths, steps, lows, scales, offsets] = side.meta().map(|n| {
@@ -253,32 +245,34 @@ fn key_runs(keys: &SideFormat) -> Vec<Run> {
     if matches!(keys.widths, Widths::Adaptive { .. }) {
         return runs;
     }
+    let mut bit = 0;
     for group in &keys.groups {
-        let first = runs.len();
-        for channel in group.from..group.to {
-            let (width, table) = keys.code(channel);
-            let word = runs.last().map_or(0, |run| run.word + run.n_words());
-            match runs[first..].last_mut() {
-                Some(run) if (run.width, run.table) == (width, table) => run.len += 1,
-                _ => runs.push(Run { from: channel, len: 1, width, word, table }),
-            }
+        let mut from = group.from;
+        while from < group.to {
+            let kind = keys.code(from);
+            let len = (from..group.to).take_while(|&channel| keys.code(channel) == kind).count();
+            let run = Run::new(from, len, kind.0, kind.1, bit);
+            (bit, from) = (bit + run.bits(), from + len);
+            runs.push(run);
         }
     }
     runs
 }
 
-/// Where the code at `bit` of a stream of bits stands; `bit` goes on to the next one.
-#[inline(always)]
-pub(crate) fn place_code(bit: &mut u32, width: u32) -> Place {
-    let (word, right) = (*bit / u32::BITS * LANES as u32, *bit % u32::BITS);
-    *bit += width;
-    Place { word, right, left: u32::BITS - right, mask: (1 << width) - 1 }
+/// Where quads of the given widths stand, one behind the other; those without a width take no room.
+pub(crate) fn places_of(widths: impl Iterator<Item = u8>) -> impl Iterator<Item = Place> {
+    widths.scan(0, |bit, width| {
+        let place = Place::new(*bit, width);
+        *bit += usize::from(width);
+        Some(place)
+    })
 }
 
 /// What a method makes of one head's keys, or values, of a page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coded {
-    /// Of adaptive formats, one for each channel.
+    /// Of adaptive formats the channels in the order of all that follows, and one width for four of them, descending.
+    pub(crate) order: Vec<u8>,
     pub(crate) widths: Vec<u8>,
     /// `[PAGE_TOKENS, n_coded]`
     pub(crate) codes: Vec<u8>,
@@ -294,11 +288,13 @@ impl Coded {
     /// Room for what a format has, all zero.
     pub(crate) fn new(format: &SideFormat) -> Self {
         let [_, steps, lows, scales, offsets] = format.meta();
+        let n_ordered = match format.widths {
+            Widths::Fixed(_) => 0,
+            Widths::Adaptive { .. } => format.n_coded(),
+        };
         Self {
-            widths: match format.widths {
-                Widths::Fixed(_) => Vec::new(),
-                Widths::Adaptive { .. } => vec![0; format.n_coded()],
-            },
+            order: vec![0; n_ordered],
+            widths: vec![0; n_ordered / QUAD],
             codes: vec![0; PAGE_TOKENS * format.n_coded()],
             steps: vec![f16::ZERO; steps],
             lows: vec![f16::ZERO; lows],
@@ -382,33 +378,21 @@ impl PackedPage {
     pub(crate) fn write(&mut self, format: &PackedFormat, head: usize, keys: &Coded, values: &Coded) {
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.lines);
         let region = &mut words[head * format.region_words..][..format.region_words];
-        let n_coded = format.keys.n_coded();
-        let mut bit = 0;
-        let places = keys.widths.iter().map(|width| place_code(&mut bit, (*width).into()));
-        let places: Vec<Place> = places.collect();
-        for (slot, codes) in keys.codes.chunks_exact(n_coded).enumerate() {
+        let places: Vec<Place> = places_of(keys.widths.iter().copied()).collect();
+        for (slot, codes) in keys.codes.chunks_exact(format.keys.n_coded()).enumerate() {
             let lane = slot / LANES * format.key_words * LANES + slot % LANES;
             for run in &format.key_runs {
-                for (at, &code) in codes[run.from..run.from + run.len].iter().enumerate() {
-                    run.put(region, lane, at, code);
-                }
+                put(region, lane, &run.places, &codes[run.from..][..run.len]);
             }
-            for (place, &code) in places.iter().zip(codes) {
-                let bits = u64::from(code) << place.right;
-                let at = lane + place.word as usize;
-                region[at] |= bits as u32;
-                if bits >> u32::BITS != 0 {
-                    region[at + LANES] |= (bits >> u32::BITS) as u32;
-                }
-            }
+            put(region, lane, &places, codes);
         }
         for (slot, codes) in values.codes.chunks_exact(format.head_dim).enumerate() {
             let mut codes = codes.chunks_exact(LANES);
-            for (n, run) in &format.value_runs {
-                for (block, codes) in codes.by_ref().take(*n).enumerate() {
-                    let run = Run { word: run.word + block * run.n_words(), ..*run };
+            for ValueRun { n_blocks, first, n_words, run } in &format.value_runs {
+                let place = run.places[slot / QUAD];
+                for (block, codes) in codes.by_ref().take(*n_blocks).enumerate() {
                     for (lane, &code) in codes.iter().enumerate() {
-                        run.put(region, lane, slot, code);
+                        place.put(region, first + block * n_words * LANES + lane, slot % QUAD, code);
                     }
                 }
             }
@@ -423,10 +407,22 @@ impl PackedPage {
             ] {
                 halves[at..][..from.len()].copy_from_slice(from);
             }
-            for (at, widths) in coded.widths.chunks(2 * size_of::<u16>()).enumerate() {
-                let nibbles = widths.iter().rev().fold(0u16, |all, &w| all << WIDTH_BITS | u16::from(w));
-                halves[meta.widths + at] = f16::from_bits(nibbles);
+            let order = coded.order.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+            let nibbles =
+                |widths: &[u8]| widths.iter().rev().fold(0, |all, &w| all << WIDTH_BITS | u16::from(w));
+            let widths = coded.widths.chunks(16 / WIDTH_BITS).map(nibbles);
+            for (half, bits) in halves[meta.widths..].iter_mut().zip(order.chain(widths)) {
+                *half = f16::from_bits(bits);
             }
+        }
+    }
+}
+
+/// Writes codes into a lane of zeros.
+fn put(region: &mut [u32], lane: usize, places: &[Place], codes: &[u8]) {
+    for (place, codes) in places.iter().zip(codes.chunks_exact(QUAD)) {
+        for (column, &code) in codes.iter().enumerate() {
+            place.put(region, lane, column, code);
         }
     }
 }

@@ -29,18 +29,26 @@ use crate::page::Stored;
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
-    /// Sixteen lanes of bits.
+    /// Sixteen lanes of 32 bits.
     type W: Copy;
-    /// Numbers to be looked up.
+    /// Bytes to be looked up.
     type Table: Copy;
+    /// Four bytes in each lane, ready for [`dot`](Self::dot).
+    type Bytes: Copy;
+    /// The same four factors in all lanes.
+    type Factors: Copy;
+    /// Sixteen integers that grow by [`dot`](Self::dot).
+    type Sum: Copy;
     /// How many values a kernel may keep in registers, a few being left for operands.
     const ACCUMULATORS: usize;
     /// Query rows that are processed together, at most [`TILE_ROWS`](crate::kernel::TILE_ROWS).
     const TILE_ROWS: usize;
     /// The same over packed pages, 1, 4 or 6.
     const PACKED_ROWS: usize;
-    /// Values that are added up together over packed pages: codes want registers, too.
+    /// Sums that are added up together over packed pages, a factor's planes apart: codes want registers, too.
     const PACKED_SUMS: usize;
+    /// Whether factors of more than a byte are two planes of bytes, with a sum each.
+    const HAS_PLANES: bool;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -68,17 +76,41 @@ pub(crate) trait Simd: Copy {
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V;
     /// Sixteen words.
     unsafe fn words(from: *const u32) -> Self::W;
+    unsafe fn store_words(to: *mut u32, x: Self::W);
     unsafe fn splat_word(x: u32) -> Self::W;
-    /// Each word shifted by as many bits as `by` says; 32 and more leave nothing.
+    unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W;
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W;
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W;
+    /// Each word shifted by as many bits, less than 32, as `by` says.
     unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W;
-    /// The bits of `x`, shifted as in [`shift_right`](Self::shift_right), and those of `other`.
-    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W;
-    /// The bits of `mask`, below 2²⁴, as numbers.
-    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V;
-    /// The [`TABLE`](crate::packed::TABLE) numbers at `from`, ready to be looked up.
-    unsafe fn table(from: *const f32) -> Self::Table;
-    /// The numbers that the lowest `BITS` bits of the words stand for, 4 or 5.
-    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V;
+    unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W;
+    /// Signed integers as numbers, rounded to nearest even.
+    unsafe fn float(x: Self::W) -> Self::V;
+    /// The [`TABLE`](crate::packed::TABLE) bytes at `from`, ready to be looked up.
+    unsafe fn table(from: *const u8) -> Self::Table;
+    /// What each byte, below 2^`BITS`, stands for; `BITS` is 4 or 5.
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W;
+    /// Writes sixteen integers as factors, four to a [`Quad`]: at most [`LARGEST_BYTE`] in magnitude in one plane,
+    /// [`LARGEST`] in two.
+    unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad);
+    unsafe fn bytes(x: Self::W) -> Self::Bytes;
+    unsafe fn factors(from: *const Quad) -> Self::Factors;
+    unsafe fn no_sum() -> Self::Sum;
+    /// Adds to each lane its four bytes times the four factors, exactly.
+    unsafe fn dot<const PLANES: usize>(
+        sum: Self::Sum,
+        bytes: Self::Bytes,
+        factors: Self::Factors,
+    ) -> Self::Sum;
+    /// The sums as signed integers.
+    unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W;
+
+    /// The nearest integers, even ones where two are as near, of |x| < 2²².
+    #[inline(always)]
+    unsafe fn round(x: Self::V) -> Self::V {
+        // SAFETY: the caller answers for the instructions; no pointers are involved.
+        unsafe { Self::sub(Self::add(x, Self::splat(ROUND)), Self::splat(ROUND)) }
+    }
 
     /// 2ˣ for x ≤ 0, within 1 unit in the last place; 0 below −126. See [`exp2`].
     #[inline(always)]
@@ -96,6 +128,17 @@ pub(crate) trait Simd: Copy {
         }
     }
 }
+
+/// Four integer factors, as an instruction set wants them.
+///
+/// With planes: the high bytes of n = 128 · high + low in the first word, the low ones in the second. Otherwise 16 bits
+/// each: the first and the third factor in the first word, the others in the second.
+pub(crate) type Quad = [u32; 2];
+
+/// The largest magnitude of a factor in one plane.
+pub(crate) const LARGEST_BYTE: f32 = 127.0;
+/// The same in two planes.
+pub(crate) const LARGEST: f32 = 127.0 * 128.0;
 
 /// A loop that is compiled for each instruction set.
 pub(crate) trait Kernel {
@@ -132,7 +175,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 /// # Safety
 /// The processor has these instructions.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
     unsafe { kernel.run::<Avx512>() }
@@ -224,15 +267,25 @@ mod tests {
                 S::exp2(S::splat(f32::NEG_INFINITY)),
             ];
             let [low, high] = [a, b].map(|x| x.map(|x| x.to_bits().wrapping_mul(0x9e37_79b9)));
-            let table: [f32; TABLE] = std::array::from_fn(|i| a[i % LANES] + (i / LANES) as f32);
-            let (low, high) = (S::words(low.as_ptr()), S::words(high.as_ptr()));
-            for (shift, width) in [(0, 1), (3, 2), (29, 3), (28, 4), (30, 4), (27, 5), (31, 7), (0, 8)] {
-                let mask = S::splat_word((1 << width) - 1);
-                let right = S::shift_right(low, S::splat_word(shift));
-                let both = S::shift_left_or(high, S::splat_word(32 - shift), right);
-                results.push(S::numbers(both, mask));
-                results.push(S::look_up::<4>(S::table(table.as_ptr()), both));
-                results.push(S::look_up::<5>(S::table(table.as_ptr()), both));
+            let table: [u8; TABLE] = std::array::from_fn(|i| low[i % LANES].to_le_bytes()[i / LANES]);
+            let (table, words) = (S::table(table.as_ptr()), S::words(low.as_ptr()));
+            let mut integers = vec![S::add_words(words, S::words(high.as_ptr()))];
+            for shift in [0, 1, 3, 7] {
+                let by = S::splat_word(shift);
+                let both = S::or(S::shift_right(words, by), S::shift_left(S::words(high.as_ptr()), by));
+                integers.push(both);
+                let nibbles = S::and(both, S::splat_word(0x0f0f_0f0f));
+                integers.push(S::look_up::<4>(table, nibbles));
+                integers.push(S::look_up::<5>(table, S::and(both, S::splat_word(0x1f1f_1f1f))));
+                integers.push(products::<S, 1>(x, LARGEST_BYTE / 8.0, nibbles));
+                integers.push(products::<S, 1>(x, LARGEST_BYTE / 8.0, both));
+                integers.push(products::<S, 2>(x, LARGEST / 8.0, both));
+            }
+            for integers in integers {
+                results.push(S::float(integers));
+                let mut lanes = [0; LANES];
+                S::store_words(lanes.as_mut_ptr(), integers);
+                bits.extend(lanes);
             }
             for large in [1.0, 1e3, 1e4] {
                 let (mut halves, mut singles) = ([f16::ZERO; LANES], [0.0f32; LANES]);
@@ -254,6 +307,50 @@ mod tests {
             bits.extend([S::reduce_max(x).to_bits(), S::reduce_add(x).to_bits()]);
         }
         bits
+    }
+
+    /// Products of bytes with numbers below 8, which were rounded to integers.
+    #[inline(always)]
+    unsafe fn products<S: Simd, const PLANES: usize>(x: S::V, factor: f32, bytes: S::W) -> S::W {
+        let mut quads = [Quad::default(); LANES / 4];
+        // SAFETY: the caller has the instructions; sixteen factors are four quads.
+        unsafe {
+            S::pack::<PLANES>(S::round(S::mul(x, S::splat(factor))), quads.as_mut_ptr());
+            let mut sum = S::no_sum();
+            for quad in &quads {
+                sum = S::dot::<PLANES>(sum, S::bytes(bytes), S::factors(quad));
+            }
+            S::total::<PLANES>(sum)
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_integers() {
+        let factors: [f32; LANES] = std::array::from_fn(|i| [LARGEST, -LARGEST, 64.0, -4_321.0][i % 4]);
+        let words: [u32; LANES] = std::array::from_fn(|i| 0xff80_01ff_u32.rotate_left(i as u32));
+        struct Products<'a>(&'a [f32; LANES], &'a [u32; LANES]);
+        impl Kernel for Products<'_> {
+            type Output = [u32; LANES];
+
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) -> Self::Output {
+                let mut lanes = [0; LANES];
+                // SAFETY: the caller has the instructions; all arrays have LANES elements.
+                unsafe {
+                    let sums = products::<S, 2>(S::load(self.0.as_ptr()), 1.0, S::words(self.1.as_ptr()));
+                    S::store_words(lanes.as_mut_ptr(), sums);
+                }
+                lanes
+            }
+        }
+        for isa in cpu::available() {
+            for (lane, sum) in dispatch(isa, Products(&factors, &words)).into_iter().enumerate() {
+                let bytes = words[lane].to_le_bytes();
+                let expected: i32 =
+                    factors.iter().enumerate().map(|(i, f)| *f as i32 * i32::from(bytes[i % 4])).sum();
+                assert_eq!(sum as i32, expected, "{isa}, lane {lane}");
+            }
+        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ fn formula(method: &Method, dim: f64, exact: f64) -> [f64; 2] {
         Method::WaterFilling(WaterFillingConfig { key_bits, value_bits }) => {
             let value_bits = value_bits.floor() + (value_bits.fract() * dim / 16.0).round() * 16.0 / dim;
             let key_bits = (key_bits * dim / 32.0).round() * 32.0 / dim;
-            [key_bits + 36.0 / rows, value_bits + 16.0 / dim]
+            [key_bits + 41.0 / rows, value_bits + 16.0 / dim]
         }
         other => panic!("{other:?} {exact}"),
     }

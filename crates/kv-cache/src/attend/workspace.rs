@@ -22,8 +22,8 @@ pub(super) struct Workspace<'a, E> {
     pub(super) max: &'a mut [f32],
     pub(super) total_max: &'a mut [f32],
     pub(super) total_sum: &'a mut [f32],
-    /// Projected queries, or nothing.
-    pub(super) sketch: &'a mut [f32],
+    /// Queries for packed pages, or nothing.
+    pub(super) prepared: &'a mut [f32],
     pub(super) page_spans: &'a mut [Span],
     pub(super) page: *mut E,
     stride: usize,
@@ -34,13 +34,13 @@ impl<'a, E: Stored> Workspace<'a, E> {
         scratch: &'a mut Vec<Line>,
         n_rows: usize,
         layout: &PageLayout,
-        has_sketch: bool,
+        n_prepared: usize,
     ) -> Self {
         let stride = layout.padded_dim;
         let wide = n_rows * stride;
         let narrow = n_rows.next_multiple_of(LANES);
-        let sketch = if has_sketch { wide } else { 0 };
-        let n_floats = 3 * wide + sketch + n_rows * LANES + TILE_ROWS * PAGE_TOKENS + 5 * narrow;
+        let n_prepared = n_prepared.next_multiple_of(LANES);
+        let n_floats = 3 * wide + n_prepared + n_rows * LANES + TILE_ROWS * PAGE_TOKENS + 5 * narrow;
         let n_lines = n_floats / LANES;
         let page_lines = (layout.region_elements() * size_of::<E>()).div_ceil(size_of::<Line>());
         grow(scratch, n_lines + page_lines);
@@ -60,7 +60,7 @@ impl<'a, E: Stored> Workspace<'a, E> {
             max: take(narrow),
             total_max: take(narrow),
             total_sum: take(narrow),
-            sketch: take(sketch),
+            prepared: take(n_prepared),
             page_spans: &mut bytemuck::cast_slice_mut(take(2 * narrow))[..n_rows],
             page: page.as_mut_ptr().cast(),
             stride,

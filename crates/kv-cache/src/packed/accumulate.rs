@@ -1,16 +1,17 @@
-//! The loop that reads codes: levels times factors, added up in registers.
+//! The loop that reads codes: bytes times integer factors, added up in registers.
 //!
 //! Scores are sums over channels of a query's elements times levels, outputs are sums over slots of weights times
-//! levels: the same loop. It does no more for 16 codes than a shift and a look-up (or a mask and a conversion) and a
-//! fused multiply-add for each row, and it fetches what is read next. Each lane's sum is one chain in the order of the
-//! codes, however many rows and blocks go together.
+//! levels: the same loop. Factors were rounded to integers ([`super::factors`]) and levels are bytes, so that sums are
+//! exact: their bits depend neither on an order nor on an instruction set. For 64 codes the loop does no more than a
+//! shift and a mask, a look-up where codes do not stand for themselves, and one or two instructions of products for each
+//! row; and it fetches what is read next.
 
 use breakers_backend::cpu::Isa;
 
-use super::run::{CHUNK, Run, n_words};
-use super::{Place, TABLE};
+use super::TABLE;
+use super::run::{Place, QUAD, Run};
 use crate::page::LANES;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, Quad, Simd};
 
 /// Rows of a tile at most.
 pub(super) const ROWS: usize = 6;
@@ -34,17 +35,19 @@ pub(super) fn tile_rows(isa: Isa, left: usize) -> usize {
 /// Where sums come from and go to.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    /// Lanes of the first block; a run's words are counted from here.
+    /// Lanes of the first block.
     pub(super) words: *const u32,
     /// Words from one block of lanes to the next.
     pub(super) stride: usize,
     pub(super) n_blocks: usize,
-    /// The first row's factor of the first code.
-    pub(super) factors: *const f32,
-    /// Factors from one row to the next.
+    /// The first row's factors of the first four codes.
+    pub(super) factors: *const Quad,
+    /// Quads from one row's factors to the next one's.
     pub(super) factor_stride: usize,
+    /// Planes of the factors, 1 or 2.
+    pub(super) planes: usize,
     /// Sums of the first row, [`LANES`] for each block.
-    pub(super) out: *mut f32,
+    pub(super) out: *mut i32,
     pub(super) out_stride: usize,
     /// Whether the sums begin here, or go on from what `out` holds.
     pub(super) is_new: bool,
@@ -54,75 +57,108 @@ pub(super) struct Sums {
 
 /// The codes that are read.
 #[derive(Clone, Copy)]
-pub(super) enum Codes<'a> {
-    Run(&'a Run, &'a [[f32; TABLE]]),
-    Places(&'a [Place]),
+pub(super) struct Codes<'a> {
+    pub(super) places: &'a [Place],
+    table: &'a [u8; TABLE],
+    kind: usize,
 }
 
-/// Codes that stand for themselves.
-const NUMBERS: usize = 0;
-/// Codes of up to four bits that stand in a table.
+/// Codes of four bits, two to a byte.
+const NIBBLES: usize = 0;
+/// Codes of up to four bits.
 const LEVELS: usize = 1;
-/// Codes of five bits that stand in a table.
+/// Codes of five bits.
 const WIDE_LEVELS: usize = 2;
-/// Codes of any width at any place, which stand for themselves.
-const PLACES: usize = 3;
+/// Codes of any width, which stand for themselves.
+const NUMBERS: usize = 3;
+
+/// A table of codes that stand for themselves.
+const IDENTITY: &[u8; TABLE] = &{
+    let mut table = [0; TABLE];
+    let mut code = 0;
+    while code < TABLE {
+        table[code] = code as u8;
+        code += 1;
+    }
+    table
+};
+
+impl<'a> Codes<'a> {
+    pub(super) fn of(run: &'a Run, tables: &'a [[u8; TABLE]]) -> Self {
+        let table = run.table.and_then(|table| tables.get(usize::from(table)));
+        let kind = match run.width {
+            4 if run.is_nibbles() => NIBBLES,
+            ..5 => LEVELS,
+            5 if table.is_some() => WIDE_LEVELS,
+            _ => NUMBERS,
+        };
+        Self { places: &run.places, table: table.unwrap_or(IDENTITY), kind }
+    }
+
+    pub(super) fn numbers(places: &'a [Place]) -> Self {
+        Self { places, table: IDENTITY, kind: NUMBERS }
+    }
+}
 
 /// Adds up `n_rows` rows, 1 to 4 or 6, at most as many as [`tile_rows`] says.
 ///
 /// # Safety
 /// - the processor has the instructions of `isa`
-/// - `sums` points to the rows' factors, one for each code, to room for their sums, and to all of the codes' words,
-///   for [`Codes::Places`] a word more
+/// - `sums` points to the rows' factors, one for each code, to room for their sums, and to all of the codes' words and
+///   one more
+/// - factors of one plane meet codes of four bits at most
 pub(super) unsafe fn accumulate(isa: Isa, n_rows: usize, sums: Sums, codes: Codes<'_>) {
-    match codes {
-        Codes::Places(_) => with_rows::<PLACES>(isa, n_rows, sums, codes),
-        Codes::Run(Run { table: None, .. }, _) => with_rows::<NUMBERS>(isa, n_rows, sums, codes),
-        Codes::Run(Run { width: 0..5, .. }, _) => with_rows::<LEVELS>(isa, n_rows, sums, codes),
-        Codes::Run(..) => with_rows::<WIDE_LEVELS>(isa, n_rows, sums, codes),
+    match (codes.kind, sums.planes) {
+        (NIBBLES, 1) => with_rows::<NIBBLES, 1>(isa, n_rows, sums, codes),
+        (NIBBLES, _) => with_rows::<NIBBLES, 2>(isa, n_rows, sums, codes),
+        (LEVELS, 1) => with_rows::<LEVELS, 1>(isa, n_rows, sums, codes),
+        (LEVELS, _) => with_rows::<LEVELS, 2>(isa, n_rows, sums, codes),
+        (WIDE_LEVELS, _) => with_rows::<WIDE_LEVELS, 2>(isa, n_rows, sums, codes),
+        _ => with_rows::<NUMBERS, 2>(isa, n_rows, sums, codes),
     }
 }
 
-fn with_rows<const KIND: usize>(isa: Isa, n_rows: usize, sums: Sums, codes: Codes<'_>) {
+fn with_rows<const KIND: usize, const PLANES: usize>(isa: Isa, n_rows: usize, sums: Sums, codes: Codes<'_>) {
     // A function of its own for each tile: compilers take long for large ones.
     match n_rows {
-        1 => simd::dispatch(isa, Accumulate::<KIND, 1> { sums, codes }),
-        2 => simd::dispatch(isa, Accumulate::<KIND, 2> { sums, codes }),
-        3 => simd::dispatch(isa, Accumulate::<KIND, 3> { sums, codes }),
-        4 => simd::dispatch(isa, Accumulate::<KIND, 4> { sums, codes }),
-        _ => simd::dispatch(isa, Accumulate::<KIND, ROWS> { sums, codes }),
+        1 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 1> { sums, codes }),
+        2 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 2> { sums, codes }),
+        3 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 3> { sums, codes }),
+        4 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 4> { sums, codes }),
+        _ => simd::dispatch(isa, Accumulate::<KIND, PLANES, ROWS> { sums, codes }),
     }
 }
 
 /// Sums of `R` rows.
-struct Accumulate<'a, const KIND: usize, const R: usize> {
+struct Accumulate<'a, const KIND: usize, const PLANES: usize, const R: usize> {
     sums: Sums,
     codes: Codes<'a>,
 }
 
 /// Whether an instruction set has tiles of `R` rows: the others need not be compiled.
-struct Tile<S, const R: usize>(S);
+struct Tile<S, const PLANES: usize, const R: usize>(S);
 
-impl<S: Simd, const R: usize> Tile<S, R> {
+impl<S: Simd, const PLANES: usize, const R: usize> Tile<S, PLANES, R> {
+    const SUMS: usize = if S::HAS_PLANES { R * PLANES } else { R };
     const EXISTS: bool = R <= S::PACKED_ROWS;
-    const FOUR_BLOCKS: bool = R * 4 <= S::PACKED_SUMS;
-    const TWO_BLOCKS: bool = R * 2 <= S::PACKED_SUMS;
+    const FOUR_BLOCKS: bool = Self::SUMS * 4 <= S::PACKED_SUMS;
+    const TWO_BLOCKS: bool = Self::SUMS * 2 <= S::PACKED_SUMS;
 }
 
-impl<const KIND: usize, const R: usize> Kernel for Accumulate<'_, KIND, R> {
+impl<const KIND: usize, const PLANES: usize, const R: usize> Kernel for Accumulate<'_, KIND, PLANES, R> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        if Tile::<S, R>::EXISTS {
+        if Tile::<S, PLANES, R>::EXISTS {
             let mut block = 0;
             while block < self.sums.n_blocks {
                 let left = self.sums.n_blocks - block;
                 // SAFETY: the caller's promises, which were those of `accumulate`.
                 unsafe {
-                    block += if Tile::<S, R>::FOUR_BLOCKS && left >= 4 {
+                    block += if Tile::<S, PLANES, R>::FOUR_BLOCKS && left >= 4 {
                         self.blocks::<S, 4>(block)
-                    } else if Tile::<S, R>::TWO_BLOCKS && left >= 2 {
+                    } else if Tile::<S, PLANES, R>::TWO_BLOCKS && left >= 2 {
                         self.blocks::<S, 2>(block)
                     } else {
                         self.blocks::<S, 1>(block)
@@ -133,7 +169,7 @@ impl<const KIND: usize, const R: usize> Kernel for Accumulate<'_, KIND, R> {
     }
 }
 
-impl<const KIND: usize, const R: usize> Accumulate<'_, KIND, R> {
+impl<const KIND: usize, const PLANES: usize, const R: usize> Accumulate<'_, KIND, PLANES, R> {
     /// Sums of `B` blocks from `first` on; returns `B`.
     ///
     /// # Safety
@@ -144,23 +180,22 @@ impl<const KIND: usize, const R: usize> Accumulate<'_, KIND, R> {
         // SAFETY: the caller's promises.
         unsafe {
             let out = self.sums.out.add(first * LANES);
-            let mut sums = [[S::splat(0.0); B]; R];
-            if !self.sums.is_new {
-                for r in 0..R {
-                    for b in 0..B {
-                        sums[r][b] = S::load(out.add(r * out_stride + b * LANES));
-                    }
-                }
-            }
             let words = self.sums.words.add(first * stride);
             let next = self.sums.next.wrapping_add(first * stride);
-            match self.codes {
-                Codes::Run(run, tables) => self.add_run::<S, B>(run, tables, words, next, &mut sums),
-                Codes::Places(places) => self.add_places::<S, B>(places, words, next, &mut sums),
+            let mut sums = [[S::no_sum(); B]; R];
+            if KIND == NIBBLES {
+                self.add_nibbles::<S, B>(words, next, &mut sums);
+            } else {
+                self.add_places::<S, B>(words, next, &mut sums);
             }
             for r in 0..R {
                 for b in 0..B {
-                    S::store(out.add(r * out_stride + b * LANES), sums[r][b]);
+                    let at = out.add(r * out_stride + b * LANES).cast();
+                    let mut total = S::total::<PLANES>(sums[r][b]);
+                    if !self.sums.is_new {
+                        total = S::add_words(total, S::words(at));
+                    }
+                    S::store_words(at, total);
                 }
             }
         }
@@ -170,129 +205,100 @@ impl<const KIND: usize, const R: usize> Accumulate<'_, KIND, R> {
     /// # Safety
     /// As [`Self::blocks`], whose first block's words and successor these are.
     #[inline(always)]
-    unsafe fn add_run<S: Simd, const B: usize>(
+    unsafe fn add_nibbles<S: Simd, const B: usize>(
         &self,
-        run: &Run,
-        tables: &[[f32; TABLE]],
         words: *const u32,
         next: *const u32,
-        sums: &mut [[S::V; B]; R],
+        sums: &mut [[S::Sum; B]; R],
     ) {
-        if KIND == PLACES {
-            return;
-        }
         let stride = self.sums.stride;
-        let per_word = (u32::BITS / run.width) as usize;
-        let n_rest = u32::BITS - per_word as u32 * run.width;
+        let Some(first) = self.codes.places.first() else { return };
         // SAFETY: the caller's promises.
         unsafe {
-            // Numbers need no table.
-            const NOTHING: &[f32; TABLE] = &[0.0; TABLE];
-            let table = run.table.and_then(|table| tables.get(usize::from(table))).unwrap_or(NOTHING);
-            let table = S::table(table.as_ptr());
-            let (width, mask) = (S::splat_word(run.width), S::splat_word((1 << run.width) - 1));
-            let mut factors = self.sums.factors.add(run.from);
-            let mut at = run.word * LANES;
-            let mut left = run.len;
-            while left > 0 {
-                let mut n_codes = left.min(CHUNK);
-                left -= n_codes;
-                let mut rest = [S::splat_word(0); B];
-                for word in 0..n_words(n_codes, run.width) as u32 {
-                    let mut codes = [S::splat_word(0); B];
-                    for b in 0..B {
-                        codes[b] = S::words(words.add(b * stride + at));
-                        S::prefetch(next.wrapping_add(b * stride + at).cast());
-                    }
-                    let n = per_word.min(n_codes);
-                    n_codes -= n;
-                    factors = self.add_word::<S, B>(n, table, [width, mask], &mut codes, factors, sums);
-                    if n_rest > 0 {
-                        for b in 0..B {
-                            rest[b] = S::shift_left_or(codes[b], S::splat_word(word * n_rest), rest[b]);
-                        }
-                    }
-                    at += LANES;
-                }
-                if n_codes > 0 {
-                    factors = self.add_word::<S, B>(n_codes, table, [width, mask], &mut rest, factors, sums);
-                }
-            }
-        }
-    }
-
-    /// Adds the `n` lowest codes of a word in each block, and shifts them out; returns the factors behind theirs.
-    ///
-    /// # Safety
-    /// As [`Self::blocks`], with factors for `n` codes.
-    #[inline(always)]
-    unsafe fn add_word<S: Simd, const B: usize>(
-        &self,
-        n: usize,
-        table: S::Table,
-        [width, mask]: [S::W; 2],
-        codes: &mut [S::W; B],
-        factors: *const f32,
-        sums: &mut [[S::V; B]; R],
-    ) -> *const f32 {
-        // SAFETY: the caller's promises.
-        unsafe {
-            for i in 0..n {
-                let mut level = [S::splat(0.0); B];
+            let table = S::table(self.codes.table.as_ptr());
+            let (low, four) = (S::splat_word(0x0f0f_0f0f), S::splat_word(4));
+            let first = first.word as usize;
+            for word in 0..self.codes.places.len() / 2 {
+                let at = first + word * LANES;
+                let mut codes = [low; B];
                 for b in 0..B {
-                    level[b] = match KIND {
-                        LEVELS => S::look_up::<4>(table, codes[b]),
-                        WIDE_LEVELS => S::look_up::<5>(table, codes[b]),
-                        _ => S::numbers(codes[b], mask),
-                    };
-                    codes[b] = S::shift_right(codes[b], width);
+                    codes[b] = S::words(words.add(b * stride + at));
+                    S::prefetch(next.wrapping_add(b * stride + at).cast());
                 }
-                for r in 0..R {
-                    let factor = S::splat(*factors.add(r * self.sums.factor_stride + i));
+                let factors = self.sums.factors.add(2 * word);
+                for half in 0..2 {
+                    let mut bytes = [low; B];
                     for b in 0..B {
-                        sums[r][b] = S::fma(factor, level[b], sums[r][b]);
+                        let nibbles = if half == 0 { codes[b] } else { S::shift_right(codes[b], four) };
+                        bytes[b] = S::look_up::<4>(table, S::and(nibbles, low));
                     }
+                    self.add_quad::<S, B>(bytes, factors.add(half), sums);
                 }
             }
-            factors.add(n)
         }
     }
 
     /// # Safety
-    /// As [`Self::add_run`].
+    /// As [`Self::add_nibbles`].
     #[inline(always)]
     unsafe fn add_places<S: Simd, const B: usize>(
         &self,
-        places: &[Place],
         words: *const u32,
         next: *const u32,
-        sums: &mut [[S::V; B]; R],
+        sums: &mut [[S::Sum; B]; R],
     ) {
-        if KIND != PLACES {
-            return;
-        }
-        let Sums { stride, factors, factor_stride, .. } = self.sums;
+        let Sums { stride, factors, .. } = self.sums;
         // SAFETY: the caller's promises.
         unsafe {
-            for (i, place) in places.iter().enumerate() {
-                let words = words.add(place.word as usize);
-                // There are more codes than lines, and the lines of values follow.
-                S::prefetch(next.wrapping_add(i * LANES).cast());
+            let table = S::table(self.codes.table.as_ptr());
+            for (quad, place) in self.codes.places.iter().enumerate() {
+                let at = place.word as usize;
                 let (right, left) = (S::splat_word(place.right), S::splat_word(place.left));
-                let mask = S::splat_word(place.mask);
-                let mut level = [S::splat(0.0); B];
+                let (low, high) = (S::splat_word(place.low), S::splat_word(place.high));
+                let mut bytes = [low; B];
                 for b in 0..B {
-                    let low = S::shift_right(S::words(words.add(b * stride)), right);
-                    let both = S::shift_left_or(S::words(words.add(b * stride + LANES)), left, low);
-                    level[b] = S::numbers(both, mask);
+                    let words = words.add(b * stride + at);
+                    S::prefetch(next.wrapping_add(b * stride + at).cast());
+                    let first = S::and(S::shift_right(S::words(words), right), low);
+                    let second = S::and(S::shift_left(S::words(words.add(LANES)), left), high);
+                    let codes = S::or(first, second);
+                    bytes[b] = match KIND {
+                        LEVELS => S::look_up::<4>(table, codes),
+                        WIDE_LEVELS => S::look_up::<5>(table, codes),
+                        _ => codes,
+                    };
                 }
-                for r in 0..R {
-                    let factor = S::splat(*factors.add(r * factor_stride + i));
-                    for b in 0..B {
-                        sums[r][b] = S::fma(factor, level[b], sums[r][b]);
-                    }
+                self.add_quad::<S, B>(bytes, factors.add(quad), sums);
+            }
+        }
+    }
+
+    /// Adds the products of four codes in each lane with the rows' factors.
+    ///
+    /// # Safety
+    /// As [`Self::blocks`].
+    #[inline(always)]
+    unsafe fn add_quad<S: Simd, const B: usize>(
+        &self,
+        bytes: [S::W; B],
+        factors: *const Quad,
+        sums: &mut [[S::Sum; B]; R],
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            // No closure, which might be compiled without the instructions.
+            let mut ready = [S::bytes(bytes[0]); B];
+            for b in 1..B {
+                ready[b] = S::bytes(bytes[b]);
+            }
+            for r in 0..R {
+                let factors = S::factors(factors.add(r * self.sums.factor_stride));
+                for b in 0..B {
+                    sums[r][b] = S::dot::<PLANES>(sums[r][b], ready[b], factors);
                 }
             }
         }
     }
 }
+
+const _: () = assert!(QUAD == 4);

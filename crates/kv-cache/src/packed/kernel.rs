@@ -1,9 +1,9 @@
 //! Attention over packed pages: a tile of query rows against one head's codes.
 //!
-//! As in [`crate::kernel`], each score is one chain of fused multiply-adds over the head's channels and each
-//! output one over the slots in ascending order, so that neither depends on how rows and slots are put into
-//! tiles. A channel's step goes into the query, its low end into a constant of the page; a slot's scale goes into
-//! its score, or its weight: what [`accumulate`](super::accumulate) adds up are levels as they stand in the page.
+//! Queries and weights become integers, row by row ([`factors`](super::factors)), so that sums over codes are exact; what
+//! is made of these, and the softmax, is a row's own as well. So neither depends on how rows and slots are put into
+//! tiles. A channel's step goes into the query, its low end into a constant of the page; a slot's scale goes into its
+//! score, or its weight: what [`accumulate`](super::accumulate) adds up are bytes as they stand in the page.
 
 use std::mem::MaybeUninit;
 
@@ -11,12 +11,16 @@ use breakers_backend::cpu::Isa;
 use half::f16;
 
 use super::accumulate::{Codes, ROWS, Sums, accumulate, tile_rows};
+use super::factors::{self, Rounded};
 use super::layer::Next;
-use super::{Levels, MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat, PackedPage, Place};
-use super::{TABLE, WIDTH_BITS, place_code};
-use crate::kernel::{Rows, Span, weigh};
+use super::queries::Queries;
+use super::run::{Place, QUAD};
+use super::{
+    Group, MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of,
+};
+use crate::kernel::{Rows, Span};
 use crate::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, LARGEST, Quad, Simd};
 
 /// One head's region of a packed page, and what all tiles need of it.
 #[derive(Clone, Copy)]
@@ -25,7 +29,10 @@ struct Head<'a> {
     words: *const u32,
     halves: *const f16,
     exact: &'a [f16],
+    /// Of an adaptive format: the channels in their order, and where their quads stand.
+    order: &'a [u8],
     places: &'a [Place],
+    values: &'a Values,
     /// The region that is read next.
     next: *const u32,
 }
@@ -33,65 +40,119 @@ struct Head<'a> {
 /// What a tile works with, `[ROWS, …]` each. Nothing is read that was not written before.
 #[repr(align(64))]
 struct Scratch {
-    /// Queries as the scores need them, then weights times the slots' scales.
-    factors: [f32; ROWS * MAX_CODED],
+    /// One row's factors: a query's elements times the channels' steps, or weights times the slots' scales.
+    factors: [f32; MAX_CODED],
+    /// Factors as integers.
+    quads: [Quad; ROWS * MAX_CODED / QUAD],
     /// What comes out of the codes: scores, then values.
-    sums: [f32; ROWS * MAX_HEAD_DIM],
-    /// Sums of the query over each group.
-    group_sums: [f32; ROWS * MAX_GROUPS],
+    sums: [i32; ROWS * MAX_HEAD_DIM],
+    /// What the integers of a query stand for, of each group of channels.
+    rounded: [Rounded; ROWS * MAX_GROUPS],
     /// Sums of the query times the channels' low ends.
     low: [f32; ROWS],
-    /// Sums of the weights times the slots' scales.
-    total: [f32; ROWS],
+    /// What the integers of the weights stand for.
+    weights: [Rounded; ROWS],
     /// Sums of the weights times the slots' offsets.
     offset: [f32; ROWS],
+    /// What this page's sums are multiplied by.
+    share: [f32; ROWS],
     /// What the sums so far are multiplied by.
     rescale: [f32; ROWS],
     /// Weights of the exact slots.
     exact: [f32; ROWS * PAGE_TOKENS],
 }
 
+/// What all rows need of the values' scales.
+struct Values {
+    /// For each group of channels, the slots' scales as shares of the largest one, times [`LARGEST`].
+    factors: [f32; MAX_GROUPS * PAGE_TOKENS],
+    /// What one of these stands for.
+    steps: [f32; MAX_GROUPS],
+}
+
 /// Lets `spans.len()` rows attend to one head of a packed page, and fetches what is read next meanwhile.
 ///
-/// `sketch` has the rows' projected queries, laid out as `rows.q`; it is read only where the format has them.
+/// `queries` are read only where the format does not change them from page to page.
 ///
 /// # Safety
 /// - the processor has the instructions of `isa`
 /// - the page is of the format and not evicted
-/// - `rows` and `sketch` have as many rows as `spans`
+/// - `rows` and `queries` have as many rows as `spans`
 pub(crate) unsafe fn attend_page(
     isa: Isa,
     format: &PackedFormat,
     (page, head): (&PackedPage, usize),
     next: Next,
     rows: Rows,
-    sketch: *const f32,
+    queries: Queries,
     spans: &[Span],
 ) {
     let region = page.region(format, head);
-    let mut adaptive = [const { MaybeUninit::<Place>::uninit() }; MAX_HEAD_DIM];
+    let mut places = [const { MaybeUninit::<Place>::uninit() }; MAX_HEAD_DIM / QUAD];
     let n_adaptive = if format.key_runs.is_empty() { format.keys.n_coded() } else { 0 };
-    let widths: &[u16] = &bytemuck::cast_slice(region)[format.key_meta.widths..];
-    let places = fill_places(&widths[..n_adaptive.div_ceil(16 / WIDTH_BITS)], &mut adaptive[..n_adaptive]);
+    let at = format.key_meta.widths * size_of::<f16>();
+    let (order, rest) = bytemuck::cast_slice::<u32, u8>(region)[at..].split_at(n_adaptive);
+    let places =
+        fill_places(&rest[..(n_adaptive / QUAD).div_ceil(8 / WIDTH_BITS)], &mut places[..n_adaptive / QUAD]);
     let words = region.as_ptr();
     let exact = page.exact(format, head);
     // Codes are fetched while those of this page are read.
     simd::dispatch(isa, Fetch { format, next });
-    let mut head = Head { format, words, halves: words.cast(), exact, places, next: next.region };
+    let mut values = MaybeUninit::<Values>::uninit();
+    // SAFETY: the region is one of the format.
+    let values = unsafe {
+        simd::dispatch(isa, PrepareValues { format, halves: words.cast(), to: values.as_mut_ptr() });
+        &*values.as_ptr()
+    };
+    let mut head =
+        Head { format, words, halves: words.cast(), exact, order, places, values, next: next.region };
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let mut start = 0;
     while start < spans.len() {
         let n_rows = tile_rows(isa, spans.len() - start);
         // SAFETY: the caller's promises; n_rows rows from `start` on exist.
         unsafe {
-            let sketch = sketch.wrapping_add(start * rows.stride);
             let spans = &spans[start..start + n_rows];
-            let tile = Tile { isa, head, rows: rows.skip(start), sketch, spans };
+            let tile = Tile { isa, head, rows: rows.skip(start), queries: queries.skip(start), spans };
             tile.attend(scratch.as_mut_ptr());
         }
         start += n_rows;
         // One tile fetches ahead; the others would fetch the same again.
         head.next = words;
+    }
+}
+
+/// Makes [`Values`] of a region.
+struct PrepareValues<'a> {
+    format: &'a PackedFormat,
+    halves: *const f16,
+    to: *mut Values,
+}
+
+impl Kernel for PrepareValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for group in 0..self.format.values.groups.len() {
+            // SAFETY: the caller's promises; values have a scale for each slot and group.
+            unsafe {
+                let scales = self.halves.add(self.format.value_meta.scales + group * PAGE_TOKENS);
+                let to = (&raw mut (*self.to).factors).cast::<f32>().add(group * PAGE_TOKENS);
+                let mut largest = S::splat(0.0);
+                for slot in (0..PAGE_TOKENS).step_by(LANES) {
+                    let scale = S::widen(scales.add(slot));
+                    largest = S::max(largest, S::max(scale, S::sub(S::splat(0.0), scale)));
+                }
+                let largest = S::reduce_max(largest);
+                // 16-bit floats are zero or far from where this would overflow.
+                let inverse = S::splat(if largest > 0.0 { LARGEST / largest } else { 0.0 });
+                for slot in (0..PAGE_TOKENS).step_by(LANES) {
+                    S::store(to.add(slot), S::mul(S::widen(scales.add(slot)), inverse));
+                }
+                (&raw mut (*self.to).steps).cast::<f32>().add(group).write(largest / LARGEST);
+            }
+        }
     }
 }
 
@@ -117,17 +178,17 @@ impl Kernel for Fetch<'_> {
     }
 }
 
-/// Places of codes whose widths stand in a page.
-fn fill_places<'a>(widths: &[u16], places: &'a mut [MaybeUninit<Place>]) -> &'a [Place] {
-    let mut bit = 0;
-    for (widths, places) in widths.iter().zip(places.chunks_mut(16 / WIDTH_BITS)) {
-        for (at, place) in places.iter_mut().enumerate() {
-            let width = widths >> (at * WIDTH_BITS) & 0xF;
-            place.write(place_code(&mut bit, width.into()));
-        }
+/// Places of quads whose widths, two to a byte, stand in a page; of those that have one.
+fn fill_places<'a>(widths: &[u8], places: &'a mut [MaybeUninit<Place>]) -> &'a [Place] {
+    let widths =
+        widths.iter().flat_map(|byte| [byte & 0xF, byte >> WIDTH_BITS]).take_while(|&width| width > 0);
+    let mut n = 0;
+    for (to, place) in places.iter_mut().zip(places_of(widths)) {
+        to.write(place);
+        n += 1;
     }
-    // SAFETY: there are as many widths as places, rounded up to whole numbers of 16 bits.
-    unsafe { std::slice::from_raw_parts(places.as_ptr().cast(), places.len()) }
+    // SAFETY: the first n were written.
+    unsafe { std::slice::from_raw_parts(places.as_ptr().cast(), n) }
 }
 
 /// Some rows against one head's region.
@@ -136,7 +197,7 @@ struct Tile<'a> {
     isa: Isa,
     head: Head<'a>,
     rows: Rows,
-    sketch: *const f32,
+    queries: Queries,
     spans: &'a [Span],
 }
 
@@ -169,11 +230,11 @@ impl Tile<'_> {
             // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind it
             // there is another line.
             unsafe {
-                let (factors, factor_stride) = if keys.takes_queries_as_they_are() {
-                    (self.rows.q, self.rows.stride)
+                let (factors, factor_stride) = if self.queries.exist() {
+                    self.queries.quads()
                 } else {
                     simd::dispatch(self.isa, Prepare { tile: self, set, scratch });
-                    ((&raw const (*scratch).factors).cast(), MAX_CODED)
+                    ((&raw const (*scratch).quads).cast(), MAX_CODED / QUAD)
                 };
                 let first = set * n_blocks;
                 let sums = Sums {
@@ -182,21 +243,23 @@ impl Tile<'_> {
                     n_blocks,
                     factors,
                     factor_stride,
+                    planes: keys.query_planes(),
                     out: (&raw mut (*scratch).sums).cast(),
                     out_stride: PAGE_TOKENS,
                     is_new: true,
                     next: next.wrapping_add(first * stride),
                 };
                 let n_rows = self.spans.len();
-                if !places.is_empty() {
-                    accumulate(self.isa, n_rows, sums, Codes::Places(places));
-                }
                 for (g, group) in keys.groups.iter().enumerate() {
+                    if format.key_runs.is_empty() {
+                        accumulate(self.isa, n_rows, sums, Codes::numbers(places));
+                    }
                     let runs =
                         format.key_runs.iter().filter(|run| (group.from..group.to).contains(&run.from));
                     for (at, run) in runs.enumerate() {
-                        let sums = Sums { is_new: at == 0, ..sums };
-                        accumulate(self.isa, n_rows, sums, Codes::Run(run, keys.tables()));
+                        let sums =
+                            Sums { is_new: at == 0, factors: sums.factors.add(run.from / QUAD), ..sums };
+                        accumulate(self.isa, n_rows, sums, Codes::of(run, &keys.tables));
                     }
                     simd::dispatch(self.isa, Combine { tile: self, set, group: g, scratch });
                 }
@@ -217,19 +280,20 @@ impl Tile<'_> {
             unsafe {
                 simd::dispatch(self.isa, ScaleWeights { tile: self, group: g, scratch });
                 let mut dim = group.from;
-                for (n_blocks, run) in runs.by_ref() {
+                for ValueRun { n_blocks, first, n_words, run } in runs.by_ref() {
                     let sums = Sums {
-                        words,
-                        stride: run.n_words() * LANES,
+                        words: words.add(*first),
+                        stride: n_words * LANES,
                         n_blocks: *n_blocks,
-                        factors: (&raw const (*scratch).factors).cast(),
-                        factor_stride: PAGE_TOKENS,
-                        out: (&raw mut (*scratch).sums).cast::<f32>().add(dim),
+                        factors: (&raw const (*scratch).quads).cast(),
+                        factor_stride: MAX_CODED / QUAD,
+                        planes: 2,
+                        out: (&raw mut (*scratch).sums).cast::<i32>().add(dim),
                         out_stride: MAX_HEAD_DIM,
                         is_new: true,
-                        next,
+                        next: next.wrapping_add(*first),
                     };
-                    accumulate(self.isa, self.spans.len(), sums, Codes::Run(run, values.tables()));
+                    accumulate(self.isa, self.spans.len(), sums, Codes::of(run, &values.tables));
                     dim += n_blocks * LANES;
                     if dim == group.to {
                         break;
@@ -241,7 +305,7 @@ impl Tile<'_> {
     }
 }
 
-/// Puts the steps of one set of channels into the queries.
+/// Puts the steps of one set of channels into the queries, and makes integers of them.
 struct Prepare<'a> {
     tile: Tile<'a>,
     set: usize,
@@ -253,41 +317,36 @@ impl Kernel for Prepare<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Tile { head, rows, sketch, spans, .. } = self.tile;
+        let Tile { head, rows, spans, .. } = self.tile;
         let (format, keys) = (head.format, &head.format.keys);
         let n = keys.n_coded();
-        // SAFETY: the caller's promises; groups begin and end at multiples of LANES.
+        // SAFETY: the caller's promises; groups begin and end at multiples of LANES, and an adaptive format has one.
         unsafe {
             let scratch = &mut *self.scratch;
+            let steps = head.halves.add(format.key_meta.steps + self.set * n);
+            let lows = head.halves.add(format.key_meta.lows + self.set * n);
             for r in 0..spans.len() {
-                let factors = scratch.factors.as_mut_ptr().add(r * MAX_CODED);
-                for (g, group) in keys.groups.iter().enumerate() {
-                    // The sketch has its own query, from its first element on.
-                    let query = match group.sketch {
-                        true => sketch.add(r * rows.stride).wrapping_sub(group.from),
-                        false => rows.q.add(r * rows.stride),
-                    };
-                    let mut sum = S::splat(0.0);
-                    for channel in (group.from..group.to).step_by(LANES) {
-                        let q = S::load(query.wrapping_add(channel));
-                        sum = S::add(sum, q);
-                        S::store(factors.add(channel), q);
+                let query = rows.q.add(r * rows.stride);
+                let factors = scratch.factors.as_mut_ptr();
+                let mut from = query;
+                if !head.order.is_empty() {
+                    for (at, channel) in head.order.iter().enumerate() {
+                        *factors.add(at) = *query.add(usize::from(*channel));
                     }
-                    if keys.needs_group_sums() {
-                        scratch.group_sums[r * MAX_GROUPS + g] = S::reduce_add(sum);
-                    }
+                    from = factors;
                 }
-                if keys.channel_slots.is_some() {
-                    let steps = head.halves.add(format.key_meta.steps + self.set * n);
-                    let lows = head.halves.add(format.key_meta.lows + self.set * n);
-                    let mut low = S::splat(0.0);
-                    for channel in (0..n).step_by(LANES) {
-                        let at = factors.add(channel);
-                        let q = S::load(at);
-                        low = S::fma(q, S::widen(lows.add(channel)), low);
-                        S::store(at, S::mul(q, S::widen(steps.add(channel))));
-                    }
-                    scratch.low[r] = S::reduce_add(low);
+                let mut low = S::splat(0.0);
+                for channel in (0..n).step_by(LANES) {
+                    let q = S::load(from.add(channel));
+                    low = S::fma(q, S::widen(lows.add(channel)), low);
+                    S::store(factors.add(channel), S::mul(q, S::widen(steps.add(channel))));
+                }
+                scratch.low[r] = S::reduce_add(low);
+                for (g, group) in keys.groups.iter().enumerate() {
+                    let to = scratch.quads.as_mut_ptr().add((r * MAX_CODED + group.from) / QUAD);
+                    let from = factors.add(group.from);
+                    let rounded = factors::round::<S>(keys.query_planes(), from, group.to - group.from, to);
+                    scratch.rounded[r * MAX_GROUPS + g] = rounded;
                 }
             }
         }
@@ -307,37 +366,39 @@ impl Kernel for Combine<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { tile: Tile { head, rows, spans, .. }, set, group, .. } = self;
+        let Self { tile: Tile { head, rows, spans, queries, .. }, set, group, .. } = self;
         let (meta, keys) = (&head.format.key_meta, &head.format.keys);
         let n_blocks = PAGE_BLOCKS / keys.n_sets().max(1);
-        let is_last = group + 1 == keys.groups.len();
+        // Low ends are those of all groups: they come with the last one.
+        let has_low = keys.channel_slots.is_some() && group + 1 == keys.groups.len();
         // SAFETY: the caller's promises.
         unsafe {
             let scratch = &*self.scratch;
             for r in 0..spans.len() {
-                let group_sum = || scratch.group_sums[r * MAX_GROUPS + group];
+                let rounded = if queries.exist() {
+                    *queries.rounded(r).add(group)
+                } else {
+                    scratch.rounded[r * MAX_GROUPS + group]
+                };
+                let low = if has_low { scratch.low[r] } else { 0.0 };
+                let Group { step, offset, .. } = keys.groups[group];
+                let (step, offset) = (rounded.step * step, rounded.sum.mul_add(offset, low));
+                let (step, offset) = (S::splat(step), S::splat(offset));
                 for b in 0..n_blocks {
                     let slot = (set * n_blocks + b) * LANES;
                     let at = rows.weights.add(r * PAGE_TOKENS + slot);
-                    let mut sum = S::load(scratch.sums.as_ptr().add(r * PAGE_TOKENS + b * LANES));
-                    if let Levels::Uniform { offset } = keys.levels
-                        && offset != 0.0
-                    {
-                        sum = S::add(sum, S::splat(offset * group_sum()));
+                    let sum = S::words(scratch.sums.as_ptr().add(r * PAGE_TOKENS + b * LANES).cast());
+                    let mut score = S::fma(S::float(sum), step, offset);
+                    if keys.scales {
+                        let scale = head.halves.add(meta.scales + group * PAGE_TOKENS + slot);
+                        score = S::mul(score, S::widen(scale));
                     }
-                    let scale = match keys.scales {
-                        true => S::widen(head.halves.add(meta.scales + group * PAGE_TOKENS + slot)),
-                        false => S::splat(1.0),
-                    };
-                    let before = if group == 0 { S::splat(0.0) } else { S::load(at) };
-                    let mut score = S::fma(sum, scale, before);
                     if keys.offsets {
                         let offset = S::widen(head.halves.add(meta.offsets + group * PAGE_TOKENS + slot));
-                        score = S::fma(offset, S::splat(group_sum()), score);
+                        score = S::fma(offset, S::splat(rounded.sum), score);
                     }
-                    if is_last && keys.channel_slots.is_some() {
-                        // A slot's scale applies to its low ends, too.
-                        score = S::fma(S::splat(scratch.low[r]), scale, score);
+                    if group > 0 {
+                        score = S::add(score, S::load(at));
                     }
                     S::store(at, score);
                 }
@@ -346,7 +407,7 @@ impl Kernel for Combine<'_> {
     }
 }
 
-/// Scores of the exact slots, in place of those of their codes; then weights.
+/// Scores of the exact slots, in place of those of their codes; then weights, as shares of the page's largest.
 struct Weigh<'a> {
     tile: Tile<'a>,
     scratch: *mut Scratch,
@@ -359,6 +420,7 @@ impl Kernel for Weigh<'_> {
     unsafe fn run<S: Simd>(self) {
         let Tile { head, rows, spans, .. } = self.tile;
         let dim = head.format.head_dim;
+        let n_exact = head.exact.len() / (2 * dim);
         // SAFETY: the caller's promises; an exact slot has a key and a value of `dim` elements.
         unsafe {
             let scratch = &mut *self.scratch;
@@ -378,10 +440,32 @@ impl Kernel for Weigh<'_> {
                         S::store(at, S::mask(S::load(at), span.from - first, span.to - first));
                     }
                 }
-                let row = Rows { weights, ..rows.skip(r) };
-                [scratch.rescale[r]] = weigh::<S, 1>(row, 0, PAGE_BLOCKS);
-                for slot in 0..head.exact.len() / (2 * dim) {
-                    scratch.exact[r * PAGE_TOKENS + slot] = *weights.add(slot);
+                let mut parts = [S::splat(0.0); PAGE_BLOCKS];
+                for block in 0..PAGE_BLOCKS {
+                    parts[block] = S::load(weights.add(block * LANES));
+                }
+                let largest = S::max(S::max(parts[0], parts[1]), S::max(parts[2], parts[3]));
+                let (page, before) = (S::reduce_max(largest), *rows.max.add(r));
+                // Either the page or what came before it has the largest score of both: that one keeps its weights.
+                let (rescale, share) = match () {
+                    () if page == f32::NEG_INFINITY => (1.0, 0.0),
+                    () if page > before => (simd::exp2(before - page), 1.0),
+                    () => (1.0, simd::exp2(page - before)),
+                };
+                *rows.max.add(r) = if page > before { page } else { before };
+                // A row that sees nothing here: any reference makes its weights zero.
+                let reference = S::splat(if page == f32::NEG_INFINITY { 0.0 } else { page });
+                for block in 0..PAGE_BLOCKS {
+                    parts[block] = S::exp2(S::sub(parts[block], reference));
+                    S::store(weights.add(block * LANES), parts[block]);
+                }
+                let page_sum = S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3]));
+                let sum = rows.sum.add(r * LANES);
+                let page_sum = S::mul(page_sum, S::splat(share));
+                S::store(sum, S::fma(S::load(sum), S::splat(rescale), page_sum));
+                (scratch.rescale[r], scratch.share[r]) = (rescale, share);
+                for slot in 0..n_exact {
+                    scratch.exact[r * PAGE_TOKENS + slot] = *weights.add(slot) * share;
                     *weights.add(slot) = 0.0;
                 }
             }
@@ -389,7 +473,7 @@ impl Kernel for Weigh<'_> {
     }
 }
 
-/// Puts the slots' scales for one group of channels into the weights.
+/// Puts the slots' scales for one group of channels into the weights, and makes integers of them.
 struct ScaleWeights<'a> {
     tile: Tile<'a>,
     group: usize,
@@ -406,27 +490,25 @@ impl Kernel for ScaleWeights<'_> {
         // SAFETY: the caller's promises.
         unsafe {
             let scratch = &mut *self.scratch;
-            let scales = head.halves.add(meta.scales + group * PAGE_TOKENS);
+            let factors = head.values.factors.as_ptr().add(group * PAGE_TOKENS);
             for r in 0..spans.len() {
+                let weights = rows.weights.add(r * PAGE_TOKENS);
+                let quads = scratch.quads.as_mut_ptr().add(r * MAX_CODED / QUAD);
                 let (mut sum, mut offsets) = (S::splat(0.0), S::splat(0.0));
                 for slot in (0..PAGE_TOKENS).step_by(LANES) {
-                    let mut weight = S::load(rows.weights.add(r * PAGE_TOKENS + slot));
+                    let weight = S::load(weights.add(slot));
                     if side.offsets {
                         let at = meta.offsets + group * PAGE_TOKENS + slot;
                         offsets = S::fma(weight, S::widen(head.halves.add(at)), offsets);
                     }
-                    if side.scales {
-                        weight = S::mul(weight, S::widen(scales.add(slot)));
-                    }
-                    sum = S::add(sum, weight);
-                    S::store(scratch.factors.as_mut_ptr().add(r * PAGE_TOKENS + slot), weight);
+                    let integers = S::round(S::mul(weight, S::load(factors.add(slot))));
+                    sum = S::add(sum, integers);
+                    S::pack::<2>(integers, quads.add(slot / QUAD));
                 }
-                let total = S::reduce_add(sum);
-                let mut offset = if side.offsets { S::reduce_add(offsets) } else { 0.0 };
-                if let Levels::Uniform { offset: each } = side.levels {
-                    offset = total.mul_add(each, offset);
-                }
-                (scratch.total[r], scratch.offset[r]) = (total, offset);
+                let share = scratch.share[r];
+                let step = head.values.steps[group] * share;
+                scratch.weights[r] = Rounded { step, sum: step * S::reduce_add(sum) };
+                scratch.offset[r] = if side.offsets { S::reduce_add(offsets) * share } else { 0.0 };
             }
         }
     }
@@ -452,10 +534,14 @@ impl Kernel for AddValues<'_> {
             let scratch = &*self.scratch;
             for r in 0..spans.len() {
                 let acc = rows.acc.add(r * rows.stride);
-                let (total, offset) = (S::splat(scratch.total[r]), S::splat(scratch.offset[r]));
+                let Rounded { step, sum: total } = scratch.weights[r];
+                let Group { step: level, offset: level_offset, .. } = side.groups[group];
+                let (step, level_offset) = (S::splat(step * level), S::splat(total * level_offset));
+                let (total, offset) = (S::splat(total), S::splat(scratch.offset[r]));
                 let rescale = S::splat(scratch.rescale[r]);
                 for dim in (side.groups[group].from..side.groups[group].to).step_by(LANES) {
-                    let mut sum = S::load(scratch.sums.as_ptr().add(r * MAX_HEAD_DIM + dim));
+                    let sum = S::words(scratch.sums.as_ptr().add(r * MAX_HEAD_DIM + dim).cast());
+                    let mut sum = S::fma(S::float(sum), step, level_offset);
                     if side.channel_slots.is_some() {
                         let low = S::widen(head.halves.add(meta.lows + dim));
                         let step = S::widen(head.halves.add(meta.steps + dim));
@@ -479,4 +565,4 @@ impl Kernel for AddValues<'_> {
     }
 }
 
-const _: () = assert!(PAGE_TOKENS <= MAX_HEAD_DIM && TABLE.is_power_of_two());
+const _: () = assert!(PAGE_TOKENS <= MAX_HEAD_DIM && MAX_CODED <= 512);

@@ -1,55 +1,95 @@
-//! Runs: codes of one width in a lane's stream, laid out so that no code that is read in order has to be put together.
+//! Runs: codes of one width in a lane.
 //!
-//! A run is cut into chunks of [`CHUNK`] codes, which take as many words as the codes have bits. A word holds as many
-//! whole codes as fit, from its lowest bits up; the bits that are left over on top of a chunk's words, lowest word
-//! first, are the stream of the chunk's last codes. So a reader shifts each word by the width again and again, gathers
-//! what is left of it in another register, and goes on in that one: three bits cost hardly more than four.
+//! Four codes at a time, a *quad*, stand side by side in the four bytes of a lane's words, as products of bytes take
+//! them: code 4t + j in byte j. Each of the four columns of bytes is a stream of bits, least significant first, eight to
+//! a word; a run of width w has its quad t at bit `bit + t·w` of all four. So a quad is read by one shift and one mask,
+//! or, where it lies across two words, by two.
 
 use crate::page::LANES;
 
-/// Codes of a chunk. A divisor of a word's 32 bits times any width.
-pub(crate) const CHUNK: usize = 32;
+/// Codes side by side.
+pub(crate) const QUAD: usize = 4;
 
-/// Consecutive codes of one width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Bits of a column in a word.
+const WORD_BITS: usize = 8;
+
+/// Words of a lane that hold so many bits of each column.
+pub(crate) fn n_words(bits: usize) -> usize {
+    bits.div_ceil(WORD_BITS)
+}
+
+/// Consecutive codes of one width, a multiple of [`QUAD`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// Index of the first code, a channel or a slot.
     pub(crate) from: usize,
     pub(crate) len: usize,
-    pub(crate) width: u32,
-    /// Words before it in the lane.
-    pub(crate) word: usize,
+    pub(crate) width: u8,
     /// Which table the codes stand in; `None`: they stand for themselves.
     pub(crate) table: Option<u8>,
-}
-
-/// Words of `n` codes.
-pub(crate) fn n_words(n: usize, width: u32) -> usize {
-    // Chunks but the last one are whole words.
-    (n * width as usize).div_ceil(u32::BITS as usize)
+    /// Where its quads stand in a lane.
+    pub(crate) places: Vec<Place>,
 }
 
 impl Run {
-    pub(crate) fn n_words(&self) -> usize {
-        n_words(self.len, self.width)
+    /// A run whose first quad is at the given bit of the columns.
+    pub(crate) fn new(from: usize, len: usize, width: u8, table: Option<u8>, bit: usize) -> Self {
+        debug_assert!(len.is_multiple_of(QUAD) && (1..=8).contains(&width));
+        let places = (0..len / QUAD).map(|quad| Place::new(bit + quad * usize::from(width), width)).collect();
+        Self { from, len, width, table, places }
     }
 
-    /// Adds the run's code number `at` to a lane of zeros, which begins at `lane`.
-    pub(crate) fn put(&self, region: &mut [u32], lane: usize, at: usize, code: u8) {
-        let width = self.width as usize;
-        let (chunk, at) = (at / CHUNK, at % CHUNK);
-        let n_words = n_words(CHUNK.min(self.len - chunk * CHUNK), self.width);
-        let first = self.word + chunk * width;
-        let mut set = |word: usize, bits: u32| region[lane + (first + word) * LANES] |= bits;
-        let per_word = u32::BITS as usize / width;
-        if at < n_words * per_word {
-            return set(at / per_word, u32::from(code) << (at % per_word * width));
+    /// Bits of each column.
+    pub(crate) fn bits(&self) -> usize {
+        self.len / QUAD * usize::from(self.width)
+    }
+
+    /// Whether its words hold two quads each and nothing else.
+    pub(crate) fn is_nibbles(&self) -> bool {
+        self.width == 4
+            && self.len.is_multiple_of(2 * QUAD)
+            && self.places.iter().step_by(2).all(|p| p.right == 0)
+    }
+}
+
+/// Where a quad stands in its lane: the bits of a word above `right`, and those of the next one below.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Index of the word, lanes included.
+    pub(crate) word: u32,
+    pub(crate) right: u32,
+    /// 8 − `right`.
+    pub(crate) left: u32,
+    /// In each byte the code's bits that stand in the first word.
+    pub(crate) low: u32,
+    /// The same of the second word, shifted.
+    pub(crate) high: u32,
+}
+
+impl Place {
+    /// A quad of codes of the given width, up to eight bits, at a bit of the columns.
+    #[inline(always)]
+    pub(crate) fn new(bit: usize, width: u8) -> Self {
+        let (word, right) = (bit / WORD_BITS * LANES, bit % WORD_BITS);
+        let left = WORD_BITS - right;
+        let (all, first) = ((1u32 << width) - 1, (1u32 << left) - 1);
+        let bytes = |bits: u32| bits * 0x0101_0101;
+        Self {
+            word: word as u32,
+            right: right as u32,
+            left: left as u32,
+            low: bytes(all & first),
+            high: bytes(all & !first),
         }
-        let n_left = u32::BITS as usize - per_word * width;
-        for bit in 0..width {
-            let place = (at - n_words * per_word) * width + bit;
-            let set_bit = u32::from(code) >> bit & 1;
-            set(place / n_left, set_bit << (per_word * width + place % n_left));
+    }
+
+    /// Adds a code, the `column`th of the quad, to a lane of zeros which begins at `lane`.
+    pub(crate) fn put(self, region: &mut [u32], lane: usize, column: usize, code: u8) {
+        let bits = u32::from(code) << self.right;
+        let at = lane + self.word as usize;
+        region[at] |= (bits & 0xff) << (WORD_BITS * column);
+        if bits > 0xff {
+            region[at + LANES] |= (bits >> WORD_BITS) << (WORD_BITS * column);
         }
     }
 }
@@ -59,24 +99,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_fill_their_words() {
-        for width in 1..=8 {
-            for len in [16, 32, 48, 64] {
-                let run = Run { from: 0, len, width, word: 3, table: None };
-                let mut region = vec![0u32; (3 + run.n_words()) * LANES];
-                // Every bit of every code has a place of its own.
+    fn quads_are_read_as_they_were_put() {
+        for width in 1..=8u8 {
+            for (bit, len) in [(0, 16), (3, 32), (8, 48), (20, 64)] {
+                let run = Run::new(0, len, width, None, bit);
+                let n_words = n_words(bit + run.bits());
+                // A word more, which is read but does not count.
+                let mut region = vec![0u32; (n_words + 1) * LANES];
+                let code = |at: usize| (at * 37 + 11) as u8 & (((1u32 << width) - 1) as u8);
                 for at in 0..len {
-                    for bit in 0..width {
-                        let before: u32 = region.iter().map(|word| word.count_ones()).sum();
-                        run.put(&mut region, 5, at, 1 << bit);
-                        let after: u32 = region.iter().map(|word| word.count_ones()).sum();
-                        assert_eq!(after, before + 1, "{width} bits, code {at} of {len}, bit {bit}");
-                    }
+                    run.places[at / QUAD].put(&mut region, 5, at % QUAD, code(at));
                 }
-                let lane = region[5..].iter().step_by(LANES);
-                assert_eq!(lane.map(|word| word.count_ones()).sum::<u32>(), len as u32 * width);
-                assert!(region[..3 * LANES].iter().all(|word| *word == 0));
+                assert!(region[n_words * LANES..].iter().all(|word| *word == 0));
+                region[n_words * LANES..].fill(u32::MAX);
+                for (quad, place) in run.places.iter().enumerate() {
+                    let at = 5 + place.word as usize;
+                    let first = region[at] >> place.right & place.low;
+                    let bytes = (first | region[at + LANES] << place.left & place.high).to_le_bytes();
+                    assert_eq!(
+                        bytes,
+                        std::array::from_fn(|j| code(QUAD * quad + j)),
+                        "{width} bits from {bit}"
+                    );
+                }
             }
         }
+    }
+
+    #[test]
+    fn nibbles_stand_two_to_a_byte() {
+        assert!(Run::new(0, 64, 4, None, 0).is_nibbles());
+        assert!(Run::new(0, 64, 4, None, 16).is_nibbles());
+        assert!(!Run::new(0, 64, 4, None, 4).is_nibbles());
+        assert!(!Run::new(0, 4, 4, None, 0).is_nibbles());
+        assert!(!Run::new(0, 64, 2, None, 0).is_nibbles());
     }
 }

@@ -12,7 +12,7 @@
 use half::f16;
 
 use super::turbo_quant::to_f16;
-use crate::packed::{Coded, Group, Levels, SideFormat, Tile, TileCoder, Widths};
+use crate::packed::{Coded, Group, SideFormat, Tile, TileCoder, Widths};
 use crate::page::PAGE_TOKENS;
 
 /// Elements that share a scale.
@@ -21,7 +21,8 @@ const BLOCK: usize = 32;
 /// Groups of `size` channels, or of as many as there are.
 pub(super) fn groups(dim: usize, size: usize) -> Vec<Group> {
     let size = size.min(dim);
-    (0..dim).step_by(size).map(|from| Group { from, to: from + size, sketch: false }).collect()
+    let group = |from| Group { from, to: from + size, sketch: false, step: 1.0, offset: 0.0 };
+    (0..dim).step_by(size).map(group).collect()
 }
 
 /// Keys or values in blocks with a scale.
@@ -33,11 +34,14 @@ pub(crate) struct Block {
 impl Block {
     /// Of 4 or 8 bits.
     pub(crate) fn new(dim: usize, bits: u8) -> Self {
+        let offset = -((1u32 << (bits - 1)) as f32);
+        let groups = groups(dim, BLOCK).into_iter().map(|group| Group { offset, ..group }).collect();
         let format = SideFormat {
             widths: Widths::Fixed(vec![bits; dim]),
-            levels: Levels::Uniform { offset: -((1u32 << (bits - 1)) as f32) },
+            tables: Vec::new(),
+            table_of: Vec::new(),
             channel_slots: None,
-            groups: groups(dim, BLOCK),
+            groups,
             scales: true,
             offsets: false,
         };

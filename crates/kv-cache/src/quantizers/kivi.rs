@@ -14,7 +14,7 @@ use half::f16;
 
 use super::block::groups;
 use super::turbo_quant::to_f16;
-use crate::packed::{Coded, Levels, SideFormat, Tile, TileCoder, Widths};
+use crate::packed::{Coded, SideFormat, Tile, TileCoder, Widths};
 use crate::page::PAGE_TOKENS;
 
 /// Settings of KIVI.
@@ -72,7 +72,8 @@ impl KiviKeys {
     pub(crate) fn new(dim: usize, config: &KiviConfig) -> Self {
         let format = SideFormat {
             widths: Widths::Fixed(vec![config.bits as u8; dim]),
-            levels: Levels::Uniform { offset: 0.0 },
+            tables: Vec::new(),
+            table_of: Vec::new(),
             channel_slots: Some(config.group),
             groups: groups(dim, dim),
             scales: false,
@@ -118,7 +119,8 @@ impl KiviValues {
     pub(crate) fn new(dim: usize, config: &KiviConfig) -> Self {
         let format = SideFormat {
             widths: Widths::Fixed(vec![config.bits as u8; dim]),
-            levels: Levels::Uniform { offset: 0.0 },
+            tables: Vec::new(),
+            table_of: Vec::new(),
             channel_slots: None,
             groups: groups(dim, config.group),
             scales: true,

@@ -16,7 +16,7 @@ use half::f16;
 use super::block::groups;
 use super::kivi::{inverse, nearest, spread};
 use super::turbo_quant::to_f16;
-use crate::packed::{Coded, Levels, SideFormat, Tile, TileCoder, Widths};
+use crate::packed::{Coded, SideFormat, Tile, TileCoder, Widths};
 use crate::page::PAGE_TOKENS;
 
 /// Settings of KVarN.
@@ -57,7 +57,8 @@ impl Kvarn {
     pub(crate) fn new(dim: usize, bits: u32, rounds: usize, by_channel: bool) -> Self {
         let format = SideFormat {
             widths: Widths::Fixed(vec![bits as u8; dim]),
-            levels: Levels::Uniform { offset: 0.0 },
+            tables: Vec::new(),
+            table_of: Vec::new(),
             channel_slots: Some(PAGE_TOKENS),
             groups: groups(dim, dim),
             scales: true,

@@ -7,14 +7,52 @@ use super::block::groups;
 use super::lloyd_max::Codebook;
 use super::turbo_quant::{Estimator, encode_row, root_mean_square, sketch_factor, to_f16};
 use crate::Result;
-use crate::packed::{Coded, Group, Levels, SideFormat, TABLE, Tile, TileCoder, Widths};
+use crate::packed::{Coded, Group, SideFormat, TABLE, Tile, TileCoder, Widths};
 use crate::page::{LANES, PAGE_TOKENS};
+
+/// A codebook whose levels are rounded to bytes: multiples of a 127th of the largest.
+struct Bytes {
+    codebook: Codebook,
+    /// As they are read.
+    levels: Vec<f32>,
+}
+
+/// What bytes mean: that of zero, and the largest distance from it.
+const ZERO: u8 = 128;
+const LARGEST: f32 = 127.0;
+
+impl Bytes {
+    /// A byte's step, for codebooks that share it.
+    fn step(codebooks: &[&Codebook]) -> f32 {
+        let levels = codebooks.iter().flat_map(|codebook| codebook.levels());
+        levels.fold(0.0f32, |largest, level| largest.max(level.abs())) / LARGEST
+    }
+
+    fn new(codebook: Codebook, step: f32) -> Self {
+        let levels = codebook.levels().iter().map(|level| (level / step).round() * step).collect();
+        Self { codebook, levels }
+    }
+
+    /// The bytes, again and again.
+    fn table(&self, step: f32) -> [u8; TABLE] {
+        std::array::from_fn(|at| {
+            let level = self.levels[at % self.levels.len()] / step;
+            (level.round() + f32::from(ZERO)) as u8
+        })
+    }
+}
+
+/// A group of all channels whose codes stand for such bytes.
+fn in_bytes(dim: usize, step: f32) -> Vec<Group> {
+    let offset = -f32::from(ZERO) * step;
+    groups(dim, dim).into_iter().map(|group| Group { step, offset, ..group }).collect()
+}
 
 /// Keys or values, coordinate by coordinate.
 pub(crate) struct Turbo {
     format: SideFormat,
     /// Of the channels before and behind `split`.
-    codebooks: [Codebook; 2],
+    codebooks: [Bytes; 2],
     split: usize,
     is_rescaled: bool,
 }
@@ -25,27 +63,22 @@ impl Turbo {
         let whole = bits.floor();
         let split = (((bits - whole) * dim as f64 / LANES as f64).round() as usize * LANES).min(dim);
         let high = whole as u32 + u32::from(split > 0);
-        let codebooks = [Codebook::new(dim, high)?, Codebook::new(dim, whole as u32)?];
+        let (high, low) = (Codebook::new(dim, high)?, Codebook::new(dim, whole as u32)?);
+        let step = Bytes::step(&[&high, &low]);
+        let codebooks = [Bytes::new(high, step), Bytes::new(low, step)];
         let of = |channel| usize::from(channel >= split);
+        let width = |channel| codebooks[of(channel)].codebook.bits() as u8;
         let format = SideFormat {
-            widths: Widths::Fixed((0..dim).map(|channel| codebooks[of(channel)].bits() as u8).collect()),
-            levels: Levels::Tables(
-                codebooks.iter().map(table).collect(),
-                (0..dim).map(|channel| of(channel) as u8).collect(),
-            ),
+            widths: Widths::Fixed((0..dim).map(width).collect()),
+            tables: codebooks.iter().map(|bytes| bytes.table(step)).collect(),
+            table_of: (0..dim).map(|channel| of(channel) as u8).collect(),
             channel_slots: None,
-            groups: groups(dim, dim),
+            groups: in_bytes(dim, step),
             scales: true,
             offsets: false,
         };
         Ok(Self { format, codebooks, split, is_rescaled })
     }
-}
-
-/// A codebook's levels, again and again.
-fn table(codebook: &Codebook) -> [f32; TABLE] {
-    let levels = codebook.levels();
-    std::array::from_fn(|at| levels[at % levels.len()])
 }
 
 impl TileCoder for Turbo {
@@ -60,9 +93,9 @@ impl TileCoder for Turbo {
             let (mut product, mut squares) = (0.0f32, 0.0f32);
             let codes = &mut out.codes[slot * tile.head_dim..][..tile.head_dim];
             for (channel, (code, &x)) in codes.iter_mut().zip(row).enumerate() {
-                let codebook = &self.codebooks[usize::from(channel >= self.split)];
+                let Bytes { codebook, levels } = &self.codebooks[usize::from(channel >= self.split)];
                 *code = codebook.encode(x * factor);
-                product += x * codebook.levels()[usize::from(*code)];
+                product += x * levels[usize::from(*code)];
                 squares += x * x;
             }
             let scale = if self.is_rescaled && product > 0.0 { squares / product } else { rms };
@@ -74,7 +107,7 @@ impl TileCoder for Turbo {
 /// Keys with a sketch of signs.
 pub(crate) struct TurboProd {
     format: SideFormat,
-    codebook: Option<Codebook>,
+    codebook: Option<Bytes>,
     /// `[dim, dim]` by rows.
     sketch: Vec<f32>,
     factor: f32,
@@ -84,25 +117,24 @@ impl TurboProd {
     /// `bits` 1 to 5, one of which is the sign's.
     pub(crate) fn new(dim: usize, bits: u32, estimator: Estimator, sketch: Vec<f32>) -> Result<Self> {
         let codebook = if bits > 1 { Some(Codebook::new(dim, bits - 1)?) } else { None };
-        let signs: [f32; TABLE] = std::array::from_fn(|at| if at % 2 == 0 { -1.0 } else { 1.0 });
+        let step = codebook.as_ref().map_or(1.0, |codebook| Bytes::step(&[codebook]));
+        let codebook = codebook.map(|codebook| Bytes::new(codebook, step));
         let coded = if codebook.is_some() { dim } else { 0 };
-        let mut format = SideFormat {
-            widths: Widths::Fixed(vec![bits as u8 - 1; coded]),
-            levels: Levels::Uniform { offset: 0.0 },
+        let mut tables: Vec<_> = codebook.iter().map(|bytes| bytes.table(step)).collect();
+        tables.push(std::array::from_fn(|at| if at % 2 == 0 { ZERO - 1 } else { ZERO + 1 }));
+        let signs = Group { from: coded, to: coded + dim, sketch: true, step: 1.0, offset: -f32::from(ZERO) };
+        let mut groups = if coded > 0 { in_bytes(dim, step) } else { Vec::new() };
+        groups.push(signs);
+        let of = |channel| usize::from(channel >= coded);
+        let format = SideFormat {
+            widths: Widths::Fixed((0..coded + dim).map(|i| [bits as u8 - 1, 1][of(i)]).collect()),
+            table_of: (0..coded + dim).map(|i| if i < coded { 0 } else { tables.len() as u8 - 1 }).collect(),
+            tables,
             channel_slots: None,
-            groups: if coded > 0 { groups(dim, dim) } else { Vec::new() },
+            groups,
             scales: true,
             offsets: false,
         };
-        let mut tables: Vec<_> = codebook.iter().map(table).collect();
-        let mut which = vec![0; coded];
-        which.resize(coded + dim, tables.len() as u8);
-        tables.push(signs);
-        if let Widths::Fixed(widths) = &mut format.widths {
-            widths.resize(coded + dim, 1);
-        }
-        format.levels = Levels::Tables(tables, which);
-        format.groups.push(Group { from: coded, to: coded + dim, sketch: true });
         Ok(Self { format, codebook, sketch, factor: sketch_factor(dim, estimator) })
     }
 }
@@ -117,12 +149,12 @@ impl TileCoder for TurboProd {
         for (slot, row) in tile.coded_rows() {
             let mut rest = row.to_vec();
             let codes = &mut out.codes[slot * n_coded..][..n_coded];
-            if let Some(codebook) = &self.codebook {
+            if let Some(Bytes { codebook, levels }) = &self.codebook {
                 let rms = root_mean_square(row);
                 let scale = to_f16(rms);
                 let first = encode_row(codebook, row, rms);
                 for (rest, &code) in rest.iter_mut().zip(&first) {
-                    *rest -= scale.to_f32() * codebook.levels()[usize::from(code)];
+                    *rest -= scale.to_f32() * levels[usize::from(code)];
                 }
                 codes[..dim].copy_from_slice(&first);
                 out.scales[slot] = scale;
@@ -162,7 +194,13 @@ mod tests {
             let rms = root_mean_square(&row);
             let codes = encode_row(&codebook, &row, rms);
             assert_eq!(coded.codes[..64], codes);
-            assert_eq!(coded.scales[5], to_f16(rescaled(&codebook, &row, &codes, rms)));
+            // Levels as bytes are off by a 254th of the largest one at most.
+            let exact = rescaled(&codebook, &row, &codes, rms);
+            assert!(
+                (coded.scales[5].to_f32() / exact - 1.0).abs() < 2e-3,
+                "{bits} bits: {}",
+                coded.scales[5]
+            );
         }
     }
 }

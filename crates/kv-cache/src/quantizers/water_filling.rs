@@ -4,14 +4,15 @@
 //! most of their variance, drift along the text, and meet large queries, while others hardly matter. An error e in
 //! channel i changes a score by qᵢ·e, so the error of all scores is the least, for a given number of bits, if the
 //! channels' shares Σqᵢ²·rangeᵢ²·4^(−bitsᵢ) are as equal as whole bits allow. Ranges are those of a page, which
-//! follows the drift and clips nothing; the queries are those of the sequence's first page.
+//! follows the drift and clips nothing; the queries are those of the sequence's first page. Four channels of about the
+//! same cost get the same number of bits, so that their codes can be read together.
 //!
 //! Values are different: they have no such channels, and their errors average out over tokens. They are coded by
 //! TurboQuant's rescaled estimator, with fewer bits.
 //!
 //! # Memory
-//! Keys: `key_bits` + 36/64 bits an element (a step, a low end and a width for each channel of a page); values:
-//! `value_bits` + 16/head_dim.
+//! Keys: `key_bits` + 41/64 bits an element (a step, a low end and a place for each channel of a page, a width for every
+//! four); values: `value_bits` + 16/head_dim.
 //!
 //! # Source
 //! The allocation: reverse water filling, Cover and Thomas, "Elements of Information Theory", section 10.3.3, with
@@ -23,7 +24,7 @@ use half::f16;
 use super::block::groups;
 use super::kivi::nearest;
 use super::turbo_quant::to_f16;
-use crate::packed::{Coded, Levels, SideFormat, Tile, TileCoder, Widths};
+use crate::packed::{Coded, QUAD, SideFormat, Tile, TileCoder, Widths};
 
 /// Most bits of a channel.
 const MAX_BITS: u8 = 7;
@@ -57,7 +58,8 @@ impl WaterFillingKeys {
         let bits = (key_bits * dim as f64 / 32.0).round().max(1.0) as usize * 32;
         let format = SideFormat {
             widths: Widths::Adaptive { bits },
-            levels: Levels::Uniform { offset: 0.0 },
+            tables: Vec::new(),
+            table_of: Vec::new(),
             channel_slots: Some(crate::page::PAGE_TOKENS),
             groups: groups(dim, dim),
             scales: false,
@@ -83,27 +85,33 @@ impl TileCoder for WaterFillingKeys {
         }
         let costs: Vec<f32> =
             (0..dim).map(|i| tile.weights[i] * (highs[i] - lows[i]) * (highs[i] - lows[i])).collect();
-        out.widths = fill(&costs, self.bits);
+        // The costly channels first; equal ones in their order.
+        let mut order: Vec<usize> = (0..dim).collect();
+        order.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]));
+        let quads: Vec<f32> =
+            order.chunks_exact(QUAD).map(|quad| quad.iter().map(|&i| costs[i]).sum()).collect();
+        out.widths = fill(&quads, self.bits / QUAD);
         let mut channels = Vec::with_capacity(dim);
-        for channel in 0..dim {
-            let n_levels = (1u32 << out.widths[channel]) as f32;
+        for (at, &channel) in order.iter().enumerate() {
+            let width = out.widths[at / QUAD];
+            let n_levels = (1u32 << width) as f32;
             // Levels in the middle of equal cells; a single one, without a step, where there are no bits.
             let cell = (highs[channel] - lows[channel]) / n_levels;
             let low = to_f16(lows[channel] + 0.5 * cell);
-            let step = if out.widths[channel] == 0 { f16::ZERO } else { to_f16(cell) };
-            (out.steps[channel], out.lows[channel]) = (step, low);
-            channels.push((low.to_f32(), step.to_f32(), n_levels - 1.0));
+            let step = if width == 0 { f16::ZERO } else { to_f16(cell) };
+            (out.order[at], out.steps[at], out.lows[at]) = (channel as u8, step, low);
+            channels.push((channel, low.to_f32(), step.to_f32(), n_levels - 1.0));
         }
         for (slot, row) in tile.coded_rows() {
             let codes = &mut out.codes[slot * dim..][..dim];
-            for ((code, &x), &(low, step, most)) in codes.iter_mut().zip(row).zip(&channels) {
-                *code = nearest(x, low, step, most);
+            for (code, &(channel, low, step, most)) in codes.iter_mut().zip(&channels) {
+                *code = nearest(row[channel], low, step, most);
             }
         }
     }
 }
 
-/// Shares `bits` out to channels so that the sum of cost · 4^(−bits) is the least.
+/// Shares `bits` out to quads of channels so that the sum of cost · 4^(−bits) is the least.
 ///
 /// The gains of one more bit fall from bit to bit, so taking the largest gain each time is best.
 fn fill(costs: &[f32], bits: usize) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Quad, Simd};
 use crate::Element;
 use crate::page::{F16_MAX, Stored};
 
@@ -15,12 +15,17 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type V = [__m256; 2];
     type W = [__m256i; 2];
-    type Table = [__m256; 4];
+    type Table = [__m256i; 2];
+    /// The even bytes of each half, then the odd ones, in 16 bits each.
+    type Bytes = [[__m256i; 2]; 2];
+    type Factors = [__m256i; 2];
+    type Sum = [__m256i; 2];
     // Of 16 registers, 2 each; a tile of 3 rows and 2 blocks would spill.
     const ACCUMULATORS: usize = 5;
     const TILE_ROWS: usize = 6;
     const PACKED_ROWS: usize = 4;
     const PACKED_SUMS: usize = 3;
+    const HAS_PLANES: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -137,8 +142,31 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_words(to: *mut u32, x: Self::W) {
+        unsafe {
+            _mm256_storeu_si256(to.cast(), x[0]);
+            _mm256_storeu_si256(to.add(8).cast(), x[1]);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn splat_word(x: u32) -> Self::W {
         unsafe { [_mm256_set1_epi32(x as i32); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -147,40 +175,83 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
+    unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W {
+        unsafe { [_mm256_sllv_epi32(x[0], by[0]), _mm256_sllv_epi32(x[1], by[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn float(x: Self::W) -> Self::V {
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn table(from: *const u8) -> Self::Table {
         unsafe {
+            let low = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+            [low, _mm256_broadcastsi128_si256(_mm_loadu_si128(from.add(16).cast()))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W {
+        unsafe { [look_up_half::<BITS>(table, x[0]), look_up_half::<BITS>(table, x[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad) {
+        unsafe {
+            for (half, x) in x.into_iter().enumerate() {
+                let x = _mm256_cvtps_epi32(x);
+                // Of each four, the low halves of the first, the third, the second and the fourth.
+                let order = _mm256_set1_epi64x(0x0d0c_0504_0908_0100);
+                let quads = _mm256_shuffle_epi8(x, order);
+                _mm_storel_epi64(to.add(2 * half).cast(), _mm256_castsi256_si128(quads));
+                _mm_storel_epi64(to.add(2 * half + 1).cast(), _mm256_extracti128_si256::<1>(quads));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(x: Self::W) -> Self::Bytes {
+        unsafe {
+            let even = _mm256_set1_epi16(0xff);
             [
-                _mm256_or_si256(_mm256_sllv_epi32(x[0], by[0]), other[0]),
-                _mm256_or_si256(_mm256_sllv_epi32(x[1], by[1]), other[1]),
+                [_mm256_and_si256(x[0], even), _mm256_and_si256(x[1], even)],
+                [_mm256_srli_epi16::<8>(x[0]), _mm256_srli_epi16::<8>(x[1])],
             ]
         }
     }
 
     #[inline(always)]
-    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
+    unsafe fn factors(from: *const Quad) -> Self::Factors {
+        unsafe { [_mm256_set1_epi32((*from)[0] as i32), _mm256_set1_epi32((*from)[1] as i32)] }
+    }
+
+    #[inline(always)]
+    unsafe fn no_sum() -> Self::Sum {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const PLANES: usize>(
+        sum: Self::Sum,
+        bytes: Self::Bytes,
+        factors: Self::Factors,
+    ) -> Self::Sum {
         unsafe {
-            [
-                _mm256_cvtepi32_ps(_mm256_and_si256(x[0], mask[0])),
-                _mm256_cvtepi32_ps(_mm256_and_si256(x[1], mask[1])),
-            ]
+            let mut sum = sum;
+            for i in 0..2 {
+                let even = _mm256_madd_epi16(bytes[0][i], factors[0]);
+                let odd = _mm256_madd_epi16(bytes[1][i], factors[1]);
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_add_epi32(even, odd));
+            }
+            sum
         }
     }
 
     #[inline(always)]
-    unsafe fn table(from: *const f32) -> Self::Table {
-        unsafe {
-            [
-                _mm256_loadu_ps(from),
-                _mm256_loadu_ps(from.add(8)),
-                _mm256_loadu_ps(from.add(16)),
-                _mm256_loadu_ps(from.add(24)),
-            ]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
-        unsafe { [level_half::<BITS>(table, x[0]), level_half::<BITS>(table, x[1])] }
+    unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W {
+        sum
     }
 }
 
@@ -227,21 +298,14 @@ unsafe fn scale_half(x: __m256, y: __m256, shifted: __m256) -> __m256 {
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn level_half<const BITS: u32>(table: [__m256; 4], codes: __m256i) -> __m256 {
-    // SAFETY: the caller's promise. Each permutation looks at the lower three bits of a code, and the sign bit
-    // of a lane tells a blend which one counts.
+unsafe fn look_up_half<const BITS: u32>(table: [__m256i; 2], x: __m256i) -> __m256i {
+    // SAFETY: the caller's promise. A byte's highest bit tells a blend which one counts.
     unsafe {
-        let bit_3 = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-        let [first, second, third, fourth] = table;
-        let (first, second) =
-            (_mm256_permutevar8x32_ps(first, codes), _mm256_permutevar8x32_ps(second, codes));
-        let low = _mm256_blendv_ps(first, second, bit_3);
+        let low = _mm256_shuffle_epi8(table[0], x);
         if BITS <= 4 {
             return low;
         }
-        let (third, fourth) =
-            (_mm256_permutevar8x32_ps(third, codes), _mm256_permutevar8x32_ps(fourth, codes));
-        let high = _mm256_blendv_ps(third, fourth, bit_3);
-        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<27>(codes)))
+        let high = _mm256_shuffle_epi8(table[1], x);
+        _mm256_blendv_epi8(low, high, _mm256_slli_epi16::<3>(x))
     }
 }

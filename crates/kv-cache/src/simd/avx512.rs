@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{ROUND, Simd};
+use super::{Quad, ROUND, Simd};
 use crate::Element;
 use crate::page::{F16_MAX, Stored};
 
-/// Needs AVX-512 F, BW, DQ and VL.
+/// Needs AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -15,11 +15,15 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     type V = __m512;
     type W = __m512i;
-    type Table = [__m512; 2];
+    type Table = [__m512i; 2];
+    type Bytes = __m512i;
+    type Factors = [__m512i; 2];
+    type Sum = [__m512i; 2];
     const ACCUMULATORS: usize = 24;
     const TILE_ROWS: usize = 7;
     const PACKED_ROWS: usize = 6;
     const PACKED_SUMS: usize = 16;
+    const HAS_PLANES: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -139,8 +143,28 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_words(to: *mut u32, x: Self::W) {
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+
+    #[inline(always)]
     unsafe fn splat_word(x: u32) -> Self::W {
         unsafe { _mm512_set1_epi32(x as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { _mm512_or_si512(a, b) }
     }
 
     #[inline(always)]
@@ -149,28 +173,81 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
-        unsafe { _mm512_or_si512(_mm512_sllv_epi32(x, by), other) }
+    unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W {
+        unsafe { _mm512_sllv_epi32(x, by) }
     }
 
     #[inline(always)]
-    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
-        unsafe { _mm512_cvtepi32_ps(_mm512_and_si512(x, mask)) }
+    unsafe fn float(x: Self::W) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(x) }
     }
 
     #[inline(always)]
-    unsafe fn table(from: *const f32) -> Self::Table {
-        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
-    }
-
-    #[inline(always)]
-    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
+    unsafe fn table(from: *const u8) -> Self::Table {
         unsafe {
-            if BITS <= 4 {
-                return _mm512_permutexvar_ps(x, table[0]);
-            }
-            _mm512_permutex2var_ps(table[0], x, table[1])
+            let low = _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast()));
+            [low, _mm512_broadcast_i32x4(_mm_loadu_si128(from.add(16).cast()))]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W {
+        unsafe {
+            let low = _mm512_shuffle_epi8(table[0], x);
+            if BITS <= 4 {
+                return low;
+            }
+            let is_high = _mm512_test_epi8_mask(x, _mm512_set1_epi8(16));
+            _mm512_mask_shuffle_epi8(low, is_high, table[1], x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad) {
+        unsafe {
+            let x = _mm512_cvtps_epi32(x);
+            let (high, low) = if PLANES == 1 {
+                (x, _mm512_setzero_si512())
+            } else {
+                let high = _mm512_srai_epi32::<7>(_mm512_add_epi32(x, _mm512_set1_epi32(64)));
+                (high, _mm512_sub_epi32(x, _mm512_slli_epi32::<7>(high)))
+            };
+            let (high, low) = (_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(low));
+            _mm_storeu_si128(to.cast(), _mm_unpacklo_epi32(high, low));
+            _mm_storeu_si128(to.add(2).cast(), _mm_unpackhi_epi32(high, low));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(x: Self::W) -> Self::Bytes {
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn factors(from: *const Quad) -> Self::Factors {
+        unsafe { [_mm512_set1_epi32((*from)[0] as i32), _mm512_set1_epi32((*from)[1] as i32)] }
+    }
+
+    #[inline(always)]
+    unsafe fn no_sum() -> Self::Sum {
+        unsafe { [_mm512_setzero_si512(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const PLANES: usize>(
+        sum: Self::Sum,
+        bytes: Self::Bytes,
+        factors: Self::Factors,
+    ) -> Self::Sum {
+        unsafe {
+            let high = _mm512_dpbusd_epi32(sum[0], bytes, factors[0]);
+            [high, if PLANES == 1 { sum[1] } else { _mm512_dpbusd_epi32(sum[1], bytes, factors[1]) }]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W {
+        unsafe { if PLANES == 1 { sum[0] } else { _mm512_add_epi32(_mm512_slli_epi32::<7>(sum[0]), sum[1]) } }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::Simd;
+use super::{Quad, Simd};
 use crate::page::{LANES, Stored};
 
 /// Needs Advanced SIMD, which every 64-bit Arm processor has.
@@ -14,11 +14,16 @@ pub(crate) struct Neon;
 impl Simd for Neon {
     type V = [float32x4_t; 4];
     type W = [uint32x4_t; 4];
-    type Table = *const f32;
+    type Table = uint8x16x2_t;
+    /// The even bytes of each four lanes, then the odd ones, in 16 bits each.
+    type Bytes = [[int16x8_t; 4]; 2];
+    type Factors = [int16x8_t; 2];
+    type Sum = [int32x4_t; 4];
     const ACCUMULATORS: usize = 6;
     const TILE_ROWS: usize = 6;
     const PACKED_ROWS: usize = 4;
     const PACKED_SUMS: usize = 3;
+    const HAS_PLANES: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -137,8 +142,32 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn store_words(to: *mut u32, x: Self::W) {
+        unsafe {
+            for i in 0..4 {
+                vst1q_u32(to.add(4 * i), x[i]);
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn splat_word(x: u32) -> Self::W {
         unsafe { [vdupq_n_u32(x); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { std::array::from_fn(|i| vaddq_u32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { std::array::from_fn(|i| vandq_u32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        unsafe { std::array::from_fn(|i| vorrq_u32(a[i], b[i])) }
     }
 
     #[inline(always)]
@@ -148,29 +177,84 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
-        unsafe { std::array::from_fn(|i| vorrq_u32(vshlq_u32(x[i], vreinterpretq_s32_u32(by[i])), other[i])) }
+    unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W {
+        unsafe { std::array::from_fn(|i| vshlq_u32(x[i], vreinterpretq_s32_u32(by[i]))) }
     }
 
     #[inline(always)]
-    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
-        unsafe { std::array::from_fn(|i| vcvtq_f32_u32(vandq_u32(x[i], mask[i]))) }
+    unsafe fn float(x: Self::W) -> Self::V {
+        unsafe { std::array::from_fn(|i| vcvtq_f32_s32(vreinterpretq_s32_u32(x[i]))) }
     }
 
     #[inline(always)]
-    unsafe fn table(from: *const f32) -> Self::Table {
-        from
+    unsafe fn table(from: *const u8) -> Self::Table {
+        unsafe { uint8x16x2_t(vld1q_u8(from), vld1q_u8(from.add(16))) }
     }
 
     #[inline(always)]
-    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W {
         unsafe {
             std::array::from_fn(|i| {
-                let mut lanes = [0u32; 4];
-                vst1q_u32(lanes.as_mut_ptr(), vandq_u32(x[i], vdupq_n_u32((1 << BITS) - 1)));
-                let numbers = lanes.map(|code| *table.add(code as usize));
-                vld1q_f32(numbers.as_ptr())
+                let x = vreinterpretq_u8_u32(x[i]);
+                vreinterpretq_u32_u8(if BITS <= 4 { vqtbl1q_u8(table.0, x) } else { vqtbl2q_u8(table, x) })
             })
         }
+    }
+
+    #[inline(always)]
+    unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad) {
+        unsafe {
+            for (at, x) in x.into_iter().enumerate() {
+                let mut n = [0i32; 4];
+                vst1q_s32(n.as_mut_ptr(), vcvtnq_s32_f32(x));
+                let pair = |i: usize| u32::from(n[i] as u16) | u32::from(n[i + 2] as u16) << 16;
+                *to.add(at) = [pair(0), pair(1)];
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(x: Self::W) -> Self::Bytes {
+        unsafe {
+            let even = vdupq_n_u16(0xff);
+            let pairs = x.map(|x| vreinterpretq_u16_u32(x));
+            [
+                std::array::from_fn(|i| vreinterpretq_s16_u16(vandq_u16(pairs[i], even))),
+                std::array::from_fn(|i| vreinterpretq_s16_u16(vshrq_n_u16::<8>(pairs[i]))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn factors(from: *const Quad) -> Self::Factors {
+        unsafe { (*from).map(|word| vreinterpretq_s16_u32(vdupq_n_u32(word))) }
+    }
+
+    #[inline(always)]
+    unsafe fn no_sum() -> Self::Sum {
+        unsafe { [vdupq_n_s32(0); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const PLANES: usize>(
+        sum: Self::Sum,
+        bytes: Self::Bytes,
+        factors: Self::Factors,
+    ) -> Self::Sum {
+        unsafe {
+            std::array::from_fn(|i| {
+                let mut sum = sum[i];
+                for (bytes, factors) in [(bytes[0][i], factors[0]), (bytes[1][i], factors[1])] {
+                    let low = vmull_s16(vget_low_s16(bytes), vget_low_s16(factors));
+                    sum = vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(bytes, factors)));
+                }
+                sum
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W {
+        unsafe { sum.map(|sum| vreinterpretq_u32_s32(sum)) }
     }
 }

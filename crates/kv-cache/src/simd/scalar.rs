@@ -1,6 +1,6 @@
 //! Plain Rust, for any processor: the reference of the other instruction sets.
 
-use super::Simd;
+use super::{Quad, Simd};
 use crate::page::{LANES, Stored};
 
 /// Sixteen numbers in an array.
@@ -28,11 +28,15 @@ fn reduce(x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 impl Simd for Scalar {
     type V = [f32; LANES];
     type W = [u32; LANES];
-    type Table = *const f32;
+    type Table = *const u8;
+    type Bytes = [u32; LANES];
+    type Factors = [i32; 4];
+    type Sum = [i32; LANES];
     const ACCUMULATORS: usize = 4;
     const TILE_ROWS: usize = 4;
     const PACKED_ROWS: usize = 1;
     const PACKED_SUMS: usize = 1;
+    const HAS_PLANES: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -124,33 +128,98 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn store_words(to: *mut u32, x: Self::W) {
+        // SAFETY: valid for LANES words by the trait's contract.
+        unsafe { to.cast::<[u32; LANES]>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
     unsafe fn splat_word(x: u32) -> Self::W {
         [x; LANES]
     }
 
     #[inline(always)]
+    unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
     unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W {
-        std::array::from_fn(|i| x[i].checked_shr(by[i]).unwrap_or(0))
+        std::array::from_fn(|i| x[i] >> (by[i] % u32::BITS))
     }
 
     #[inline(always)]
-    unsafe fn shift_left_or(x: Self::W, by: Self::W, other: Self::W) -> Self::W {
-        std::array::from_fn(|i| x[i].checked_shl(by[i]).unwrap_or(0) | other[i])
+    unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W {
+        std::array::from_fn(|i| x[i] << (by[i] % u32::BITS))
     }
 
     #[inline(always)]
-    unsafe fn numbers(x: Self::W, mask: Self::W) -> Self::V {
-        std::array::from_fn(|i| (x[i] & mask[i]) as f32)
+    unsafe fn float(x: Self::W) -> Self::V {
+        x.map(|x| x as i32 as f32)
     }
 
     #[inline(always)]
-    unsafe fn table(from: *const f32) -> Self::Table {
+    unsafe fn table(from: *const u8) -> Self::Table {
         from
     }
 
     #[inline(always)]
-    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::V {
-        // SAFETY: the table has 32 numbers by the trait's contract.
-        x.map(|code| unsafe { *table.add((code & ((1 << BITS) - 1)) as usize) })
+    unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W {
+        // SAFETY: the table has 32 bytes by the trait's contract.
+        let level = |code: u8| unsafe { *table.add(usize::from(code & ((1 << BITS) - 1))) };
+        x.map(|x| u32::from_le_bytes(x.to_le_bytes().map(level)))
+    }
+
+    #[inline(always)]
+    unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad) {
+        for (at, x) in x.chunks_exact(4).enumerate() {
+            let pair = |i: usize| u32::from(x[i] as i16 as u16) | u32::from(x[i + 2] as i16 as u16) << 16;
+            // SAFETY: valid for four quads by the trait's contract.
+            unsafe { *to.add(at) = [pair(0), pair(1)] };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(x: Self::W) -> Self::Bytes {
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn factors(from: *const Quad) -> Self::Factors {
+        // SAFETY: valid for a quad by the trait's contract.
+        let [even, odd] = unsafe { *from };
+        [even as i16, odd as i16, (even >> 16) as i16, (odd >> 16) as i16].map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn no_sum() -> Self::Sum {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const PLANES: usize>(
+        sum: Self::Sum,
+        bytes: Self::Bytes,
+        factors: Self::Factors,
+    ) -> Self::Sum {
+        std::array::from_fn(|lane| {
+            let bytes = bytes[lane].to_le_bytes();
+            sum[lane] + (0..4).map(|i| i32::from(bytes[i]) * factors[i]).sum::<i32>()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W {
+        sum.map(|sum| sum as u32)
     }
 }
