@@ -104,6 +104,11 @@ impl SideFormat {
         }
     }
 
+    /// Whether sums of the query over groups count.
+    fn needs_sums(&self) -> bool {
+        self.offsets || self.groups.iter().any(|group| group.offset != 0.0)
+    }
+
     fn meta(&self) -> [usize; 5] {
         let (n, sets, groups) = (self.n_coded(), self.n_sets(), self.groups.len() * PAGE_TOKENS);
         let widths = match self.widths {
@@ -171,7 +176,7 @@ impl PackedFormat {
         n_exact: usize,
     ) -> Self {
         debug_assert!(head_dim.is_multiple_of(LANES) && keys.n_coded() <= MAX_CODED);
-        debug_assert!(values.n_coded() == head_dim && n_exact < PAGE_TOKENS);
+        debug_assert!(values.n_coded() == head_dim && values.scales && n_exact < PAGE_TOKENS);
         let bits = match &keys.widths {
             Widths::Fixed(widths) => widths.iter().map(|&w| usize::from(w)).sum(),
             Widths::Adaptive { bits } => *bits,
@@ -234,8 +239,7 @@ impl PackedFormat {
 
     /// Bytes of a page's storage, exact slots apart.
     pub(crate) fn page_bytes(&self) -> usize {
-        // The last line is for reads of a whole word behind the last code.
-        (self.n_kv_heads * self.region_words + LANES) * size_of::<u32>()
+        self.n_kv_heads * self.region_words * size_of::<u32>()
     }
 }
 
@@ -359,8 +363,7 @@ impl PackedPage {
 
     /// A head's region.
     pub(crate) fn region(&self, format: &PackedFormat, head: usize) -> &[u32] {
-        // To the end: the kernel may read a word behind the region.
-        &bytemuck::cast_slice(&self.lines)[head * format.region_words..]
+        &bytemuck::cast_slice(&self.lines)[head * format.region_words..][..format.region_words]
     }
 
     /// A head's exact slots, `[n_exact, 2, head_dim]`.

@@ -55,6 +55,10 @@ pub(crate) trait Simd: Copy {
     /// Sixteen stored elements, widened exactly.
     unsafe fn widen<E: Stored>(from: *const E) -> Self::V;
     unsafe fn store(to: *mut f32, x: Self::V);
+    /// Sixteen bytes as words.
+    unsafe fn indices(from: *const u8) -> Self::W;
+    /// Of `n` numbers, a multiple of [`LANES`](crate::page::LANES) up to 256, the sixteen that the indices name.
+    unsafe fn pick(from: *const f32, n: usize, indices: Self::W) -> Self::V;
     /// Stores sixteen elements, rounded as [`Stored::from_f32`] does; none is a NaN.
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V);
     /// Hints that the cache line at `at`, which need not be valid, is read soon.
@@ -286,6 +290,12 @@ mod tests {
                 let mut lanes = [0; LANES];
                 S::store_words(lanes.as_mut_ptr(), integers);
                 bits.extend(lanes);
+            }
+            let many: [f32; 16 * LANES] = std::array::from_fn(|i| a[i % LANES] + (i / LANES) as f32);
+            for n in [1, 2, 4, 6, 16] {
+                let n = n * LANES;
+                let order: [u8; LANES] = std::array::from_fn(|i| ((i * 41 + 7) % n) as u8);
+                results.push(S::pick(many.as_ptr(), n, S::indices(order.as_ptr())));
             }
             for large in [1.0, 1e3, 1e4] {
                 let (mut halves, mut singles) = ([f16::ZERO; LANES], [0.0f32; LANES]);

@@ -260,7 +260,7 @@ fn bits_of(compression: Option<&str>, dim: f64) -> f64 {
         None => 32.0,
         Some("q8_0") => 2.0 * (8.0 + 0.5),
         Some("turbo-4") => 2.0 * (4.0 + 16.0 / dim),
-        Some("water-4") => 3.5 + 36.0 / 64.0 + 3.0 + 16.0 / dim,
+        Some("water-4") => 3.5 + 41.0 / 64.0 + 3.0 + 16.0 / dim,
         Some(other) => panic!("{other}"),
     }
 }

@@ -87,7 +87,7 @@ impl<'a> Codes<'a> {
     pub(super) fn of(run: &'a Run, tables: &'a [[u8; TABLE]]) -> Self {
         let table = run.table.and_then(|table| tables.get(usize::from(table)));
         let kind = match run.width {
-            4 if run.is_nibbles() => NIBBLES,
+            4 if run.is_nibbles => NIBBLES,
             ..5 => LEVELS,
             5 if table.is_some() => WIDE_LEVELS,
             _ => NUMBERS,

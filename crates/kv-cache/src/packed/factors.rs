@@ -22,12 +22,18 @@ pub(super) struct Rounded {
 /// Factors below it are nothing: dividing by one must not overflow.
 const TINY: f32 = 1e-30;
 
-/// Rounds `n` factors, a multiple of [`LANES`] up to 512.
+/// Rounds `n` factors, a multiple of [`LANES`] up to 512; adds them up only if the sum is wanted.
 ///
 /// # Safety
 /// `S`'s instructions are there; `from` has `n` factors, `to` has room for as many.
 #[inline(always)]
-pub(super) unsafe fn round<S: Simd>(planes: usize, from: *const f32, n: usize, to: *mut Quad) -> Rounded {
+pub(super) unsafe fn round<S: Simd>(
+    planes: usize,
+    from: *const f32,
+    n: usize,
+    to: *mut Quad,
+    needs_sum: bool,
+) -> Rounded {
     // SAFETY: the caller's promises.
     unsafe {
         let zero = S::splat(0.0);
@@ -47,7 +53,7 @@ pub(super) unsafe fn round<S: Simd>(planes: usize, from: *const f32, n: usize, t
             let to = to.add(at / QUAD);
             if planes == 1 { S::pack::<1>(x, to) } else { S::pack::<2>(x, to) }
         }
-        Rounded { step, sum: step * S::reduce_add(sum) }
+        Rounded { step, sum: if needs_sum { step * S::reduce_add(sum) } else { 0.0 } }
     }
 }
 

@@ -40,8 +40,8 @@ struct Head<'a> {
 /// What a tile works with, `[ROWS, …]` each. Nothing is read that was not written before.
 #[repr(align(64))]
 struct Scratch {
-    /// One row's factors: a query's elements times the channels' steps, or weights times the slots' scales.
-    factors: [f32; MAX_CODED],
+    /// Queries' elements times the channels' steps.
+    factors: [f32; ROWS * MAX_CODED],
     /// Factors as integers.
     quads: [Quad; ROWS * MAX_CODED / QUAD],
     /// What comes out of the codes: scores, then values.
@@ -227,13 +227,13 @@ impl Tile<'_> {
         let n_blocks = PAGE_BLOCKS / n_sets;
         let stride = format.key_words * LANES;
         for set in 0..n_sets {
-            // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind it
-            // there is another line.
+            // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind them
+            // the values' ones.
             unsafe {
                 let (factors, factor_stride) = if self.queries.exist() {
                     self.queries.quads()
                 } else {
-                    simd::dispatch(self.isa, Prepare { tile: self, set, scratch });
+                    self.prepare(set, scratch);
                     ((&raw const (*scratch).quads).cast(), MAX_CODED / QUAD)
                 };
                 let first = set * n_blocks;
@@ -267,6 +267,21 @@ impl Tile<'_> {
         }
     }
 
+    /// Queries of one set of channels' steps.
+    ///
+    /// # Safety
+    /// As [`Self::attend`].
+    unsafe fn prepare(self, set: usize, scratch: *mut Scratch) {
+        let tile = self;
+        match self.spans.len() {
+            1 => simd::dispatch(self.isa, Prepare::<1> { tile, set, scratch }),
+            2 => simd::dispatch(self.isa, Prepare::<2> { tile, set, scratch }),
+            3 => simd::dispatch(self.isa, Prepare::<3> { tile, set, scratch }),
+            4 => simd::dispatch(self.isa, Prepare::<4> { tile, set, scratch }),
+            _ => simd::dispatch(self.isa, Prepare::<ROWS> { tile, set, scratch }),
+        }
+    }
+
     /// Adds the weighted values to the rows' sums.
     ///
     /// # Safety
@@ -276,7 +291,7 @@ impl Tile<'_> {
         let values = &format.values;
         let mut runs = format.value_runs.iter();
         for (g, group) in values.groups.iter().enumerate() {
-            // SAFETY: the caller's promises; each element's run lies in the region.
+            // SAFETY: the caller's promises; each element's run lies in the region, and behind all of them scales.
             unsafe {
                 simd::dispatch(self.isa, ScaleWeights { tile: self, group: g, scratch });
                 let mut dim = group.from;
@@ -306,18 +321,18 @@ impl Tile<'_> {
 }
 
 /// Puts the steps of one set of channels into the queries, and makes integers of them.
-struct Prepare<'a> {
+struct Prepare<'a, const R: usize> {
     tile: Tile<'a>,
     set: usize,
     scratch: *mut Scratch,
 }
 
-impl Kernel for Prepare<'_> {
+impl<const R: usize> Kernel for Prepare<'_, R> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Tile { head, rows, spans, .. } = self.tile;
+        let Tile { head, rows, .. } = self.tile;
         let (format, keys) = (head.format, &head.format.keys);
         let n = keys.n_coded();
         // SAFETY: the caller's promises; groups begin and end at multiples of LANES, and an adaptive format has one.
@@ -325,28 +340,29 @@ impl Kernel for Prepare<'_> {
             let scratch = &mut *self.scratch;
             let steps = head.halves.add(format.key_meta.steps + self.set * n);
             let lows = head.halves.add(format.key_meta.lows + self.set * n);
-            for r in 0..spans.len() {
-                let query = rows.q.add(r * rows.stride);
-                let factors = scratch.factors.as_mut_ptr();
-                let mut from = query;
-                if !head.order.is_empty() {
-                    for (at, channel) in head.order.iter().enumerate() {
-                        *factors.add(at) = *query.add(usize::from(*channel));
-                    }
-                    from = factors;
+            let zero = S::splat(0.0);
+            let mut low = [zero; R];
+            for channel in (0..n).step_by(LANES) {
+                let (step, low_end) = (S::widen(steps.add(channel)), S::widen(lows.add(channel)));
+                let order = head.order.get(channel..channel + LANES).map(|order| S::indices(order.as_ptr()));
+                for r in 0..R {
+                    let query = rows.q.add(r * rows.stride);
+                    let q = match order {
+                        Some(order) => S::pick(query, n, order),
+                        None => S::load(query.add(channel)),
+                    };
+                    low[r] = S::fma(q, low_end, low[r]);
+                    S::store(scratch.factors.as_mut_ptr().add(r * MAX_CODED + channel), S::mul(q, step));
                 }
-                let mut low = S::splat(0.0);
-                for channel in (0..n).step_by(LANES) {
-                    let q = S::load(from.add(channel));
-                    low = S::fma(q, S::widen(lows.add(channel)), low);
-                    S::store(factors.add(channel), S::mul(q, S::widen(steps.add(channel))));
-                }
-                scratch.low[r] = S::reduce_add(low);
+            }
+            for r in 0..R {
+                scratch.low[r] = S::reduce_add(low[r]);
                 for (g, group) in keys.groups.iter().enumerate() {
-                    let to = scratch.quads.as_mut_ptr().add((r * MAX_CODED + group.from) / QUAD);
-                    let from = factors.add(group.from);
-                    let rounded = factors::round::<S>(keys.query_planes(), from, group.to - group.from, to);
-                    scratch.rounded[r * MAX_GROUPS + g] = rounded;
+                    let (at, n) = (r * MAX_CODED + group.from, group.to - group.from);
+                    let from = scratch.factors.as_ptr().add(at);
+                    let to = scratch.quads.as_mut_ptr().add(at / QUAD);
+                    scratch.rounded[r * MAX_GROUPS + g] =
+                        factors::round::<S>(keys.query_planes(), from, n, to, keys.needs_sums());
                 }
             }
         }

@@ -84,7 +84,7 @@ pub(crate) unsafe fn prepare<'a, S: Simd>(
                 };
                 let (quads, stride) = queries.quads();
                 let quads = quads.cast_mut().add(row * stride + group.from / QUAD);
-                *queries.rounded(row).cast_mut().add(g) = factors::round::<S>(planes, from, n, quads);
+                *queries.rounded(row).cast_mut().add(g) = factors::round::<S>(planes, from, n, quads, true);
             }
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) table: Option<u8>,
     /// Where its quads stand in a lane.
     pub(crate) places: Vec<Place>,
+    /// Whether its words hold two quads each and nothing else.
+    pub(crate) is_nibbles: bool,
 }
 
 impl Run {
@@ -36,19 +38,13 @@ impl Run {
     pub(crate) fn new(from: usize, len: usize, width: u8, table: Option<u8>, bit: usize) -> Self {
         debug_assert!(len.is_multiple_of(QUAD) && (1..=8).contains(&width));
         let places = (0..len / QUAD).map(|quad| Place::new(bit + quad * usize::from(width), width)).collect();
-        Self { from, len, width, table, places }
+        let is_nibbles = width == 4 && len.is_multiple_of(2 * QUAD) && bit.is_multiple_of(WORD_BITS);
+        Self { from, len, width, table, places, is_nibbles }
     }
 
     /// Bits of each column.
     pub(crate) fn bits(&self) -> usize {
         self.len / QUAD * usize::from(self.width)
-    }
-
-    /// Whether its words hold two quads each and nothing else.
-    pub(crate) fn is_nibbles(&self) -> bool {
-        self.width == 4
-            && self.len.is_multiple_of(2 * QUAD)
-            && self.places.iter().step_by(2).all(|p| p.right == 0)
     }
 }
 
@@ -128,10 +124,10 @@ mod tests {
 
     #[test]
     fn nibbles_stand_two_to_a_byte() {
-        assert!(Run::new(0, 64, 4, None, 0).is_nibbles());
-        assert!(Run::new(0, 64, 4, None, 16).is_nibbles());
-        assert!(!Run::new(0, 64, 4, None, 4).is_nibbles());
-        assert!(!Run::new(0, 4, 4, None, 0).is_nibbles());
-        assert!(!Run::new(0, 64, 2, None, 0).is_nibbles());
+        assert!(Run::new(0, 64, 4, None, 0).is_nibbles);
+        assert!(Run::new(0, 64, 4, None, 16).is_nibbles);
+        assert!(!Run::new(0, 64, 4, None, 4).is_nibbles);
+        assert!(!Run::new(0, 4, 4, None, 0).is_nibbles);
+        assert!(!Run::new(0, 64, 2, None, 0).is_nibbles);
     }
 }

@@ -179,7 +179,6 @@ pub(super) fn is_rescaled(estimator: Estimator) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quantizers::turbo_quant::rescaled;
 
     #[test]
     fn scales_are_those_of_single_vectors() {
@@ -194,13 +193,18 @@ mod tests {
             let rms = root_mean_square(&row);
             let codes = encode_row(&codebook, &row, rms);
             assert_eq!(coded.codes[..64], codes);
-            // Levels as bytes are off by a 254th of the largest one at most.
-            let exact = rescaled(&codebook, &row, &codes, rms);
-            assert!(
-                (coded.scales[5].to_f32() / exact - 1.0).abs() < 2e-3,
-                "{bits} bits: {}",
-                coded.scales[5]
-            );
+            // The product with what the codes stand for is the vector's own.
+            let Group { step, offset, .. } = coder.format().groups[0];
+            let table = coder.format().tables[0];
+            let level = |code: u8| step * f32::from(table[usize::from(code)]) + offset;
+            let scale = coded.scales[5].to_f32();
+            let product: f32 = row.iter().zip(codes).map(|(x, code)| x * scale * level(code)).sum();
+            let squares: f32 = row.iter().map(|x| x * x).sum();
+            assert!((product / squares - 1.0).abs() < 1e-3, "{bits} bits: {product} for {squares}");
+            // And no level is off by more than half of a byte's step.
+            for (code, exact) in codebook.levels().iter().enumerate() {
+                assert!((level(code as u8) - exact).abs() < 0.501 * step, "{bits} bits: {exact}");
+            }
         }
     }
 }

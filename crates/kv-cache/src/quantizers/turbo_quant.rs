@@ -324,7 +324,7 @@ pub(crate) fn encode_row(codebook: &Codebook, y: &[f32], rms: f32) -> Vec<u8> {
 }
 
 /// The scale that makes the inner product of a vector and its decoded self exact: ‖y‖² / ⟨y, levels⟩.
-pub(crate) fn rescaled(codebook: &Codebook, y: &[f32], codes: &[u8], rms: f32) -> f32 {
+fn rescaled(codebook: &Codebook, y: &[f32], codes: &[u8], rms: f32) -> f32 {
     let levels = codebook.levels();
     let product: f32 = y.iter().zip(codes).map(|(y, &c)| y * levels[usize::from(c)]).sum();
     let squares: f32 = y.iter().map(|y| y * y).sum();

@@ -59,6 +59,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn indices(from: *const u8) -> Self::W {
+        unsafe {
+            let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            [low, _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.add(8).cast()))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pick(from: *const f32, _: usize, indices: Self::W) -> Self::V {
+        unsafe { [_mm256_i32gather_ps::<4>(from, indices[0]), _mm256_i32gather_ps::<4>(from, indices[1])] }
+    }
+
+    #[inline(always)]
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
         unsafe {
             match E::ELEMENT {

@@ -22,7 +22,7 @@ impl Simd for Avx512 {
     const ACCUMULATORS: usize = 24;
     const TILE_ROWS: usize = 7;
     const PACKED_ROWS: usize = 6;
-    const PACKED_SUMS: usize = 16;
+    const PACKED_SUMS: usize = 24;
     const HAS_PLANES: bool = true;
 
     #[inline(always)]
@@ -48,6 +48,30 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: Self::V) {
         unsafe { _mm512_storeu_ps(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn indices(from: *const u8) -> Self::W {
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn pick(from: *const f32, n: usize, order: Self::W) -> Self::V {
+        unsafe {
+            if n == 16 {
+                return _mm512_permutexvar_ps(order, _mm512_loadu_ps(from));
+            }
+            // Two registers at a time, of which the lowest five bits of an index choose one lane.
+            let (pair, mut picked) = (_mm512_srli_epi32::<5>(order), _mm512_setzero_ps());
+            for at in 0..n.div_ceil(32) {
+                let first = from.add(32 * at);
+                let second = if 32 * at + 16 < n { first.add(16) } else { first };
+                let of = _mm512_permutex2var_ps(_mm512_loadu_ps(first), order, _mm512_loadu_ps(second));
+                let is_here = _mm512_cmpeq_epi32_mask(pair, _mm512_set1_epi32(at as i32));
+                picked = _mm512_mask_mov_ps(picked, is_here, of);
+            }
+            picked
+        }
     }
 
     #[inline(always)]

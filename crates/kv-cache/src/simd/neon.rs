@@ -52,6 +52,24 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn indices(from: *const u8) -> Self::W {
+        unsafe {
+            let wide = from.cast::<[u8; LANES]>().read().map(u32::from);
+            Self::words(wide.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pick(from: *const f32, _: usize, indices: Self::W) -> Self::V {
+        unsafe {
+            let mut at = [0u32; LANES];
+            Self::store_words(at.as_mut_ptr(), indices);
+            let picked = at.map(|at| *from.add(at as usize));
+            Self::load(picked.as_ptr())
+        }
+    }
+
+    #[inline(always)]
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
         let mut wide = [0.0; LANES];
         unsafe {

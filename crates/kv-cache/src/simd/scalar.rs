@@ -63,6 +63,18 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn indices(from: *const u8) -> Self::W {
+        // SAFETY: valid for LANES bytes by the trait's contract.
+        unsafe { from.cast::<[u8; LANES]>().read() }.map(u32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn pick(from: *const f32, _: usize, indices: Self::W) -> Self::V {
+        // SAFETY: there are as many numbers, by the trait's contract.
+        indices.map(|at| unsafe { *from.add(at as usize) })
+    }
+
+    #[inline(always)]
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
         // SAFETY: valid for LANES elements by the trait's contract.
         unsafe { to.cast::<[E; LANES]>().write_unaligned(x.map(E::from_f32)) }
