@@ -38,7 +38,8 @@ const SLAB_BYTES: usize = 16 * 1024 * 1024;
 /// # Memory
 /// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales are
 /// widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4 takes 4.25 bits a weight,
-/// NVFP4 4.56, integers half a bit (a bit with offsets) for each 32 columns of a group of up to 128 beside their codes.
+/// NVFP4 4.56, integers of up to four bits half a bit (a bit with offsets) for each group of 32 beside their codes, less for
+/// groups of up to 128, integers of more half a bit or a bit in any group (and those of seven bits take eight).
 ///
 /// # Example
 /// ```

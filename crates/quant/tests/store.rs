@@ -144,6 +144,23 @@ fn headers_that_lie_are_refused() {
     assert!(matches!(missing, Err(Error::Io { .. })), "{missing:?}");
 }
 
+/// What fuzzing starts from gets as far as the decoder.
+#[test]
+fn seeds_of_the_fuzz_target_are_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/store");
+    let mut n_matrices = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let store = Store::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for name in store.names() {
+            let matrix = store.matrix(name).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(matrix.to_f32().iter().all(|x| x.is_finite()), "{}", path.display());
+            n_matrices += 1;
+        }
+    }
+    assert!(n_matrices > 5, "{n_matrices}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]

@@ -111,7 +111,12 @@ unsafe fn dot<C: Codes, const N: usize>(
         let ones = _mm256_set1_epi16(1);
         let four = |g: usize| _mm256_set1_epi32(input.add(4 * g).cast::<i32>().read_unaligned());
         if is_wide::<C>() {
-            let mut sum = _mm256_setzero_si256();
+            // What codes without an offset have more than the signed bytes.
+            let mut sum = if C::OFFSET_SHIFT < 0 {
+                _mm256_slli_epi32::<7>(_mm256_set1_epi32(negative_sum.read().wrapping_neg()))
+            } else {
+                _mm256_setzero_si256()
+            };
             for g in 0..N {
                 let levels = _mm256_xor_si256(groups[g], _mm256_set1_epi8(-128));
                 let signed = _mm256_sign_epi8(four(g), levels);

@@ -81,7 +81,7 @@ pub(crate) enum Scales {
     /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte with the
     /// scale in its low four bits and the minimum in its high ones.
     HalvesNibbleMin,
-    /// Per so many blocks: half-precision scales.
+    /// Per so many blocks: half-precision scales. Of one block it is [`Half`](Self::Half).
     HalfOf(usize),
     /// Per so many blocks: half-precision scales, half-precision minima.
     HalfMinOf(usize),
