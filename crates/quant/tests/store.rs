@@ -50,6 +50,10 @@ fn file(matrices: &[(String, QuantizedMatrix)]) -> Vec<u8> {
     write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
     // What was written stands alone in the folder.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let other = folder.path().join("other");
+    std::fs::write(&other, []).unwrap();
+    let permissions = |path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&other), "an ordinary file");
     std::fs::read(&path).unwrap()
 }
 
