@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         let report = arguments.job.run(&source, &arguments.out, ids, arguments.window)?;
         let seconds = |time: std::time::Duration| time.as_secs_f64();
         let errors: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.output_error).collect();
-        let mean_error = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+        let mean_error = (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64);
         let memory = peak_memory();
         if arguments.json {
             let tensors: Vec<_> = report
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
             }
             print(&format!(
                 "{} bytes in {:.1} s: {:.1} s reading {} tokens ({:.1} s of it statistics), {:.1} s choosing weights; peak \
-                 memory {} MB; mean error of outputs {mean_error:.5}\n",
+                 memory {} MB{}\n",
                 report.bytes,
                 seconds(report.total),
                 seconds(report.reading),
@@ -109,6 +109,7 @@ fn main() -> ExitCode {
                 seconds(report.observing),
                 seconds(report.quantizing),
                 memory.map_or_else(|| "unknown".to_owned(), |bytes| (bytes / 1_000_000).to_string()),
+                mean_error.map_or_else(String::new, |error| format!("; mean error of outputs {error:.5}")),
             ))?;
         }
         Ok(ExitCode::SUCCESS)

@@ -19,7 +19,7 @@ const SHAPES: [(usize, usize); 3] = [(1536, 1536), (8960, 1536), (1536, 8960)];
 const COLD_BYTES: usize = 160 << 20;
 const ROUNDS: usize = 400;
 
-const ENCODINGS: [Encoding; 10] = [
+const ENCODINGS: [Encoding; 12] = [
     Encoding::Groups(GroupFormat::Symmetric { bits: 4, group: 128 }),
     Encoding::Groups(GroupFormat::Affine { bits: 4, group: 128 }),
     Encoding::Groups(GroupFormat::Affine { bits: 4, group: 32 }),
@@ -30,6 +30,8 @@ const ENCODINGS: [Encoding; 10] = [
     Encoding::Groups(GroupFormat::Symmetric { bits: 3, group: 128 }),
     Encoding::Groups(GroupFormat::Affine { bits: 3, group: 64 }),
     Encoding::Groups(GroupFormat::Affine { bits: 3, group: 128 }),
+    Encoding::Gguf(Format::Q2_K),
+    Encoding::Groups(GroupFormat::Affine { bits: 2, group: 64 }),
 ];
 
 fn main() {

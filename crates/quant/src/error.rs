@@ -361,8 +361,8 @@ pub enum Error {
     },
     /// A format without a product of its own.
     #[error(
-        "{format} with rows of {n_cols} has no product kernel here: there are some for integers of 3 and 4 bits in groups of whole \
-         32 columns, and on the CPU for NF4 and NVFP4"
+        "{format} with rows of {n_cols} has no product kernel: there are some for groups of whole 32 columns (16 in NVFP4) in rows \
+         of whole 32"
     )]
     NoProduct {
         /// The format's name.

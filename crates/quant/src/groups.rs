@@ -5,7 +5,7 @@
 //! NVFP4 4 + 8 / 16 (and 32 bits a matrix).
 
 use crate::{
-    Error, Format, Result,
+    Error, Result,
     grid::{Grid, Levels},
 };
 use breakers_backend::pool;
@@ -274,34 +274,6 @@ impl Groups {
             }
         });
         out
-    }
-
-    /// The same numbers as blocks of GGUF, which have kernels on every device: integers of three and four bits in groups of whole
-    /// 32 columns are Q4_0 or, with offsets, Q4_1.
-    pub(crate) fn to_blocks(&self) -> Option<(Format, Vec<u8>)> {
-        let (format, add) = match self.format {
-            GroupFormat::Affine { bits: 3 | 4, .. } => (Format::Q4_1, 0),
-            // Q4_0 takes 8 off a code, these formats half as many levels as they have.
-            GroupFormat::Symmetric { bits: bits @ (3 | 4), .. } => (Format::Q4_0, 9 - (1u8 << (bits - 1))),
-            _ => return None,
-        };
-        let (group, size) = (self.format.group(), format.block_size());
-        if !group.is_multiple_of(size) {
-            return None;
-        }
-        let mut bytes = Vec::with_capacity(self.n_rows * self.n_cols / size * format.block_bytes());
-        for first in (0..self.n_rows * self.n_cols).step_by(size) {
-            match &self.scales {
-                GroupScales::Affine(scales) => {
-                    bytes.extend(scales[first / group].iter().flat_map(|x| x.to_le_bytes()));
-                }
-                GroupScales::Symmetric(scales) => bytes.extend(scales[first / group].to_le_bytes()),
-                _ => return None,
-            }
-            let code = |i: usize| self.code(first + i) + add;
-            bytes.extend((0..size / 2).map(|i| code(i) | code(i + size / 2) << 4));
-        }
-        Some((format, bytes))
     }
 
     /// The values that the scales allow.

@@ -1,13 +1,14 @@
 //! Linear layers and embeddings over packed weights, as operations on Burn tensors.
 //!
 //! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this crate. On
-//! other devices they stay the blocks of the GGUF file: neighbors of one format share a buffer and a kernel call,
-//! and what no buffer of the device holds is divided into several.
+//! other devices they stay the blocks of the GGUF file, and formats of our own become records of rows: neighbors of one
+//! format share a buffer and a kernel call, and what no buffer of the device holds is divided into several.
 
 #[cfg(feature = "cube")]
 mod cube;
 mod on_device;
 mod ops;
+mod records;
 
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
 
@@ -15,7 +16,7 @@ use crate::{
     Activations, Error, Format, PackedMatrix, Result,
     gguf::{SharedTensor, TensorView},
     product,
-    quantizer::QuantizedMatrix,
+    quantizer::{Encoding, Parts, QuantizedMatrix},
 };
 use breakers_backend::{device, pool};
 use burn::{
@@ -23,7 +24,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use on_device::{DeviceMatrix, Rows};
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// Rows of an embedding that a task of the pool decodes at least.
 const TASK_ROWS: usize = 8;
@@ -77,7 +78,7 @@ impl QuantizedLinear {
             Weights::Host(matrices?.into())
         } else {
             let rows = parts.iter().map(|part| Rows {
-                format: part.format(),
+                encoding: Encoding::Gguf(part.format()),
                 n_rows: part.n_rows(),
                 n_cols: part.n_cols(),
                 bytes: part.bytes().into(),
@@ -99,12 +100,11 @@ impl QuantizedLinear {
         Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()) })
     }
 
-    /// A layer on a device over quantized matrices. On the CPU each keeps its format. Other devices get blocks of GGUF, to which
-    /// integers of three and four bits are converted without loss, as Q4_0 and Q4_1.
+    /// A layer on a device over quantized matrices, each in its own format.
     ///
     /// # Errors
     /// [`Error::InputBasis`] for matrices of divided or rotated inputs, which a layer does not divide or rotate;
-    /// [`Error::NoProduct`] for a format without a kernel on the device, and as [`new`](Self::new).
+    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
     pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
@@ -116,8 +116,11 @@ impl QuantizedLinear {
             return Self::from_packed(packed?);
         }
         let rows = parts.iter().map(|part| {
-            let (format, bytes) = part.to_blocks()?;
-            Ok(Rows { format, n_rows: part.n_rows(), n_cols, bytes })
+            let bytes = match part.parts() {
+                Parts::Blocks(bytes) => Cow::Borrowed(bytes),
+                Parts::Groups(groups) => Cow::Owned(records::from_groups(groups)?),
+            };
+            Ok(Rows { encoding: part.encoding(), n_rows: part.n_rows(), n_cols, bytes })
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let matrices = on_device::place(rows.into_iter(), device)?.into();
@@ -142,7 +145,7 @@ impl QuantizedLinear {
             return Err(Error::Length { what: "values of a matrix", expected, found: values.len() });
         }
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let rows = Rows { format: Format::F32, n_rows, n_cols, bytes: bytes.into() };
+        let rows = Rows { encoding: Encoding::Gguf(Format::F32), n_rows, n_cols, bytes: bytes.into() };
         let matrices = on_device::place([rows].into_iter(), device)?.into();
         Ok(Self { n_cols, n_outputs: n_rows, weights: Weights::Device { matrices, sources: [].into() } })
     }

@@ -12,13 +12,13 @@ use crate::{
     product,
     quantizer::Encoding,
     repack::{pack_group_tile, pack_tile},
+    storage::Storage,
 };
 use breakers_backend::{
     activations::QuantizedActivations,
     cpu,
     pool::{self, DisjointMut},
 };
-use memmap2::MmapMut;
 use std::{ops::Range, sync::OnceLock};
 
 /// Alignment of the parts of a matrix: a cache line, and the widest register.
@@ -30,7 +30,7 @@ const TASK_BYTES: usize = 256 * 1024;
 /// Bytes of a file that are repacked before its pages are given back: weights do not stand in memory twice.
 const SLAB_BYTES: usize = 16 * 1024 * 1024;
 
-/// A weight matrix in memory of its own, laid out so that a product reads it in one forward sweep.
+/// A weight matrix in the host's memory, laid out so that a product reads it in one forward sweep.
 ///
 /// # Shapes
 /// `[n_rows, n_cols]`: a row holds the weights of one output feature.
@@ -38,7 +38,8 @@ const SLAB_BYTES: usize = 16 * 1024 * 1024;
 /// # Memory
 /// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales are
 /// widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4 takes 4.25 bits a weight,
-/// NVFP4 4.56, integers half a bit (a bit with offsets) for each 32 columns of a group of up to 128 beside their codes.
+/// NVFP4 4.56, integers of up to four bits half a bit (a bit with offsets) for each group of 32 beside their codes, less for
+/// groups of up to 128, integers of more half a bit or a bit in any group (and those of seven bits take eight).
 ///
 /// # Example
 /// ```
@@ -58,7 +59,7 @@ pub struct PackedMatrix {
     n_rows: usize,
     n_cols: usize,
     /// All tiles' codes (or floats), then all tiles' scales.
-    storage: MmapMut,
+    storage: Storage,
     code_bytes: usize,
     scale_bytes: usize,
     scales_start: usize,
@@ -152,13 +153,8 @@ impl PackedMatrix {
         let too_much = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let (scales_start, n_bytes) =
             total.ok_or_else(|| Error::OutOfMemory { n_bytes: usize::MAX, source: too_much() })?;
-        // Fresh pages are zero, which makes the rows that fill up the last tile zero.
-        let storage =
-            MmapMut::map_anon(n_bytes.max(1)).map_err(|source| Error::OutOfMemory { n_bytes, source })?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = storage.advise(memmap2::Advice::HugePage) {
-            tracing::debug!(%error, "weights do without huge pages");
-        }
+        // Zeros, which makes the rows that fill up the last tile zero.
+        let storage = Storage::zeroed(n_bytes).map_err(|source| Error::OutOfMemory { n_bytes, source })?;
         Ok(Self { encoding, layout, n_rows, n_cols, storage, code_bytes, scale_bytes, scales_start })
     }
 

@@ -13,7 +13,7 @@ use crate::{
 use breakers_backend::{hadamard::Rotation, pool};
 use chosen::ChosenScales;
 pub(crate) use chosen::{Chosen, group_ranges};
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 /// How weights are chosen for a smaller format. Each method is one file of [`quantizers`](crate::quantizers).
 ///
@@ -277,17 +277,6 @@ impl QuantizedMatrix {
         Self::from_blocks(view.format(), view.n_rows(), view.n_cols(), view.bytes().to_vec())
     }
 
-    /// The same numbers as blocks of GGUF.
-    pub(crate) fn to_blocks(&self) -> Result<(Format, Cow<'_, [u8]>)> {
-        match &self.body {
-            Body::Blocks(format, bytes) => Ok((*format, Cow::Borrowed(&**bytes))),
-            Body::Groups(groups) => match groups.to_blocks() {
-                Some((format, bytes)) => Ok((format, Cow::Owned(bytes))),
-                None => Err(Error::NoProduct { format: groups.format.name(), n_cols: self.n_cols }),
-            },
-        }
-    }
-
     pub(crate) fn parts(&self) -> Parts<'_> {
         match &self.body {
             Body::Blocks(_, bytes) => Parts::Blocks(bytes),
@@ -361,8 +350,7 @@ impl QuantizedMatrix {
     /// [`input_scales`](Self::input_scales) and then rotated by [`rotation`](Self::rotation), where there are any.
     ///
     /// # Errors
-    /// [`Error::NoProduct`] for integers of other than three or four bits and for groups that are not whole blocks of 32 columns,
-    /// [`Error::OutOfMemory`].
+    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, [`Error::OutOfMemory`].
     pub fn to_packed(&self) -> Result<PackedMatrix> {
         match &self.body {
             Body::Blocks(format, bytes) => PackedMatrix::from_bytes(*format, self.n_rows, self.n_cols, bytes),

@@ -76,9 +76,17 @@ pub fn write<'a>(
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(Error::store)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let temporary = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".breakers-").suffix(".safetensors.part");
+    // Temporary files are private by default; the finished one is to be an ordinary file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let temporary = builder.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
+    let permissions = temporary.as_file().metadata().map_err(io)?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(Error::store)?;
-    temporary.as_file().sync_all().map_err(io)?;
+    // The writer puts a private file of its own in that one's place.
+    let written = std::fs::OpenOptions::new().write(true).open(temporary.path()).map_err(io)?;
+    written.set_permissions(permissions).and_then(|()| written.sync_all()).map_err(io)?;
     temporary.persist(path).map_err(|error| io(error.error))?;
     Ok(())
 }

@@ -3,8 +3,8 @@
 mod support;
 
 use breakers_backend::{
-    cpu,
-    harness::{Operation, Tolerance, values},
+    cpu, device,
+    harness::{self, Operation, Outputs, Tolerance, values},
 };
 use breakers_quant::{
     Activations, E2M1_LEVELS, Error, Format, GroupFormat, NF4_LEVELS, PackedMatrix,
@@ -25,7 +25,10 @@ const fn symmetric(bits: u8, group: usize) -> GroupFormat {
 }
 
 /// A format, its columns, and how far a decoded weight may be off, as a share of its group's largest.
-const CASES: [(GroupFormat, usize, f32); 15] = [
+const CASES: [(GroupFormat, usize, f32); 27] = [
+    (affine(2, 32), 96, 0.0),
+    (affine(2, 64), 576, 0.0),
+    (affine(2, 128), 640, 0.0),
     (affine(3, 32), 608, 0.0),
     (affine(3, 64), 576, 0.0),
     (affine(3, 128), 640, 0.0),
@@ -33,22 +36,47 @@ const CASES: [(GroupFormat, usize, f32); 15] = [
     (affine(4, 64), 896, 0.0),
     (affine(4, 128), 384, 0.0),
     (affine(4, 256), 512, 0.0),
+    (affine(5, 64), 576, 0.0),
+    (affine(6, 128), 384, 0.0),
+    (affine(7, 32), 96, 0.0),
+    (affine(8, 64), 576, 0.0),
+    (symmetric(2, 64), 576, 0.0),
     (symmetric(3, 32), 96, 0.0),
     (symmetric(3, 64), 576, 0.0),
     (symmetric(3, 128), 1536, 0.0),
     (symmetric(4, 96), 576, 0.0),
     (symmetric(4, 64), 640, 0.0),
     (symmetric(4, 128), 256, 0.0),
+    (symmetric(5, 128), 256, 0.0),
+    (symmetric(6, 32), 608, 0.0),
+    (symmetric(7, 64), 576, 0.0),
+    (symmetric(8, 128), 384, 0.0),
     // Levels in 127ths, and scales in half precision.
     (GroupFormat::Nf4, 576, 1.0 / 254.0 + 1.0 / 2048.0),
     // Half precision of the factor; a row that ends within 256 columns.
     (GroupFormat::NvFp4, 608, 1.0 / 2048.0),
 ];
 
+/// One case for each kind of code: kernels of devices do not depend on the group's size, and take their time to compile.
+fn kinds() -> impl Iterator<Item = (GroupFormat, usize)> {
+    let mut seen = Vec::new();
+    CASES.into_iter().filter_map(move |(format, n_cols, _)| {
+        let kind = (std::mem::discriminant(&format), format.bits());
+        let is_new = !seen.contains(&kind);
+        seen.push(kind);
+        is_new.then_some((format, n_cols))
+    })
+}
+
 fn quantized(format: GroupFormat, n_rows: usize, n_cols: usize) -> QuantizedMatrix {
     let mut random = Random(n_cols as u64);
-    let values: Vec<f32> =
-        (0..n_rows * n_cols).map(|i| 0.1 * random.float() * if i % 37 == 5 { 6.0 } else { 1.0 }).collect();
+    let size = |i: usize| match format {
+        // All that E4M3 has, subnormal numbers and zero too.
+        GroupFormat::NvFp4 => 0.5f32.powi((i / 16 % 21) as i32),
+        _ if i % 37 == 5 => 6.0,
+        _ => 1.0,
+    };
+    let values: Vec<f32> = (0..n_rows * n_cols).map(|i| 0.1 * random.float() * size(i)).collect();
     let weights = WeightMatrix::new(&values, n_rows, n_cols).unwrap();
     RoundToNearest::new(Encoding::Groups(format)).quantize(&weights, None).unwrap()
 }
@@ -146,6 +174,8 @@ fn scales_are_stored_once_for_a_group() {
         (affine(4, 128), 1536, 4.25),
         (affine(3, 128), 1536, 3.25),
         (symmetric(3, 128), 1536, 3.125),
+        (affine(2, 64), 1536, 2.5),
+        (symmetric(8, 128), 1536, 8.5),
         (symmetric(4, 32), 1536, 4.5),
         (GroupFormat::Nf4, 1536, 4.25),
         (GroupFormat::NvFp4, 1536, 4.5625),
@@ -156,40 +186,118 @@ fn scales_are_stored_once_for_a_group() {
     }
 }
 
-/// Integers are blocks of GGUF on other devices. Results are divided by the sum of the weights' magnitudes.
+/// A layer of a quantized matrix, and the sums of its rows' magnitudes as `[1, n_rows]`.
+fn layer(matrix: &QuantizedMatrix, device: &Device) -> (QuantizedLinear, Tensor<2>) {
+    let weights = decoded(&matrix.to_packed().unwrap());
+    let sums = weights.chunks_exact(matrix.n_cols()).map(|row| row.iter().map(|w| w.abs()).sum::<f32>());
+    let sums = TensorData::new(sums.collect::<Vec<f32>>(), [1, matrix.n_rows()]);
+    let layer = QuantizedLinear::from_quantized(std::slice::from_ref(matrix), device).unwrap();
+    (layer, Tensor::from_data(sums, device))
+}
+
+/// Results are divided by the sum of the weights' magnitudes.
 #[test]
-fn integers_run_in_every_leg() {
-    for (format, n_cols) in
-        [(affine(4, 128), 384), (symmetric(4, 64), 576), (affine(3, 32), 608), (symmetric(3, 128), 256)]
-    {
+fn every_format_in_every_leg() {
+    for (format, n_cols) in kinds() {
         let n_rows = 37;
         let quantized = quantized(format, n_rows, n_cols);
-        let weights = quantized.stored_f32();
-        let magnitude = |row: &[f32]| row.iter().map(|w| f64::from(w.abs())).sum::<f64>() as f32;
-        let magnitudes: Vec<f32> = weights.chunks_exact(n_cols).map(magnitude).collect();
+        let weights = decoded(&quantized.to_packed().unwrap());
         Operation {
             name: &format!("product with {}", format.name()),
-            cases: &[1usize, 5, 17, 33],
+            cases: &[1, 5, 33],
+            // Activations up to 1 as eight bits for each 32 are off by 1/254 at most.
             cpu: Tolerance::new("activations of eight bits", 4e-3, 0.0),
             gpu: Tolerance::new("another order of summation", 1e-6, 0.0),
             same_bits: true,
             reference: &|&n_x, from| {
                 let x = values(from.tensor([n_x, n_cols]));
                 let product = |i: usize| {
-                    let (x, row) = (&x[i / n_rows * n_cols..], i % n_rows);
-                    let products = weights[row * n_cols..].iter().zip(x).take(n_cols);
-                    let sum: f64 = products.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-                    sum as f32 / magnitudes[row]
+                    let x = &x[i / n_rows * n_cols..][..n_cols];
+                    let row = &weights[i % n_rows * n_cols..][..n_cols];
+                    let products = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let magnitude: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
+                    (products.sum::<f64>() / magnitude) as f32
                 };
                 let out: Vec<f32> = (0..n_x * n_rows).map(product).collect();
                 Tensor::<2>::from_data(TensorData::new(out, [n_x, n_rows]), from.device()).into()
             },
             kernel: &|&n_x, from| {
-                let layer =
-                    QuantizedLinear::from_quantized(std::slice::from_ref(&quantized), from.device()).unwrap();
-                let x: Tensor<2> = from.tensor([n_x, n_cols]);
-                let scale = TensorData::new(magnitudes.clone(), [1, n_rows]);
-                (layer.forward(x) / Tensor::from_data(scale, from.device())).into()
+                let (layer, sums) = layer(&quantized, from.device());
+                (layer.forward(from.tensor([n_x, n_cols])) / sums).into()
+            },
+        }
+        .check();
+    }
+}
+
+/// The rows of the identity, in calls of 16 and all at once, bring out each weight: on a device those of the CPU's tile.
+#[test]
+fn devices_have_the_weights_of_the_tiles() {
+    for (format, n_cols) in kinds() {
+        let quantized = quantized(format, 5, n_cols);
+        Operation {
+            name: &format!("weights of {}", format.name()),
+            cases: &[()],
+            // A one in eight bits, and minima that are added after the product.
+            cpu: Tolerance::new("a one of eight bits", 2e-6, 2e-6),
+            gpu: Tolerance::EXACT,
+            same_bits: true,
+            reference: &|(), from| {
+                let weights = TensorData::new(decoded(&quantized.to_packed().unwrap()), [5, n_cols]);
+                let weights = Tensor::<2>::from_data(weights, from.device()).transpose();
+                Outputs::from(weights.clone()).and(weights)
+            },
+            kernel: &|(), from| {
+                let (layer, _) = layer(&quantized, from.device());
+                let one = |i: usize| if i / n_cols == i % n_cols { 1.0 } else { 0.0 };
+                let identity: Vec<f32> = (0..n_cols * n_cols).map(one).collect();
+                let identity: Tensor<2> = from.place(identity, [n_cols, n_cols]);
+                let parts = identity.clone().split(16, 0).into_iter().map(|rows| layer.forward(rows));
+                Outputs::from(Tensor::cat(parts.collect(), 0)).and(layer.forward(identity))
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_their_neighbors() {
+    for (format, n_cols) in kinds().filter(|(format, _)| matches!(format.bits(), 3 | 4)) {
+        let quantized = quantized(format, 37, n_cols);
+        harness::check_rows(&format!("rows with {}", format.name()), &[(32, n_cols)], |x: Tensor<2>| {
+            layer(&quantized, &x.device()).0.forward(x)
+        });
+    }
+}
+
+/// Several matrices of one format share a buffer, also where each has a factor of its own.
+#[test]
+fn neighbors_of_one_format_keep_their_scales() {
+    for format in [GroupFormat::NvFp4, GroupFormat::Nf4, symmetric(3, 64)] {
+        let n_cols = 576;
+        let parts = [1.0f32, 40.0].map(|size| {
+            let values: Vec<f32> = (0..20 * n_cols).map(|i| size * (i as f32 * 0.37).sin()).collect();
+            let weights = WeightMatrix::new(&values, 20, n_cols).unwrap();
+            RoundToNearest::new(Encoding::Groups(format)).quantize(&weights, None).unwrap()
+        });
+        let weights: Vec<f32> = parts.iter().flat_map(|part| decoded(&part.to_packed().unwrap())).collect();
+        Operation {
+            name: &format!("neighbors of {}", format.name()),
+            cases: &[()],
+            cpu: Tolerance::new("activations of eight bits", 4.0, 0.0),
+            gpu: Tolerance::new("another order of summation", 4e-3, 0.0),
+            same_bits: true,
+            reference: &|(), from| {
+                let x = values(from.tensor([1, n_cols]));
+                let product = |row: &[f32]| {
+                    row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32
+                };
+                let out: Vec<f32> = weights.chunks_exact(n_cols).map(product).collect();
+                Tensor::<2>::from_data(TensorData::new(out, [1, 40]), from.device()).into()
+            },
+            kernel: &|(), from| {
+                let layer = QuantizedLinear::from_quantized(&parts, from.device()).unwrap();
+                layer.forward(from.tensor([1, n_cols])).into()
             },
         }
         .check();
@@ -199,10 +307,16 @@ fn integers_run_in_every_leg() {
 #[test]
 fn what_has_no_kernel_is_refused_by_name() {
     for (format, n_cols) in
-        [(affine(2, 64), 128), (affine(8, 64), 128), (symmetric(4, 16), 64), (GroupFormat::NvFp4, 48)]
+        [(affine(2, 16), 128), (affine(8, 48), 96), (symmetric(4, 16), 64), (GroupFormat::NvFp4, 48)]
     {
-        let found = quantized(format, 2, n_cols).to_packed();
+        let quantized = quantized(format, 2, n_cols);
+        let found = quantized.to_packed();
         assert!(matches!(found, Err(Error::NoProduct { .. })), "{}: {found:?}", format.name());
+        for device in device::available() {
+            let device = device::open(&device.name).unwrap();
+            let found = QuantizedLinear::from_quantized(std::slice::from_ref(&quantized), &device);
+            assert!(matches!(found, Err(Error::NoProduct { .. })), "{}: {found:?}", format.name());
+        }
     }
     let weights = [0.5; 128];
     let weights = WeightMatrix::new(&weights, 1, 128).unwrap();

@@ -50,6 +50,10 @@ fn file(matrices: &[(String, QuantizedMatrix)]) -> Vec<u8> {
     write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
     // What was written stands alone in the folder.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let other = folder.path().join("other");
+    std::fs::write(&other, []).unwrap();
+    let permissions = |path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&other), "an ordinary file");
     std::fs::read(&path).unwrap()
 }
 
@@ -142,6 +146,23 @@ fn headers_that_lie_are_refused() {
     assert!(matches!(found, Err(Error::StoreEntry { .. })), "{found:?}");
     let missing = Store::open("/nowhere/at/all.safetensors");
     assert!(matches!(missing, Err(Error::Io { .. })), "{missing:?}");
+}
+
+/// What fuzzing starts from gets as far as the decoder.
+#[test]
+fn seeds_of_the_fuzz_target_are_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/store");
+    let mut n_matrices = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let store = Store::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for name in store.names() {
+            let matrix = store.matrix(name).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(matrix.to_f32().iter().all(|x| x.is_finite()), "{}", path.display());
+            n_matrices += 1;
+        }
+    }
+    assert!(n_matrices > 5, "{n_matrices}");
 }
 
 proptest! {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use breakers_quant::{Format, gguf};
+use breakers_quant::quantizer::Encoding;
+use breakers_quant::{Format, GroupFormat, gguf};
 
 use crate::Error;
 
@@ -87,5 +88,46 @@ pub(super) fn fitting(format: Format, n_cols: usize) -> Format {
         Format::Q5_K => Format::Q5_1,
         Format::Q6_K => Format::Q8_0,
         _ => Format::IQ4_NL,
+    }
+}
+
+/// The encoding, or where groups do not divide rows, the one with the largest half, quarter and so on of them that does; groups of
+/// less than 32 have no product.
+pub(super) fn fitting_groups(encoding: Encoding, n_cols: usize) -> Encoding {
+    let halved = |group: usize| {
+        let mut halves = std::iter::successors(Some(group), |group| Some(group / 2));
+        let fits = |group: &usize| n_cols.is_multiple_of((*group).max(1));
+        halves.by_ref().take_while(|group| *group >= 32).find(fits).unwrap_or(group)
+    };
+    match encoding {
+        Encoding::Groups(GroupFormat::Affine { bits, group }) => {
+            Encoding::Groups(GroupFormat::Affine { bits, group: halved(group) })
+        }
+        Encoding::Groups(GroupFormat::Symmetric { bits, group }) => {
+            Encoding::Groups(GroupFormat::Symmetric { bits, group: halved(group) })
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_divide_no_row_are_halved() {
+        let affine = |group| Encoding::Groups(GroupFormat::Affine { bits: 4, group });
+        for (group, n_cols, expected) in [
+            (128, 1536, 128),
+            (128, 576, 64),
+            (128, 96, 32),
+            (48, 576, 48),
+            (128, 100, 128),
+            (0, 64, 0),
+            (usize::MAX, 64, usize::MAX),
+        ] {
+            assert_eq!(fitting_groups(affine(group), n_cols), affine(expected), "{group} in {n_cols}");
+        }
+        assert_eq!(fitting_groups(Encoding::Gguf(Format::Q4_K), 576), Encoding::Gguf(Format::Q4_K));
     }
 }

@@ -11,13 +11,15 @@ use breakers_quant::statistics::{InputSite, SiteStatistics, StatisticsConfig};
 use breakers_quant::{Format, store};
 
 use super::job::{REPORT_ROWS, ROW_LIMIT};
+use super::plan::fitting_groups;
 use super::{Method, QuantizeOptions, QuantizeReport};
 use crate::Error;
 use crate::walk::BlockWalk;
 
 /// Writes `out`, a file of the matrices of all blocks of `source` in one encoding, which
 /// [`LoadOptions::matrices`](crate::LoadOptions::matrices) loads in their place. Vectors, embeddings and head stay those of the
-/// source. `progress` is told (blocks done, blocks in all); the report lists no tensors.
+/// source. Where groups do not divide rows, halves or quarters of them do (a note says so). `progress` is told (blocks done,
+/// blocks in all); the report lists no tensors.
 ///
 /// # Memory
 /// That of [`quantize`](super::quantize), and the new matrices.
@@ -77,6 +79,15 @@ pub fn quantize_matrices(
                 let view = file.require(&name)?;
                 let values = view.to_f32();
                 let weights = WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(in_tensor)?;
+                let wanted = encoding;
+                let encoding = fitting_groups(wanted, view.n_cols());
+                if encoding != wanted {
+                    let (found, asked) = (encoding.name(), wanted.name());
+                    let note = format!("rows of {} become {found} in place of {asked}", view.n_cols());
+                    if !report.notes.contains(&note) {
+                        report.notes.push(note);
+                    }
+                }
                 let quantized = match &factor {
                     Some(factor) => factor.quantize(&weights, encoding, found.as_ref()),
                     None => RoundToNearest::new(encoding).quantize(&weights, found.as_ref()),

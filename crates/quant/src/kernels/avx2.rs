@@ -111,7 +111,12 @@ unsafe fn dot<C: Codes, const N: usize>(
         let ones = _mm256_set1_epi16(1);
         let four = |g: usize| _mm256_set1_epi32(input.add(4 * g).cast::<i32>().read_unaligned());
         if is_wide::<C>() {
-            let mut sum = _mm256_setzero_si256();
+            // What codes without an offset have more than the signed bytes.
+            let mut sum = if C::OFFSET_SHIFT < 0 {
+                _mm256_slli_epi32::<7>(_mm256_set1_epi32(negative_sum.read().wrapping_neg()))
+            } else {
+                _mm256_setzero_si256()
+            };
             for g in 0..N {
                 let levels = _mm256_xor_si256(groups[g], _mm256_set1_epi8(-128));
                 let signed = _mm256_sign_epi8(four(g), levels);
@@ -268,10 +273,10 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
                 ([_mm256_mul_ps(factor, line(0)), _mm256_mul_ps(factor, line(1))], zero)
             }
             Scales::HalvesE4M3 => {
-                let factor = half(0);
+                let factor = _mm256_mul_ps(half(0), _mm256_set1_ps(super::E4M3_REBIAS));
                 // No closure: one of this size is compiled on its own, without the instructions.
-                let first = e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within)));
-                let second = e4m3(_mm256_cvtepu8_epi32(byte(1, 2 * within + 1)));
+                let first = e4m3(byte(1, 2 * within));
+                let second = e4m3(byte(1, 2 * within + 1));
                 ([_mm256_mul_ps(factor, first), _mm256_mul_ps(factor, second)], zero)
             }
             Scales::HalvesNibbleMin => {
@@ -291,15 +296,14 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
     }
 }
 
-/// Numbers of E4M3, less the shift of a tile: their bits make a float whose exponent is too small by 120.
+/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also where they are subnormal.
 #[inline(always)]
-unsafe fn e4m3(bits: __m256i) -> __m256 {
+unsafe fn e4m3(bits: __m128i) -> __m256 {
     // SAFETY: the caller has the instructions.
     unsafe {
-        let magnitude = _mm256_slli_epi32::<20>(_mm256_and_si256(bits, _mm256_set1_epi32(0x7f)));
-        let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(bits, _mm256_set1_epi32(0x80)));
-        let number = _mm256_castsi256_ps(_mm256_or_si256(magnitude, sign));
-        _mm256_mul_ps(number, _mm256_set1_ps(super::E4M3_REBIAS))
+        // The sign comes down to two bits, of which the lower one is none of the number's.
+        let bits = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(bits));
+        _mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16(!0x4000)))
     }
 }
 

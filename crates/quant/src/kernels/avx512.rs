@@ -243,10 +243,10 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
                 ([_mm512_mul_ps(factor, line(0)), _mm512_mul_ps(factor, line(1))], zero)
             }
             Scales::HalvesE4M3 => {
-                let factor = half(0);
+                let factor = _mm512_mul_ps(half(0), _mm512_set1_ps(super::E4M3_REBIAS));
                 // No closure: one of this size is compiled on its own, without the instructions.
-                let first = e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within)));
-                let second = e4m3(_mm512_cvtepu8_epi32(byte(1, 2 * within + 1)));
+                let first = e4m3(byte(1, 2 * within));
+                let second = e4m3(byte(1, 2 * within + 1));
                 ([_mm512_mul_ps(factor, first), _mm512_mul_ps(factor, second)], zero)
             }
             Scales::HalvesNibbleMin => {
@@ -266,15 +266,14 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
     }
 }
 
-/// Numbers of E4M3, less the shift of a tile: their bits make a float whose exponent is too small by 120.
+/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also where they are subnormal.
 #[inline(always)]
-unsafe fn e4m3(bits: __m512i) -> __m512 {
+unsafe fn e4m3(bits: __m128i) -> __m512 {
     // SAFETY: the caller has the instructions.
     unsafe {
-        let magnitude = _mm512_slli_epi32::<20>(_mm512_and_si512(bits, _mm512_set1_epi32(0x7f)));
-        let sign = _mm512_slli_epi32::<24>(_mm512_and_si512(bits, _mm512_set1_epi32(0x80)));
-        let number = _mm512_castsi512_ps(_mm512_or_si512(magnitude, sign));
-        _mm512_mul_ps(number, _mm512_set1_ps(super::E4M3_REBIAS))
+        // The sign comes down to two bits, of which the lower one is none of the number's.
+        let bits = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bits));
+        _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16(!0x4000)))
     }
 }
 

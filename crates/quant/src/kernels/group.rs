@@ -2,12 +2,14 @@
 //!
 //! | format | codes in the tile | scales |
 //! |---|---|---|
-//! | `int3`, `int4` | as they are | half precision, for 1, 2 or 4 blocks, with offsets |
-//! | `sym3`, `sym4` | one more, so that what is subtracted is a power of two | the same without offsets |
+//! | `int2` to `int4` | as they are | half precision, for 1, 2 or 4 blocks, with offsets |
+//! | `sym2` to `sym4` | one more, so that what is subtracted is a power of two | the same without offsets |
+//! | `int5` to `int8` | as they are, of seven bits in eight | half precision for each block, with offsets |
+//! | `sym5` to `sym8` | so much more that the middle is a power of two, of seven bits in eight | the same without offsets |
 //! | NF4 | levels in 127ths | half precision, for 2 blocks |
 //! | NVFP4 | levels doubled | a half-precision factor for 8 blocks, E4M3 for each half block |
 //!
-//! Groups of more than 128 columns repeat their scales. NF4's levels are off by at most 1/254 of a group's largest weight,
+//! Groups of more columns than that repeat their scales. NF4's levels are off by at most 1/254 of a group's largest weight,
 //! as activations are of a block's; and scales of NF4 and NVFP4 by a rounding to half precision. All else is exact.
 
 use super::{Codes, Scales};
@@ -22,10 +24,18 @@ const MOST_BLOCKS: usize = 4;
 /// How a [`GroupFormat`] lies in a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GroupLayout {
+    Affine2(Span),
     Affine3(Span),
     Affine4(Span),
+    Affine5,
+    Affine6,
+    Affine8,
+    Symmetric2(Span),
     Symmetric3(Span),
     Symmetric4(Span),
+    Symmetric5,
+    Symmetric6,
+    Symmetric8,
     Nf4,
     NvFp4,
 }
@@ -42,8 +52,7 @@ impl GroupLayout {
     /// The layout of a format whose groups divide rows of so many columns.
     ///
     /// # Errors
-    /// [`Error::NoProduct`] for integers of other than three or four bits, and for groups or rows that are not whole blocks of
-    /// 32 columns (16 in NVFP4's groups).
+    /// [`Error::NoProduct`] for groups or rows that are not whole blocks of 32 columns (16 in NVFP4's groups).
     pub(crate) fn of(format: GroupFormat, n_cols: usize) -> Result<Self> {
         let refused = || Error::NoProduct { format: format.name(), n_cols };
         if !n_cols.is_multiple_of(super::BLOCK) {
@@ -58,20 +67,36 @@ impl GroupLayout {
                 false => Err(refused()),
             }
         };
+        let span = match format {
+            GroupFormat::Affine { group, .. } | GroupFormat::Symmetric { group, .. } => span(group)?,
+            GroupFormat::Nf4 => Span::Two,
+            GroupFormat::NvFp4 => Span::One,
+        };
         Ok(match format {
-            GroupFormat::Affine { bits: 3, group } => GroupLayout::Affine3(span(group)?),
-            GroupFormat::Affine { bits: 4, group } => GroupLayout::Affine4(span(group)?),
-            GroupFormat::Symmetric { bits: 3, group } => GroupLayout::Symmetric3(span(group)?),
-            GroupFormat::Symmetric { bits: 4, group } => GroupLayout::Symmetric4(span(group)?),
+            GroupFormat::Affine { bits: 2, .. } => GroupLayout::Affine2(span),
+            GroupFormat::Affine { bits: 3, .. } => GroupLayout::Affine3(span),
+            GroupFormat::Affine { bits: 4, .. } => GroupLayout::Affine4(span),
+            GroupFormat::Affine { bits: 5, .. } => GroupLayout::Affine5,
+            GroupFormat::Affine { bits: 6, .. } => GroupLayout::Affine6,
+            GroupFormat::Affine { .. } => GroupLayout::Affine8,
+            GroupFormat::Symmetric { bits: 2, .. } => GroupLayout::Symmetric2(span),
+            GroupFormat::Symmetric { bits: 3, .. } => GroupLayout::Symmetric3(span),
+            GroupFormat::Symmetric { bits: 4, .. } => GroupLayout::Symmetric4(span),
+            GroupFormat::Symmetric { bits: 5, .. } => GroupLayout::Symmetric5,
+            GroupFormat::Symmetric { bits: 6, .. } => GroupLayout::Symmetric6,
+            GroupFormat::Symmetric { .. } => GroupLayout::Symmetric8,
             GroupFormat::Nf4 => GroupLayout::Nf4,
             GroupFormat::NvFp4 => GroupLayout::NvFp4,
-            _ => return Err(refused()),
         })
     }
+}
 
-    /// What is added to a format's codes in the tile.
-    pub(crate) fn code_offset(self) -> u8 {
-        u8::from(matches!(self, GroupLayout::Symmetric3(_) | GroupLayout::Symmetric4(_)))
+/// What is added to a format's codes in a tile of `C`: symmetric formats have their zero at half as many levels as they have,
+/// tiles at what the kernels subtract.
+pub(crate) fn code_offset<C: Codes>(format: GroupFormat) -> u8 {
+    match format {
+        GroupFormat::Symmetric { bits, .. } => (C::OFFSET - ((1 << (bits - 1)) - 1)) as u8,
+        _ => 0,
     }
 }
 
@@ -134,11 +159,23 @@ const fn scaled(levels: &[f32], steps: f32, offset: i32) -> [u8; 16] {
     out
 }
 
-/// Calls a generic function with the type that stands for a layout.
+/// Calls a generic function with the type that stands for a layout: that of a GGUF format where codes and scales are the same.
 macro_rules! with_group_codes {
     ($layout:expr, $codes:ident => $body:expr) => {{
         use $crate::kernels::group::{Affine, GroupLayout, Nf4, NvFp4, Span, Symmetric};
         match $layout {
+            GroupLayout::Affine2(Span::One) => {
+                type $codes = Affine<2, 1>;
+                $body
+            }
+            GroupLayout::Affine2(Span::Two) => {
+                type $codes = Affine<2, 2>;
+                $body
+            }
+            GroupLayout::Affine2(Span::Four) => {
+                type $codes = Affine<2, 4>;
+                $body
+            }
             GroupLayout::Affine3(Span::One) => {
                 type $codes = Affine<3, 1>;
                 $body
@@ -152,7 +189,7 @@ macro_rules! with_group_codes {
                 $body
             }
             GroupLayout::Affine4(Span::One) => {
-                type $codes = Affine<4, 1>;
+                type $codes = $crate::kernels::Q4_1;
                 $body
             }
             GroupLayout::Affine4(Span::Two) => {
@@ -161,6 +198,30 @@ macro_rules! with_group_codes {
             }
             GroupLayout::Affine4(Span::Four) => {
                 type $codes = Affine<4, 4>;
+                $body
+            }
+            GroupLayout::Affine5 => {
+                type $codes = $crate::kernels::Q5_1;
+                $body
+            }
+            GroupLayout::Affine6 => {
+                type $codes = Affine<6, 1>;
+                $body
+            }
+            GroupLayout::Affine8 => {
+                type $codes = Affine<8, 1>;
+                $body
+            }
+            GroupLayout::Symmetric2(Span::One) => {
+                type $codes = Symmetric<2, 1>;
+                $body
+            }
+            GroupLayout::Symmetric2(Span::Two) => {
+                type $codes = Symmetric<2, 2>;
+                $body
+            }
+            GroupLayout::Symmetric2(Span::Four) => {
+                type $codes = Symmetric<2, 4>;
                 $body
             }
             GroupLayout::Symmetric3(Span::One) => {
@@ -176,7 +237,7 @@ macro_rules! with_group_codes {
                 $body
             }
             GroupLayout::Symmetric4(Span::One) => {
-                type $codes = Symmetric<4, 1>;
+                type $codes = $crate::kernels::Q4_0;
                 $body
             }
             GroupLayout::Symmetric4(Span::Two) => {
@@ -185,6 +246,18 @@ macro_rules! with_group_codes {
             }
             GroupLayout::Symmetric4(Span::Four) => {
                 type $codes = Symmetric<4, 4>;
+                $body
+            }
+            GroupLayout::Symmetric5 => {
+                type $codes = $crate::kernels::Q5_0;
+                $body
+            }
+            GroupLayout::Symmetric6 => {
+                type $codes = Symmetric<6, 1>;
+                $body
+            }
+            GroupLayout::Symmetric8 => {
+                type $codes = $crate::kernels::Q8_0;
                 $body
             }
             GroupLayout::Nf4 => {
@@ -223,7 +296,8 @@ mod tests {
         {
             assert_eq!(affine(4, group).unwrap(), GroupLayout::Affine4(expected));
         }
-        for (bits, group) in [(2, 32), (5, 32), (4, 16), (3, 48)] {
+        assert_eq!(affine(7, 64).unwrap(), GroupLayout::Affine8);
+        for (bits, group) in [(4, 16), (3, 48), (8, 24)] {
             assert!(matches!(affine(bits, group), Err(Error::NoProduct { n_cols: 768, .. })));
         }
         assert!(matches!(GroupLayout::of(GroupFormat::NvFp4, 48), Err(Error::NoProduct { n_cols: 48, .. })));

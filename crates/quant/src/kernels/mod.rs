@@ -55,9 +55,9 @@ use breakers_backend::{
 use group::with_group_codes;
 pub(crate) use scalar::decode_block;
 
-/// 2^120 makes a float of the bits of E4M3; the shift of a tile is taken off at once.
+/// 2^8 makes a half of the bits of E4M3; the shift of a tile is taken off at once.
 #[cfg(target_arch = "x86_64")]
-const E4M3_REBIAS: f32 = f32::from_bits((120 + 127) << 23) * crate::repack::E4M3_SHIFT;
+const E4M3_REBIAS: f32 = 256.0 * crate::repack::E4M3_SHIFT;
 
 /// Output rows that lie interleaved.
 pub(crate) const TILE: usize = 16;
@@ -81,7 +81,7 @@ pub(crate) enum Scales {
     /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte with the
     /// scale in its low four bits and the minimum in its high ones.
     HalvesNibbleMin,
-    /// Per so many blocks: half-precision scales.
+    /// Per so many blocks: half-precision scales. Of one block it is [`Half`](Self::Half).
     HalfOf(usize),
     /// Per so many blocks: half-precision scales, half-precision minima.
     HalfMinOf(usize),

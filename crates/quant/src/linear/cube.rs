@@ -1,13 +1,17 @@
-//! The product on GPUs: blocks of the GGUF file are decoded in registers; the decoded matrix never exists in memory.
+//! The product on GPUs: blocks of the GGUF file, and records of our own formats, are decoded in registers; the decoded matrix never exists in memory.
 //!
 //! Up to [`FEW_ROWS`] rows take a kernel whose order of summation depends on the format and the number of columns
 //! alone, so that a row's bits do not depend on the other rows. More rows share tiles of decoded weights.
 
 mod decode;
 mod few_rows;
+mod groups;
 mod many_rows;
 
-use super::ops::{MatrixSpec, QuantizedLinearOps, linear_on_device_reference};
+use super::{
+    ops::{MatrixSpec, QuantizedLinearOps, linear_on_device_reference},
+    records,
+};
 use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
@@ -34,7 +38,7 @@ impl QuantizedLinearOps for CubeBackend {
             return zeros_client(x.client.clone(), x.device.clone(), out_shape, DType::F32);
         }
         assert_eq!(n_cols, spec.n_cols, "columns of the activations and of the matrix");
-        let row_bytes = spec.format.row_bytes(n_cols).expect("rows are whole blocks");
+        let row_bytes = records::row_bytes(spec.encoding, n_cols).expect("rows are whole blocks");
         let n_bytes = row_bytes.checked_mul(spec.n_rows).expect("the matrix fits memory");
         assert!(words.shape()[0] >= n_bytes.div_ceil(4), "the words hold the matrix");
         // The kernels compute positions in 32 bits.

@@ -1,7 +1,7 @@
 //! Weights in the memory of a device.
 
-use super::{MatrixSpec, QuantizedLinearOps};
-use crate::{Error, Format, Result};
+use super::{MatrixSpec, QuantizedLinearOps, records};
+use crate::{Error, Result, quantizer::Encoding};
 use breakers_backend::device;
 use burn::{
     backend::Dispatch,
@@ -12,9 +12,9 @@ use std::borrow::Cow;
 /// Most bytes of a buffer: the kernels compute positions in 32 bits.
 const MAX_BYTES: usize = u32::MAX as usize & !3;
 
-/// Rows of a matrix as they stand in a GGUF file.
+/// Rows of a matrix as they stand in a GGUF file, or the [`records`] of a format of our own.
 pub(super) struct Rows<'a> {
-    pub(super) format: Format,
+    pub(super) encoding: Encoding,
     pub(super) n_rows: usize,
     pub(super) n_cols: usize,
     pub(super) bytes: Cow<'a, [u8]>,
@@ -61,17 +61,17 @@ fn place_within<'a>(
     // The next buffer: what it will hold, and its bytes.
     let mut next: Option<(MatrixSpec, Vec<u8>)> = None;
     for part in parts {
-        let row_bytes = part.format.row_bytes(part.n_cols)?;
+        let row_bytes = records::row_bytes(part.encoding, part.n_cols)?;
         if row_bytes > limit {
             return Err(Error::DeviceBuffer { row_bytes, limit });
         }
         let mut from = 0;
         while from < part.n_rows {
             let (spec, bytes) = match &mut next {
-                Some(next) if next.0.format == part.format && next.1.len() + row_bytes <= limit => next,
+                Some(next) if next.0.encoding == part.encoding && next.1.len() + row_bytes <= limit => next,
                 _ => {
                     placed.extend(next.take().map(|(spec, bytes)| DeviceMatrix::new(spec, &bytes, device)));
-                    let spec = MatrixSpec { format: part.format, n_rows: 0, n_cols: part.n_cols };
+                    let spec = MatrixSpec { encoding: part.encoding, n_rows: 0, n_cols: part.n_cols };
                     next.insert((spec, Vec::new()))
                 }
             };
@@ -82,7 +82,7 @@ fn place_within<'a>(
             from += n_rows;
         }
         if part.n_rows == 0 && next.is_none() {
-            let spec = MatrixSpec { format: part.format, n_rows: 0, n_cols: part.n_cols };
+            let spec = MatrixSpec { encoding: part.encoding, n_rows: 0, n_cols: part.n_cols };
             next = Some((spec, Vec::new()));
         }
     }
@@ -102,11 +102,12 @@ fn to_words(bytes: &[u8]) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
 
     fn rows(format: Format, n_rows: usize, first: u8) -> Rows<'static> {
         let n_bytes = n_rows * format.row_bytes(64).unwrap();
         let bytes: Vec<u8> = (0..n_bytes).map(|i| first.wrapping_add(i as u8)).collect();
-        Rows { format, n_rows, n_cols: 64, bytes: bytes.into() }
+        Rows { encoding: Encoding::Gguf(format), n_rows, n_cols: 64, bytes: bytes.into() }
     }
 
     /// The bytes of all buffers and the rows in each, by format.
@@ -117,11 +118,20 @@ mod tests {
         for matrix in &placed {
             let words = matrix.words.clone().into_data().try_into_vec::<i32>().unwrap();
             let bytes: Vec<u8> = words.into_iter().flat_map(i32::to_le_bytes).collect();
-            let n_bytes = matrix.spec.n_rows * matrix.spec.format.row_bytes(64).unwrap();
+            let n_bytes = matrix.spec.n_rows * records::row_bytes(matrix.spec.encoding, 64).unwrap();
             assert!(n_bytes <= limit && bytes.len() == n_bytes.next_multiple_of(4).max(4));
             all.extend_from_slice(&bytes[..n_bytes]);
         }
-        (all, placed.iter().map(|matrix| (matrix.spec.format, matrix.spec.n_rows)).collect())
+        (
+            all,
+            placed
+                .iter()
+                .map(|matrix| match matrix.spec.encoding {
+                    Encoding::Gguf(format) => (format, matrix.spec.n_rows),
+                    other => panic!("{other:?}"),
+                })
+                .collect(),
+        )
     }
 
     #[test]

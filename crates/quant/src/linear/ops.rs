@@ -1,6 +1,7 @@
 //! The operation that Burn dispatches to a device.
 
-use crate::{Activations, Format, PackedMatrix, product};
+use super::records;
+use crate::{Activations, PackedMatrix, product, quantizer::Encoding};
 use breakers_backend::flex;
 use burn::{
     backend::{
@@ -15,11 +16,11 @@ use std::sync::Arc;
 /// Matrices in the host's memory, with the same number of columns.
 pub type HostMatrices = Arc<[Arc<PackedMatrix>]>;
 
-/// What a buffer of GGUF blocks holds.
+/// What a buffer of packed rows holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixSpec {
-    /// The format of the blocks.
-    pub format: Format,
+    /// The format of the rows.
+    pub encoding: Encoding,
     /// Output features.
     pub n_rows: usize,
     /// Input features.
@@ -37,8 +38,8 @@ pub trait QuantizedLinearOps: Backend {
         linear_reference::<Self>(x, matrices)
     }
 
-    /// One matrix on the device: the bytes of its GGUF blocks as little-endian 32-bit words, filled up with zeros,
-    /// and what they hold. The default body reads them back and decodes them.
+    /// One matrix on the device: the bytes of its GGUF blocks, or of the records of a format of our own, as little-endian
+    /// 32-bit words, filled up with zeros, and what they hold. The default body reads them back and decodes them.
     ///
     /// # Shapes
     /// `x`: `[n_rows, n_cols]`; `words`: `[n_words]`; the result: `[n_rows, spec.n_rows]`.
@@ -75,15 +76,15 @@ pub fn linear_reference<B: Backend>(x: FloatTensor<B>, matrices: HostMatrices) -
 pub fn linear_on_device_reference<B: Backend>(
     x: FloatTensor<B>,
     words: IntTensor<B>,
-    MatrixSpec { format, n_rows, n_cols }: MatrixSpec,
+    MatrixSpec { encoding, n_rows, n_cols }: MatrixSpec,
 ) -> FloatTensor<B> {
     let data = try_read_sync(B::int_into_data(words))
         .expect("the device reads synchronously")
         .expect("the device gives the words back");
     let mut bytes: Vec<u8> = data.iter::<i32>().flat_map(i32::to_le_bytes).collect();
     let mut values = vec![0.0; n_rows * n_cols];
-    bytes.truncate(format.row_bytes(n_cols).expect("rows are whole blocks") * n_rows);
-    format.decode_row(&bytes, &mut values).expect("the words hold the rows");
+    bytes.truncate(records::row_bytes(encoding, n_cols).expect("rows are whole blocks") * n_rows);
+    records::decode_rows(encoding, n_cols, &bytes, &mut values).expect("the words hold the rows");
     product_with::<B>(x, values, n_rows, n_cols)
 }
 

@@ -38,7 +38,8 @@ pub struct AwqConfig {
     /// How ranges are chosen once the factors stand. During the search they go from the least to the largest weight.
     pub range: RangeChoice,
     /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least, in place of
-    /// `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF have a search of their own.)
+    /// `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF have a search of their own.) Off
+    /// by default: it brings outputs of layers nearer and those of the encoder in `docs/quantization.md` farther.
     pub clip: bool,
 }
 
@@ -57,7 +58,7 @@ impl AwqConfig {
 
 impl Default for AwqConfig {
     fn default() -> Self {
-        Self { weight_rows: 512, range: RangeChoice::LeastSquares, ..Self::paper() }
+        Self { weight_rows: 512, range: RangeChoice::LeastSquares, clip: false, ..Self::paper() }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     groups::{GroupScales, Groups},
     kernels::{
         BLOCK, Codes, Scales, TILE,
-        group::{E2M1_STEPS, GroupLayout, NF4_STEPS, with_group_codes},
+        group::{E2M1_STEPS, GroupLayout, NF4_STEPS, code_offset, with_group_codes},
         pack::pack,
     },
 };
@@ -24,7 +24,7 @@ pub(crate) fn pack_group_tile(
     let n_rows = TILE.min(groups.n_rows - first_row);
     with_group_codes!(layout, C => {
         for row in 0..n_rows {
-            pack_codes::<C>(groups, layout.code_offset(), first_row + row, row, codes);
+            pack_codes::<C>(groups, code_offset::<C>(groups.format), first_row + row, row, codes);
             pack_scales::<C>(groups, first_row + row, row, scales);
         }
     });
@@ -70,6 +70,9 @@ fn pack_scales<C: Codes>(groups: &Groups, from: usize, row: usize, scales: &mut 
                 }
             }
         }
-        debug_assert!(matches!(C::SCALES, Scales::HalfOf(_) | Scales::HalfMinOf(_) | Scales::HalvesE4M3));
+        debug_assert!(matches!(
+            C::SCALES,
+            Scales::Half | Scales::HalfOf(_) | Scales::HalfMin | Scales::HalfMinOf(_) | Scales::HalvesE4M3
+        ));
     }
 }

@@ -6,10 +6,12 @@
 // `div_ceil` is not known inside `#[cube]` functions.
 #![allow(clippy::manual_div_ceil)]
 
-use super::at_most;
+use super::{at_most, groups};
 use crate::{
     Format,
-    format::{IQ4_NL_LEVELS, MXFP4_LEVELS},
+    kernels::{self, Codes},
+    linear::records,
+    quantizer::Encoding,
 };
 use cubecl::prelude::*;
 
@@ -17,7 +19,8 @@ use cubecl::prelude::*;
 pub(super) const GRANULE: usize = 8;
 
 /// From a granule's first run of four values to its second.
-pub(super) const fn gap(format: Format) -> usize {
+const fn gap(encoding: Encoding) -> usize {
+    let Encoding::Gguf(format) = encoding else { return 4 };
     match format {
         Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0 => 4,
         Format::Q6_K => 64,
@@ -27,13 +30,24 @@ pub(super) const fn gap(format: Format) -> usize {
 }
 
 /// Column of value `v` of a granule, counted from the granule's first.
-pub(super) const fn offset(format: Format, v: usize) -> usize {
-    v % 4 + v / 4 * gap(format)
+const fn offset(encoding: Encoding, v: usize) -> usize {
+    v % 4 + v / 4 * gap(encoding)
 }
 
 /// Whether blocks are single values, so that the last granule of a row may be a part of one.
-pub(super) const fn is_plain(format: Format) -> bool {
-    format.block_size() == 1
+const fn is_plain(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::Gguf(Format::F32 | Format::F16 | Format::BF16))
+}
+
+/// Columns of a block, its bytes, and the bytes before the first block of a row.
+const fn blocks(encoding: Encoding) -> (usize, usize, usize) {
+    match encoding {
+        Encoding::Gguf(format) => (format.block_size(), format.block_bytes(), 0),
+        Encoding::Groups(format) => {
+            let (columns, bytes, _) = records::block(format);
+            (columns, bytes, records::header(format))
+        }
+    }
 }
 
 /// Whether every block of a matrix begins on a word.
@@ -52,16 +66,32 @@ const fn header(format: Format) -> (usize, usize) {
     }
 }
 
-/// Four levels of a table as the bytes of a word, 128 added to each.
-const fn levels(format: Format, first: usize) -> u32 {
-    let table = if matches!(format, Format::IQ4_NL) { IQ4_NL_LEVELS } else { MXFP4_LEVELS };
-    let mut bytes = [0; 4];
-    let mut i = 0;
-    while i < 4 {
-        bytes[i] = (table[first + i] as i16 + 128) as u8;
-        i += 1;
+/// Levels of four-bit codes and what is added to them in the table.
+#[derive(Clone, Copy)]
+pub(super) struct Table {
+    levels: [u8; 16],
+    offset: i32,
+}
+
+impl Table {
+    /// The table of a format that has one.
+    pub(super) fn of<C: Codes>() -> Self {
+        Self { levels: C::TABLE.expect("a format of levels"), offset: C::OFFSET }
     }
-    u32::from_le_bytes(bytes)
+
+    fn of_format(format: Format) -> Self {
+        match format {
+            Format::IQ4_NL => Self::of::<kernels::IQ4_NL>(),
+            _ => Self::of::<kernels::MXFP4>(),
+        }
+    }
+
+    /// Four entries as the bytes of a word.
+    fn word(self, first: usize) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.levels[first..first + 4]);
+        u32::from_le_bytes(bytes)
+    }
 }
 
 /// Granules in a row.
@@ -72,18 +102,18 @@ pub(super) fn granules(n_cols: usize) -> usize {
 
 /// Bytes of a row.
 #[cube]
-pub(super) fn row_bytes(n_cols: usize, #[comptime] format: Format) -> usize {
-    n_cols / comptime!(format.block_size()) * comptime!(format.block_bytes())
+pub(super) fn row_bytes(n_cols: usize, #[comptime] encoding: Encoding) -> usize {
+    n_cols / comptime!(blocks(encoding).0) * comptime!(blocks(encoding).1) + comptime!(blocks(encoding).2)
 }
 
 /// The first column of a granule.
 #[cube]
-pub(super) fn first_column(granule: usize, #[comptime] format: Format) -> usize {
-    if comptime!(gap(format) == 4) {
+pub(super) fn first_column(granule: usize, #[comptime] encoding: Encoding) -> usize {
+    if comptime!(gap(encoding) == 4) {
         granule * 8
-    } else if comptime!(gap(format) == 16) {
+    } else if comptime!(gap(encoding) == 16) {
         granule / 4 * 32 + granule % 4 * 4
-    } else if comptime!(gap(format) == 32) {
+    } else if comptime!(gap(encoding) == 32) {
         granule / 8 * 64 + granule % 8 * 4
     } else {
         granule / 16 * 128 + granule % 16 * 4
@@ -98,10 +128,10 @@ pub(super) fn activation(
     column: usize,
     n_cols: usize,
     #[comptime] v: usize,
-    #[comptime] format: Format,
+    #[comptime] encoding: Encoding,
 ) -> f32 {
-    let column = column + comptime!(offset(format, v));
-    if comptime!(is_plain(format)) {
+    let column = column + comptime!(offset(encoding, v));
+    if comptime!(is_plain(encoding)) {
         let value = x[start + at_most(column, n_cols - 1)];
         select(column < n_cols, value, 0.0f32)
     } else {
@@ -118,9 +148,25 @@ pub(super) fn decode(
     n_cols: usize,
     out: &mut Array<f32>,
     #[comptime] at: usize,
+    #[comptime] encoding: Encoding,
+) {
+    match comptime!(encoding) {
+        Encoding::Gguf(format) => decode_blocks(words, row, granule, n_cols, out, at, format),
+        Encoding::Groups(format) => groups::decode(words, row, granule, out, at, format),
+    }
+}
+
+#[cube]
+fn decode_blocks(
+    words: &Tensor<u32>,
+    row: usize,
+    granule: usize,
+    n_cols: usize,
+    out: &mut Array<f32>,
+    #[comptime] at: usize,
     #[comptime] format: Format,
 ) {
-    if comptime!(is_plain(format)) {
+    if comptime!(format.block_size() == 1) {
         plain(words, row, granule, n_cols, out, at, format);
     } else if comptime!(matches!(format, Format::Q8_0)) {
         q8_0(words, row, granule, out, at);
@@ -211,7 +257,7 @@ fn four_or_five_bits(
             } else if comptime!(matches!(format, Format::Q4_1)) {
                 f32::cast_from(code) * d + m
             } else if comptime!(matches!(format, Format::IQ4_NL | Format::MXFP4)) {
-                level(code, format) * d
+                level(code, comptime!(Table::of_format(format))) * d
             } else {
                 let fifth = (fifths >> comptime!((v + run * 16) as u32)) & 1u32;
                 let code = f32::cast_from(code | (fifth << 4u32));
@@ -332,13 +378,11 @@ fn q2_or_q3_k(
 
 /// The level that a four-bit code stands for.
 #[cube]
-fn level(code: u32, #[comptime] format: Format) -> f32 {
-    let lower =
-        select(code < 4u32, comptime!(levels(format, 0)).runtime(), comptime!(levels(format, 4)).runtime());
-    let upper =
-        select(code < 12u32, comptime!(levels(format, 8)).runtime(), comptime!(levels(format, 12)).runtime());
+pub(super) fn level(code: u32, #[comptime] table: Table) -> f32 {
+    let lower = select(code < 4u32, comptime!(table.word(0)).runtime(), comptime!(table.word(4)).runtime());
+    let upper = select(code < 12u32, comptime!(table.word(8)).runtime(), comptime!(table.word(12)).runtime());
     let four = select(code < 8u32, lower, upper);
-    f32::cast_from((four >> ((code & 3u32) * 8u32)) & 255u32) - 128.0f32
+    f32::cast_from((four >> ((code & 3u32) * 8u32)) & 255u32) - comptime!(table.offset as f32)
 }
 
 /// The low byte as a signed number.
@@ -370,7 +414,7 @@ fn half(bits: u32) -> f32 {
 
 /// The half-precision number at an even byte.
 #[cube]
-fn half_at(words: &Tensor<u32>, byte: usize) -> f32 {
+pub(super) fn half_at(words: &Tensor<u32>, byte: usize) -> f32 {
     half(bits_at(words, byte))
 }
 
@@ -381,19 +425,21 @@ fn bits_at(words: &Tensor<u32>, byte: usize) -> u32 {
 }
 
 #[cube]
-fn byte_at(words: &Tensor<u32>, byte: usize) -> u32 {
+pub(super) fn byte_at(words: &Tensor<u32>, byte: usize) -> u32 {
     (words[byte / 4] >> (byte % 4 * 8) as u32) & 255u32
 }
 
 /// Four bytes, `on_word` when they are known to begin on a word.
 #[cube]
 fn word_at(words: &Tensor<u32>, byte: usize, #[comptime] on_word: bool) -> u32 {
-    if comptime!(on_word) {
-        words[byte / 4]
-    } else {
-        let shift = (byte % 4 * 8) as u32;
-        // The word of the last byte, shifted in two steps since a shift by 32 is not defined.
-        let next = words[(byte + 3) / 4] << (31u32 - shift);
-        (words[byte / 4] >> shift) | (next << 1u32)
-    }
+    if comptime!(on_word) { words[byte / 4] } else { bytes_at(words, byte, 4usize) }
+}
+
+/// Up to four bytes; what lies in the result above them is any bits.
+#[cube]
+pub(super) fn bytes_at(words: &Tensor<u32>, byte: usize, #[comptime] n: usize) -> u32 {
+    let shift = (byte % 4 * 8) as u32;
+    // The word of the last byte, shifted in two steps since a shift by 32 is not defined.
+    let next = words[(byte + comptime!(n - 1)) / 4] << (31u32 - shift);
+    (words[byte / 4] >> shift) | (next << 1u32)
 }

@@ -5,7 +5,7 @@ use super::{
     decode::{GRANULE, activation, decode, first_column, granules, row_bytes},
     feature_tile, grid,
 };
-use crate::{Format, linear::MatrixSpec};
+use crate::{linear::MatrixSpec, quantizer::Encoding};
 use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -34,7 +34,7 @@ pub(super) fn launch(x: CubeTensor, words: CubeTensor, out: CubeTensor, spec: Ma
             words.into_tensor_arg(),
             out.into_tensor_arg(),
             rows,
-            spec.format,
+            spec.encoding,
         );
     }
 }
@@ -45,7 +45,7 @@ fn few_rows_kernel(
     words: &Tensor<u32>,
     out: &mut Tensor<f32>,
     #[comptime] rows: usize,
-    #[comptime] format: Format,
+    #[comptime] encoding: Encoding,
 ) {
     let (n_x, n_cols) = (x.shape(0), x.shape(1));
     let n_outputs = out.shape(1);
@@ -54,7 +54,7 @@ fn few_rows_kernel(
     let first_row = CUBE_POS_Y as usize * rows;
 
     let n_granules = granules(n_cols);
-    let row_bytes = row_bytes(n_cols, format);
+    let row_bytes = row_bytes(n_cols, encoding);
     let mut weights = Array::<f32>::new(comptime!(FEATURES * GRANULE));
     let mut sums = Array::<f32>::new(comptime!(FEATURES * rows));
     #[unroll]
@@ -66,15 +66,15 @@ fn few_rows_kernel(
         #[unroll]
         for f in 0..comptime!(FEATURES) {
             let row = at_most(first_feature + f, n_outputs - 1) * row_bytes;
-            decode(words, row, granule, n_cols, &mut weights, comptime!(f * GRANULE), format);
+            decode(words, row, granule, n_cols, &mut weights, comptime!(f * GRANULE), encoding);
         }
-        let column = first_column(granule, format);
+        let column = first_column(granule, encoding);
         #[unroll]
         for r in 0..rows {
             let start = at_most(first_row + r, n_x - 1) * n_cols;
             #[unroll]
             for v in 0..comptime!(GRANULE) {
-                let value = activation(x, start, column, n_cols, v, format);
+                let value = activation(x, start, column, n_cols, v, encoding);
                 #[unroll]
                 for f in 0..comptime!(FEATURES) {
                     let sum = comptime!(r * FEATURES + f);

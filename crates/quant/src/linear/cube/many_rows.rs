@@ -5,7 +5,7 @@ use super::{
     decode::{GRANULE, activation, decode, first_column, granules, row_bytes},
     feature_tile, grid,
 };
-use crate::{Format, linear::MatrixSpec};
+use crate::{linear::MatrixSpec, quantizer::Encoding};
 use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -37,13 +37,18 @@ pub(super) fn launch(x: CubeTensor, words: CubeTensor, out: CubeTensor, spec: Ma
             x.into_tensor_arg(),
             words.into_tensor_arg(),
             out.into_tensor_arg(),
-            spec.format,
+            spec.encoding,
         );
     }
 }
 
 #[cube(launch_unchecked)]
-fn many_rows_kernel(x: &Tensor<f32>, words: &Tensor<u32>, out: &mut Tensor<f32>, #[comptime] format: Format) {
+fn many_rows_kernel(
+    x: &Tensor<f32>,
+    words: &Tensor<u32>,
+    out: &mut Tensor<f32>,
+    #[comptime] encoding: Encoding,
+) {
     let (n_x, n_cols) = (x.shape(0), x.shape(1));
     let n_outputs = out.shape(1);
     let unit = UNIT_POS as usize;
@@ -52,7 +57,7 @@ fn many_rows_kernel(x: &Tensor<f32>, words: &Tensor<u32>, out: &mut Tensor<f32>,
         (feature_tile() * comptime!(TILE), CUBE_POS_Y as usize * comptime!(TILE));
 
     let n_granules = granules(n_cols);
-    let row_bytes = row_bytes(n_cols, format);
+    let row_bytes = row_bytes(n_cols, encoding);
     let mut weight_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * GRANULE * TILE));
     let mut x_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * GRANULE * TILE));
     let mut weights = Array::<f32>::new(comptime!(GRANULE));
@@ -73,13 +78,13 @@ fn many_rows_kernel(x: &Tensor<f32>, words: &Tensor<u32>, out: &mut Tensor<f32>,
             let there = base + depth < n_granules;
             let granule = at_most(base + depth, n_granules - 1);
             let row = at_most(first_feature + line, n_outputs - 1) * row_bytes;
-            decode(words, row, granule, n_cols, &mut weights, 0usize, format);
-            let column = first_column(granule, format);
+            decode(words, row, granule, n_cols, &mut weights, 0usize, encoding);
+            let column = first_column(granule, encoding);
             let start = at_most(first_row + line, n_x - 1) * n_cols;
             #[unroll]
             for v in 0..comptime!(GRANULE) {
                 let place = (depth * comptime!(GRANULE) + v) * comptime!(TILE) + turned(line, depth);
-                let value = activation(x, start, column, n_cols, v, format);
+                let value = activation(x, start, column, n_cols, v, encoding);
                 weight_tile[place] = select(there, weights[v], 0.0f32);
                 x_tile[place] = select(there, value, 0.0f32);
             }
