@@ -42,7 +42,6 @@ pub mod quantizer;
 pub mod quantizers;
 mod repack;
 pub mod statistics;
-mod storage;
 pub mod store;
 
 pub use error::{Error, Result};

@@ -12,13 +12,13 @@ use crate::{
     product,
     quantizer::Encoding,
     repack::{pack_group_tile, pack_tile},
-    storage::Storage,
 };
 use breakers_backend::{
     activations::QuantizedActivations,
     cpu,
     pool::{self, DisjointMut},
 };
+use memmap2::MmapMut;
 use std::{ops::Range, sync::OnceLock};
 
 /// Alignment of the parts of a matrix: a cache line, and the widest register.
@@ -30,7 +30,7 @@ const TASK_BYTES: usize = 256 * 1024;
 /// Bytes of a file that are repacked before its pages are given back: weights do not stand in memory twice.
 const SLAB_BYTES: usize = 16 * 1024 * 1024;
 
-/// A weight matrix in the host's memory, laid out so that a product reads it in one forward sweep.
+/// A weight matrix in memory of its own, laid out so that a product reads it in one forward sweep.
 ///
 /// # Shapes
 /// `[n_rows, n_cols]`: a row holds the weights of one output feature.
@@ -59,7 +59,7 @@ pub struct PackedMatrix {
     n_rows: usize,
     n_cols: usize,
     /// All tiles' codes (or floats), then all tiles' scales.
-    storage: Storage,
+    storage: MmapMut,
     code_bytes: usize,
     scale_bytes: usize,
     scales_start: usize,
@@ -153,8 +153,13 @@ impl PackedMatrix {
         let too_much = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let (scales_start, n_bytes) =
             total.ok_or_else(|| Error::OutOfMemory { n_bytes: usize::MAX, source: too_much() })?;
-        // Zeros, which makes the rows that fill up the last tile zero.
-        let storage = Storage::zeroed(n_bytes).map_err(|source| Error::OutOfMemory { n_bytes, source })?;
+        // Fresh pages are zero, which makes the rows that fill up the last tile zero.
+        let storage =
+            MmapMut::map_anon(n_bytes.max(1)).map_err(|source| Error::OutOfMemory { n_bytes, source })?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = storage.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "weights do without huge pages");
+        }
         Ok(Self { encoding, layout, n_rows, n_cols, storage, code_bytes, scale_bytes, scales_start })
     }
 
