@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use breakers_backend::harness::model_path;
-use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
+use breakers_backend::{device, harness::model_path};
+use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, TokenLogprob, Want};
 use breakers_examples::CacheKind;
 use breakers_model::{LoadOptions, Model, Runner};
 use breakers_spec_decode::{
@@ -156,5 +156,70 @@ fn every_cache_goes_with_sliding_windows() {
         // Beyond the window once for keys and values of each kind; else within it, which takes less time.
         let is_long = ["turbo-3.5", "water-4"].contains(cache);
         check(&model, cache, if is_long { window + 70 + at } else { 126 });
+    }
+}
+
+/// A model on the first GPU that is there.
+fn on_gpu(name: &str) -> Option<Model> {
+    let gpu = device::available().into_iter().find(|found| found.kind != device::Kind::Flex);
+    let Some(gpu) = gpu else {
+        eprintln!("skipped: no GPU");
+        return None;
+    };
+    let options = LoadOptions::on(device::open(&gpu.name).unwrap());
+    model_path(name).map(|path| Model::load(path, &options).unwrap())
+}
+
+/// The most likely tokens behind each token of a text.
+fn best(runner: &mut Runner, text: &[TokenId], pieces: &[usize]) -> Vec<Vec<TokenLogprob>> {
+    let sequence = runner.open().unwrap();
+    let (mut from, mut out) = (0, Vec::new());
+    for n in pieces {
+        let mut steps = [Step::each(sequence, text[from..from + n].to_vec(), Want::TopK(20))];
+        runner.forward(&mut steps).unwrap();
+        runner.commit(sequence, *n).unwrap();
+        from += n;
+        out.extend(steps[0].outputs.drain(..).map(|row| match row.output {
+            Output::TopK(best) => best,
+            other => panic!("{other:?}"),
+        }));
+    }
+    assert_eq!(from, text.len());
+    out
+}
+
+#[test]
+fn compressed_caches_go_with_gpus() {
+    let Some(gpu) = on_gpu("smollm2-135m") else { return };
+    let Some(cpu) = model("smollm2-135m") else { return };
+    let text = text(&cpu);
+    // Speculation, where the second page begins among what is decoded.
+    let prompt = &text[..62];
+    let mut runner = CacheKind::named("water-4").unwrap().runner(&gpu).unwrap();
+    let config = Config {
+        max_tokens: 5,
+        draft_length: DraftLength::Fixed(4),
+        end_tokens: Some(vec![]),
+        ..Config::default()
+    };
+    let mut decode = |drafter: Box<dyn Drafter>| {
+        let mut speculator = Speculator::new(drafter);
+        speculator.generate(&mut runner, prompt, &config, |_| ControlFlow::Continue(())).unwrap().tokens
+    };
+    let plain = decode(Box::new(NoDrafter));
+    let parrot = Parrot([prompt, plain.as_slice(), &[0; 8]].concat());
+    assert_eq!(decode(Box::new(parrot)), plain, "speculation");
+
+    // The same cache on the CPU.
+    let kind = CacheKind::named("turbo-4").unwrap();
+    let text = &text[..72];
+    let found = best(&mut kind.runner(&gpu).unwrap(), text, &[66, 5, 1]);
+    let expected = best(&mut kind.runner(&cpu).unwrap(), text, &[72]);
+    for (row, (found, expected)) in found.iter().zip(&expected).enumerate().skip(60) {
+        // The CPU rounds activations to eight bits, the GPU does not.
+        let first = &expected[0];
+        let same = found.iter().find(|token| token.token == first.token);
+        let off = same.map(|same| (same.logprob - first.logprob).abs());
+        assert!(off.is_some_and(|off| off < 0.3), "row {row}: {found:?}, expected {expected:?}");
     }
 }

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
+use breakers_backend::cpu;
 use breakers_backend::hadamard::Rotation;
-use breakers_backend::{cpu, device, flex};
 use burn::tensor::{Device, Tensor};
-use burn_flex::Flex;
 
 use crate::attend::{Job, Packed};
 use crate::attention::require;
-use crate::inputs::{self, BadRow, HostRows};
+use crate::inputs::{self, BadRow};
 use crate::ledger::Ledger;
 use crate::packed::PackedFormat;
 use crate::packed::layer::{PackedLayer, Packing};
@@ -18,6 +17,9 @@ use crate::quantizers::{Coders, Method};
 use crate::{CacheHook, CacheShape, Error, KvCache, LayerShape, Result, Visible};
 
 mod presets;
+mod storage;
+
+use storage::Storage;
 
 /// How a cache is compressed.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +65,11 @@ impl Compression {
 /// # Memory
 /// See the method. Beside it, up to 63 tokens (and the window) as 16-bit floats.
 ///
+/// # GPUs
+/// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then, by
+/// [`attend`](KvCache::attend) or [`commit`](KvCache::commit), and the row of [`Error::NotFinite`] is the token's place
+/// in the sequence; in queries it is not found. Resident bytes may be those of up to seven pages more.
+///
 /// # Example
 /// ```
 /// use breakers_kv_cache::{CacheShape, CompressedCache, Compression, KvCache, LayerShape};
@@ -85,7 +92,7 @@ impl Compression {
 pub struct CompressedCache {
     shape: Arc<CacheShape>,
     device: Device,
-    layers: Vec<Layer>,
+    layers: Vec<Storage>,
     ledger: Ledger,
     hooks: Vec<Box<dyn CacheHook>>,
 }
@@ -108,43 +115,36 @@ pub(crate) struct Turns {
 }
 
 impl CompressedCache {
-    /// An empty cache on the CPU.
+    /// An empty cache on a device.
     ///
     /// # Errors
     /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of two
     /// from 16 to 256; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for impossible settings;
-    /// [`Error::OutOfRange`] for a plain layer that is not there; [`Error::UnsupportedDevice`],
-    /// [`Error::CompressedDevice`].
+    /// [`Error::OutOfRange`] for a plain layer that is not there; [`Error::UnsupportedDevice`], and
+    /// [`Error::UnsupportedElement`] for a GPU without 16-bit floats.
     pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
         require(device)?;
         shape.validate()?;
-        if !device::is_cpu(device) {
-            return Err(Error::CompressedDevice { device: format!("{device:?}") });
-        }
         let lag = compression.lag()?;
         let n_layers = shape.layers.len();
         if let Some(&requested) = compression.plain_layers.iter().find(|layer| **layer >= n_layers) {
             return Err(Error::OutOfRange { what: "plain layers", requested, available: n_layers });
         }
-        let mut layers: Vec<Layer> = Vec::with_capacity(n_layers);
+        let mut layers: Vec<Storage> = Vec::with_capacity(n_layers);
         for (at, layer) in shape.layers.iter().enumerate() {
             let lag = if compression.plain_layers.contains(&at) { NEVER } else { lag };
-            let like = layers.iter().zip(&shape.layers).find(|(made, other)| {
-                (other.n_kv_heads, other.head_dim) == (layer.n_kv_heads, layer.head_dim)
-                    && made.pages.packing.lag == lag
-            });
-            layers.push(match like {
-                Some((made, _)) => made.like(layer),
-                None => Layer::new(layer, &compression.method, compression.exact_tokens, lag)?,
+            layers.push(match layers.iter().find_map(|made| made.like(layer, lag)) {
+                Some(made) => made,
+                None => Storage::new(layer, compression, lag, (shape.max_tokens, device))?,
             });
         }
         let ledger = Ledger::new(n_layers, shape.max_tokens);
         Ok(Self { shape: Arc::new(shape), device: device.clone(), layers, ledger, hooks: Vec::new() })
     }
 
-    /// Bytes of the pages that other caches hold, too.
+    /// Bytes of the pages that other caches hold, too. On a GPU 0: it does not tell.
     pub fn shared_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.pages.shared_bytes()).sum()
+        self.layers.iter().map(Storage::shared_bytes).sum()
     }
 }
 
@@ -309,7 +309,7 @@ impl KvCache for CompressedCache {
     }
 
     fn bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.pages.bytes()).sum()
+        self.layers.iter().map(Storage::bytes).sum()
     }
 
     fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
@@ -326,20 +326,16 @@ impl KvCache for CompressedCache {
     ) -> Result<Tensor<2>> {
         let step = self.ledger.layer(layer)?;
         let shape = &self.shape.layers[layer];
-        let n_heads = inputs::check(step, shape, &self.device, [&q, &k, &v], scale)?;
+        inputs::check(step, shape, &self.device, [&q, &k, &v], scale)?;
         let first = self.ledger.len();
         let paths = step.tree.as_ref().map(|tree| &tree.paths);
         let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
-        let rows = HostRows::new(q, k, v)?;
-        let size = [step.n_rows, n_heads * shape.head_dim];
-        let out = self.layers[layer]
-            .attend(first, rows.slices(), n_heads, &step.depths, paths, scale)
-            .map_err(|bad| rows.not_finite(bad))?;
+        let out = self.layers[layer].attend(first, [q, k, v], &step.depths, paths, scale)?;
         if let Some(tensors) = for_hooks {
             inputs::show(&mut self.hooks, layer, &tensors, first, &step.depths);
         }
         self.ledger.layer_done();
-        Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, size)))
+        Ok(out)
     }
 
     fn end(&mut self) -> Result<()> {
@@ -349,7 +345,7 @@ impl KvCache for CompressedCache {
     fn abort(&mut self) {
         if self.ledger.abort() {
             let len = self.ledger.len();
-            self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+            self.layers.iter_mut().for_each(|layer| layer.truncate(len));
             self.hooks.iter_mut().for_each(|hook| hook.aborted());
         }
     }
@@ -357,18 +353,21 @@ impl KvCache for CompressedCache {
     fn retain(&mut self, rows: &[usize]) -> Result<()> {
         self.ledger.check_retain(rows)?;
         let first = self.ledger.committed();
-        self.layers.iter_mut().for_each(|layer| layer.pages.retain(first, rows));
+        self.layers.iter_mut().for_each(|layer| layer.retain(first, rows));
         self.ledger.retained(rows.len());
         let len = self.ledger.len();
-        self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
         Ok(())
     }
 
     fn commit(&mut self, n_tokens: usize) -> Result<()> {
-        self.ledger.commit(n_tokens)?;
-        let (committed, isa) = (self.ledger.committed(), cpu::isa());
-        self.layers.iter_mut().for_each(|layer| layer.pages.release(isa, committed));
+        let mut ledger = self.ledger.clone();
+        ledger.commit(n_tokens)?;
+        let (committed, len) = (ledger.committed(), ledger.len());
+        self.layers.iter_mut().try_for_each(|layer| layer.pack(committed))?;
+        self.ledger = ledger;
+        self.layers.iter_mut().for_each(|layer| layer.release(committed, len));
         self.hooks.iter_mut().for_each(|hook| hook.committed(n_tokens));
         Ok(())
     }
@@ -376,10 +375,10 @@ impl KvCache for CompressedCache {
     fn truncate(&mut self, len: usize) -> Result<()> {
         self.ledger.check_truncate(len)?;
         if len < self.ledger.committed() {
-            self.layers.iter().try_for_each(|layer| layer.pages.check_truncate(len))?;
+            self.layers.iter().try_for_each(|layer| layer.check_truncate(len))?;
         }
         self.ledger.truncated(len);
-        self.layers.iter_mut().for_each(|layer| layer.pages.truncate(len));
+        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
         Ok(())
     }

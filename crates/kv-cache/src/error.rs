@@ -201,8 +201,8 @@ pub enum Error {
         /// Size found.
         found: usize,
     },
-    /// A cache that is compressed lives on the CPU so far.
-    #[error("a compressed cache needs the CPU, not {device}")]
+    /// A cache that lets go of tokens lives on the CPU so far.
+    #[error("a cache that evicts tokens needs the CPU, not {device}")]
     CompressedDevice {
         /// The device asked for.
         device: String,

@@ -12,6 +12,8 @@
 //! 16-bit floats beside their codes.
 
 mod accumulate;
+#[cfg(feature = "cube")]
+pub(crate) mod device;
 mod factors;
 pub(crate) mod kernel;
 pub(crate) mod layer;

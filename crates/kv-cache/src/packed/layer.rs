@@ -203,18 +203,7 @@ impl PackedLayer {
 
     /// Fails unless the layer can be shortened to `len` tokens.
     pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {
-        // The next row, and those behind it, must find plain what they see plain; a whole page that is packed may
-        // stay as it is.
-        let needs_plain = self.n_packed_for(len);
-        let own = len.div_ceil(PAGE_TOKENS);
-        let first_seen = self.window.map_or(0, |window| (len + 1).saturating_sub(window)) / PAGE_TOKENS;
-        let lost_plain = needs_plain < own && needs_plain < self.n_dropped;
-        let lost_packed = first_seen < self.n_evicted && len > 0;
-        if lost_plain || lost_packed {
-            let evicted_from = if lost_plain { needs_plain } else { first_seen } * PAGE_TOKENS;
-            return Err(Error::TruncateEvicted { requested: len, evicted_from });
-        }
-        Ok(())
+        check_truncate(len, self.n_packed_for(len), self.window, self.n_dropped, self.n_evicted)
     }
 
     /// Drops the tokens behind the first `len`, as far as there are any.
@@ -246,4 +235,26 @@ impl PackedLayer {
         let moved = rows.iter().enumerate().position(|(kept, row)| kept != *row).unwrap_or(rows.len());
         self.forget(first + moved);
     }
+}
+
+/// Fails unless a layer whose first pages are dropped, or evicted, can be shortened to `len` tokens, of which a row
+/// behind them sees `needs_plain` pages packed.
+pub(crate) fn check_truncate(
+    len: usize,
+    needs_plain: usize,
+    window: Option<usize>,
+    n_dropped: usize,
+    n_evicted: usize,
+) -> Result<()> {
+    // The next row, and those behind it, must find plain what they see plain; a whole page that is packed may
+    // stay as it is.
+    let own = len.div_ceil(PAGE_TOKENS);
+    let first_seen = window.map_or(0, |window| (len + 1).saturating_sub(window)) / PAGE_TOKENS;
+    let lost_plain = needs_plain < own && needs_plain < n_dropped;
+    let lost_packed = first_seen < n_evicted && len > 0;
+    if lost_plain || lost_packed {
+        let evicted_from = if lost_plain { needs_plain } else { first_seen } * PAGE_TOKENS;
+        return Err(Error::TruncateEvicted { requested: len, evicted_from });
+    }
+    Ok(())
 }
