@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Tokens generated after it.
     #[arg(long, default_value_t = 128)]
     max_tokens: usize,
+    /// Our key-value cache, by name; llama.cpp's is always f16.
+    #[arg(long, default_value = "f16")]
+    cache: String,
     /// A Python with llama-cpp-python and numpy; otherwise one is set up in the build folder.
     #[arg(long)]
     python: Option<PathBuf>,
@@ -131,8 +134,8 @@ pub(crate) fn run(options: &Options) -> Result {
     report
         .paragraph(format!(
             "A prompt of {} tokens, then {} tokens one by one, greedy. {} rounds, in each of which every program \
-             ran once; of llama.cpp with and without flash attention the faster one counts.",
-            options.prompt_tokens, options.max_tokens, options.repeat
+             ran once; of llama.cpp with and without flash attention the faster one counts. Our cache: {}.",
+            options.prompt_tokens, options.max_tokens, options.repeat, options.cache
         ))
         .table(table)
         .chart("decode", chart.into());
@@ -173,7 +176,7 @@ fn measure(
     let ids_file = ids_file.to_string_lossy().into_owned();
     let (threads, n) = (threads.to_string(), options.max_tokens.to_string());
     let shared = ["--model", model, "--threads", &threads, "--max-tokens", &n];
-    let ours = [&shared[..], &["--measure", &ids_file]].concat();
+    let ours = [&shared[..], &["--measure", &ids_file, "--cache", &options.cache]].concat();
     let theirs = [&["speed"], &shared[..], &["--ids-file", &ids_file]].concat();
     let theirs_flash = [&theirs[..], &["--flash-attention"]].concat();
 

@@ -16,9 +16,11 @@ mod accumulate;
 pub(crate) mod device;
 mod factors;
 pub(crate) mod kernel;
+mod keys;
 pub(crate) mod layer;
 pub(crate) mod queries;
 mod run;
+mod values;
 
 use half::f16;
 
