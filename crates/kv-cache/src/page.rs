@@ -12,6 +12,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use memmap2::MmapMut;
 
 use crate::simd::Simd;
 use crate::{Element, LayerShape};
@@ -111,36 +112,83 @@ impl PageLayout {
 }
 
 /// The storage of one page.
-#[derive(Clone)]
 pub(crate) struct Page {
-    lines: Box<[Line]>,
+    storage: Storage,
 }
+
+enum Storage {
+    Heap(Box<[Line]>),
+    /// A mapping of its own, which the system has back as soon as the page is dropped.
+    Apart(MmapMut),
+}
+
+/// Smaller pages are no mappings of their own: these are whole pages of the system.
+const LEAST_APART: usize = 32 << 10;
 
 impl Page {
     pub(crate) fn zeroed(layout: &PageLayout) -> Self {
         let n_lines = layout.page_bytes().div_ceil(size_of::<Line>());
-        Self { lines: vec![Line::zeroed(); n_lines].into_boxed_slice() }
+        Self { storage: Storage::Heap(vec![Line::zeroed(); n_lines].into_boxed_slice()) }
+    }
+
+    /// A page that is dropped before its neighbors: on the heap it would leave a hole, which other sizes fill badly.
+    pub(crate) fn zeroed_apart(layout: &PageLayout) -> Self {
+        let n_bytes = layout.page_bytes();
+        let map = (n_bytes >= LEAST_APART).then(|| MmapMut::map_anon(n_bytes));
+        match map {
+            Some(Ok(map)) => Self { storage: Storage::Apart(map) },
+            _ => Self::zeroed(layout),
+        }
     }
 
     /// A page without storage, for slots that nobody reads any more.
     pub(crate) fn empty() -> Self {
-        Self { lines: Box::default() }
+        Self { storage: Storage::Heap(Box::default()) }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&*self.lines)
+        self.storage().len()
+    }
+
+    fn storage(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Heap(lines) => bytemuck::cast_slice(lines),
+            Storage::Apart(map) => map,
+        }
     }
 
     pub(crate) fn region<E: Stored>(&self, layout: &PageLayout, head: usize) -> &[E] {
         debug_assert_eq!(E::ELEMENT, layout.element);
         let n = layout.region_elements();
-        &bytemuck::cast_slice(&self.lines)[head * n..][..n]
+        &bytemuck::cast_slice(self.storage())[head * n..][..n]
     }
 
     pub(crate) fn region_mut<E: Stored>(&mut self, layout: &PageLayout, head: usize) -> &mut [E] {
         debug_assert_eq!(E::ELEMENT, layout.element);
         let n = layout.region_elements();
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[head * n..][..n]
+        let storage: &mut [u8] = match &mut self.storage {
+            Storage::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Storage::Apart(map) => map,
+        };
+        &mut bytemuck::cast_slice_mut(storage)[head * n..][..n]
+    }
+}
+
+impl Clone for Page {
+    fn clone(&self) -> Self {
+        let apart = match &self.storage {
+            Storage::Heap(_) => None,
+            Storage::Apart(map) => MmapMut::map_anon(map.len()).ok(),
+        };
+        let storage = match apart {
+            Some(mut copy) => {
+                copy.copy_from_slice(self.storage());
+                Storage::Apart(copy)
+            }
+            // Mappings are aligned, too.
+            None => Storage::Heap(bytemuck::cast_slice(self.storage()).into()),
+        };
+        Self { storage }
     }
 }
 

@@ -18,11 +18,18 @@ use crate::{Element, LayerShape};
 pub(crate) struct LayerPages {
     pub(crate) layout: PageLayout,
     pub(crate) pages: Vec<Arc<Page>>,
+    /// What makes a new page.
+    zeroed: fn(&PageLayout) -> Page,
 }
 
 impl LayerPages {
     pub(crate) fn new(layer: &LayerShape, element: Element) -> Self {
-        Self { layout: PageLayout::new(layer, element), pages: Vec::new() }
+        Self { layout: PageLayout::new(layer, element), pages: Vec::new(), zeroed: Page::zeroed }
+    }
+
+    /// Pages that do not stay.
+    pub(crate) fn transient(layer: &LayerShape, element: Element) -> Self {
+        Self { zeroed: Page::zeroed_apart, ..Self::new(layer, element) }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -57,7 +64,7 @@ impl LayerPages {
         let width = layout.n_kv_heads * layout.head_dim;
         let end = first + k.len() / width;
         while self.pages.len() * PAGE_TOKENS < end {
-            self.pages.push(Arc::new(Page::zeroed(&layout)));
+            self.pages.push(Arc::new((self.zeroed)(&layout)));
         }
         let first_page = first / PAGE_TOKENS;
         let bad_row = AtomicUsize::new(usize::MAX);

@@ -53,7 +53,7 @@ pub(crate) struct PackedLayer {
 
 impl PackedLayer {
     pub(crate) fn new(shape: &LayerShape, packing: Arc<Packing>) -> Self {
-        let plain = LayerPages::new(shape, Element::F16);
+        let plain = LayerPages::transient(shape, Element::F16);
         let nothing = Arc::new(Page::empty());
         Self {
             packing,
