@@ -126,19 +126,24 @@ fn check(model: &Model, cache: &str, n_prompt: usize) {
         assert!(got[2..] == alone, "{what}: prompts in a batch");
     }
 
+    drafts_change_nothing(&mut runner, prompt, 12, &format!("{what}: speculation"));
+}
+
+/// Decodes greedily without drafts, then with a parrot's: the tokens must be the same.
+fn drafts_change_nothing(runner: &mut Runner, prompt: &[TokenId], max_tokens: usize, what: &str) {
     let config = Config {
-        max_tokens: 12,
+        max_tokens,
         draft_length: DraftLength::Fixed(4),
         end_tokens: Some(vec![]),
         ..Config::default()
     };
     let mut decode = |drafter: Box<dyn Drafter>| {
         let mut speculator = Speculator::new(drafter);
-        speculator.generate(&mut runner, prompt, &config, |_| ControlFlow::Continue(())).unwrap().tokens
+        speculator.generate(runner, prompt, &config, |_| ControlFlow::Continue(())).unwrap().tokens
     };
     let plain = decode(Box::new(NoDrafter));
     let parrot = Parrot([prompt, plain.as_slice(), &[0; 8]].concat());
-    assert_eq!(decode(Box::new(parrot)), plain, "{what}: speculation");
+    assert_eq!(decode(Box::new(parrot)), plain, "{what}");
 }
 
 #[test]
@@ -196,19 +201,7 @@ fn compressed_caches_go_with_gpus() {
     // Speculation, where the second page begins among what is decoded.
     let prompt = &text[..62];
     let mut runner = CacheKind::named("water-4").unwrap().runner(&gpu).unwrap();
-    let config = Config {
-        max_tokens: 5,
-        draft_length: DraftLength::Fixed(4),
-        end_tokens: Some(vec![]),
-        ..Config::default()
-    };
-    let mut decode = |drafter: Box<dyn Drafter>| {
-        let mut speculator = Speculator::new(drafter);
-        speculator.generate(&mut runner, prompt, &config, |_| ControlFlow::Continue(())).unwrap().tokens
-    };
-    let plain = decode(Box::new(NoDrafter));
-    let parrot = Parrot([prompt, plain.as_slice(), &[0; 8]].concat());
-    assert_eq!(decode(Box::new(parrot)), plain, "speculation");
+    drafts_change_nothing(&mut runner, prompt, 5, "speculation");
 
     // The same cache on the CPU.
     let kind = CacheKind::named("turbo-4").unwrap();
