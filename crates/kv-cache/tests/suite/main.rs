@@ -1,0 +1,11 @@
+//! The crate's tests: caches plain, compressed and pressed, on the CPU and on GPUs.
+//!
+//! One program, because each one links all of Burn.
+
+mod attention;
+mod cache;
+mod common;
+mod compressed;
+mod compressed_device;
+mod distortion;
+mod presses;

@@ -1,0 +1,123 @@
+//! Prompts against Jinja2's, on cases that `data/make_chat_cases.py` has written.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use breakers_model::{
+    Error,
+    chat::{ChatTemplate, Json, Message},
+};
+use breakers_quant::gguf::Metadata;
+use proptest::prelude::*;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Cases {
+    templates: BTreeMap<String, Template>,
+    /// JSON, the keys in the order in which the model sees them.
+    tools: String,
+    /// Each field of a message as JSON.
+    chats: Vec<Vec<BTreeMap<String, String>>>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Template {
+    source: String,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    template: String,
+    chat: usize,
+    tools: bool,
+    add_generation_prompt: bool,
+    text: Option<String>,
+    refused: Option<String>,
+    #[serde(default)]
+    fails: bool,
+}
+
+fn message(fields: &BTreeMap<String, String>) -> Message {
+    let text = |name: &str| serde_json::from_str::<String>(&fields[name]).unwrap();
+    let rest = fields.iter().filter(|(name, _)| !matches!(name.as_str(), "role" | "content"));
+    rest.fold(Message::new(text("role"), text("content")), |message, (name, value)| {
+        message.with(name, Json::parse(value).unwrap())
+    })
+}
+
+#[test]
+fn prompts_equal_jinja2() {
+    let Cases { templates, tools, chats, cases } =
+        serde_json::from_str(include_str!("../data/chat_cases.json")).unwrap();
+    let tools = Json::parse(&tools).unwrap();
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_736_000_000);
+    let templates: BTreeMap<String, ChatTemplate> = templates
+        .into_iter()
+        .map(|(name, t)| {
+            let template = ChatTemplate::new(t.source).unwrap();
+            (name, template.with_tokens(t.bos_token, t.eos_token).with_time(now))
+        })
+        .collect();
+    for case in cases {
+        let name = format!("{} on chat {}, tools {}", case.template, case.chat, case.tools);
+        let messages: Vec<_> = chats[case.chat].iter().map(message).collect();
+        let tools = case.tools.then_some(&tools);
+        let found = templates[&case.template].render(&messages, tools, case.add_generation_prompt);
+        match (found, case.text, case.refused) {
+            (Ok(found), Some(expected), None) => assert_eq!(found, expected, "{name}"),
+            (Err(Error::ChatRefused { message }), None, Some(expected)) => {
+                assert_eq!(message, expected, "{name}");
+            }
+            (Err(Error::ChatTemplate { .. }), None, None) if case.fails => {}
+            (found, expected, refused) => panic!("{name}: {found:?}, expected {expected:?} or {refused:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_base_model_has_no_template() {
+    assert!(ChatTemplate::from_metadata(&Metadata::new()).unwrap().is_none());
+}
+
+#[test]
+fn tokens_come_from_the_vocabulary() {
+    let mut metadata = Metadata::new();
+    metadata.insert("tokenizer.chat_template", "{{ bos_token }}|{{ eos_token }}").unwrap();
+    metadata.insert("tokenizer.ggml.tokens", vec!["<s>", "</s>"]).unwrap();
+    metadata.insert("tokenizer.ggml.bos_token_id", 0u32).unwrap();
+    metadata.insert("tokenizer.ggml.eos_token_id", 7u32).unwrap();
+    let template = ChatTemplate::from_metadata(&metadata).unwrap().unwrap();
+    assert_eq!(template.render(&[], None, false).unwrap(), "<s>|");
+}
+
+#[test]
+fn broken_templates_are_typed_errors() {
+    for source in [
+        "{% for m in messages %}",
+        "{{ 1 / 0 }}",
+        "{{ messages.nothing.more }}",
+        "{{ messages | tojson(indent=1000000) }}",
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ strftime_now('%Q') }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+    ] {
+        let rendered = ChatTemplate::new(source).and_then(|template| template.render(&[], None, false));
+        assert!(matches!(rendered, Err(Error::ChatTemplate { .. })), "{source}: {rendered:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_source_gives_a_text_or_an_error(source in "(\\{%-? ?|-?%\\}|\\{\\{|\\}\\}|generation|if|for|a|in| |\\n|[^a]|'){0,30}") {
+        if let Ok(template) = ChatTemplate::new(source) {
+            let _ = template.render(&[Message::new("user", "x")], None, true);
+        }
+    }
+}

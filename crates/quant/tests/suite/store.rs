@@ -1,0 +1,192 @@
+//! Files of quantized matrices: what is written is read, and what is damaged is refused.
+
+use crate::support::Random;
+use breakers_quant::{
+    Error, Format, GroupFormat,
+    quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix},
+    quantizers::{Awq, AwqConfig, Rotated, RoundToNearest},
+    statistics::{Statistics, StatisticsConfig},
+    store::{Store, write},
+};
+use proptest::prelude::*;
+use safetensors::tensor::TensorView;
+use std::collections::HashMap;
+
+const N_COLS: usize = 256;
+
+fn matrices() -> Vec<(String, QuantizedMatrix)> {
+    let mut random = Random(1);
+    let values: Vec<f32> = (0..5 * N_COLS).map(|_| random.float()).collect();
+    let weights = WeightMatrix::new(&values, 5, N_COLS).unwrap();
+    let inputs: Vec<f32> = (0..64 * N_COLS).map(|i| random.float() * (1 + i % 7) as f32).collect();
+    let mut statistics = Statistics::new(N_COLS, StatisticsConfig { sample_rows: 64, ..Default::default() });
+    statistics.observe(&inputs).unwrap();
+    let encodings = [
+        Encoding::Gguf(Format::Q3_K),
+        Encoding::Gguf(Format::F16),
+        Encoding::Groups(GroupFormat::Affine { bits: 3, group: 64 }),
+        Encoding::Groups(GroupFormat::Symmetric { bits: 5, group: 32 }),
+        Encoding::Groups(GroupFormat::Nf4),
+        Encoding::Groups(GroupFormat::NvFp4),
+    ];
+    let mut out = Vec::new();
+    for encoding in encodings {
+        let nearest = RoundToNearest::new(encoding);
+        out.push((encoding.name(), nearest.quantize(&weights, None).unwrap()));
+        let rotated = Rotated::new(nearest, 7).quantize(&weights, None).unwrap();
+        out.push((format!("{} rotated", encoding.name()), rotated));
+    }
+    let awq = Awq::new(encodings[2], AwqConfig::default()).quantize(&weights, Some(&statistics)).unwrap();
+    assert!(awq.input_scales().is_some());
+    out.push(("awq".to_owned(), awq));
+    out
+}
+
+fn file(matrices: &[(String, QuantizedMatrix)]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
+    // What was written stands alone in the folder.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let other = folder.path().join("other");
+    std::fs::write(&other, []).unwrap();
+    let permissions = |path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&other), "an ordinary file");
+    std::fs::read(&path).unwrap()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let matrices = matrices();
+    let store = Store::from_bytes(file(&matrices)).unwrap();
+    let mut names: Vec<&str> = matrices.iter().map(|(name, _)| &**name).collect();
+    names.sort_unstable();
+    assert_eq!(store.names().collect::<Vec<_>>(), names);
+    for (name, matrix) in &matrices {
+        let found = store.matrix(name).unwrap();
+        assert_eq!(found.encoding(), matrix.encoding(), "{name}");
+        assert_eq!((found.n_rows(), found.n_cols(), found.bytes()), (5, N_COLS, matrix.bytes()), "{name}");
+        assert_eq!(found.rotation_seed(), matrix.rotation_seed(), "{name}");
+        assert_eq!(found.input_scales(), matrix.input_scales(), "{name}");
+        assert_eq!(found.to_f32(), matrix.to_f32(), "{name}");
+    }
+    assert!(matches!(store.matrix("none"), Err(Error::NoMatrix { .. })));
+}
+
+#[test]
+fn formats_are_found_by_their_names() {
+    for format in [
+        GroupFormat::Affine { bits: 4, group: 128 },
+        GroupFormat::Symmetric { bits: 3, group: 96 },
+        GroupFormat::Nf4,
+        GroupFormat::NvFp4,
+    ] {
+        assert_eq!(GroupFormat::parse(&format.name()), Some(format));
+    }
+    for wrong in ["", "int", "int4", "int4-g", "int-g4", "intx-g4", "äöü4-g32", "nf5", "sym999-g4"] {
+        assert_eq!(GroupFormat::parse(wrong), None, "{wrong}");
+    }
+}
+
+/// The file with one text in its header replaced by another of the same length.
+fn changed(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).expect(from);
+    let mut out = bytes.to_vec();
+    out[at..at + to.len()].copy_from_slice(to.as_bytes());
+    out
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    let all = matrices();
+    let one = |name: &str| -> Vec<(String, QuantizedMatrix)> {
+        all.iter().filter(|(found, _)| found == name).cloned().collect()
+    };
+    let nf4 = file(&one("nf4"));
+    for (from, to) in [
+        ("nf4 5 256", "nf4 4 256"),
+        ("nf4 5 256", "nf4 5 320"),
+        ("nf4 5 256", "nf4 5 100"),
+        ("nf4 5 256", "nf4 0 256"),
+        ("nf4 5 256", "nf4 52 56"),
+        ("nf4 5 256", "int4-g256"),
+        ("nf4.scales", "nf4.scares"),
+        ("\"I8\"", "\"U8\""),
+    ] {
+        let found = Store::from_bytes(changed(&nf4, from, to));
+        let refused = matches!(found, Err(Error::StoreEntry { .. } | Error::GroupSize { .. }));
+        assert!(refused, "{from} as {to}: {found:?}");
+    }
+    // Entries without tensors: sizes whose product overflows, words that are no sizes.
+    for words in [
+        "nf4 18446744073709551615 1844674407370955136",
+        "int4-g1 18446744073709551615 18446744073709551615",
+        "Q4_0 4611686018427387904 32",
+        "nf4 1 64",
+        "nf4 1 64 x",
+        "nf4 1 64 2 3",
+        "",
+    ] {
+        let metadata = HashMap::from([("breakers.matrix.m".to_owned(), words.to_owned())]);
+        let tensors: Vec<(String, TensorView<'_>)> = Vec::new();
+        let found = Store::from_bytes(safetensors::serialize(tensors, Some(metadata)).unwrap());
+        assert!(matches!(found, Err(Error::StoreEntry { .. })), "{words}: {found:?}");
+    }
+    assert!(matches!(Store::from_bytes(Vec::new()), Err(Error::Store { .. })));
+    assert!(matches!(Store::from_bytes(vec![0xff; 64]), Err(Error::Store { .. })));
+    // Codes without a level: 15 of NVFP4.
+    let nvfp4 = file(&one("nvfp4"));
+    let data = nvfp4.len() - 5 * N_COLS / 2 - 5 * N_COLS / 16;
+    let mut spoiled = nvfp4.clone();
+    spoiled[data..].fill(0xff);
+    let found = Store::from_bytes(spoiled).unwrap().matrix("nvfp4");
+    assert!(matches!(found, Err(Error::StoreEntry { .. })), "{found:?}");
+    let missing = Store::open("/nowhere/at/all.safetensors");
+    assert!(matches!(missing, Err(Error::Io { .. })), "{missing:?}");
+}
+
+/// What fuzzing starts from gets as far as the decoder.
+#[test]
+fn seeds_of_the_fuzz_target_are_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/store");
+    let mut n_matrices = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let store = Store::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for name in store.names() {
+            let matrix = store.matrix(name).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(matrix.to_f32().iter().all(|x| x.is_finite()), "{}", path.display());
+            n_matrices += 1;
+        }
+    }
+    assert!(n_matrices > 5, "{n_matrices}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn damaged_files_give_errors_or_numbers(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        static FILE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let mut bytes = FILE.get_or_init(|| file(&matrices())).clone();
+        for (at, byte) in changes {
+            // Half of the changes hit the header.
+            let n = if byte % 2 == 0 { bytes.len() } else { bytes.len().min(2048) };
+            bytes[at.index(n)] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(store) = Store::from_bytes(bytes) {
+            for name in store.names() {
+                if let Ok(matrix) = store.matrix(name) {
+                    prop_assert_eq!(matrix.to_f32().len(), matrix.n_rows() * matrix.n_cols());
+                    let _ = matrix.to_packed();
+                }
+            }
+        }
+    }
+}
