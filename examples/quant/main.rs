@@ -6,7 +6,8 @@
 //! ```
 //! The reference is the model's own file: its decoded weights, run by the same kernels. Matrices that keep the source's
 //! format lose nothing against it, which says nothing about the method; the column "kept" gives their share, and files
-//! that are all kept are left out of the chart. The report (`--out`) holds a table, `report.json` and a chart.
+//! that are all kept are left out of the chart. Formats of our own (`gptq:int4-g128`, `hqq:int3-g64`, `awq:nf4`) make files that
+//! lie over the source's; their bytes are those of the tensors in them and of the others in the source. The report (`--out`) holds a table, `report.json` and a chart.
 
 mod embedding;
 mod measure;
@@ -26,10 +27,10 @@ use measure::{Contestant, Measurement};
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// METHOD:FORMAT, such as gptq:Q3_K or imatrix:like=other.gguf; may be repeated.
+    /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128 or imatrix:like=other.gguf; may be repeated.
     #[arg(long)]
     job: Vec<JobSpec>,
-    /// NAME=FILE: another file of the same model, such as one of llama.cpp's; may be repeated.
+    /// NAME=FILE: another file of the same model, such as one of llama.cpp's, or a .safetensors of `quantize`; may be repeated.
     #[arg(long)]
     file: Vec<String>,
     /// The text that predictions are compared on.

@@ -7,13 +7,61 @@ use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
 use breakers_examples::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_memory, reset_peak_memory};
 use breakers_model::divergence::{Divergence, divergence};
 use breakers_model::quantize::parts_folder;
-use breakers_quant::gguf;
+use breakers_quant::quantizer::Encoding;
+use breakers_quant::store::Store;
+use breakers_quant::{Format, gguf};
 
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.
 const PROMPT_TOKENS: usize = 256;
 const DECODED_TOKENS: usize = 32;
 /// Measurements of speed, of which the best counts.
 const ROUNDS: usize = 3;
+
+/// Whether a file holds what differs from the reference's.
+fn is_laid_over(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"))
+}
+
+/// Sums over the matrices of a file.
+#[derive(Default)]
+struct Weights {
+    /// Bytes and weights: of all matrices, and of those of the blocks.
+    sums: [(usize, usize); 2],
+    /// Weights of the blocks in the source's format.
+    kept: usize,
+}
+
+impl Weights {
+    /// A tensor of the source in some format.
+    fn add(&mut self, view: &gguf::TensorView<'_>, encoding: Encoding) -> Result<()> {
+        self.add_from(view, encoding, Some(view.format()))
+    }
+
+    fn add_from(
+        &mut self,
+        view: &gguf::TensorView<'_>,
+        encoding: Encoding,
+        from: Option<Format>,
+    ) -> Result<()> {
+        if view.shape().len() != 2 {
+            return Ok(());
+        }
+        let in_blocks = view.name().starts_with("blk.");
+        let bytes = encoding.matrix_bytes(view.n_rows(), view.n_cols())?;
+        for sum in &mut self.sums[..if in_blocks { 2 } else { 1 }] {
+            *sum = (sum.0 + bytes, sum.1 + view.n_values());
+        }
+        if in_blocks && from.map(Encoding::from) == Some(encoding) {
+            self.kept += view.n_values();
+        }
+        Ok(())
+    }
+
+    fn bits(&self, part: usize) -> f64 {
+        let (bytes, values) = self.sums[part];
+        8.0 * bytes as f64 / values.max(1) as f64
+    }
+}
 
 /// A file, and how it came to be.
 pub(crate) struct Contestant {
@@ -39,27 +87,36 @@ impl Contestant {
 
     /// A file that is there.
     pub(crate) fn file(name: &str, path: &Path, reference: &LoadedModel) -> Result<Self> {
-        let (file, source) = (gguf::File::open(path)?, gguf::File::open(reference.model.path())?);
-        let mut sums = [(0usize, 0usize); 2];
-        let (mut kept, mut in_blocks) = (0, 0);
-        for view in file.tensors().filter(|view| view.shape().len() == 2) {
-            sums[0] = (sums[0].0 + view.bytes().len(), sums[0].1 + view.n_values());
-            if view.name().starts_with("blk.") {
-                sums[1] = (sums[1].0 + view.bytes().len(), sums[1].1 + view.n_values());
-                in_blocks += view.n_values();
-                if source.tensor(view.name()).is_some_and(|other| other.format() == view.format()) {
-                    kept += view.n_values();
+        let source = gguf::File::open(reference.model.path())?;
+        let mut weights = Weights::default();
+        let bytes = if is_laid_over(path) {
+            let store = Store::open(path)?;
+            let mut bytes = store.len_bytes();
+            for view in source.tensors() {
+                match store.encoding(view.name()) {
+                    Some(encoding) => weights.add(&view, encoding)?,
+                    None => {
+                        bytes += view.bytes().len();
+                        weights.add(&view, view.format().into())?;
+                    }
                 }
             }
-        }
-        let bits = sums.map(|(bytes, values)| 8.0 * bytes as f64 / values.max(1) as f64);
+            bytes
+        } else {
+            let file = gguf::File::open(path)?;
+            for view in file.tensors() {
+                let from = source.tensor(view.name()).map(|other| other.format());
+                weights.add_from(&view, view.format().into(), from)?;
+            }
+            file.len_bytes()
+        };
         Ok(Self {
             name: name.to_owned(),
             path: path.to_owned(),
-            bytes: file.len_bytes() as u64,
-            bits: bits[0],
-            block_bits: bits[1],
-            kept: kept as f64 / in_blocks.max(1) as f64,
+            bytes: bytes as u64,
+            bits: weights.bits(0),
+            block_bits: weights.bits(1),
+            kept: weights.kept as f64 / weights.sums[1].1.max(1) as f64,
             seconds: None,
             peak_bytes: None,
         })
@@ -81,7 +138,7 @@ impl Contestant {
             job.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         // The last characters say more of a path than the first.
         let words = &words[words.len().saturating_sub(100)..];
-        let name = format!("{}-{words}-{}.gguf", stem(&reference.name), calibration.len());
+        let name = format!("{}-{words}-{}.{}", stem(&reference.name), calibration.len(), job.extension());
         let path = work.join(name);
         let mut made = None;
         if !path.exists() || parts_folder(&path).exists() {
@@ -123,8 +180,10 @@ pub(crate) fn measure(
     context: usize,
     speed: bool,
 ) -> Result<Measurement> {
-    let path = contestant.path.to_string_lossy().into_owned();
-    let candidate = arguments.load_other(&path)?;
+    let candidate = match is_laid_over(&contestant.path) {
+        true => arguments.load_under(&contestant.path)?,
+        false => arguments.load_other(&contestant.path.to_string_lossy())?,
+    };
     let tokenizer = reference.model.tokenizer();
     let bos = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
     let (mut a, mut b) = (reference.model.runner(), candidate.model.runner());

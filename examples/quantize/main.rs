@@ -3,12 +3,13 @@
 //! ```sh
 //! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq:Q4_0 --text prose.txt --out small.gguf
 //! ```
-//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, each with `+rotation` if wanted), a colon and a GGUF format for
-//! all matrices of the blocks, or `like=FILE` for the formats of another file. All methods but `rtn` read a text.
-//! A format of our own, such as `int4-g128`, `sym3-g64`, `nf4` or `nvfp4`, goes to a file of matrices, `--out NAME.safetensors`,
-//! which other examples load with `--matrices` beside the model. Embeddings and head that are the same numbers are
-//! written once with `+tie`; single matrices get other formats by `,ffn_up=IQ4_NL` behind the first.
-//! Interrupted, it goes on where it was when the same command is given again. The file runs here and in llama.cpp.
+//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`, each with `+rotation` if wanted), a colon and a format for all
+//! matrices of the blocks, `like=FILE` for the formats of another file, or `budget=MB` for those that lose least within so many
+//! megabytes (`budget=MB:Q3_K+nf4` chooses among these). `rtn` and `hqq` read no text.
+//! With `--out NAME.gguf` the file runs here and in llama.cpp. Formats of our own, such as `int4-g128`, `sym3-g64`, `nf4` or
+//! `nvfp4`, need `--out NAME.safetensors`: what differs from the model's file, which other examples lay over it with
+//! `--matrices`. Embeddings and head that are the same numbers are written once with `+tie`; single matrices get other formats
+//! by `,ffn_up=IQ4_NL` behind the first. Interrupted, it goes on where it was when the same command is given again.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ use serde_json::json;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// METHOD:FORMAT, such as gptq:Q3_K, gptq+rotation:Q4_K or imatrix:like=other.gguf.
+    /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128, gptq+rotation:Q4_K or imatrix:like=other.gguf.
     #[arg(long)]
     job: JobSpec,
     /// The text to calibrate with; - reads standard input.
@@ -36,7 +37,7 @@ struct Arguments {
     /// Tokens that are read in one context.
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
-    /// The file to write.
+    /// The file to write: .gguf, or .safetensors for formats that GGUF lacks.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Answer with one JSON object.

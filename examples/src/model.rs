@@ -17,7 +17,7 @@ pub struct ModelArgs {
     /// Model: smollm2-135m, gemma3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, or the path of a GGUF file.
     #[arg(long, default_value = "smollm2-135m", value_name = "NAME|PATH")]
     pub model: String,
-    /// Matrices of the blocks in formats of our own, which `quantize --out FILE.safetensors` wrote for this model.
+    /// A file to lay over the model, which `quantize --out FILE.safetensors` wrote for it: formats of our own.
     #[arg(long, value_name = "FILE")]
     pub matrices: Option<PathBuf>,
     /// Threads of the kernels [default: all hardware threads].
@@ -58,6 +58,14 @@ impl ModelArgs {
     /// As [`load`](Self::load).
     pub fn load_other(&self, name: &str) -> Result<LoadedModel> {
         self.load_with(name, None)
+    }
+
+    /// Obtains and loads the model with another file laid over it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_under(&self, matrices: &Path) -> Result<LoadedModel> {
+        self.load_with(&self.model, Some(matrices.to_owned()))
     }
 
     fn load_with(&self, name: &str, matrices: Option<PathBuf>) -> Result<LoadedModel> {

@@ -5,11 +5,10 @@ use std::path::Path;
 use breakers_core::TokenId;
 use breakers_model::quantize::{
     Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Sensitivities, quantize,
-    quantize_matrices,
 };
 use breakers_quant::quantizer::Encoding;
-use breakers_quant::quantizers::{AwqConfig, GptqConfig};
-use breakers_quant::{Format, GroupFormat, gguf};
+use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
+use breakers_quant::{Format, gguf};
 
 use crate::{Bar, Error, Result};
 
@@ -27,20 +26,23 @@ pub struct JobSpec {
     /// Which formats they get.
     pub formats: Formats,
     /// Other formats for the matrices whose names contain some words, the last of several that fit.
-    pub exceptions: Vec<(String, Format)>,
+    pub exceptions: Vec<(String, Encoding)>,
 }
 
 /// Which formats matrices get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Formats {
     /// One for all but embeddings and head, which keep theirs.
-    Uniform(Format),
-    /// One of our own for the matrices of the blocks, in a file of theirs.
-    Own(GroupFormat),
+    Uniform(Encoding),
     /// Those of another file of the same model.
     Like(String),
     /// Those that fit the blocks into so many megabytes, by what each matrix loses; embeddings and head keep theirs.
-    Budget(u64),
+    Budget {
+        /// Millions of bytes.
+        megabytes: u64,
+        /// The formats to choose from.
+        among: Vec<Encoding>,
+    },
 }
 
 /// Seed of the rotation: any will do, but equal jobs are to give equal files.
@@ -48,8 +50,8 @@ const SEED: u64 = 1;
 
 /// Tokens that sensitivities are measured on.
 const SENSITIVITY_WINDOW: usize = 256;
-/// The formats that a budget is divided among.
-const BUDGET_FORMATS: [Format; 4] = [Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q6_K];
+/// The formats that a budget is divided among, if none are given.
+const BUDGET_FORMATS: &str = "Q2_K+Q3_K+Q4_K+Q6_K";
 
 impl std::str::FromStr for JobSpec {
     type Err = String;
@@ -71,14 +73,15 @@ impl std::str::FromStr for JobSpec {
             "imatrix" => Method::RoundToNearest { weighted: true },
             "awq" => Method::Awq(AwqConfig::default()),
             "gptq" => Method::Gptq(GptqConfig::default()),
-            other => return Err(format!("unknown method {other:?}: rtn, imatrix, awq, gptq")),
+            "hqq" => Method::Hqq(HqqConfig::default()),
+            other => return Err(format!("unknown method {other:?}: rtn, imatrix, awq, gptq, hqq")),
         };
         let mut formats = formats.split(',');
         let base = formats.next().unwrap_or_default();
         let format = |name: &str| {
-            let found = Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name));
             let known = || Format::ALL.map(Format::name).join(", ");
-            found.ok_or_else(|| format!("unknown format {name:?}: {}", known()))
+            let own = "intB-gN, symB-gN (B bits, groups of N), nf4, nvfp4";
+            Encoding::parse(name).ok_or_else(|| format!("unknown format {name:?}: {}, {own}", known()))
         };
         let exceptions = formats.map(|words| {
             let (name, of) =
@@ -86,22 +89,34 @@ impl std::str::FromStr for JobSpec {
             Ok((name.to_owned(), format(of)?))
         });
         let exceptions = exceptions.collect::<std::result::Result<_, String>>()?;
-        let megabytes = base
-            .strip_prefix("budget=")
-            .map(|number| number.parse().map_err(|_| format!("{number:?} is no number of megabytes")));
-        let formats = match (base.strip_prefix("like="), megabytes.transpose()?) {
-            (Some(path), _) => Formats::Like(path.to_owned()),
-            (_, Some(megabytes)) => Formats::Budget(megabytes),
-            (None, None) => match GroupFormat::parse(base) {
-                Some(own) => Formats::Own(own),
-                None => Formats::Uniform(format(base)?),
-            },
+        let formats = if let Some(path) = base.strip_prefix("like=") {
+            Formats::Like(path.to_owned())
+        } else if let Some(budget) = base.strip_prefix("budget=") {
+            let (number, among) = budget.split_once(':').unwrap_or((budget, BUDGET_FORMATS));
+            let megabytes = number.parse().map_err(|_| format!("{number:?} is no number of megabytes"))?;
+            let among = among.split('+').map(format).collect::<std::result::Result<_, _>>()?;
+            Formats::Budget { megabytes, among }
+        } else {
+            Formats::Uniform(format(base)?)
         };
         Ok(Self { name: words.to_owned(), method, rotation, tie, formats, exceptions })
     }
 }
 
 impl JobSpec {
+    /// The ending of the job's file: formats of our own, and rotations that no norm lets into the weights, need one that is not
+    /// GGUF.
+    pub fn extension(&self) -> &'static str {
+        let is_own = |encoding: &Encoding| matches!(encoding, Encoding::Groups(_));
+        let has_own = match &self.formats {
+            Formats::Uniform(encoding) => is_own(encoding),
+            Formats::Budget { among, .. } => among.iter().any(is_own),
+            Formats::Like(_) => false,
+        };
+        let has_own = has_own || self.exceptions.iter().any(|(_, encoding)| is_own(encoding));
+        if has_own { "safetensors" } else { "gguf" }
+    }
+
     /// The formats of a model's matrices.
     ///
     /// # Errors
@@ -109,21 +124,15 @@ impl JobSpec {
     /// [`Sensitivities::measure`].
     pub fn plan(&self, file: &gguf::File, tokens: &[TokenId]) -> Result<Plan> {
         let mut plan = match &self.formats {
-            Formats::Own(format) => {
-                let name = format.name();
-                return Err(Error::Usage(format!(
-                    "{name} is no format of GGUF: give --out a .safetensors file"
-                )));
-            }
             Formats::Uniform(format) => {
-                Plan::by(file, |name, from| if name.starts_with("blk.") { *format } else { from })
+                Plan::by(file, |name, from| if name.starts_with("blk.") { *format } else { from.into() })
             }
             Formats::Like(path) => Plan::like(file, &gguf::File::open(path)?)?,
-            Formats::Budget(megabytes) => {
+            Formats::Budget { megabytes, among } => {
                 let windows: Vec<Vec<TokenId>> =
                     tokens.chunks_exact(SENSITIVITY_WINDOW).take(1).map(<[TokenId]>::to_vec).collect();
                 let mut bar: Option<Bar> = None;
-                let found = Sensitivities::measure(file, windows, &BUDGET_FORMATS, &mut |done, all| {
+                let found = Sensitivities::measure(file, windows, among, &mut |done, all| {
                     bar.get_or_insert_with(|| Bar::new(all, "matrices")).done(done);
                 })?;
                 let plan = found.allocate(file, megabytes.saturating_mul(1_000_000));
@@ -165,20 +174,6 @@ impl JobSpec {
             std::fs::create_dir_all(folder)
                 .map_err(|error| Error::Usage(format!("{}: {error}", folder.display())))?;
         }
-        if let Formats::Own(format) = self.formats
-            && out.extension().is_some_and(|extension| extension == "safetensors")
-        {
-            let mut bar: Option<Bar> = None;
-            return Ok(quantize_matrices(
-                source,
-                out,
-                Encoding::Groups(format),
-                &options,
-                &mut |done, all| {
-                    bar.get_or_insert_with(|| Bar::new(all, "blocks")).done(done);
-                },
-            )?);
-        }
         let plan = self.plan(&gguf::File::open(source)?, &options.tokens)?;
         let mut bar: Option<Bar> = None;
         let mut progress = |progress: Progress| {
@@ -193,20 +188,34 @@ impl JobSpec {
 
 #[cfg(test)]
 mod tests {
+    use breakers_quant::GroupFormat;
+
     use super::*;
 
     #[test]
     fn words_become_jobs() {
         let job: JobSpec = "gptq+rotation:q3_k".parse().unwrap();
-        assert!(job.rotation && job.formats == Formats::Uniform(Format::Q3_K) && job.method.name() == "gptq");
+        assert!(
+            job.rotation
+                && job.formats == Formats::Uniform(Format::Q3_K.into())
+                && job.method.name() == "gptq"
+        );
         let job: JobSpec = "imatrix:like=a:b.gguf".parse().unwrap();
         assert_eq!(job.formats, Formats::Like("a:b.gguf".to_owned()));
         let job: JobSpec = "gptq:budget=400".parse().unwrap();
-        assert_eq!(job.formats, Formats::Budget(400));
-        let job: JobSpec = "gptq:int4-g128".parse().unwrap();
-        assert_eq!(job.formats, Formats::Own(GroupFormat::Affine { bits: 4, group: 128 }));
+        let among = [Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q6_K].map(Encoding::from).to_vec();
+        assert_eq!(job.formats, Formats::Budget { megabytes: 400, among });
+        assert_eq!(job.extension(), "gguf");
+        let job: JobSpec = "imatrix:budget=40:nf4+q2_k".parse().unwrap();
+        let among = vec![GroupFormat::Nf4.into(), Format::Q2_K.into()];
+        assert_eq!(job.formats, Formats::Budget { megabytes: 40, among });
+        assert_eq!(job.extension(), "safetensors");
+        let job: JobSpec = "hqq:int4-g128".parse().unwrap();
+        assert_eq!(job.formats, Formats::Uniform(GroupFormat::Affine { bits: 4, group: 128 }.into()));
+        assert!(job.method.name() == "hqq" && job.extension() == "safetensors");
         let job: JobSpec = "gptq+tie:like=a.gguf,ffn_up=IQ4_NL,blk.3.ffn_up=q2_k".parse().unwrap();
-        let expected = [("ffn_up".to_owned(), Format::IQ4_NL), ("blk.3.ffn_up".to_owned(), Format::Q2_K)];
+        let expected = [("ffn_up", Format::IQ4_NL), ("blk.3.ffn_up", Format::Q2_K)]
+            .map(|(a, b)| (a.to_owned(), b.into()));
         assert!(job.tie && !job.rotation && job.exceptions == expected);
         assert_eq!(job.formats, Formats::Like("a.gguf".to_owned()));
         for wrong in [
@@ -218,6 +227,7 @@ mod tests {
             "magic:Q4_0",
             "gptq+magic:Q4_0",
             "gptq:budget=x",
+            "gptq:budget=4:Q9",
         ] {
             assert!(wrong.parse::<JobSpec>().is_err(), "{wrong}");
         }

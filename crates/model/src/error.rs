@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use breakers_core::{BoxError, TokenId};
 use breakers_kv_cache::Error as CacheError;
+use breakers_quant::quantizer::Encoding;
 
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -83,6 +84,26 @@ pub enum Error {
         expected: usize,
         /// Whole windows of tokens found.
         found: usize,
+    },
+    /// A format that GGUF lacks, for a GGUF file.
+    #[error("{name}: {encoding} is no format of GGUF; give the output a name that ends in .safetensors")]
+    NotOfGguf {
+        /// The tensor.
+        name: String,
+        /// The format asked for.
+        encoding: Encoding,
+    },
+    /// A format that a method has no codes for.
+    #[error(
+        "{name}: {method} chooses offsets of integers, which {encoding} has not; int4-g64 and its like have"
+    )]
+    Unsuited {
+        /// The tensor.
+        name: String,
+        /// The method.
+        method: &'static str,
+        /// The format asked for.
+        encoding: Encoding,
     },
     /// A change of basis that this model does not allow.
     #[error("the rotation cannot be folded into this model: {reason}")]

@@ -31,7 +31,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// How the plain cache stores keys and values.
     pub cache_element: Element,
-    /// A file of matrices ([`breakers_quant::store`]) that take the place of those of the same names in the model's blocks.
+    /// A file of matrices ([`breakers_quant::store`]) that take the place of the model's tensors of the same names: matrices,
+    /// embeddings, head, and vectors as matrices of one row.
     pub matrices: Option<PathBuf>,
     /// Tokens that a sequence may hold; `None`: what the model was trained for.
     pub max_context: Option<usize>,

@@ -55,9 +55,25 @@ impl BlockWalk {
     /// [`Error::Quant`] for a file that lacks the embeddings or a token that has none; those of the hyperparameters;
     /// [`Error::WindowLength`] for a window that is empty or longer than the model's context.
     pub fn new(file: &gguf::File, windows: Vec<Vec<TokenId>>) -> Result<Self, Error> {
+        Self::with_matrices(file, None, windows)
+    }
+
+    /// As [`new`](Self::new), for a model whose file has another one laid over it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and those of a matrix of that file that does not fit.
+    pub fn with_matrices(
+        file: &gguf::File,
+        matrices: Option<Arc<Store>>,
+        windows: Vec<Vec<TokenId>>,
+    ) -> Result<Self, Error> {
         let device = Device::flex();
         let spec = arch::decoder_spec(file.metadata())?;
-        let table = QuantizedEmbedding::new(file.require("token_embd.weight")?, &device)?;
+        let weights = Weights { file, store: matrices.as_deref(), device: &device };
+        let table = match weights.stored_table("token_embd.weight")? {
+            Some(table) => QuantizedEmbedding::from_quantized(&table)?,
+            None => QuantizedEmbedding::new(file.require("token_embd.weight")?, &device)?,
+        };
         let mut hidden = Vec::with_capacity(windows.len());
         for window in &windows {
             if window.is_empty() || window.len() > spec.max_context {
@@ -75,12 +91,7 @@ impl BlockWalk {
                 found: vec![rope_factors.len()],
             });
         }
-        Ok(Self { spec, hidden, rope_factors, matrices: None, device })
-    }
-
-    /// Takes matrices of the blocks from a file of their own from now on, where it has them.
-    pub fn replace_matrices(&mut self, matrices: Arc<Store>) {
-        self.matrices = Some(matrices);
+        Ok(Self { spec, hidden, rope_factors, matrices, device })
     }
 
     /// Blocks of the model.
@@ -180,7 +191,7 @@ impl BlockWalk {
         file: &gguf::File,
         mut see: impl FnMut(&[f32]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let weights = Weights { file, store: None, device: &self.device };
+        let weights = Weights { file, store: self.matrices.as_deref(), device: &self.device };
         let weight = weights.vector("output_norm.weight", self.spec.width)?;
         for hidden in &self.hidden {
             let n = hidden.len() / self.spec.width;

@@ -370,8 +370,11 @@ pub enum Error {
         /// Weights in a row.
         n_cols: usize,
     },
-    /// Matrices of inputs that are divided or rotated first, for a layer that does neither.
-    #[error("the matrix is for inputs that are divided or rotated first; the layer takes them as they are")]
+    /// Matrices of inputs that are divided first, or rotated in a way that the layer does not.
+    #[error(
+        "the matrix is for inputs that are divided first or rotated otherwise; a layer on the CPU rotates in one way, on a GPU not \
+         at all"
+    )]
     InputBasis,
     /// A file of matrices that its container's reader or writer refuses.
     #[error("safetensors: {source}")]

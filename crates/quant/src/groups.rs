@@ -122,6 +122,19 @@ impl GroupFormat {
         }
     }
 
+    /// Bytes of codes and scales of a matrix whose rows are whole groups.
+    pub(crate) fn matrix_bytes(self, n_rows: usize, n_cols: usize) -> usize {
+        let n_values = n_rows.saturating_mul(n_cols);
+        let n_groups = n_values / self.group().max(1);
+        let scales = match self {
+            GroupFormat::Affine { .. } => 4 * n_groups,
+            GroupFormat::Symmetric { .. } => 2 * n_groups,
+            GroupFormat::Nf4 => n_groups + 4 * n_groups.div_ceil(NF4_SCALES) + 4,
+            GroupFormat::NvFp4 => n_groups + 4,
+        };
+        n_values.saturating_mul(self.bits().into()).div_ceil(8).saturating_add(scales)
+    }
+
     pub(crate) fn levels(self) -> Levels {
         match self {
             GroupFormat::Affine { bits, .. } => Levels::Steps { least: 0, n: 1 << bits },

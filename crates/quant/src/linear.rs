@@ -18,7 +18,7 @@ use crate::{
     product,
     quantizer::{Encoding, Parts, QuantizedMatrix},
 };
-use breakers_backend::{device, pool};
+use breakers_backend::{device, hadamard::Rotation, pool};
 use burn::{
     backend::Dispatch,
     tensor::{Device, Tensor, TensorData},
@@ -52,6 +52,8 @@ pub struct QuantizedLinear {
     n_cols: usize,
     n_outputs: usize,
     weights: Weights,
+    /// What the inputs are rotated by first.
+    rotation: Option<Arc<Rotation>>,
 }
 
 #[derive(Debug, Clone)]
@@ -87,7 +89,7 @@ impl QuantizedLinear {
             parts.iter().for_each(TensorView::advise_done);
             Weights::Device { matrices, sources: parts.iter().map(|part| part.to_shared()).collect() }
         };
-        Ok(Self { n_cols, n_outputs, weights })
+        Ok(Self { n_cols, n_outputs, weights, rotation: None })
     }
 
     /// A layer on the CPU over matrices that are packed already.
@@ -97,23 +99,27 @@ impl QuantizedLinear {
     pub fn from_packed(parts: Vec<Arc<PackedMatrix>>) -> Result<Self> {
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
         let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
-        Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()) })
+        Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()), rotation: None })
     }
 
-    /// A layer on a device over quantized matrices, each in its own format.
+    /// A layer on a device over quantized matrices, each in its own format. Where they are of rotated inputs, the layer rotates
+    /// them, once for all.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for matrices of divided or rotated inputs, which a layer does not divide or rotate;
-    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
+    /// [`Error::InputBasis`] for matrices of divided inputs, of inputs that are rotated in several ways, and on GPUs of any
+    /// rotated ones; [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
     pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
-        if parts.iter().any(|part| part.input_scales().is_some() || part.rotation().is_some()) {
+        let seed = parts.iter().find_map(QuantizedMatrix::rotation_seed);
+        let differs = |part: &QuantizedMatrix| part.input_scales().is_some() || part.rotation_seed() != seed;
+        if parts.iter().any(differs) || (seed.is_some() && !device::is_cpu(device)) {
             return Err(Error::InputBasis);
         }
         if device::is_cpu(device) {
             let packed: Result<Vec<_>> = parts.iter().map(|part| Ok(Arc::new(part.to_packed()?))).collect();
-            return Self::from_packed(packed?);
+            let rotation = parts.iter().find_map(QuantizedMatrix::rotation).cloned().map(Arc::new);
+            return Ok(Self { rotation, ..Self::from_packed(packed?)? });
         }
         let rows = parts.iter().map(|part| {
             let bytes = match part.parts() {
@@ -125,7 +131,8 @@ impl QuantizedLinear {
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let matrices = on_device::place(rows.into_iter(), device)?.into();
         let n_outputs = parts.iter().map(QuantizedMatrix::n_rows).sum();
-        Ok(Self { n_cols, n_outputs, weights: Weights::Device { matrices, sources: [].into() } })
+        let weights = Weights::Device { matrices, sources: [].into() };
+        Ok(Self { n_cols, n_outputs, weights, rotation: None })
     }
 
     /// A layer on a device over one matrix of plain numbers, which are not quantized.
@@ -147,7 +154,8 @@ impl QuantizedLinear {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let rows = Rows { encoding: Encoding::Gguf(Format::F32), n_rows, n_cols, bytes: bytes.into() };
         let matrices = on_device::place([rows].into_iter(), device)?.into();
-        Ok(Self { n_cols, n_outputs: n_rows, weights: Weights::Device { matrices, sources: [].into() } })
+        let weights = Weights::Device { matrices, sources: [].into() };
+        Ok(Self { n_cols, n_outputs: n_rows, weights, rotation: None })
     }
 
     /// Multiplies activations with the weights.
@@ -163,6 +171,10 @@ impl QuantizedLinear {
         if n_rows == 0 {
             return Tensor::zeros([0, self.n_outputs], &x.device());
         }
+        let x = match &self.rotation {
+            Some(rotation) => rotated(rotation, x),
+            None => x,
+        };
         match &self.weights {
             Weights::Host(matrices) => {
                 Tensor::from_dispatch(Dispatch::quantized_linear(x.into_dispatch(), matrices.clone()))
@@ -199,6 +211,17 @@ impl QuantizedLinear {
             Weights::Device { .. } => None,
         }
     }
+}
+
+/// Rotates rows of activations in the host's memory.
+fn rotated(rotation: &Rotation, x: Tensor<2>) -> Tensor<2> {
+    let (shape, device) = (x.dims(), x.device());
+    let values = x.into_data().convert::<f32>().try_into_vec::<f32>();
+    let mut values = values.unwrap_or_else(|error| panic!("numbers of a tensor in memory: {error:?}"));
+    // Rows are as long as the rotation: both were checked against the matrices.
+    let done = rotation.forward(&mut values);
+    debug_assert!(done.is_ok(), "{done:?}");
+    Tensor::from_data(TensorData::new(values, shape), &device)
 }
 
 fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
@@ -278,9 +301,15 @@ impl QuantizedEmbedding {
         }
     }
 
-    /// Bytes of memory that the table takes beside a tied head and the mapped file: none.
-    pub fn bytes(&self) -> usize {
-        0
+    /// A table of a quantized matrix, in memory of its own.
+    ///
+    /// # Errors
+    /// [`Error::InputBasis`] for a matrix of divided or rotated inputs, and as [`QuantizedMatrix::to_packed`].
+    pub fn from_quantized(table: &QuantizedMatrix) -> Result<Self> {
+        if table.input_scales().is_some() || table.rotation_seed().is_some() {
+            return Err(Error::InputBasis);
+        }
+        Ok(Self { table: Table::Packed(Arc::new(table.to_packed()?)) })
     }
 
     /// The embeddings of `ids`, on a device.

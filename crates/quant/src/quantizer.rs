@@ -130,6 +130,44 @@ impl Encoding {
             Encoding::Groups(format) => format.check(n_cols),
         }
     }
+
+    /// Bytes of a matrix: codes and scales as files hold them.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn matrix_bytes(self, n_rows: usize, n_cols: usize) -> Result<usize> {
+        match self {
+            Encoding::Gguf(format) => Ok(format.row_bytes(n_cols)?.saturating_mul(n_rows)),
+            Encoding::Groups(format) => {
+                format.check(n_cols)?;
+                Ok(format.matrix_bytes(n_rows, n_cols))
+            }
+        }
+    }
+
+    /// The format of a [`name`](Self::name); those of GGUF in any case.
+    pub fn parse(name: &str) -> Option<Self> {
+        let gguf = Format::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));
+        gguf.map(Encoding::Gguf).or_else(|| GroupFormat::parse(name).map(Encoding::Groups))
+    }
+}
+
+impl std::fmt::Display for Encoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl From<Format> for Encoding {
+    fn from(format: Format) -> Self {
+        Encoding::Gguf(format)
+    }
+}
+
+impl From<GroupFormat> for Encoding {
+    fn from(format: GroupFormat) -> Self {
+        Encoding::Groups(format)
+    }
 }
 
 /// How the range of a group is chosen in a [`GroupFormat`]. (Blocks of GGUF always get the scales with the least error.)
@@ -153,7 +191,7 @@ pub struct QuantizedMatrix {
     pub(crate) input_scales: Option<Vec<f32>>,
     /// Inputs are rotated first (after the division), with this seed.
     rotation: Option<(Rotation, u64)>,
-    report: QuantizationReport,
+    pub(crate) report: QuantizationReport,
 }
 
 #[derive(Debug, Clone)]
@@ -215,13 +253,6 @@ impl QuantizedMatrix {
         self
     }
 
-    /// The matrix as one whose inputs are rotated first.
-    pub(crate) fn behind_rotation(mut self, rotation: Rotation, seed: u64, method: String) -> Self {
-        self.rotation = Some((rotation, seed));
-        self.report.method = method;
-        self
-    }
-
     /// Output features.
     pub fn n_rows(&self) -> usize {
         self.n_rows
@@ -277,6 +308,18 @@ impl QuantizedMatrix {
         Self::from_blocks(view.format(), view.n_rows(), view.n_cols(), view.bytes().to_vec())
     }
 
+    /// Rows of blocks as a GGUF file holds them.
+    ///
+    /// # Errors
+    /// [`Error::RowLength`]; [`Error::Length`] when `bytes` holds more or less than the rows.
+    pub fn from_bytes(format: Format, n_rows: usize, n_cols: usize, bytes: Vec<u8>) -> Result<Self> {
+        let expected = Encoding::Gguf(format).matrix_bytes(n_rows, n_cols)?;
+        if bytes.len() != expected {
+            return Err(Error::Length { what: "bytes of a matrix", expected, found: bytes.len() });
+        }
+        Ok(Self::from_blocks(format, n_rows, n_cols, bytes))
+    }
+
     pub(crate) fn parts(&self) -> Parts<'_> {
         match &self.body {
             Body::Blocks(_, bytes) => Parts::Blocks(bytes),
@@ -297,13 +340,19 @@ impl QuantizedMatrix {
         Self { n_rows, n_cols, body: Body::Groups(groups), input_scales: None, rotation: None, report }
     }
 
-    /// The same matrix for inputs that are divided and rotated first.
-    pub(crate) fn behind(mut self, input_scales: Option<Vec<f32>>, seed: Option<u64>) -> Result<Self> {
-        self.input_scales = input_scales;
-        if let Some(seed) = seed {
-            self.rotation = Some((Rotation::random(self.n_cols, seed)?, seed));
-        }
+    /// The same stored weights for inputs that are rotated first, by [`Rotation::random`] with this seed.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] for rows that have no rotation.
+    pub fn of_rotated_inputs(mut self, seed: u64) -> Result<Self> {
+        self.rotation = Some((Rotation::random(self.n_cols, seed)?, seed));
         Ok(self)
+    }
+
+    /// The same stored weights for inputs that are divided first.
+    pub(crate) fn of_divided_inputs(mut self, input_scales: Option<Vec<f32>>) -> Self {
+        self.input_scales = input_scales;
+        self
     }
 
     /// How quantization went.

@@ -1,7 +1,7 @@
 //! Quantized matrices in a file of their own, for what no GGUF block can hold.
 //!
-//! The container is safetensors. A matrix `m` takes these tensors, and the metadata say `m` = `FORMAT ROWS COLUMNS`, with the seed
-//! of its inputs' rotation behind, if there is one:
+//! The container is safetensors. A line of the metadata's value `breakers.matrices` says `FORMAT ROWS COLUMNS SEED NAME` of each
+//! matrix, where the seed is that of its inputs' rotation, or `-`; a matrix `m` takes these tensors:
 //!
 //! | format | tensors |
 //! |---|---|
@@ -18,7 +18,7 @@
 //! The container: <https://github.com/huggingface/safetensors#format>.
 
 use crate::{
-    Error, Format, Result,
+    Error, Result,
     groups::{GroupFormat, GroupScales, Groups, NF4_SCALES},
     quantizer::{Encoding, Parts, QuantizedMatrix},
 };
@@ -29,8 +29,9 @@ use std::{
     path::Path,
 };
 
-/// Begins the names of this layout's metadata.
-const PREFIX: &str = "breakers.matrix.";
+/// The metadata's key. There is one alone, because the container writes several in any order, and equal matrices are to make equal
+/// files.
+const KEY: &str = "breakers.matrices";
 
 /// Writes matrices to a file, which appears whole.
 ///
@@ -58,23 +59,84 @@ pub fn write<'a>(
     path: impl AsRef<Path>,
     matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
 ) -> Result<()> {
-    let path = path.as_ref();
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let (mut tensors, mut metadata) = (Vec::new(), HashMap::new());
+    let (tensors, metadata) = collect(matrices)?;
+    persist(path.as_ref(), views(&tensors)?, metadata)
+}
+
+/// The bytes of a file that holds these matrices.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn to_bytes<'a>(matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>) -> Result<Vec<u8>> {
+    let (tensors, metadata) = collect(matrices)?;
+    safetensors::serialize(views(&tensors)?, Some(metadata)).map_err(Error::store)
+}
+
+/// Writes the matrices of several files to one, which appears whole. Mapped files are copied through, not held in memory.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Store`] when the disk or the container fails, or a name stands twice.
+pub fn join<'a>(path: impl AsRef<Path>, stores: impl IntoIterator<Item = &'a Store>) -> Result<()> {
+    let (mut all, mut entries) = (BTreeMap::new(), BTreeMap::new());
+    for store in stores {
+        entries.extend(store.entries.iter().map(|(name, entry)| (name.clone(), *entry)));
+        for (name, view) in store.tensors()?.tensors() {
+            if all.contains_key(&name) {
+                return Err(wrong(&name, "", "one tensor of the name", "two"));
+            }
+            all.insert(name, view);
+        }
+    }
+    persist(path.as_ref(), all.into_iter().collect(), metadata(&entries)?)
+}
+
+type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+/// The tensors and the metadata of matrices.
+fn collect<'a>(
+    matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
+) -> Result<(Tensors, HashMap<String, String>)> {
+    let (mut tensors, mut entries) = (Vec::new(), BTreeMap::new());
     for (name, matrix) in matrices {
-        let format = matrix.encoding().name();
-        let seed = matrix.rotation_seed().map_or_else(String::new, |seed| format!(" {seed}"));
-        let entry = format!("{format} {} {}{seed}", matrix.n_rows(), matrix.n_cols());
-        metadata.insert(format!("{PREFIX}{name}"), entry);
+        let (encoding, seed) = (matrix.encoding(), matrix.rotation_seed());
+        let entry = Entry { encoding, n_rows: matrix.n_rows(), n_cols: matrix.n_cols(), seed };
+        entries.insert(name.to_owned(), entry);
         for (part, dtype, shape, bytes) in parts(matrix) {
             tensors.push((format!("{name}.{part}"), dtype, shape, bytes));
         }
     }
-    let views = tensors
+    Ok((tensors, metadata(&entries)?))
+}
+
+/// A line for each matrix, by name.
+fn metadata(entries: &BTreeMap<String, Entry>) -> Result<HashMap<String, String>> {
+    let mut lines = String::new();
+    for (name, Entry { encoding, n_rows, n_cols, seed }) in entries {
+        if name.contains('\n') {
+            return Err(wrong(name, "", "a name of one line", "several"));
+        }
+        let seed = seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string());
+        lines.push_str(&format!("{encoding} {n_rows} {n_cols} {seed} {name}\n"));
+    }
+    Ok(HashMap::from([(KEY.to_owned(), lines)]))
+}
+
+fn views(tensors: &Tensors) -> Result<Vec<(String, TensorView<'_>)>> {
+    tensors
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(Error::store)?;
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes).map_err(Error::store)?))
+        })
+        .collect()
+}
+
+fn persist(
+    path: &Path,
+    views: Vec<(String, TensorView<'_>)>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".breakers-").suffix(".safetensors.part");
@@ -90,8 +152,6 @@ pub fn write<'a>(
     temporary.persist(path).map_err(|error| io(error.error))?;
     Ok(())
 }
-
-type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
 /// The tensors of a matrix.
 fn parts(matrix: &QuantizedMatrix) -> Vec<Part> {
@@ -196,10 +256,10 @@ impl Store {
     fn checked(bytes: Bytes) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes.as_slice()).map_err(Error::store)?;
         let mut entries = BTreeMap::new();
-        for (key, value) in header.metadata().iter().flatten() {
-            if let Some(name) = key.strip_prefix(PREFIX) {
-                entries.insert(name.to_owned(), Entry::parse(name, value)?);
-            }
+        let metadata = header.metadata().as_ref();
+        for line in metadata.and_then(|metadata| metadata.get(KEY)).into_iter().flat_map(|all| all.lines()) {
+            let (name, entry) = Entry::parse(line)?;
+            entries.insert(name, entry);
         }
         let store = Self { bytes, entries };
         let tensors = store.tensors()?;
@@ -223,6 +283,21 @@ impl Store {
         self.entries.contains_key(name)
     }
 
+    /// The format of a matrix, if there is one of the name.
+    pub fn encoding(&self, name: &str) -> Option<Encoding> {
+        self.entries.get(name).map(|entry| entry.encoding)
+    }
+
+    /// Rows and columns of a matrix, if there is one of the name.
+    pub fn shape(&self, name: &str) -> Option<[usize; 2]> {
+        self.entries.get(name).map(|entry| [entry.n_rows, entry.n_cols])
+    }
+
+    /// Bytes of the file.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.as_slice().len()
+    }
+
     /// A matrix, copied out of the file.
     ///
     /// # Errors
@@ -240,19 +315,22 @@ fn wrong(name: &str, part: &str, expected: impl ToString, found: impl ToString) 
 }
 
 impl Entry {
-    fn parse(name: &str, words: &str) -> Result<Self> {
-        let refused = || wrong(name, "", "a format, rows, columns and perhaps a seed", words);
-        let all: Vec<&str> = words.split(' ').collect();
-        let ([format, rows, columns] | [format, rows, columns, _]) = all[..] else { return Err(refused()) };
-        let encoding = match Format::ALL.into_iter().find(|known| known.name() == format) {
-            Some(format) => Encoding::Gguf(format),
-            None => Encoding::Groups(GroupFormat::parse(format).ok_or_else(refused)?),
+    /// Reads a line of the metadata: the matrix's name, and what it is.
+    fn parse(line: &str) -> Result<(String, Self)> {
+        let words: Vec<&str> = line.splitn(5, ' ').collect();
+        let [format, rows, columns, seed, name] = words[..] else {
+            return Err(wrong(line, "", "a format, rows, columns, a seed or -, and a name", words.len()));
         };
+        let refused = || wrong(name, "", "a format, rows, columns and a seed or -", line);
+        let encoding = Encoding::parse(format).ok_or_else(refused)?;
         let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(refused);
-        let seed = all.get(3).map(|text| text.parse().map_err(|_| refused())).transpose()?;
+        let seed = match seed {
+            "-" => None,
+            seed => Some(seed.parse().map_err(|_| refused())?),
+        };
         let entry = Self { encoding, n_rows: number(rows)?, n_cols: number(columns)?, seed };
         encoding.check(entry.n_cols)?;
-        Ok(entry)
+        Ok((name.to_owned(), entry))
     }
 
     /// Parts, their types and their shapes.
@@ -340,7 +418,11 @@ impl Entry {
         if let Some(x) = inputs.iter().flatten().find(|x| !(x.is_finite() && **x > 0.0)) {
             return Err(wrong(name, "inputs", "finite divisors above zero", x));
         }
-        matrix.behind(inputs, self.seed)
+        let matrix = matrix.of_divided_inputs(inputs);
+        match self.seed {
+            Some(seed) => matrix.of_rotated_inputs(seed),
+            None => Ok(matrix),
+        }
     }
 }
 

@@ -394,7 +394,7 @@ fn environment_variables_choose_cache_and_sources() {
     let check = |variables: &[(&str, &str)], expected: &str| {
         let world = World::new();
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_environment"])
+            .args(["--exact", "packages::child_environment"])
             .env_remove("BREAKERS_CACHE")
             .env_remove("BREAKERS_SOURCE")
             .env_remove("XDG_CACHE_HOME")
@@ -449,7 +449,7 @@ fn child_process() {
 
 fn start_process(world: &World) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_process"])
+        .args(["--exact", "packages::child_process"])
         .env("HUB_TEST_WORLD", world.folder.path())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -66,13 +66,30 @@ impl Decoder {
         let embedding_view = file.require("token_embd.weight")?;
         let vocab_size = embedding_view.n_rows();
         expect_shape(&embedding_view, &[vocab_size, spec.width])?;
-        let (embedding, head) = match file.tensor("output.weight") {
-            Some(view) => {
-                expect_shape(&view, &[vocab_size, spec.width])?;
-                let head = QuantizedLinear::new(vec![view], device)?;
-                (QuantizedEmbedding::new(embedding_view, device)?, head)
+        let shape = [vocab_size, spec.width];
+        let laid_over = |name: &str| -> Result<_, Error> {
+            let table = weights.stored_table(name)?;
+            table.map(|table| checked(table, name, shape)).transpose()
+        };
+        let embedding = match laid_over("token_embd.weight")? {
+            Some(table) => Some((QuantizedEmbedding::from_quantized(&table)?, table)),
+            None => None,
+        };
+        let head = match (laid_over("output.weight")?, file.tensor("output.weight"), &embedding) {
+            (Some(table), ..) => Some(QuantizedLinear::from_quantized(&[table], device)?),
+            (None, Some(view), _) => {
+                expect_shape(&view, &shape)?;
+                Some(QuantizedLinear::new(vec![view], device)?)
             }
-            None => {
+            (None, None, Some((_, table))) => {
+                Some(QuantizedLinear::from_quantized(std::slice::from_ref(table), device)?)
+            }
+            (None, None, None) => None,
+        };
+        let (embedding, head) = match (embedding, head) {
+            (Some((embedding, _)), Some(head)) => (embedding, head),
+            (_, Some(head)) => (QuantizedEmbedding::new(embedding_view, device)?, head),
+            (_, None) => {
                 let head = QuantizedLinear::new(vec![embedding_view], device)?;
                 (QuantizedEmbedding::from_linear(&head)?, head)
             }
@@ -375,16 +392,27 @@ impl Block {
 /// Reads tensors and checks their shapes.
 pub(crate) struct Weights<'a> {
     pub(crate) file: &'a gguf::File,
-    /// Matrices of blocks that take the place of those of the file.
+    /// Tensors that take the place of those of the file.
     pub(crate) store: Option<&'a Store>,
     pub(crate) device: &'a Device,
 }
 
 impl Weights<'_> {
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
-        let view = self.file.require(name)?;
-        expect_shape(&view, &[len])?;
-        Ok(Tensor::from_data(TensorData::new(view.to_f32(), [len]), self.device))
+        let values = match self.store.filter(|store| store.contains(name)) {
+            Some(store) => checked(store.matrix(name)?, name, [1, len])?.to_f32(),
+            None => {
+                let view = self.file.require(name)?;
+                expect_shape(&view, &[len])?;
+                view.to_f32()
+            }
+        };
+        Ok(Tensor::from_data(TensorData::new(values, [len]), self.device))
+    }
+
+    /// Embeddings or head, if they are laid over those of the file.
+    pub(crate) fn stored_table(&self, name: &str) -> Result<Option<QuantizedMatrix>, Error> {
+        Ok(self.store.filter(|store| store.contains(name)).map(|store| store.matrix(name)).transpose()?)
     }
 
     /// One product with several matrices, given as (name, rows).
@@ -405,17 +433,20 @@ impl Weights<'_> {
             if !store.contains(name) {
                 return Ok(QuantizedMatrix::from_gguf(view));
             }
-            let matrix = store.matrix(name)?;
-            if (matrix.n_rows(), matrix.n_cols()) != (n_rows, n_cols) {
-                let (expected, found) = (vec![n_rows, n_cols], vec![matrix.n_rows(), matrix.n_cols()]);
-                return Err(Error::TensorShape { name: name.to_owned(), expected, found });
-            }
-            Ok(matrix)
+            checked(store.matrix(name)?, name, [n_rows, n_cols])
         });
         let matrices = matrices.collect::<Result<Vec<_>, Error>>()?;
         let in_matrix = |source| Error::Tensor { name: parts[0].0.to_owned(), source };
         QuantizedLinear::from_quantized(&matrices, self.device).map_err(in_matrix)
     }
+}
+
+fn checked(matrix: QuantizedMatrix, name: &str, expected: [usize; 2]) -> Result<QuantizedMatrix, Error> {
+    let found = [matrix.n_rows(), matrix.n_cols()];
+    if found == expected {
+        return Ok(matrix);
+    }
+    Err(Error::TensorShape { name: name.to_owned(), expected: expected.into(), found: found.into() })
 }
 
 pub(crate) fn expect_shape(view: &gguf::TensorView<'_>, expected: &[usize]) -> Result<(), Error> {

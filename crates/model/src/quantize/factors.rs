@@ -39,16 +39,16 @@ impl Job<'_> {
             let Some(found) = statistics.get_mut(&site) else { continue };
             let mut together = Vec::new();
             let mut n_cols = 0;
-            let mut encoding = Format::Q4_0;
+            let mut encoding = Encoding::Gguf(Format::Q4_0);
             for suffix in site.matrices() {
                 let matrix = require(matrices, &name(suffix))?;
                 together.extend_from_slice(&matrix.values);
                 n_cols = matrix.n_cols;
-                encoding = self.plan.format(&matrix.name).unwrap_or(encoding);
+                encoding = self.plan.encoding(&matrix.name).unwrap_or(encoding);
             }
             let weights = WeightMatrix::new(&together, together.len() / n_cols.max(1), n_cols)
                 .map_err(|source| Error::Tensor { name: name(site.matrices()[0]), source })?;
-            let (factors, _) = Awq::new(Encoding::Gguf(encoding), config).search(&weights, found)?;
+            let (factors, _) = Awq::new(encoding, config).search(&weights, found)?;
             for suffix in site.matrices() {
                 scale_columns(&mut require(matrices, &name(suffix))?.values, &factors);
             }

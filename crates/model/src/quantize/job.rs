@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use breakers_backend::hadamard::Rotation;
 use breakers_quant::quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix};
-use breakers_quant::quantizers::{GptqFactor, RoundToNearest};
+use breakers_quant::quantizers::{GptqFactor, Hqq, HqqConfig, RoundToNearest};
 use breakers_quant::statistics::{InputObserver, InputSite, SiteStatistics, Statistics, StatisticsConfig};
-use breakers_quant::{Format, gguf};
+use breakers_quant::{Format, GroupFormat, gguf, store};
 
 use super::fold::HiddenRotation;
-use super::parts::Parts;
+use super::parts::{Parts, Shape};
 use super::tables;
 use super::{Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, TensorReport, parts_folder};
 use crate::Error;
@@ -34,26 +35,48 @@ pub(super) fn run(
 ) -> Result<QuantizeReport, Error> {
     let start = Instant::now();
     let file = gguf::File::open(source)?;
+    let as_store = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"));
+    suited(&file, plan, options.method, as_store)?;
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
-    if options.rotation.is_some() && walk.has_post_norms() {
-        let reason = "its norms stand behind the matrices that add to the hidden states".to_owned();
-        return Err(Error::Unfoldable { reason });
+    let (mut rotation, mut online) = (None, None);
+    match options.rotation {
+        Some(seed) if !walk.has_post_norms() => rotation = Some(HiddenRotation::new(walk.width(), seed)?),
+        Some(_) if !as_store => {
+            let reason = "its norms stand behind the matrices that add to the hidden states; a file of matrices (.safetensors) can \
+                          have each layer rotate its inputs";
+            return Err(Error::Unfoldable { reason: reason.to_owned() });
+        }
+        seed => online = seed,
     }
-    let rotation = options.rotation.map(|seed| HiddenRotation::new(walk.width(), seed)).transpose()?;
     let parts = Parts::open(parts_folder(out), &fingerprint(&file, plan, options))?;
-    let mut report = QuantizeReport { n_tokens, ..QuantizeReport::default() };
-    let tied = options.tie && tables::can_tie(&file, options, &mut report.notes)?;
+    let mut report = QuantizeReport { n_tokens, notes: plan.notes(), ..QuantizeReport::default() };
+    let tied = options.tie && tables::can_tie(&file, options, as_store, &mut report.notes)?;
     let steps = file.tensors().filter(|view| view.shape().len() == 2).count() + 2 * walk.n_blocks();
-    let mut job =
-        Job { file: &file, plan, options, rotation, tied, parts, walk, report, done: 0, steps, progress };
+    let mut job = Job {
+        file: &file,
+        plan,
+        options,
+        rotation,
+        online,
+        tied,
+        parts,
+        walk,
+        report,
+        done: 0,
+        steps,
+        progress,
+    };
     job.embeddings()?;
     for block in 0..job.walk.n_blocks() {
         job.block(block)?;
     }
     job.head()?;
-    job.write(out)?;
+    match as_store {
+        true => job.write_store(out)?,
+        false => job.write_gguf(out)?,
+    }
     let Job { mut report, parts, .. } = job;
     parts.remove()?;
     let order: BTreeMap<&str, usize> = file.tensors().enumerate().map(|(i, view)| (view.name(), i)).collect();
@@ -61,6 +84,23 @@ pub(super) fn run(
     report.bytes = std::fs::metadata(out).map_err(|source| Error::Io { path: out.to_owned(), source })?.len();
     report.total = start.elapsed();
     Ok(report)
+}
+
+/// Fails for formats that the method or the file cannot have, before any work is done.
+fn suited(file: &gguf::File, plan: &Plan, method: Method, as_store: bool) -> Result<(), Error> {
+    for view in file.tensors().filter(|view| view.shape().len() == 2) {
+        let Some(encoding) = plan.encoding(view.name()) else { continue };
+        let name = || view.name().to_owned();
+        if !as_store && matches!(encoding, Encoding::Groups(_)) {
+            return Err(Error::NotOfGguf { name: name(), encoding });
+        }
+        let has_offsets = matches!(encoding, Encoding::Groups(GroupFormat::Affine { .. }));
+        if matches!(method, Method::Hqq(_)) && !has_offsets && encoding != view.format().into() {
+            return Err(Error::Unsuited { name: name(), method: method.name(), encoding });
+        }
+        encoding.check(view.n_cols()).map_err(|source| Error::Tensor { name: name(), source })?;
+    }
+    Ok(())
 }
 
 /// What a job's finished tensors depend on.
@@ -82,7 +122,7 @@ fn fingerprint(file: &gguf::File, plan: &Plan, options: &QuantizeOptions) -> Str
     let QuantizeOptions { method, rotation, tie, window, .. } = options;
     let formats: Vec<String> = plan.iter().map(|(name, format)| format!("{name}={format}")).collect();
     let n_bytes = file.len_bytes();
-    format!("2 {hash:016x} {n_bytes} {method:?} {rotation:?} {tie} {window} {}", formats.join(","))
+    format!("3 {hash:016x} {n_bytes} {method:?} {rotation:?} {tie} {window} {}", formats.join(","))
 }
 
 pub(super) struct Job<'a> {
@@ -90,6 +130,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a QuantizeOptions,
     pub(super) rotation: Option<HiddenRotation>,
+    /// Seed of the rotation of each matrix's inputs.
+    online: Option<u64>,
     /// The head's table is that of the embeddings too.
     pub(super) tied: bool,
     pub(super) parts: Parts,
@@ -109,10 +151,22 @@ pub(super) struct Matrix {
 }
 
 /// How the matrices of one place are quantized.
-pub(super) enum Ready {
+pub(super) struct Ready {
+    way: Way,
+    /// What their inputs, and the statistics of these, are rotated by.
+    online: Option<(Rotation, u64)>,
+}
+
+enum Way {
     Plain,
     Weighted(Statistics),
     Feedback(Box<GptqFactor>, Statistics),
+    Offsets(HqqConfig),
+}
+
+impl Ready {
+    /// Without statistics.
+    pub(super) const PLAIN: Self = Self { way: Way::Plain, online: None };
 }
 
 impl Job<'_> {
@@ -126,14 +180,14 @@ impl Job<'_> {
     }
 
     /// The format of a matrix in the output.
-    pub(super) fn target(&self, view: &gguf::TensorView<'_>) -> Format {
-        self.plan.format(view.name()).unwrap_or(view.format())
+    pub(super) fn target(&self, view: &gguf::TensorView<'_>) -> Encoding {
+        self.plan.encoding(view.name()).unwrap_or(view.format().into())
     }
 
     /// Whether a matrix of a block is taken over as it is.
     fn is_kept(&self, view: &gguf::TensorView<'_>) -> bool {
-        let changed = self.rotation.is_some() || matches!(self.options.method, Method::Awq(_));
-        !changed && self.target(view) == view.format()
+        let changed = self.options.rotation.is_some() || matches!(self.options.method, Method::Awq(_));
+        !changed && self.target(view) == view.format().into()
     }
 
     fn block(&mut self, block: usize) -> Result<(), Error> {
@@ -141,9 +195,10 @@ impl Job<'_> {
         let file = self.file;
         let views: Vec<_> = file.tensors().filter(|view| view.name().starts_with(&prefix)).collect();
         let n_matrices = views.iter().filter(|view| view.shape().len() == 2).count();
-        let there = views.iter().all(|view| {
-            n_bytes(view, self.stored_format(view)).is_ok_and(|n| self.parts.has(view.name(), n))
-        });
+        let mut there = true;
+        for view in &views {
+            there = there && self.parts.has(view.name(), self.stored(view))?;
+        }
         if there {
             self.report.resumed += views.len();
             self.done += n_matrices + 1;
@@ -158,9 +213,9 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The format that a tensor has in the output; vectors keep theirs, and are floats.
-    pub(super) fn stored_format(&self, view: &gguf::TensorView<'_>) -> Format {
-        if view.shape().len() == 2 { self.target(view) } else { Format::F32 }
+    /// The format and shape that a tensor has in the output; vectors are floats.
+    fn stored(&self, view: &gguf::TensorView<'_>) -> Shape {
+        shape(view, if view.shape().len() == 2 { self.target(view) } else { Format::F32.into() })
     }
 
     /// Feeds the text to the block with its original weights.
@@ -224,20 +279,13 @@ impl Job<'_> {
         if self.walk.n_windows() == 0 {
             return Ok(());
         }
-        let mut writer = gguf::Writer::new();
-        for view in views {
-            writer.declare(view.name(), self.stored_format(view), view.shape())?;
-        }
-        let mut sink = writer.write_to(Vec::new())?;
-        for view in views {
-            sink.write(view.name(), &self.part(view, self.stored_format(view))?)?;
-        }
-        let changed = gguf::File::from_bytes(sink.finish()?)?;
+        let tensors = views.iter().map(|view| Ok((view, self.part(view)?)));
+        let changed = file_of(tensors.collect::<Result<Vec<_>, Error>>()?.into_iter())?;
         self.read(block, Some(&changed), None, true)
     }
 
-    fn part(&self, view: &gguf::TensorView<'_>, format: Format) -> Result<Vec<u8>, Error> {
-        let found = self.parts.read(view.name(), n_bytes(view, format)?)?;
+    fn part(&self, view: &gguf::TensorView<'_>) -> Result<QuantizedMatrix, Error> {
+        let found = self.parts.read(view.name(), self.stored(view))?;
         found.ok_or_else(|| Error::MissingTensor { name: view.name().to_owned() })
     }
 
@@ -286,7 +334,8 @@ impl Job<'_> {
             if !names.iter().any(|name| matrices.contains_key(name)) {
                 continue;
             }
-            let ready = self.ready(statistics.remove(&site))?;
+            let n_cols = names.iter().find_map(|name| matrices.get(name)).map_or(0, |matrix| matrix.n_cols);
+            let ready = self.ready(statistics.remove(&site), n_cols)?;
             for name in names {
                 if let Some(matrix) = matrices.remove(&name) {
                     self.matrix(matrix, &ready)?;
@@ -298,14 +347,13 @@ impl Job<'_> {
         for view in views {
             if view.shape().len() != 2 {
                 let values = vectors.remove(view.name()).unwrap_or_else(|| view.to_f32());
-                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-                self.parts.write(view.name(), &bytes)?;
+                self.parts.write(view.name(), &vector(&values)?)?;
             } else if self.is_kept(view) {
-                self.parts.write(view.name(), view.bytes())?;
+                self.parts.write(view.name(), &QuantizedMatrix::from_gguf(view))?;
                 self.report.tensors.push(kept(view));
                 self.step();
             } else if let Some(matrix) = matrices.remove(view.name()) {
-                self.matrix(matrix, &Ready::Plain)?;
+                self.matrix(matrix, &Ready::PLAIN)?;
                 self.step();
             }
         }
@@ -313,31 +361,42 @@ impl Job<'_> {
         Ok(())
     }
 
-    pub(super) fn ready(&self, statistics: Option<Statistics>) -> Result<Ready, Error> {
-        Ok(match (self.options.method, statistics) {
+    /// What the matrices of a place in a block get.
+    fn ready(&self, statistics: Option<Statistics>, n_cols: usize) -> Result<Ready, Error> {
+        let Some(seed) = self.online else { return self.ready_as_is(statistics) };
+        let rotation = Rotation::random(n_cols, seed).map_err(breakers_quant::Error::from)?;
+        let rotate = |rows: &mut [f32]| Ok(rotation.forward(rows)?);
+        let statistics = statistics.map(|found| found.transformed(rotate)).transpose()?;
+        Ok(Ready { online: Some((rotation, seed)), ..self.ready_as_is(statistics)? })
+    }
+
+    pub(super) fn ready_as_is(&self, statistics: Option<Statistics>) -> Result<Ready, Error> {
+        let way = match (self.options.method, statistics) {
             (Method::Gptq(config), Some(mut statistics)) => {
                 let factor = Box::new(GptqFactor::new(&statistics, config)?);
                 statistics.drop_hessian();
-                Ready::Feedback(factor, statistics)
+                Way::Feedback(factor, statistics)
             }
             (Method::RoundToNearest { weighted: true } | Method::Awq(_), Some(statistics)) => {
-                Ready::Weighted(statistics)
+                Way::Weighted(statistics)
             }
-            _ => Ready::Plain,
-        })
+            (Method::Hqq(config), _) => Way::Offsets(config),
+            _ => Way::Plain,
+        };
+        Ok(Ready { way, online: None })
     }
 
     /// Quantizes a matrix of a block and keeps its bytes.
     fn matrix(&mut self, matrix: Matrix, ready: &Ready) -> Result<(), Error> {
-        let format = self.plan.format(&matrix.name).unwrap_or(Format::F32);
-        let quantized = choose(&matrix.name, &matrix.values, matrix.n_rows, matrix.n_cols, format, ready)?;
-        self.parts.write(&matrix.name, quantized.blocks().unwrap_or_default())?;
+        let encoding = self.plan.encoding(&matrix.name).unwrap_or(Format::F32.into());
+        let quantized = choose(&matrix.name, matrix.values, matrix.n_rows, matrix.n_cols, encoding, ready)?;
+        self.parts.write(&matrix.name, &quantized)?;
         let from = self.file.require(&matrix.name)?.format();
         let found = quantized.report();
         self.report.tensors.push(TensorReport {
             name: matrix.name,
             from,
-            to: format,
+            to: encoding,
             kept: false,
             weight_error: found.weight_error,
             output_error: found.output_error,
@@ -346,8 +405,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Puts the file together.
-    fn write(&mut self, out: &Path) -> Result<(), Error> {
+    /// Puts a GGUF file together.
+    fn write_gguf(&mut self, out: &Path) -> Result<(), Error> {
         self.tell(Doing::Writing);
         let mut metadata = self.file.metadata().clone();
         // Its number names one of llama.cpp's own mixtures.
@@ -358,59 +417,125 @@ impl Job<'_> {
             writer.insert("breakers.quantize.rotation_seed", seed)?;
         }
         let file = self.file;
-        let format = |view: &gguf::TensorView<'_>| match view.name() {
-            "rope_freqs.weight" => view.format(),
-            EMBEDDINGS if self.tied => self.plan.format(HEAD).unwrap_or(view.format()),
-            _ => self.stored_format(view),
-        };
-        let is_written = |view: &gguf::TensorView<'_>| !(self.tied && view.name() == HEAD);
-        let untied = self.rotation.is_some() && file.tensor(HEAD).is_none();
-        for view in file.tensors().filter(is_written) {
-            writer.declare(view.name(), format(&view), view.shape())?;
+        let mut tensors = Vec::new();
+        for view in file.tensors().filter(|view| !(self.tied && view.name() == HEAD)) {
+            tensors.push((view.name(), self.written(&view), view));
         }
-        if untied {
-            let view = file.require(EMBEDDINGS)?;
-            writer.declare(HEAD, format(&view), view.shape())?;
+        if let Some(view) = self.new_head()? {
+            tensors.push((HEAD, shape(&view, self.target(&view)), view));
+        }
+        for (name, (encoding, _), view) in &tensors {
+            let Encoding::Gguf(format) = *encoding else {
+                return Err(Error::NotOfGguf { name: (*name).to_owned(), encoding: *encoding });
+            };
+            writer.declare(name, format, view.shape())?;
         }
         let mut sink = writer.create(out)?;
-        for view in file.tensors().filter(is_written) {
-            let found = self.parts.read(view.name(), n_bytes(&view, format(&view))?)?;
-            // What no step has touched is taken over.
-            match found {
-                Some(bytes) => sink.write(view.name(), &bytes)?,
-                None if format(&view) == view.format() => sink.write(view.name(), view.bytes())?,
-                None => {
-                    let bytes: Vec<u8> = view.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
-                    sink.write(view.name(), &bytes)?;
-                }
+        for (name, expected, view) in tensors {
+            match self.parts.read(name, expected)? {
+                Some(found) => sink.write(name, found.blocks().unwrap_or_default())?,
+                // What no step has touched is taken over.
+                None if expected.0 == view.format().into() => sink.write(name, view.bytes())?,
+                None => sink.write(name, vector(&view.to_f32())?.blocks().unwrap_or_default())?,
             }
-        }
-        if untied {
-            let view = file.require(EMBEDDINGS)?;
-            let bytes = self.parts.read(HEAD, n_bytes(&view, format(&view))?)?;
-            sink.write(HEAD, &bytes.unwrap_or_default())?;
         }
         Ok(sink.finish()?)
     }
+
+    /// Puts together what differs from the source.
+    fn write_store(&mut self, out: &Path) -> Result<(), Error> {
+        self.tell(Doing::Writing);
+        let mut stores = Vec::new();
+        for view in self.file.tensors() {
+            let expected = self.written(&view);
+            let Some(found) = self.parts.store(view.name(), expected)? else { continue };
+            // Only what is small, or was taken over in its own format, can be the same bytes.
+            let may_be_same = expected.0 == view.format().into();
+            if !may_be_same || found.matrix(view.name())?.blocks() != Some(view.bytes()) {
+                stores.push(found);
+            }
+        }
+        if let Some(view) = self.new_head()? {
+            stores.extend(self.parts.store(HEAD, shape(&view, self.target(&view)))?);
+        }
+        Ok(store::join(out, &stores)?)
+    }
+
+    /// The format and shape of a tensor in the output.
+    fn written(&self, view: &gguf::TensorView<'_>) -> Shape {
+        match view.name() {
+            "rope_freqs.weight" => shape(view, view.format().into()),
+            EMBEDDINGS if self.tied => shape(view, self.plan.encoding(HEAD).unwrap_or(view.format().into())),
+            _ => self.stored(view),
+        }
+    }
+
+    /// The embeddings, if they were the head too and a rotation has parted the two.
+    fn new_head(&self) -> Result<Option<gguf::TensorView<'_>>, Error> {
+        let parted = self.rotation.is_some() && self.file.tensor(HEAD).is_none();
+        Ok(parted.then(|| self.file.require(EMBEDDINGS)).transpose()?)
+    }
+}
+
+/// A file in memory of tensors with other numbers; those in formats of our own decoded to half precision.
+pub(super) fn file_of<'a>(
+    tensors: impl Iterator<Item = (&'a gguf::TensorView<'a>, QuantizedMatrix)> + Clone,
+) -> Result<gguf::File, Error> {
+    let mut writer = gguf::Writer::new();
+    for (view, tensor) in tensors.clone() {
+        let format = match tensor.encoding() {
+            Encoding::Gguf(format) if tensor.rotation_seed().is_none() => format,
+            _ => Format::F16,
+        };
+        writer.declare(view.name(), format, view.shape())?;
+    }
+    let mut sink = writer.write_to(Vec::new())?;
+    for (view, tensor) in tensors {
+        match tensor.blocks() {
+            Some(bytes) if tensor.rotation_seed().is_none() => sink.write(view.name(), bytes)?,
+            _ => {
+                let halves = tensor.to_f32().into_iter().flat_map(|x| half::f16::from_f32(x).to_le_bytes());
+                sink.write(view.name(), &halves.collect::<Vec<u8>>())?;
+            }
+        }
+    }
+    Ok(gguf::File::from_bytes(sink.finish()?)?)
+}
+
+/// A vector as a matrix of one row.
+pub(super) fn vector(values: &[f32]) -> Result<QuantizedMatrix, Error> {
+    let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Ok(QuantizedMatrix::from_bytes(Format::F32, 1, values.len(), bytes)?)
 }
 
 /// Chooses the weights of a matrix.
 pub(super) fn choose(
     name: &str,
-    values: &[f32],
+    mut values: Vec<f32>,
     n_rows: usize,
     n_cols: usize,
-    format: Format,
+    encoding: Encoding,
     ready: &Ready,
 ) -> Result<QuantizedMatrix, Error> {
     let in_tensor = |source| Error::Tensor { name: name.to_owned(), source };
-    let weights = WeightMatrix::new(values, n_rows, n_cols).map_err(in_tensor)?;
-    let encoding = Encoding::Gguf(format);
+    // Before a rotation spreads what is no number over the row.
+    WeightMatrix::new(&values, n_rows, n_cols).map_err(in_tensor)?;
+    if let Some((rotation, _)) = &ready.online {
+        rotation.forward(&mut values).map_err(breakers_quant::Error::from)?;
+    }
+    let weights = WeightMatrix::new(&values, n_rows, n_cols).map_err(in_tensor)?;
     let nearest = RoundToNearest::new(encoding);
-    match ready {
-        Ready::Plain => nearest.quantize(&weights, None),
-        Ready::Weighted(statistics) => nearest.quantize(&weights, Some(statistics)),
-        Ready::Feedback(factor, statistics) => factor.quantize(&weights, encoding, Some(statistics)),
+    let quantized = match (&ready.way, encoding) {
+        (Way::Weighted(statistics), _) => nearest.quantize(&weights, Some(statistics)),
+        (Way::Feedback(factor, statistics), _) => factor.quantize(&weights, encoding, Some(statistics)),
+        (Way::Offsets(config), Encoding::Groups(GroupFormat::Affine { bits, group })) => {
+            Hqq::new(bits, group, *config).quantize(&weights, None)
+        }
+        (Way::Plain | Way::Offsets(_), _) => nearest.quantize(&weights, None),
+    };
+    match ready.online {
+        Some((_, seed)) => quantized.and_then(|matrix| matrix.of_rotated_inputs(seed)),
+        None => quantized,
     }
     .map_err(in_tensor)
 }
@@ -419,7 +544,7 @@ pub(super) fn kept(view: &gguf::TensorView<'_>) -> TensorReport {
     TensorReport {
         name: view.name().to_owned(),
         from: view.format(),
-        to: view.format(),
+        to: view.format().into(),
         kept: true,
         weight_error: 0.0,
         output_error: None,
@@ -427,8 +552,8 @@ pub(super) fn kept(view: &gguf::TensorView<'_>) -> TensorReport {
     }
 }
 
-pub(super) fn n_bytes(view: &gguf::TensorView<'_>, format: Format) -> Result<usize, Error> {
-    Ok(format.row_bytes(view.n_cols())?.saturating_mul(view.n_rows()))
+pub(super) fn shape(view: &gguf::TensorView<'_>, encoding: Encoding) -> Shape {
+    (encoding, [view.n_rows(), view.n_cols()])
 }
 
 pub(super) fn require<'a, T>(found: &'a mut BTreeMap<String, T>, name: &str) -> Result<&'a mut T, Error> {

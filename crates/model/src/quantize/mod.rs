@@ -1,4 +1,6 @@
-//! A model's file with its matrices in smaller formats, for this crate and for llama.cpp.
+//! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for formats that GGUF lacks,
+//! a file of what differs from the source ([`breakers_quant::store`]), which
+//! [`LoadOptions::matrices`](crate::LoadOptions::matrices) lays over it.
 //!
 //! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics of its
 //! inputs choose the new ones, and the text goes on through those, so that later blocks see what they will see.
@@ -23,7 +25,6 @@ mod job;
 mod parts;
 mod plan;
 mod sensitivity;
-mod store;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -31,13 +32,13 @@ use std::time::Duration;
 
 use breakers_core::TokenId;
 use breakers_quant::Format;
-use breakers_quant::quantizers::{AwqConfig, GptqConfig};
+use breakers_quant::quantizer::Encoding;
+use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
 
 use crate::Error;
 
 pub use plan::Plan;
 pub use sensitivity::{Choice, Sensitivities};
-pub use store::quantize_matrices;
 
 /// How weights are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +53,8 @@ pub enum Method {
     Awq(AwqConfig),
     /// Error feedback along the Hessian of the inputs. Needs a text.
     Gptq(GptqConfig),
+    /// Offsets that minimize a norm which forgives outliers. For integers with offsets alone.
+    Hqq(HqqConfig),
 }
 
 impl Method {
@@ -62,12 +65,13 @@ impl Method {
             Method::RoundToNearest { weighted: true } => "imatrix",
             Method::Awq(_) => "awq",
             Method::Gptq(_) => "gptq",
+            Method::Hqq(_) => "hqq",
         }
     }
 
     /// Whether a text is needed.
     pub fn needs_text(&self) -> bool {
-        !matches!(self, Method::RoundToNearest { weighted: false })
+        !matches!(self, Method::RoundToNearest { weighted: false } | Method::Hqq(_))
     }
 }
 
@@ -76,7 +80,8 @@ impl Method {
 pub struct QuantizeOptions {
     /// How weights are chosen.
     pub method: Method,
-    /// Seed of a rotation of the hidden states, which is folded into all matrices; `None` for none.
+    /// Seed of a rotation, `None` for none: of the hidden states, folded into all matrices, where the norms allow it. Where they
+    /// stand behind matrices, as Gemma's do, of each matrix's inputs, which layers then rotate as they run; GGUF cannot say that.
     pub rotation: Option<u64>,
     /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format: the other one's
     /// bytes are worth more in the blocks. Where they are not, or are rotated, both are written, and a note says so.
@@ -148,7 +153,7 @@ pub struct TensorReport {
     /// Its format in the source.
     pub from: Format,
     /// Its format in the output.
-    pub to: Format,
+    pub to: Encoding,
     /// Whether the bytes were taken over, since the format is the same.
     pub kept: bool,
     /// The squared error of its weights over their squares.
@@ -183,11 +188,13 @@ pub struct QuantizeReport {
     pub notes: Vec<String>,
 }
 
-/// Writes `out`, a GGUF file with the matrices of `source` in the formats of the plan.
+/// Writes `out` with the matrices of `source` in the formats of the plan: a file of what differs from the source if its name
+/// ends in `.safetensors`, otherwise a GGUF file of its own.
 ///
 /// # Errors
-/// [`Error::Quant`] for a damaged source or weights that are not finite, [`Error::TooLittleText`] for a method that needs
-/// more, [`Error::Unfoldable`] for a rotation of a model that allows none, [`Error::Io`] when the disk fails.
+/// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Unsuited`] for a method that cannot choose weights of
+/// a format, [`Error::Quant`] for a damaged source or weights that are not finite, [`Error::TooLittleText`] for a method that
+/// needs more, [`Error::Unfoldable`] for a rotation of a model that allows none, [`Error::Io`] when the disk fails.
 pub fn quantize(
     source: impl AsRef<Path>,
     out: impl AsRef<Path>,

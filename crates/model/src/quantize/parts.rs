@@ -3,7 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use breakers_quant::quantizer::{Encoding, QuantizedMatrix};
+use breakers_quant::store::{self, Store};
+
 use crate::Error;
+
+/// A tensor's format, rows and columns.
+pub(super) type Shape = (Encoding, [usize; 2]);
 
 /// A folder of finished tensors that belongs to one job.
 pub(super) struct Parts {
@@ -26,24 +32,36 @@ impl Parts {
         Ok(parts)
     }
 
-    /// A tensor's bytes, if they are there in the right number.
-    pub(super) fn read(&self, name: &str, n_bytes: usize) -> Result<Option<Vec<u8>>, Error> {
+    /// A tensor, if it is there in this format and shape.
+    pub(super) fn read(&self, name: &str, expected: Shape) -> Result<Option<QuantizedMatrix>, Error> {
+        self.store(name, expected)?.map(|store| Ok(store.matrix(name)?)).transpose()
+    }
+
+    /// Whether a tensor is there in this format and shape.
+    pub(super) fn has(&self, name: &str, expected: Shape) -> Result<bool, Error> {
+        Ok(self.store(name, expected)?.is_some())
+    }
+
+    /// The file of a tensor. What is there in part, or is another job's, is as good as not there.
+    pub(super) fn store(&self, name: &str, (encoding, shape): Shape) -> Result<Option<Store>, Error> {
         let path = self.path(name);
-        match fs::read(&path) {
-            Ok(bytes) => Ok((bytes.len() == n_bytes).then_some(bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io(&path, error)),
+        match Store::open(&path) {
+            Ok(store) => {
+                let is_it = store.encoding(name) == Some(encoding) && store.shape(name) == Some(shape);
+                Ok(is_it.then_some(store))
+            }
+            Err(breakers_quant::Error::Io { source, .. })
+                if source.kind() != std::io::ErrorKind::NotFound =>
+            {
+                Err(io(&path, source))
+            }
+            Err(_) => Ok(None),
         }
     }
 
-    /// Whether a tensor is there in full.
-    pub(super) fn has(&self, name: &str, n_bytes: usize) -> bool {
-        fs::metadata(self.path(name)).is_ok_and(|found| found.len() == n_bytes as u64)
-    }
-
     /// Keeps a tensor; it appears whole or not at all.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        write(&self.path(name), bytes)
+    pub(super) fn write(&self, name: &str, tensor: &QuantizedMatrix) -> Result<(), Error> {
+        write(&self.path(name), &store::to_bytes([(name, tensor)])?)
     }
 
     /// Ends the job.
@@ -57,7 +75,7 @@ impl Parts {
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '+' })
             .collect();
-        self.folder.join(format!("{safe}.tensor"))
+        self.folder.join(format!("{safe}.safetensors"))
     }
 }
 

@@ -8,28 +8,31 @@ use breakers_quant::{Format, GroupFormat, gguf};
 use crate::Error;
 
 /// Formats of a model's matrices by name. Vectors (norms, biases) stay as they are.
+///
+/// Where rows are not whole blocks or groups of a format, the nearest one that fits takes its place, and a note says so: IQ4_NL
+/// for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six, as in files of llama.cpp; F16 where rows are
+/// not even whole blocks of 32; halves, quarters and so on of groups, down to 32.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    formats: BTreeMap<String, Format>,
+    encodings: BTreeMap<String, Encoding>,
+    /// What was asked for and what it became, by the length of rows.
+    replaced: BTreeMap<(String, usize), Encoding>,
 }
 
 impl Plan {
     /// One format for all matrices, the embeddings and the head included.
-    pub fn uniform(file: &gguf::File, format: Format) -> Self {
-        Self::by(file, |_, _| format)
+    pub fn uniform(file: &gguf::File, encoding: impl Into<Encoding>) -> Self {
+        let encoding = encoding.into();
+        Self::by(file, |_, _| encoding)
     }
 
     /// A format for each matrix, chosen by its name and its format in the source.
-    pub fn by(file: &gguf::File, choose: impl Fn(&str, Format) -> Format) -> Self {
-        let matrices = file.tensors().filter(is_matrix);
-        Self {
-            formats: matrices
-                .map(|view| {
-                    let format = fitting(choose(view.name(), view.format()), view.n_cols());
-                    (view.name().to_owned(), format)
-                })
-                .collect(),
+    pub fn by<E: Into<Encoding>>(file: &gguf::File, choose: impl Fn(&str, Format) -> E) -> Self {
+        let mut plan = Self::default();
+        for view in file.tensors().filter(is_matrix) {
+            plan.set(view.name(), choose(view.name(), view.format()), view.n_cols());
         }
+        plan
     }
 
     /// The formats of another file of the same model: its size, chosen otherwise.
@@ -37,36 +40,49 @@ impl Plan {
     /// # Errors
     /// [`Error::MissingTensor`] when that file lacks a matrix.
     pub fn like(file: &gguf::File, other: &gguf::File) -> Result<Self, Error> {
-        let formats = file.tensors().filter(is_matrix).map(|view| {
+        let encodings = file.tensors().filter(is_matrix).map(|view| {
             let other = other.tensor(view.name());
             let other = other.ok_or_else(|| Error::MissingTensor { name: view.name().to_owned() })?;
-            Ok((view.name().to_owned(), other.format()))
+            Ok((view.name().to_owned(), other.format().into()))
         });
-        Ok(Self { formats: formats.collect::<Result<_, Error>>()? })
+        Ok(Self { encodings: encodings.collect::<Result<_, Error>>()?, replaced: BTreeMap::new() })
     }
 
     /// The format of a tensor, if it is a matrix of the plan.
-    pub fn format(&self, name: &str) -> Option<Format> {
-        self.formats.get(name).copied()
+    pub fn encoding(&self, name: &str) -> Option<Encoding> {
+        self.encodings.get(name).copied()
     }
 
-    /// Gives a tensor another format; what its rows cannot be is replaced by the nearest format that fits them.
-    pub fn set(&mut self, name: &str, format: Format, n_cols: usize) {
-        self.formats.insert(name.to_owned(), fitting(format, n_cols));
+    /// Gives a tensor with rows of so many values another format, or the nearest one that fits.
+    pub fn set(&mut self, name: &str, encoding: impl Into<Encoding>, n_cols: usize) {
+        let wanted = encoding.into();
+        let found = fitting(wanted, n_cols);
+        if found != wanted {
+            self.replaced.insert((wanted.name(), n_cols), found);
+        }
+        self.encodings.insert(name.to_owned(), found);
     }
 
     /// All matrices and their formats.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Format)> {
-        self.formats.iter().map(|(name, format)| (&**name, *format))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Encoding)> {
+        self.encodings.iter().map(|(name, encoding)| (&**name, *encoding))
     }
 
     /// Bytes of all matrices in these formats.
     pub fn bytes(&self, file: &gguf::File) -> u64 {
-        let matrix = |(name, format): (&String, &Format)| {
+        let matrix = |(name, encoding): (&String, &Encoding)| {
             let view = file.tensor(name)?;
-            Some((view.n_rows() * format.row_bytes(view.n_cols()).ok()?) as u64)
+            Some(encoding.matrix_bytes(view.n_rows(), view.n_cols()).ok()? as u64)
         };
-        self.formats.iter().filter_map(matrix).sum()
+        self.encodings.iter().filter_map(matrix).sum()
+    }
+
+    /// Which formats had to be replaced, in words.
+    pub fn notes(&self) -> Vec<String> {
+        let note = |((wanted, n_cols), found): (&(String, usize), &Encoding)| {
+            format!("rows of {n_cols} become {found} in place of {wanted}")
+        };
+        self.replaced.iter().map(note).collect()
     }
 }
 
@@ -74,38 +90,27 @@ fn is_matrix(view: &gguf::TensorView<'_>) -> bool {
     view.shape().len() == 2
 }
 
-/// The format, or where rows are not whole blocks of it the one that takes its place in files of llama.cpp too: IQ4_NL for two
-/// and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six; F16 for rows that are not even whole blocks of 32.
-pub(super) fn fitting(format: Format, n_cols: usize) -> Format {
-    if n_cols.is_multiple_of(format.block_size()) {
-        return format;
-    }
-    if !n_cols.is_multiple_of(32) {
-        return Format::F16;
-    }
-    match format {
-        Format::Q4_K => Format::Q5_0,
-        Format::Q5_K => Format::Q5_1,
-        Format::Q6_K => Format::Q8_0,
-        _ => Format::IQ4_NL,
-    }
-}
-
-/// The encoding, or where groups do not divide rows, the one with the largest half, quarter and so on of them that does; groups of
-/// less than 32 have no product.
-pub(super) fn fitting_groups(encoding: Encoding, n_cols: usize) -> Encoding {
+/// The format, or the one in its place; see [`Plan`]. What nothing fits stays, and is refused by name where it is used.
+pub(super) fn fitting(encoding: Encoding, n_cols: usize) -> Encoding {
     let halved = |group: usize| {
         let mut halves = std::iter::successors(Some(group), |group| Some(group / 2));
         let fits = |group: &usize| n_cols.is_multiple_of((*group).max(1));
+        // Smaller groups have no product.
         halves.by_ref().take_while(|group| *group >= 32).find(fits).unwrap_or(group)
     };
     match encoding {
         Encoding::Groups(GroupFormat::Affine { bits, group }) => {
-            Encoding::Groups(GroupFormat::Affine { bits, group: halved(group) })
+            GroupFormat::Affine { bits, group: halved(group) }.into()
         }
         Encoding::Groups(GroupFormat::Symmetric { bits, group }) => {
-            Encoding::Groups(GroupFormat::Symmetric { bits, group: halved(group) })
+            GroupFormat::Symmetric { bits, group: halved(group) }.into()
         }
+        Encoding::Gguf(format) if n_cols.is_multiple_of(format.block_size()) => encoding,
+        Encoding::Gguf(_) if !n_cols.is_multiple_of(32) => Format::F16.into(),
+        Encoding::Gguf(Format::Q4_K) => Format::Q5_0.into(),
+        Encoding::Gguf(Format::Q5_K) => Format::Q5_1.into(),
+        Encoding::Gguf(Format::Q6_K) => Format::Q8_0.into(),
+        Encoding::Gguf(_) => Format::IQ4_NL.into(),
         other => other,
     }
 }
@@ -126,8 +131,8 @@ mod tests {
             (0, 64, 0),
             (usize::MAX, 64, usize::MAX),
         ] {
-            assert_eq!(fitting_groups(affine(group), n_cols), affine(expected), "{group} in {n_cols}");
+            assert_eq!(fitting(affine(group), n_cols), affine(expected), "{group} in {n_cols}");
         }
-        assert_eq!(fitting_groups(Encoding::Gguf(Format::Q4_K), 576), Encoding::Gguf(Format::Q4_K));
+        assert_eq!(fitting(Encoding::Gguf(Format::Q4_K), 576), Encoding::Gguf(Format::Q4_K));
     }
 }

@@ -13,13 +13,14 @@
 use std::collections::BTreeMap;
 
 use breakers_core::TokenId;
+use breakers_quant::gguf;
 use breakers_quant::linear::QuantizedLinear;
-use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
+use breakers_quant::quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix};
 use breakers_quant::quantizers::RoundToNearest;
-use breakers_quant::{Format, gguf};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Plan;
+use super::job::file_of;
 use super::plan::fitting;
 use crate::Error;
 use crate::divergence::kullback_leibler;
@@ -30,7 +31,7 @@ use crate::walk::BlockWalk;
 #[non_exhaustive]
 pub struct Choice {
     /// The format; where rows are no whole blocks of the one asked for, the one in its place.
-    pub format: Format,
+    pub encoding: Encoding,
     /// Bytes of the matrix in it.
     pub bytes: u64,
     /// Mean KL divergence of the predictions, in nats a token.
@@ -45,7 +46,7 @@ pub struct Sensitivities {
 }
 
 impl Sensitivities {
-    /// Measures the sensitivity of every matrix of the blocks to each format, on windows of a text. `progress` is told
+    /// Measures the sensitivity of every matrix of the blocks to each format, GGUF's or our own, on windows of a text. `progress` is told
     /// (matrices done, matrices in all).
     ///
     /// # Errors
@@ -53,7 +54,7 @@ impl Sensitivities {
     pub fn measure(
         file: &gguf::File,
         windows: Vec<Vec<TokenId>>,
-        formats: &[Format],
+        encodings: &[Encoding],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, Error> {
         if windows.is_empty() {
@@ -75,17 +76,17 @@ impl Sensitivities {
         for block in 0..walk.n_blocks() {
             for view in matrices(block) {
                 let mut choices: Vec<Choice> = Vec::new();
-                for &format in formats {
-                    let format = fitting(format, view.n_cols());
-                    if choices.iter().any(|choice| choice.format == format) {
+                for &encoding in encodings {
+                    let encoding = fitting(encoding, view.n_cols());
+                    if choices.iter().any(|choice| choice.encoding == encoding) {
                         continue;
                     }
-                    let bytes = (format.row_bytes(view.n_cols())? * view.n_rows()) as u64;
-                    let loss = match format == view.format() {
+                    let bytes = encoding.matrix_bytes(view.n_rows(), view.n_cols())? as u64;
+                    let loss = match encoding == view.format().into() {
                         true => 0.0,
-                        false => loss_of(file, &walk, block, &view, format, &reference)?,
+                        false => loss_of(file, &walk, block, &view, encoding, &reference)?,
                     };
-                    choices.push(Choice { format, bytes, loss });
+                    choices.push(Choice { encoding, bytes, loss });
                 }
                 found.choices.insert(view.name().to_owned(), choices);
                 progress(found.choices.len(), n_matrices);
@@ -126,7 +127,7 @@ impl Sensitivities {
         }
         for (name, hull, corner) in hulls {
             let n_cols = file.tensor(name)?.n_cols();
-            plan.set(name, hull[corner].format, n_cols);
+            plan.set(name, hull[corner].encoding, n_cols);
         }
         Some(plan)
     }
@@ -159,26 +160,19 @@ fn loss_of(
     walk: &BlockWalk,
     block: usize,
     view: &gguf::TensorView<'_>,
-    format: Format,
+    encoding: Encoding,
     reference: &[Vec<f32>],
 ) -> Result<f64, Error> {
     let values = view.to_f32();
     let in_tensor = |source| Error::Tensor { name: view.name().to_owned(), source };
     let weights = WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(in_tensor)?;
-    let rounded = RoundToNearest::new(Encoding::Gguf(format)).quantize(&weights, None).map_err(in_tensor)?;
+    let rounded = RoundToNearest::new(encoding).quantize(&weights, None).map_err(in_tensor)?;
     let prefix = format!("blk.{block}.");
     let views: Vec<_> = file.tensors().filter(|other| other.name().starts_with(&prefix)).collect();
-    let mut writer = gguf::Writer::new();
-    for other in &views {
-        let format = if other.name() == view.name() { format } else { other.format() };
-        writer.declare(other.name(), format, other.shape())?;
-    }
-    let mut sink = writer.write_to(Vec::new())?;
-    for other in &views {
-        let changed = (other.name() == view.name()).then(|| rounded.blocks().unwrap_or_default());
-        sink.write(other.name(), changed.unwrap_or(other.bytes()))?;
-    }
-    let changed = gguf::File::from_bytes(sink.finish()?)?;
+    let changed = file_of(views.iter().map(|other| {
+        let is_it = other.name() == view.name();
+        (other, if is_it { rounded.clone() } else { QuantizedMatrix::from_gguf(other) })
+    }))?;
     let mut walk = walk.clone();
     walk.run(&changed, block, None, None, true, &mut |_| ())?;
     for later in block + 1..walk.n_blocks() {
@@ -214,10 +208,12 @@ fn logits(file: &gguf::File, walk: &BlockWalk) -> Result<Vec<Vec<f32>>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use breakers_quant::Format;
+
     use super::*;
 
     fn choice(format: Format, bytes: u64, loss: f64) -> Choice {
-        Choice { format, bytes, loss }
+        Choice { encoding: format.into(), bytes, loss }
     }
 
     #[test]
@@ -230,8 +226,8 @@ mod tests {
             choice(Format::Q6_K, 30, 0.0),
             choice(Format::Q8_0, 40, 0.0),
         ];
-        let formats: Vec<Format> = hull(&all).iter().map(|c| c.format).collect();
-        assert_eq!(formats, [Format::Q2_K, Format::Q4_K, Format::Q6_K]);
+        let found: Vec<Encoding> = hull(&all).iter().map(|c| c.encoding).collect();
+        assert_eq!(found, [Format::Q2_K, Format::Q4_K, Format::Q6_K].map(Encoding::from));
     }
 
     #[test]
@@ -257,20 +253,20 @@ mod tests {
         }
         for budget in [420, 500, 560, 640, 720] {
             let plan = sensitivities.allocate(&file, budget).unwrap();
-            let cost = |pick: &dyn Fn(&str) -> Format| -> (u64, f64) {
+            let cost = |pick: &dyn Fn(&str) -> Encoding| -> (u64, f64) {
                 let chosen = sensitivities.choices.iter().map(|(name, all)| {
-                    let format = pick(name);
-                    all.iter().find(|c| c.format == format).map_or((0, 0.0), |c| (c.bytes, c.loss))
+                    let encoding = pick(name);
+                    all.iter().find(|c| c.encoding == encoding).map_or((0, 0.0), |c| (c.bytes, c.loss))
                 });
                 chosen.fold((0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
             };
-            let found = cost(&|name| plan.format(name).unwrap());
+            let found = cost(&|name| plan.encoding(name).unwrap());
             assert!(found.0 <= budget);
             let mut best = f64::INFINITY;
             for combination in 0..3usize.pow(5) {
                 let pick = |name: &str| {
                     let i = names.iter().position(|n| n == name).unwrap();
-                    formats[combination / 3usize.pow(i as u32) % 3].0
+                    formats[combination / 3usize.pow(i as u32) % 3].0.into()
                 };
                 let (bytes, loss) = cost(&pick);
                 if bytes <= budget {
@@ -279,7 +275,7 @@ mod tests {
             }
             // Greedy leaves less than one step's bytes unused.
             let (_, roomier) =
-                cost(&|name| sensitivities.allocate(&file, budget + 60).unwrap().format(name).unwrap());
+                cost(&|name| sensitivities.allocate(&file, budget + 60).unwrap().encoding(name).unwrap());
             assert!(found.1 >= best && roomier <= best + 1e-9, "{budget}: {found:?} {best} {roomier}");
         }
         assert!(sensitivities.allocate(&file, 419).is_none());

@@ -3,9 +3,12 @@
 use std::time::Instant;
 
 use breakers_quant::gguf;
+use breakers_quant::quantizer::{Encoding, QuantizedMatrix};
 use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
-use super::job::{EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, ROW_LIMIT, Ready, choose, kept, n_bytes};
+use super::job::{
+    EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, ROW_LIMIT, Ready, choose, kept, shape, vector,
+};
 use super::{Method, QuantizeOptions, TensorReport};
 use crate::Error;
 
@@ -22,8 +25,13 @@ const COMPARED_ROWS: usize = 1024;
 pub(super) fn can_tie(
     file: &gguf::File,
     options: &QuantizeOptions,
+    as_store: bool,
     notes: &mut Vec<String>,
 ) -> Result<bool, Error> {
+    if as_store {
+        notes.push("tie: a file of what differs from the source saves nothing by it".to_owned());
+        return Ok(false);
+    }
     let (embeddings, Some(head)) = (file.require(EMBEDDINGS)?, file.tensor(HEAD)) else {
         return Ok(false);
     };
@@ -66,7 +74,7 @@ impl Job<'_> {
         let file = self.file;
         let norm = file.require(LAST_NORM)?.to_f32();
         let written: Vec<f32> = if self.rotation.is_some() { vec![1.0; norm.len()] } else { norm.clone() };
-        self.parts.write(LAST_NORM, &written.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
+        self.parts.write(LAST_NORM, &vector(&written)?)?;
         if self.tied {
             self.step();
             return Ok(());
@@ -75,12 +83,14 @@ impl Job<'_> {
             if self.rotation.is_some() {
                 let note = "rotation: embeddings and head were one, and are two now";
                 self.report.notes.push(note.to_owned());
-                return self.table_as(&file.require(EMBEDDINGS)?, HEAD, Some(&norm), &Ready::Plain);
+                return self.table_as(&file.require(EMBEDDINGS)?, HEAD, Some(&norm), &Ready::PLAIN);
             }
             return Ok(());
         };
-        let mut ready = Ready::Plain;
-        if self.walk.n_windows() > 0 && !(self.rotation.is_none() && self.target(&view) == view.format()) {
+        let mut ready = Ready::PLAIN;
+        if self.walk.n_windows() > 0
+            && !(self.rotation.is_none() && self.target(&view) == view.format().into())
+        {
             let start = Instant::now();
             let hessian = matches!(self.options.method, Method::Gptq(_));
             let config = StatisticsConfig {
@@ -97,10 +107,7 @@ impl Job<'_> {
             }
             self.report.observing += start.elapsed();
             self.report.reading += start.elapsed();
-            ready = match self.options.method {
-                Method::Awq(_) => Ready::Weighted(statistics),
-                _ => self.ready(Some(statistics))?,
-            };
+            ready = self.ready_as_is(Some(statistics))?;
         }
         self.table_as(&view, HEAD, Some(&norm), &ready)
     }
@@ -108,7 +115,7 @@ impl Job<'_> {
     /// The table of embeddings; where both are one, from the head, whose format is the finer one.
     pub(super) fn embeddings(&mut self) -> Result<(), Error> {
         let view = self.file.require(if self.tied { HEAD } else { EMBEDDINGS })?;
-        self.table_as(&view, EMBEDDINGS, None, &Ready::Plain)
+        self.table_as(&view, EMBEDDINGS, None, &Ready::PLAIN)
     }
 
     fn table_as(
@@ -119,38 +126,49 @@ impl Job<'_> {
         ready: &Ready,
     ) -> Result<(), Error> {
         let start = Instant::now();
-        let format = self.target(view);
-        if self.parts.has(name, n_bytes(view, format)?) {
+        let encoding = self.target(view);
+        if self.parts.has(name, shape(view, encoding))? {
             self.report.resumed += 1;
-        } else if self.rotation.is_none() && format == view.format() {
-            self.parts.write(name, view.bytes())?;
+        } else if self.rotation.is_none() && encoding == view.format().into() {
+            self.parts.write(name, &QuantizedMatrix::from_gguf(view))?;
             self.report.tensors.push(kept(view));
         } else {
-            let (n_cols, row_bytes) = (view.n_cols(), view.bytes().len() / view.n_rows());
-            let mut bytes = Vec::with_capacity(n_bytes(view, format)?);
+            let (n_rows, n_cols) = (view.n_rows(), view.n_cols());
+            let row_bytes = view.bytes().len() / n_rows;
+            // Groups may have scales of scales, which are those of all rows.
+            let slab_rows = if matches!(encoding, Encoding::Gguf(_)) { SLAB_ROWS } else { n_rows };
+            let mut slabs: Vec<QuantizedMatrix> = Vec::new();
             let (mut wrong, mut of_outputs, mut damping) = (0.0, None, None);
-            for source in view.bytes().chunks(SLAB_ROWS * row_bytes) {
-                let n_rows = source.len() / row_bytes;
-                let mut values = vec![0.0; n_rows * n_cols];
+            for source in view.bytes().chunks(slab_rows * row_bytes) {
+                let n_slab = source.len() / row_bytes;
+                let mut values = vec![0.0; n_slab * n_cols];
                 view.format().decode_row(source, &mut values)?;
                 match (&self.rotation, norm) {
                     (Some(rotation), Some(norm)) => rotation.reader(&mut values, norm)?,
                     (Some(rotation), None) => rotation.rows(&mut values)?,
                     _ => {}
                 }
-                let quantized = choose(name, &values, n_rows, n_cols, format, ready)?;
-                bytes.extend_from_slice(quantized.blocks().unwrap_or_default());
-                let share = n_rows as f64 / view.n_rows() as f64;
+                let quantized = choose(name, values, n_slab, n_cols, encoding, ready)?;
+                let share = n_slab as f64 / n_rows as f64;
                 let found = quantized.report();
                 wrong += share * found.weight_error;
                 of_outputs = found.output_error.map(|error| of_outputs.unwrap_or(0.0) + share * error);
                 damping = found.damping;
+                slabs.push(quantized);
             }
-            self.parts.write(name, &bytes)?;
+            let table = match (encoding, slabs.pop()) {
+                (Encoding::Gguf(format), Some(last)) if !slabs.is_empty() => {
+                    let blocks = slabs.iter().chain([&last]).filter_map(QuantizedMatrix::blocks);
+                    QuantizedMatrix::from_bytes(format, n_rows, n_cols, blocks.flatten().copied().collect())?
+                }
+                (_, Some(only)) => only,
+                (_, None) => return Err(Error::MissingTensor { name: name.to_owned() }),
+            };
+            self.parts.write(name, &table)?;
             self.report.tensors.push(TensorReport {
                 name: name.to_owned(),
                 from: view.format(),
-                to: format,
+                to: encoding,
                 kept: false,
                 weight_error: wrong,
                 output_error: of_outputs,

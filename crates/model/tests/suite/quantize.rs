@@ -6,11 +6,11 @@ use std::sync::Arc;
 use breakers_backend::harness::model_path;
 use breakers_core::{LanguageModel, LayerTap, Step, TokenId, Want};
 use breakers_kv_cache::Element;
-use breakers_model::quantize::{Method, Plan, QuantizeOptions, parts_folder, quantize, quantize_matrices};
+use breakers_model::quantize::{Method, Plan, QuantizeOptions, Sensitivities, parts_folder, quantize};
 use breakers_model::walk::BlockWalk;
 use breakers_model::{Error, LoadOptions, Model};
 use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
-use breakers_quant::quantizers::{AwqConfig, GptqConfig, RoundToNearest};
+use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig, RoundToNearest};
 use breakers_quant::store::Store;
 use breakers_quant::{Format, GroupFormat, gguf};
 
@@ -126,12 +126,14 @@ fn logits(path: &Path) -> Vec<f32> {
 
 fn logits_with(path: &Path, matrices: Option<Arc<Store>>) -> Vec<f32> {
     let file = gguf::File::open(path).unwrap();
-    let mut walk = BlockWalk::new(&file, vec![text(48, 9)]).unwrap();
-    matrices.into_iter().for_each(|matrices| walk.replace_matrices(matrices));
+    let mut walk = BlockWalk::with_matrices(&file, matrices.clone(), vec![text(48, 9)]).unwrap();
     for block in 0..walk.n_blocks() {
         walk.run(&file, block, None, None, true, &mut |_| ()).unwrap();
     }
-    let head = file.require("output.weight").unwrap().to_f32();
+    let head = match matrices.filter(|store| store.contains("output.weight")) {
+        Some(store) => store.matrix("output.weight").unwrap().to_f32(),
+        None => file.require("output.weight").unwrap().to_f32(),
+    };
     let mut out = Vec::new();
     walk.head_inputs(&file, |rows| {
         for row in rows.chunks_exact(WIDTH) {
@@ -153,8 +155,17 @@ fn options(method: Method) -> QuantizeOptions {
     QuantizeOptions { window: 64, min_tokens: 256, ..QuantizeOptions::new(method, text(1024, 1)) }
 }
 
-fn plan(path: &Path, format: Format) -> Plan {
-    Plan::uniform(&gguf::File::open(path).unwrap(), format)
+fn plan(path: &Path, encoding: impl Into<Encoding>) -> Plan {
+    Plan::uniform(&gguf::File::open(path).unwrap(), encoding)
+}
+
+/// A plan for the matrices of the blocks; the tables keep their formats.
+fn plan_of_blocks(path: &Path, encoding: impl Into<Encoding>) -> Plan {
+    let encoding = encoding.into();
+    Plan::by(&gguf::File::open(path).unwrap(), |name, from| match name.starts_with("blk.") {
+        true => encoding,
+        false => from.into(),
+    })
 }
 
 #[test]
@@ -248,38 +259,132 @@ fn tables_that_are_the_same_numbers_become_one() {
     assert!(names.contains(&"output.weight".to_owned()) && notes.len() == 1, "{notes:?}");
 }
 
+const INT4: GroupFormat = GroupFormat::Affine { bits: 4, group: 64 };
+
 #[test]
-fn matrices_of_their_own_file_replace_those_of_the_model() {
+fn formats_that_gguf_lacks_lie_over_the_source() {
     let folder = tempfile::tempdir().unwrap();
-    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("matrices.safetensors"));
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("over.safetensors"));
     write_model(&source, TINY);
     let gptq = options(Method::Gptq(GptqConfig::default()));
-    for (format, tolerance) in [
-        (GroupFormat::Affine { bits: 4, group: 64 }, 0.05),
-        (GroupFormat::Symmetric { bits: 3, group: 32 }, 0.4),
-        (GroupFormat::Nf4, 0.05),
-    ] {
-        let encoding = Encoding::Groups(format);
-        quantize_matrices(&source, &out, encoding, &gptq, &mut |_, _| ()).unwrap();
+    for (format, tolerance) in
+        [(INT4, 0.05), (GroupFormat::Symmetric { bits: 3, group: 32 }, 0.4), (GroupFormat::Nf4, 0.05)]
+    {
+        quantize(&source, &out, &plan_of_blocks(&source, format), &gptq, &mut |_| ()).unwrap();
         let store = Arc::new(Store::open(&out).unwrap());
+        // The tables, norms and biases are as they were.
         assert_eq!(store.names().count(), 7 * BLOCKS);
         let off = distance(&logits(&source), &logits_with(&source, Some(store)));
         assert!(off > 1e-6 && off < tolerance, "{}: {off}", format.name());
     }
-    let plain = options(Method::RoundToNearest { weighted: false });
-    let rotated = QuantizeOptions { rotation: Some(1), ..plain };
-    let nf4 = Encoding::Groups(GroupFormat::Nf4);
-    let found = quantize_matrices(&source, &out, nf4, &rotated, &mut |_, _| ());
-    assert!(matches!(found, Err(Error::Unfoldable { .. })), "{found:?}");
+}
+
+#[test]
+fn changes_of_basis_lie_over_the_source_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("over.safetensors"));
+    let eight = GroupFormat::Symmetric { bits: 8, group: 32 };
+    let awq = Method::Awq(AwqConfig::default());
+    let gptq = Method::Gptq(GptqConfig::default());
+    let gemma = Tiny { architecture: "gemma3", ..TINY };
+    // What lies over the source: matrices alone; with the norms of both parts; with all norms and both tables.
+    let (matrices, norms) = (7 * BLOCKS, 2 * BLOCKS);
+    for (tiny, method, rotation, n_tensors) in [
+        (TINY, gptq, Some(5), matrices + norms + 3),
+        (TINY, awq, None, matrices + norms),
+        (TINY, awq, Some(5), matrices + norms + 3),
+        // Norms behind the matrices: their inputs are rotated as they run.
+        (gemma, gptq, Some(5), matrices),
+        (gemma, awq, Some(5), matrices + norms),
+    ] {
+        write_model(&source, tiny);
+        let options = QuantizeOptions { rotation, ..options(method) };
+        quantize(&source, &out, &plan_of_blocks(&source, eight), &options, &mut |_| ()).unwrap();
+        let store = Arc::new(Store::open(&out).unwrap());
+        let (name, architecture) = (method.name(), tiny.architecture);
+        assert_eq!(store.names().count(), n_tensors, "{name} {rotation:?} {architecture}");
+        let query = store.matrix("blk.0.attn_q.weight").unwrap();
+        let expected = rotation.filter(|_| architecture == "gemma3");
+        assert_eq!(query.rotation_seed(), expected);
+        // The same function, but for eight bits of weights and inputs, of which norms behind the matrices make more.
+        let tolerance = if architecture == "gemma3" { 2e-2 } else { 5e-3 };
+        let off = distance(&logits(&source), &logits_with(&source, Some(store)));
+        assert!(off > 1e-7 && off < tolerance, "{name} {rotation:?} {architecture}: {off}");
+    }
+}
+
+#[test]
+fn hqq_is_nearer_in_its_own_norm_and_refuses_what_has_no_offsets() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("over.safetensors"));
+    write_model(&source, TINY);
+    let hqq = options(Method::Hqq(HqqConfig::default()));
+    let report = quantize(&source, &out, &plan_of_blocks(&source, INT4), &hqq, &mut |_| ()).unwrap();
+    assert_eq!(report.n_tokens, 0);
+    let original = gguf::File::open(&source).unwrap();
+    let absolute = |store: &Store| -> f64 {
+        let differences = |name: &str| -> f64 {
+            let found = store.matrix(name).unwrap().to_f32();
+            let expected = original.require(name).unwrap().to_f32();
+            expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs()).powf(0.7)).sum()
+        };
+        store.names().map(differences).sum()
+    };
+    let found = absolute(&Store::open(&out).unwrap());
+    let nearest = options(Method::RoundToNearest { weighted: false });
+    quantize(&source, &out, &plan_of_blocks(&source, INT4), &nearest, &mut |_| ()).unwrap();
+    let plain = absolute(&Store::open(&out).unwrap());
+    assert!(found < plain, "{found} {plain}");
+    let nf4 = plan_of_blocks(&source, GroupFormat::Nf4);
+    let found = quantize(&source, &out, &nf4, &hqq, &mut |_| ());
+    assert!(matches!(found, Err(Error::Unsuited { method: "hqq", .. })), "{found:?}");
+}
+
+#[test]
+fn budgets_are_divided_among_formats_of_all_kinds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("over.safetensors"));
+    write_model(&source, TINY);
+    let file = gguf::File::open(&source).unwrap();
+    let among = [Encoding::from(Format::Q2_K), INT4.into(), GroupFormat::Nf4.into(), Format::Q8_0.into()];
+    let found = Sensitivities::measure(&file, vec![text(64, 3)], &among, &mut |_, _| ()).unwrap();
+    let in_blocks = |plan: &Plan| -> usize {
+        plan.iter()
+            .filter(|(name, _)| name.starts_with("blk."))
+            .map(|(name, encoding)| {
+                let view = file.require(name).unwrap();
+                encoding.matrix_bytes(view.n_rows(), view.n_cols()).unwrap()
+            })
+            .sum()
+    };
+    let least = in_blocks(&plan_of_blocks(&source, Format::Q2_K));
+    let most = in_blocks(&plan_of_blocks(&source, Format::Q8_0));
+    let budget = (least + most) / 2;
+    let plan = found.allocate(&file, budget as u64).unwrap();
+    assert!(in_blocks(&plan) <= budget && in_blocks(&plan) > least);
+    let kinds: std::collections::BTreeSet<String> =
+        plan.iter().filter(|(name, _)| name.starts_with("blk.")).map(|(_, e)| e.name()).collect();
+    assert!(kinds.len() > 1, "{kinds:?}");
+    let rtn = options(Method::RoundToNearest { weighted: false });
+    quantize(&source, &out, &plan, &rtn, &mut |_| ()).unwrap();
+    let store = Arc::new(Store::open(&out).unwrap());
+    let off = distance(&logits(&source), &logits_with(&source, Some(store)));
+    assert!(off > 1e-6 && off < 0.2, "{off}");
 }
 
 #[test]
 fn an_interrupted_job_goes_on_and_ends_as_if_it_had_not_been() {
+    for (encoding, ending) in [(Encoding::from(Format::Q4_K), "gguf"), (INT4.into(), "safetensors")] {
+        interrupt(encoding, ending);
+    }
+}
+
+fn interrupt(encoding: Encoding, ending: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
+    let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out").with_extension(ending));
     write_model(&source, TINY);
     let options = options(Method::Gptq(GptqConfig::default()));
-    let plan = plan(&source, Format::Q4_K);
+    let plan = plan(&source, encoding);
     let interrupted = std::panic::catch_unwind(|| {
         let mut calls = 0;
         let mut progress = |progress: breakers_model::quantize::Progress| {
@@ -291,17 +396,17 @@ fn an_interrupted_job_goes_on_and_ends_as_if_it_had_not_been() {
     assert!(interrupted.is_err() && !out.exists() && parts_folder(&out).exists());
     let resumed = quantize(&source, &out, &plan, &options, &mut |_| ()).unwrap();
     assert!(resumed.resumed > 0 && !parts_folder(&out).exists());
-    let whole = folder.path().join("whole.gguf");
+    let whole = folder.path().join("whole").with_extension(ending);
     let report = quantize(&source, &whole, &plan, &options, &mut |_| ()).unwrap();
     assert_eq!(report.resumed, 0);
-    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&whole).unwrap());
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "{ending}: files differ");
     assert_eq!(report.bytes, std::fs::metadata(&whole).unwrap().len());
     // What another job has left is not taken.
     std::fs::create_dir_all(parts_folder(&out)).unwrap();
     std::fs::write(parts_folder(&out).join("job"), "another").unwrap();
-    std::fs::write(parts_folder(&out).join("token_embd+weight.tensor"), "nonsense").unwrap();
+    std::fs::write(parts_folder(&out).join("token_embd+weight.safetensors"), "nonsense").unwrap();
     assert_eq!(quantize(&source, &out, &plan, &options, &mut |_| ()).unwrap().resumed, 0);
-    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&whole).unwrap());
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "{ending}: files differ");
 }
 
 #[test]
@@ -326,6 +431,9 @@ fn bad_input_is_refused_and_leaves_no_file() {
     let rotated = QuantizeOptions { rotation: Some(1), ..options(gptq) };
     let gemma = Tiny { architecture: "gemma3", ..TINY };
     assert!(matches!(run(gemma, &rotated), Error::Unfoldable { .. }));
+    let nf4 = plan(&source, GroupFormat::Nf4);
+    let found = quantize(&source, &out, &nf4, &options(gptq), &mut |_| ()).unwrap_err();
+    assert!(matches!(found, Error::NotOfGguf { .. }) && !out.exists(), "{found}");
     let beyond = QuantizeOptions { tokens: vec![VOCABULARY as u32; 1024], ..options(gptq) };
     assert!(matches!(run(TINY, &beyond), Error::Quant(breakers_quant::Error::RowIndex { .. })));
 }
@@ -351,7 +459,9 @@ fn rows_that_are_no_whole_blocks_get_another_format() {
         (Format::Q6_K, Format::Q8_0),
     ] {
         let found = plan(&source, format);
-        assert_eq!(["a", "b", "c"].map(|name| found.format(name)), [format, expected, Format::F16].map(Some));
+        let expected = [format, expected, Format::F16].map(|format| Some(format.into()));
+        assert_eq!(["a", "b", "c"].map(|name| found.encoding(name)), expected);
+        assert_eq!(found.notes().len(), 2, "{:?}", found.notes());
     }
 }
 

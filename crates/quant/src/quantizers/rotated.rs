@@ -51,6 +51,8 @@ impl<Q: Quantizer> Quantizer for Rotated<Q> {
         let rotated = WeightMatrix::new(&values, weights.n_rows(), weights.n_cols())?;
         let quantized = self.inner.quantize(&rotated, statistics.as_ref())?;
         // Errors are the same on both sides of a rotation, so that the report stays true.
-        Ok(quantized.behind_rotation(rotation, self.seed, self.name()))
+        let mut quantized = quantized.of_rotated_inputs(self.seed)?;
+        quantized.report.method = self.name();
+        Ok(quantized)
     }
 }

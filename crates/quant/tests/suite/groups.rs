@@ -316,12 +316,44 @@ fn what_has_no_kernel_is_refused_by_name() {
             assert!(matches!(found, Err(Error::NoProduct { .. })), "{}: {found:?}", format.name());
         }
     }
-    let weights = [0.5; 128];
-    let weights = WeightMatrix::new(&weights, 1, 128).unwrap();
-    let rotated = Rotated::new(RoundToNearest::new(Encoding::Groups(GroupFormat::Nf4)), 1);
-    let rotated = rotated.quantize(&weights, None).unwrap();
-    let found = QuantizedLinear::from_quantized(&[rotated], &Device::flex());
-    assert!(matches!(found, Err(Error::InputBasis)), "{found:?}");
+}
+
+#[test]
+fn layers_rotate_the_inputs_of_rotated_matrices() {
+    let (n_rows, n_cols, n_x) = (24, 192, 3);
+    let mut random = Random(9);
+    let mut floats = |n: usize| -> Vec<f32> { (0..n).map(|_| random.float()).collect() };
+    let (values, x) = (floats(n_rows * n_cols), floats(n_x * n_cols));
+    let weights = WeightMatrix::new(&values, n_rows, n_cols).unwrap();
+    let with_seed = |seed| {
+        let method = Rotated::new(RoundToNearest::new(Encoding::Groups(symmetric(8, 64))), seed);
+        method.quantize(&weights, None).unwrap()
+    };
+    let parts = [with_seed(1), with_seed(1)];
+    let layer = QuantizedLinear::from_quantized(&parts, &Device::flex()).unwrap();
+    let input = Tensor::<2>::from_data(TensorData::new(x.clone(), [n_x, n_cols]), &Device::flex());
+    let found = layer.forward(input).into_data().try_into_vec::<f32>().unwrap();
+    for (x, found) in x.chunks_exact(n_cols).zip(found.chunks_exact(2 * n_rows)) {
+        for (row, (first, second)) in
+            values.chunks_exact(n_cols).zip(found[..n_rows].iter().zip(&found[n_rows..]))
+        {
+            let expected: f32 = row.iter().zip(x).map(|(w, x)| w * x).sum();
+            // Weights and inputs in eight bits.
+            assert!((first - expected).abs() < 0.1 && first == second, "{first} {second} for {expected}");
+        }
+    }
+    let mixed = [with_seed(1), with_seed(2)];
+    for device in device::available() {
+        let device = device::open(&device.name).unwrap();
+        let mut refused = vec![&mixed[..]];
+        if !device::is_cpu(&device) {
+            refused.push(&parts[..]);
+        }
+        for parts in refused {
+            let found = QuantizedLinear::from_quantized(parts, &device);
+            assert!(matches!(found, Err(Error::InputBasis)), "{found:?}");
+        }
+    }
 }
 
 /// A number of E2M1 by its definition: a sign, two bits of exponent with bias 1, one bit of mantissa (OCP MX 1.0, section 5.3.3).

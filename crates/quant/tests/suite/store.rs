@@ -6,7 +6,7 @@ use breakers_quant::{
     quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix},
     quantizers::{Awq, AwqConfig, Rotated, RoundToNearest},
     statistics::{Statistics, StatisticsConfig},
-    store::{Store, write},
+    store::{self, Store},
 };
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
@@ -45,7 +45,7 @@ fn matrices() -> Vec<(String, QuantizedMatrix)> {
 fn file(matrices: &[(String, QuantizedMatrix)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
-    write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
+    store::write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
     // What was written stands alone in the folder.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let other = folder.path().join("other");
@@ -120,15 +120,17 @@ fn headers_that_lie_are_refused() {
     }
     // Entries without tensors: sizes whose product overflows, words that are no sizes.
     for words in [
-        "nf4 18446744073709551615 1844674407370955136",
-        "int4-g1 18446744073709551615 18446744073709551615",
-        "Q4_0 4611686018427387904 32",
-        "nf4 1 64",
-        "nf4 1 64 x",
-        "nf4 1 64 2 3",
-        "",
+        "nf4 18446744073709551615 1844674407370955136 - m",
+        "int4-g1 18446744073709551615 18446744073709551615 - m",
+        "Q4_0 4611686018427387904 32 - m",
+        "nf4 1 64 - m",
+        "nf4 1 64 x m",
+        "nf4 1 64 2 m",
+        "nf4 1 64 m",
+        "nf5 1 64 - m",
+        "\n",
     ] {
-        let metadata = HashMap::from([("breakers.matrix.m".to_owned(), words.to_owned())]);
+        let metadata = HashMap::from([("breakers.matrices".to_owned(), words.to_owned())]);
         let tensors: Vec<(String, TensorView<'_>)> = Vec::new();
         let found = Store::from_bytes(safetensors::serialize(tensors, Some(metadata)).unwrap());
         assert!(matches!(found, Err(Error::StoreEntry { .. })), "{words}: {found:?}");
@@ -144,6 +146,33 @@ fn headers_that_lie_are_refused() {
     assert!(matches!(found, Err(Error::StoreEntry { .. })), "{found:?}");
     let missing = Store::open("/nowhere/at/all.safetensors");
     assert!(matches!(missing, Err(Error::Io { .. })), "{missing:?}");
+}
+
+#[test]
+fn files_are_joined_and_equal_matrices_make_equal_files() {
+    let all = matrices();
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, joined) = (folder.path().join("whole"), folder.path().join("joined"));
+    fn refs(part: &[(String, QuantizedMatrix)]) -> impl Iterator<Item = (&str, &QuantizedMatrix)> {
+        part.iter().map(|(name, matrix)| (&**name, matrix))
+    }
+    store::write(&whole, refs(&all)).unwrap();
+    let parts: Vec<Store> =
+        all.chunks(3).map(|part| Store::from_bytes(store::to_bytes(refs(part)).unwrap()).unwrap()).collect();
+    store::join(&joined, parts.iter().rev()).unwrap();
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&joined).unwrap());
+    let found = store::join(&joined, [&parts[0], &parts[0]]);
+    assert!(matches!(found, Err(Error::StoreEntry { .. })), "{found:?}");
+    let store = Store::open(&joined).unwrap();
+    for (name, matrix) in &all {
+        let (encoding, shape) = (matrix.encoding(), [matrix.n_rows(), matrix.n_cols()]);
+        assert_eq!((store.encoding(name), store.shape(name)), (Some(encoding), Some(shape)));
+        // Bytes of the inputs' divisors come on top.
+        let divisors = matrix.input_scales().map_or(0, |scales| 4 * scales.len());
+        assert_eq!(encoding.matrix_bytes(shape[0], shape[1]).unwrap() + divisors, matrix.bytes(), "{name}");
+    }
+    let two_lines = store::to_bytes([("a\nb", &all[0].1)]);
+    assert!(matches!(two_lines, Err(Error::StoreEntry { .. })), "{two_lines:?}");
 }
 
 /// What fuzzing starts from gets as far as the decoder.
