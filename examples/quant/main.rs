@@ -2,6 +2,8 @@
 //!
 //! ```sh
 //! cargo run --release --example quant -- --model qwen2.5-coder-0.5b --text book.txt --calibration code.txt \
+//!     --method rtn,awq,gptq --bits 4,3,nf4
+//! cargo run --release --example quant -- --model qwen2.5-coder-0.5b --text book.txt --calibration code.txt \
 //!     --job rtn:Q4_0 --job imatrix:Q4_0 --job gptq:Q4_0 --file llama.cpp=peer-Q3_K_M.gguf
 //! ```
 //! The reference is the model's own file: its decoded weights, run by the same kernels. Matrices that keep the source's
@@ -30,6 +32,12 @@ struct Arguments {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128 or imatrix:like=other.gguf; may be repeated.
     #[arg(long)]
     job: Vec<JobSpec>,
+    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation or +tie behind them.
+    #[arg(long, value_delimiter = ',', requires = "bits")]
+    method: Vec<String>,
+    /// Bits a weight or formats for --method: 4 is Q4_K, for hqq int4-g64.
+    #[arg(long, value_delimiter = ',', requires = "method", value_name = "BITS|FORMAT")]
+    bits: Vec<String>,
     /// NAME=FILE: another file of the same model, such as one of llama.cpp's, or a .safetensors of `quantize`; may be repeated.
     #[arg(long)]
     file: Vec<String>,
@@ -92,7 +100,13 @@ fn main() -> ExitCode {
             };
             contestants.push(Contestant::file(name, path.as_ref(), &reference)?);
         }
-        for job in &arguments.job {
+        let mut jobs = arguments.job.clone();
+        for method in &arguments.method {
+            for bits in &arguments.bits {
+                jobs.push(JobSpec::of_bits(method, bits, false).map_err(Error::Usage)?);
+            }
+        }
+        for job in &jobs {
             if job.method.needs_text() && calibration.is_empty() {
                 return Err(Error::Usage(format!("--job {} needs a --calibration text", job.name)));
             }

@@ -1,7 +1,8 @@
 //! Writes a model's file with its matrices in smaller formats.
 //!
 //! ```sh
-//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq:Q4_0 --text prose.txt --out small.gguf
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --method gptq --bits 4 --text prose.txt --out small.gguf
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
 //! ```
 //! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`, each with `+rotation` if wanted), a colon and a format for all
 //! matrices of the blocks, `like=FILE` for the formats of another file, or `budget=MB` for those that lose least within so many
@@ -14,7 +15,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers_examples::{Error, JobSpec, ModelArgs, peak_memory, print, print_json, read_text, run};
+use breakers_examples::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
 use breakers_quant::gguf;
 use clap::Parser;
@@ -26,8 +27,17 @@ struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128, gptq+rotation:Q4_K or imatrix:like=other.gguf.
+    #[arg(long, required_unless_present = "method", conflicts_with_all = ["method", "bits", "budget"])]
+    job: Option<JobSpec>,
+    /// In place of --job: rtn, imatrix, awq, gptq or hqq, with +rotation or +tie behind it.
     #[arg(long)]
-    job: JobSpec,
+    method: Option<String>,
+    /// Bits a weight, or a format: 4 is Q4_K in a GGUF file and int4-g64 in a .safetensors.
+    #[arg(long, default_value = "4", value_name = "BITS|FORMAT")]
+    bits: String,
+    /// Megabytes for the matrices of the blocks, in place of --bits: formats by what each matrix loses.
+    #[arg(long, value_name = "MB", conflicts_with = "bits")]
+    budget: Option<u64>,
     /// The text to calibrate with; - reads standard input.
     #[arg(long, value_name = "FILE")]
     text: Option<String>,
@@ -45,15 +55,31 @@ struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    fn job(&self) -> Result<JobSpec> {
+        let own = self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"));
+        match (&self.job, &self.method, self.budget) {
+            (Some(job), ..) => Ok(job.clone()),
+            (None, Some(method), Some(megabytes)) => {
+                format!("{method}:budget={megabytes}").parse().map_err(Error::Usage)
+            }
+            (None, method, None) | (None, method @ None, _) => {
+                JobSpec::of_bits(method.as_deref().unwrap_or("rtn"), &self.bits, own).map_err(Error::Usage)
+            }
+        }
+    }
+}
+
 fn main() -> ExitCode {
     run(|| {
         let arguments = Arguments::parse();
         arguments.model.apply()?;
+        let job = arguments.job()?;
         let source = arguments.model.file()?;
         let mut ids = Vec::new();
-        if arguments.job.method.needs_text() {
+        if job.method.needs_text() {
             let Some(text) = &arguments.text else {
-                let name = &arguments.job.name;
+                let name = &job.name;
                 return Err(Error::Usage(format!("--job {name} needs a --text to calibrate with")));
             };
             let tokenizer = Tokenizer::from_gguf(&gguf::File::open(&source)?)?;
@@ -61,7 +87,7 @@ fn main() -> ExitCode {
             ids = tokenizer.encode(&read_text(text)?, options)?;
             ids.truncate(arguments.tokens);
         }
-        let report = arguments.job.run(&source, &arguments.out, ids, arguments.window)?;
+        let report = job.run(&source, &arguments.out, ids, arguments.window)?;
         let seconds = |time: std::time::Duration| time.as_secs_f64();
         let errors: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.output_error).collect();
         let mean_error = (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64);
@@ -83,7 +109,7 @@ fn main() -> ExitCode {
                 })
                 .collect();
             print_json(&json!({
-                "job": arguments.job.name,
+                "job": job.name,
                 "bytes": report.bytes,
                 "tokens": report.n_tokens,
                 "seconds": seconds(report.total),

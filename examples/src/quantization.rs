@@ -104,6 +104,22 @@ impl std::str::FromStr for JobSpec {
 }
 
 impl JobSpec {
+    /// The job of a method, with its `+rotation` and `+tie`, and a number of bits: k-quants, or integers with offsets in groups of
+    /// 64 where the output is `own` or the method needs them. A format in place of the number is taken as it is.
+    ///
+    /// # Errors
+    /// Words for a method or format that there is not.
+    pub fn of_bits(method: &str, bits: &str, own: bool) -> std::result::Result<Self, String> {
+        let format = match bits.parse::<u8>() {
+            Ok(n @ 2..=8) if own || method.starts_with("hqq") => format!("int{n}-g64"),
+            Ok(n @ 2..=6) => format!("Q{n}_K"),
+            Ok(8) => "Q8_0".to_owned(),
+            Ok(n) => return Err(format!("{n} bits: GGUF has formats of 2 to 6 and of 8")),
+            Err(_) => bits.to_owned(),
+        };
+        format!("{method}:{format}").parse()
+    }
+
     /// The ending of the job's file: formats of our own, and rotations that no norm lets into the weights, need one that is not
     /// GGUF.
     pub fn extension(&self) -> &'static str {
@@ -191,6 +207,18 @@ mod tests {
     use breakers_quant::GroupFormat;
 
     use super::*;
+
+    #[test]
+    fn bits_become_formats() {
+        let name = |method, bits, own| JobSpec::of_bits(method, bits, own).map(|job| job.name);
+        assert_eq!(name("gptq+rotation", "3", false).unwrap(), "gptq+rotation:Q3_K");
+        assert_eq!(name("gptq", "8", false).unwrap(), "gptq:Q8_0");
+        assert_eq!(name("awq", "7", true).unwrap(), "awq:int7-g64");
+        assert_eq!(name("hqq", "4", false).unwrap(), "hqq:int4-g64");
+        assert_eq!(name("rtn", "nf4", false).unwrap(), "rtn:nf4");
+        assert!(name("rtn", "7", false).is_err() && name("rtn", "9", true).is_err());
+        assert!(name("rtn", "nf5", false).is_err() && name("nearest", "4", false).is_err());
+    }
 
     #[test]
     fn words_become_jobs() {

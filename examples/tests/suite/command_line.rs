@@ -131,6 +131,51 @@ fn a_sentence_encoder_has_tokens_but_continues_nothing() {
 }
 
 #[test]
+fn quantized_files_lie_over_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (over, text) = (at("over.safetensors"), at("text"));
+    let made = ["--method", "hqq", "--bits", "4", "--out", &over, "--json"];
+    let Some(output) = on_model("quantize", &made) else { return };
+    let report = answer(&output);
+    assert_eq!(report["job"], "hqq:int4-g64");
+    assert_eq!(report["bytes"], std::fs::metadata(&over).unwrap().len());
+    std::fs::write(&text, "The cat sat on the mat and looked at the rain. ".repeat(12)).unwrap();
+    let perplexity = |matrices: &[&str]| {
+        let arguments = [&["--json", "--file", &text, "--context", "32"][..], matrices].concat();
+        answer(&on_model("perplexity", &arguments).unwrap())["perplexity"].as_f64().unwrap()
+    };
+    let (plain, quantized) = (perplexity(&[]), perplexity(&["--matrices", &over]));
+    assert!(quantized != plain && (quantized / plain).ln().abs() < 0.3, "{quantized} {plain}");
+    // The same file on the bench, beside one that the bench makes.
+    let (named, work) = (format!("hqq={over}"), at("work"));
+    let bench =
+        ["--text", &text, "--context", "64", "--windows", "1", "--no-speed", "--json", "--work", &work];
+    let bench = [&bench[..], &["--file", &named, "--method", "rtn", "--bits", "nf4"]].concat();
+    let report = answer(&on_model("quant", &bench).unwrap());
+    let rows = report["tables"][0]["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["reference", "hqq", "rtn:nf4"], "{report}");
+    for (row, bits) in rows[1..].iter().zip([4.5, 4.127]) {
+        assert!((row["bits in blocks"].as_f64().unwrap() - bits).abs() < 0.001, "{row}");
+        let kl = row["mean KL"].as_f64().unwrap();
+        assert!(kl > 0.0 && kl < 0.5, "{row}");
+    }
+    for (arguments, code, words) in [
+        (&["--job", "rtn:nf4", "--out", "x.gguf"][..], 1, ".safetensors"),
+        (&["--method", "rtn", "--bits", "7", "--out", "x.gguf"], 2, "7 bits"),
+        (&["--method", "hqq", "--bits", "nf4", "--out", &at("x.safetensors")], 1, "offsets"),
+        (&["--method", "rtn", "--job", "rtn:Q4_0", "--out", "x.gguf"], 2, "--job"),
+        (&["--out", "x.gguf"], 2, "--job"),
+    ] {
+        let output = on_model("quantize", arguments).unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(words), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
 fn perplexity_counts_the_second_half_of_each_window() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("text");

@@ -133,6 +133,5 @@ mod tests {
         ] {
             assert_eq!(fitting(affine(group), n_cols), affine(expected), "{group} in {n_cols}");
         }
-        assert_eq!(fitting(Encoding::Gguf(Format::Q4_K), 576), Encoding::Gguf(Format::Q4_K));
     }
 }
