@@ -153,7 +153,7 @@ fn quantized_files_lie_over_the_model() {
         ["--text", &text, "--context", "64", "--windows", "1", "--no-speed", "--json", "--work", &work];
     let bench = [&bench[..], &["--file", &named, "--method", "rtn", "--bits", "nf4"]].concat();
     let report = answer(&on_model("quant", &bench).unwrap());
-    let rows = report["tables"][0]["rows"].as_array().unwrap();
+    let rows = report["tables"]["methods"]["rows"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
     assert_eq!(names, ["reference", "hqq", "rtn:nf4"], "{report}");
     for (row, bits) in rows[1..].iter().zip([4.5, 4.127]) {
