@@ -32,7 +32,7 @@ struct Arguments {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128 or imatrix:like=other.gguf; may be repeated.
     #[arg(long)]
     job: Vec<JobSpec>,
-    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation or +tie behind them.
+    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation, +online or +tie behind them.
     #[arg(long, value_delimiter = ',', requires = "bits")]
     method: Vec<String>,
     /// Bits a weight or formats for --method: 4 is Q4_K, for hqq int4-g64.

@@ -4,9 +4,10 @@
 //! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --method gptq --bits 4 --text prose.txt --out small.gguf
 //! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
 //! ```
-//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`, each with `+rotation` if wanted), a colon and a format for all
-//! matrices of the blocks, `like=FILE` for the formats of another file, or `budget=MB` for those that lose least within so many
-//! megabytes (`budget=MB:Q3_K+nf4` chooses among these). `rtn` and `hqq` read no text.
+//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`), a colon and a format for all matrices of the blocks, `like=FILE` for
+//! the formats of another file, or `budget=MB` for those that lose least within so many megabytes (`budget=MB:Q3_K+nf4` chooses
+//! among these). `rtn` and `hqq` read no text. `+rotation` behind the method rotates the hidden states in the weights, `+online`
+//! the inputs of each matrix as the model runs.
 //! With `--out NAME.gguf` the file runs here and in llama.cpp. Formats of our own, such as `int4-g128`, `sym3-g64`, `nf4` or
 //! `nvfp4`, need `--out NAME.safetensors`: what differs from the model's file, which other examples lay over it with
 //! `--matrices`. Embeddings and head that are the same numbers are written once with `+tie`; single matrices get other formats
@@ -29,7 +30,7 @@ struct Arguments {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128, gptq+rotation:Q4_K or imatrix:like=other.gguf.
     #[arg(long, required_unless_present = "method", conflicts_with_all = ["method", "bits", "budget"])]
     job: Option<JobSpec>,
-    /// In place of --job: rtn, imatrix, awq, gptq or hqq, with +rotation or +tie behind it.
+    /// In place of --job: rtn, imatrix, awq, gptq or hqq, with +rotation, +online or +tie behind it.
     #[arg(long)]
     method: Option<String>,
     /// Bits a weight, or a format: 4 is Q4_K in a GGUF file and int4-g64 in a .safetensors.

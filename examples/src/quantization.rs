@@ -4,7 +4,7 @@ use std::path::Path;
 
 use breakers_core::TokenId;
 use breakers_model::quantize::{
-    Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Sensitivities, quantize,
+    Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Rotate, Sensitivities, quantize,
 };
 use breakers_quant::quantizer::Encoding;
 use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
@@ -19,8 +19,8 @@ pub struct JobSpec {
     pub name: String,
     /// How weights are chosen.
     pub method: Method,
-    /// Whether hidden states are rotated.
-    pub rotation: bool,
+    /// A rotation ahead of the method: `+rotation` of the hidden states, `+online` of each matrix's inputs.
+    pub rotation: Option<Rotate>,
     /// Whether embeddings and head become one table, if they are the same numbers.
     pub tie: bool,
     /// Which formats they get.
@@ -60,12 +60,13 @@ impl std::str::FromStr for JobSpec {
         let (method, formats) = words.split_once(':').ok_or("expected METHOD:FORMAT, such as gptq:Q3_K")?;
         let mut words_of_method = method.split('+');
         let method = words_of_method.next().unwrap_or_default();
-        let (mut rotation, mut tie) = (false, false);
+        let (mut rotation, mut tie) = (None, false);
         for word in words_of_method {
             match word {
-                "rotation" => rotation = true,
+                "rotation" => rotation = Some(Rotate::Folded { seed: SEED }),
+                "online" => rotation = Some(Rotate::Online { seed: SEED }),
                 "tie" => tie = true,
-                other => return Err(format!("{other:?} is neither `rotation` nor `tie`")),
+                other => return Err(format!("{other:?} is none of `rotation`, `online` and `tie`")),
             }
         }
         let method = match method {
@@ -120,8 +121,7 @@ impl JobSpec {
         format!("{method}:{format}").parse()
     }
 
-    /// The ending of the job's file: formats of our own, and rotations that no norm lets into the weights, need one that is not
-    /// GGUF.
+    /// The ending of the job's file: GGUF has no formats of our own, and nothing of rotated inputs.
     pub fn extension(&self) -> &'static str {
         let is_own = |encoding: &Encoding| matches!(encoding, Encoding::Groups(_));
         let has_own = match &self.formats {
@@ -129,6 +129,7 @@ impl JobSpec {
             Formats::Budget { among, .. } => among.iter().any(is_own),
             Formats::Like(_) => false,
         };
+        let has_own = has_own || matches!(self.rotation, Some(Rotate::Online { .. }));
         let has_own = has_own || self.exceptions.iter().any(|(_, encoding)| is_own(encoding));
         if has_own { "safetensors" } else { "gguf" }
     }
@@ -184,7 +185,7 @@ impl JobSpec {
     ) -> Result<QuantizeReport> {
         let mut options = QuantizeOptions::new(self.method, tokens);
         options.window = window;
-        options.rotation = self.rotation.then_some(SEED);
+        options.rotation = self.rotation;
         options.tie = self.tie;
         if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder)
@@ -224,7 +225,7 @@ mod tests {
     fn words_become_jobs() {
         let job: JobSpec = "gptq+rotation:q3_k".parse().unwrap();
         assert!(
-            job.rotation
+            job.rotation.is_some()
                 && job.formats == Formats::Uniform(Format::Q3_K.into())
                 && job.method.name() == "gptq"
         );
@@ -234,6 +235,8 @@ mod tests {
         let among = [Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q6_K].map(Encoding::from).to_vec();
         assert_eq!(job.formats, Formats::Budget { megabytes: 400, among });
         assert_eq!(job.extension(), "gguf");
+        let job: JobSpec = "gptq+online:q4_0".parse().unwrap();
+        assert_eq!((job.rotation, job.extension()), (Some(Rotate::Online { seed: SEED }), "safetensors"));
         let job: JobSpec = "imatrix:budget=40:nf4+q2_k".parse().unwrap();
         let among = vec![GroupFormat::Nf4.into(), Format::Q2_K.into()];
         assert_eq!(job.formats, Formats::Budget { megabytes: 40, among });
@@ -244,7 +247,7 @@ mod tests {
         let job: JobSpec = "gptq+tie:like=a.gguf,ffn_up=IQ4_NL,blk.3.ffn_up=q2_k".parse().unwrap();
         let expected = [("ffn_up", Format::IQ4_NL), ("blk.3.ffn_up", Format::Q2_K)]
             .map(|(a, b)| (a.to_owned(), b.into()));
-        assert!(job.tie && !job.rotation && job.exceptions == expected);
+        assert!(job.tie && job.rotation.is_none() && job.exceptions == expected);
         assert_eq!(job.formats, Formats::Like("a.gguf".to_owned()));
         for wrong in [
             "",

@@ -25,6 +25,7 @@ use crate::{
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     path::Path,
 };
@@ -90,13 +91,14 @@ pub fn join<'a>(path: impl AsRef<Path>, stores: impl IntoIterator<Item = &'a Sto
     persist(path.as_ref(), all.into_iter().collect(), metadata(&entries)?)
 }
 
-type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
-type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+/// A tensor: its name, or the end of it, type, shape and bytes.
+type Part<'a, N> = (N, Dtype, Vec<usize>, Cow<'a, [u8]>);
+type Tensors<'a> = Vec<Part<'a, String>>;
 
 /// The tensors and the metadata of matrices.
 fn collect<'a>(
     matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
-) -> Result<(Tensors, HashMap<String, String>)> {
+) -> Result<(Tensors<'a>, HashMap<String, String>)> {
     let (mut tensors, mut entries) = (Vec::new(), BTreeMap::new());
     for (name, matrix) in matrices {
         let (encoding, seed) = (matrix.encoding(), matrix.rotation_seed());
@@ -122,7 +124,7 @@ fn metadata(entries: &BTreeMap<String, Entry>) -> Result<HashMap<String, String>
     Ok(HashMap::from([(KEY.to_owned(), lines)]))
 }
 
-fn views(tensors: &Tensors) -> Result<Vec<(String, TensorView<'_>)>> {
+fn views<'a>(tensors: &'a Tensors<'_>) -> Result<Vec<(String, TensorView<'a>)>> {
     tensors
         .iter()
         .map(|(name, dtype, shape, bytes)| {
@@ -154,35 +156,36 @@ fn persist(
 }
 
 /// The tensors of a matrix.
-fn parts(matrix: &QuantizedMatrix) -> Vec<Part> {
+fn parts(matrix: &QuantizedMatrix) -> Vec<Part<'_, &'static str>> {
     let rows = matrix.n_rows();
-    let floats = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
-    let mut out: Vec<Part> = Vec::new();
+    let floats = |values: &[f32]| -> Cow<'_, [u8]> {
+        values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
+    };
+    let mut out: Vec<Part<'_, &'static str>> = Vec::new();
     match matrix.parts() {
         Parts::Blocks(bytes) => {
             let row_bytes = bytes.len() / rows.max(1);
-            out.push(("blocks", Dtype::U8, vec![rows, row_bytes], bytes.to_vec()));
+            out.push(("blocks", Dtype::U8, vec![rows, row_bytes], bytes.into()));
         }
         Parts::Groups(groups) => {
-            out.push(("codes", Dtype::U8, vec![groups.codes.len()], groups.codes.clone()));
+            out.push(("codes", Dtype::U8, vec![groups.codes.len()], groups.codes.as_slice().into()));
             let n_groups = groups.n_cols / groups.format.group();
             match &groups.scales {
                 GroupScales::Affine(scales) => {
-                    let bytes = scales.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
-                    out.push(("scales", Dtype::F16, vec![rows, n_groups, 2], bytes));
+                    let bytes: Vec<u8> = scales.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+                    out.push(("scales", Dtype::F16, vec![rows, n_groups, 2], bytes.into()));
                 }
                 GroupScales::Symmetric(scales) => {
-                    let bytes = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    out.push(("scales", Dtype::F16, vec![rows, n_groups], bytes));
+                    let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    out.push(("scales", Dtype::F16, vec![rows, n_groups], bytes.into()));
                 }
                 GroupScales::Nf4 { codes, scales, mean } => {
-                    let bytes = codes.iter().map(|&x| x as u8).collect();
-                    out.push(("scales", Dtype::I8, vec![rows, n_groups], bytes));
+                    out.push(("scales", Dtype::I8, vec![rows, n_groups], bytemuck::cast_slice(codes).into()));
                     out.push(("factors", Dtype::F32, vec![scales.len()], floats(scales)));
                     out.push(("mean", Dtype::F32, vec![1], floats(&[*mean])));
                 }
                 GroupScales::NvFp4 { codes, scale } => {
-                    out.push(("scales", Dtype::F8_E4M3, vec![rows, n_groups], codes.clone()));
+                    out.push(("scales", Dtype::F8_E4M3, vec![rows, n_groups], codes.as_slice().into()));
                     out.push(("factors", Dtype::F32, vec![1], floats(&[*scale])));
                 }
             }

@@ -13,7 +13,9 @@ use breakers_quant::{Format, GroupFormat, gguf, store};
 use super::fold::HiddenRotation;
 use super::parts::{Parts, Shape};
 use super::tables;
-use super::{Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, TensorReport, parts_folder};
+use super::{
+    Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Rotate, TensorReport, parts_folder,
+};
 use crate::Error;
 use crate::walk::BlockWalk;
 
@@ -40,16 +42,17 @@ pub(super) fn run(
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
-    let (mut rotation, mut online) = (None, None);
-    match options.rotation {
-        Some(seed) if !walk.has_post_norms() => rotation = Some(HiddenRotation::new(walk.width(), seed)?),
-        Some(_) if !as_store => {
-            let reason = "its norms stand behind the matrices that add to the hidden states; a file of matrices (.safetensors) can \
-                          have each layer rotate its inputs";
+    let (rotation, online) = match options.rotation {
+        None => (None, None),
+        Some(Rotate::Folded { seed }) if !walk.has_post_norms() => {
+            (Some(HiddenRotation::new(walk.width(), seed)?), None)
+        }
+        Some(Rotate::Folded { seed } | Rotate::Online { seed }) if as_store => (None, Some(seed)),
+        Some(_) => {
+            let reason = "layers would have to rotate their inputs, which GGUF cannot say; a name that ends in .safetensors can";
             return Err(Error::Unfoldable { reason: reason.to_owned() });
         }
-        seed => online = seed,
-    }
+    };
     let parts = Parts::open(parts_folder(out), &fingerprint(&file, plan, options))?;
     let mut report = QuantizeReport { n_tokens, notes: plan.notes(), ..QuantizeReport::default() };
     let tied = options.tie && tables::can_tie(&file, options, as_store, &mut report.notes)?;
@@ -413,7 +416,7 @@ impl Job<'_> {
         metadata.remove("general.file_type");
         let mut writer = gguf::Writer::with_metadata(metadata);
         writer.insert("breakers.quantize.method", self.options.method.name())?;
-        if let Some(seed) = self.options.rotation {
+        if let Some(Rotate::Folded { seed }) = self.options.rotation {
             writer.insert("breakers.quantize.rotation_seed", seed)?;
         }
         let file = self.file;

@@ -75,14 +75,30 @@ impl Method {
     }
 }
 
+/// A Hadamard rotation with random signs; equal seeds give equal ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rotate {
+    /// Of the hidden states, folded into all matrices. Where norms stand behind the matrices, as Gemma's do, they cannot be
+    /// folded, and each matrix's inputs are rotated instead.
+    Folded {
+        /// Seed of the signs.
+        seed: u64,
+    },
+    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they run. GGUF cannot say that.
+    Online {
+        /// Seed of the signs.
+        seed: u64,
+    },
+}
+
 /// A job for [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
     /// How weights are chosen.
     pub method: Method,
-    /// Seed of a rotation, `None` for none: of the hidden states, folded into all matrices, where the norms allow it. Where they
-    /// stand behind matrices, as Gemma's do, of each matrix's inputs, which layers then rotate as they run; GGUF cannot say that.
-    pub rotation: Option<u64>,
+    /// A rotation ahead of the method, `None` for none.
+    pub rotation: Option<Rotate>,
     /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format: the other one's
     /// bytes are worth more in the blocks. Where they are not, or are rotated, both are written, and a note says so.
     pub tie: bool,

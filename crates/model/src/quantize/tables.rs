@@ -9,7 +9,7 @@ use breakers_quant::statistics::{Statistics, StatisticsConfig};
 use super::job::{
     EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, ROW_LIMIT, Ready, choose, kept, shape, vector,
 };
-use super::{Method, QuantizeOptions, TensorReport};
+use super::{Method, QuantizeOptions, Rotate, TensorReport};
 use crate::Error;
 
 /// Rows that are quantized at a time.
@@ -35,7 +35,7 @@ pub(super) fn can_tie(
     let (embeddings, Some(head)) = (file.require(EMBEDDINGS)?, file.tensor(HEAD)) else {
         return Ok(false);
     };
-    if options.rotation.is_some() {
+    if matches!(options.rotation, Some(Rotate::Folded { .. })) {
         notes.push(
             "tie: a rotation takes the last norm into the head, so that both tables are written".to_owned(),
         );
@@ -130,7 +130,10 @@ impl Job<'_> {
         if self.parts.has(name, shape(view, encoding))? {
             self.report.resumed += 1;
         } else if self.rotation.is_none() && encoding == view.format().into() {
-            self.parts.write(name, &QuantizedMatrix::from_gguf(view))?;
+            // Under its own name it is taken over when the file is put together.
+            if name != view.name() {
+                self.parts.write(name, &QuantizedMatrix::from_gguf(view))?;
+            }
             self.report.tensors.push(kept(view));
         } else {
             let (n_rows, n_cols) = (view.n_rows(), view.n_cols());

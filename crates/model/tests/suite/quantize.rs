@@ -6,7 +6,9 @@ use std::sync::Arc;
 use breakers_backend::harness::model_path;
 use breakers_core::{LanguageModel, LayerTap, Step, TokenId, Want};
 use breakers_kv_cache::Element;
-use breakers_model::quantize::{Method, Plan, QuantizeOptions, Sensitivities, parts_folder, quantize};
+use breakers_model::quantize::{
+    Method, Plan, QuantizeOptions, Rotate, Sensitivities, parts_folder, quantize,
+};
 use breakers_model::walk::BlockWalk;
 use breakers_model::{Error, LoadOptions, Model};
 use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
@@ -179,7 +181,7 @@ fn changes_of_basis_leave_the_model_as_it_is() {
     // A basis that is changed on one side alone costs all.
     let (exact, bytes) = ((Format::F16, 1e-5), (Format::Q8_0, 5e-3));
     for (kv_heads, method, rotation, (format, tolerance)) in
-        [(2, plain, Some(5), exact), (2, awq, None, bytes), (4, awq, None, bytes), (4, awq, Some(5), bytes)]
+        [(2, plain, FOLDED, exact), (2, awq, None, bytes), (4, awq, None, bytes), (4, awq, FOLDED, bytes)]
     {
         write_model(&source, Tiny { kv_heads, ..TINY });
         let options = QuantizeOptions { rotation, ..options(method) };
@@ -209,7 +211,7 @@ fn methods_rank_on_whole_models() {
     let weighted = error(Method::RoundToNearest { weighted: true }, None);
     let awq = error(Method::Awq(AwqConfig::default()), None);
     let gptq = error(Method::Gptq(GptqConfig::default()), None);
-    let rotated = error(Method::Gptq(GptqConfig::default()), Some(2));
+    let rotated = error(Method::Gptq(GptqConfig::default()), FOLDED);
     assert!(
         weighted < plain && awq < plain && gptq < 0.8 * plain && rotated < plain,
         "{plain} {weighted} {awq} {gptq} {rotated}"
@@ -255,10 +257,12 @@ fn tables_that_are_the_same_numbers_become_one() {
     let table = gguf::File::open(&out).unwrap().require("token_embd.weight").unwrap().to_f32();
     assert!(distance(&values, &table) < 1e-4, "the table is the head's, in its format");
     // A rotation takes a norm into the head alone.
-    let (names, notes) = tied(&same, &out, &QuantizeOptions { rotation: Some(1), ..options });
+    let (names, notes) = tied(&same, &out, &QuantizeOptions { rotation: FOLDED, ..options });
     assert!(names.contains(&"output.weight".to_owned()) && notes.len() == 1, "{notes:?}");
 }
 
+const FOLDED: Option<Rotate> = Some(Rotate::Folded { seed: 5 });
+const ONLINE: Option<Rotate> = Some(Rotate::Online { seed: 5 });
 const INT4: GroupFormat = GroupFormat::Affine { bits: 4, group: 64 };
 
 #[test]
@@ -290,12 +294,14 @@ fn changes_of_basis_lie_over_the_source_too() {
     // What lies over the source: matrices alone; with the norms of both parts; with all norms and both tables.
     let (matrices, norms) = (7 * BLOCKS, 2 * BLOCKS);
     for (tiny, method, rotation, n_tensors) in [
-        (TINY, gptq, Some(5), matrices + norms + 3),
+        (TINY, gptq, FOLDED, matrices + norms + 3),
         (TINY, awq, None, matrices + norms),
-        (TINY, awq, Some(5), matrices + norms + 3),
+        (TINY, awq, FOLDED, matrices + norms + 3),
+        (TINY, gptq, ONLINE, matrices),
+        (TINY, awq, ONLINE, matrices + norms),
         // Norms behind the matrices: their inputs are rotated as they run.
-        (gemma, gptq, Some(5), matrices),
-        (gemma, awq, Some(5), matrices + norms),
+        (gemma, gptq, FOLDED, matrices),
+        (gemma, awq, FOLDED, matrices + norms),
     ] {
         write_model(&source, tiny);
         let options = QuantizeOptions { rotation, ..options(method) };
@@ -304,8 +310,8 @@ fn changes_of_basis_lie_over_the_source_too() {
         let (name, architecture) = (method.name(), tiny.architecture);
         assert_eq!(store.names().count(), n_tensors, "{name} {rotation:?} {architecture}");
         let query = store.matrix("blk.0.attn_q.weight").unwrap();
-        let expected = rotation.filter(|_| architecture == "gemma3");
-        assert_eq!(query.rotation_seed(), expected);
+        let is_online = rotation == ONLINE || (rotation == FOLDED && architecture == "gemma3");
+        assert_eq!(query.rotation_seed(), is_online.then_some(5));
         // The same function, but for eight bits of weights and inputs, of which norms behind the matrices make more.
         let tolerance = if architecture == "gemma3" { 2e-2 } else { 5e-3 };
         let off = distance(&logits(&source), &logits_with(&source, Some(store)));
@@ -428,9 +434,11 @@ fn bad_input_is_refused_and_leaves_no_file() {
     assert!(matches!(found, Error::TooLittleText { expected: 256, found: 192 }), "{found}");
     let long = QuantizeOptions { window: 1024, tokens: text(2048, 1), ..options(gptq) };
     assert!(matches!(run(TINY, &long), Error::WindowLength { limit: 512, found: 1024 }));
-    let rotated = QuantizeOptions { rotation: Some(1), ..options(gptq) };
+    let rotated = QuantizeOptions { rotation: FOLDED, ..options(gptq) };
     let gemma = Tiny { architecture: "gemma3", ..TINY };
     assert!(matches!(run(gemma, &rotated), Error::Unfoldable { .. }));
+    let online = QuantizeOptions { rotation: ONLINE, ..options(gptq) };
+    assert!(matches!(run(TINY, &online), Error::Unfoldable { .. }));
     let nf4 = plan(&source, GroupFormat::Nf4);
     let found = quantize(&source, &out, &nf4, &options(gptq), &mut |_| ()).unwrap_err();
     assert!(matches!(found, Error::NotOfGguf { .. }) && !out.exists(), "{found}");
