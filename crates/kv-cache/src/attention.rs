@@ -6,6 +6,8 @@
 #[cfg(feature = "cube")]
 mod cube;
 mod flex;
+#[cfg(feature = "cube")]
+pub(crate) mod online;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,4 @@
-//! The GPU kernel: one cube for each row and query head, with the online softmax (Milakov and Gimelshein 2018,
-//! arXiv 1805.02867) over chunks of 64 keys.
+//! The GPU kernel: one cube for each row and query head, with the online softmax over chunks of 64 keys.
 //!
 //! Chunks begin at multiples of 64 of the row's own path, and their results are joined in ascending order; so a
 //! row's bits depend on nothing but the keys that it sees: neither on the other rows nor on how many there are.
@@ -16,15 +15,12 @@ use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use cubecl::prelude::*;
 
+use super::online::{LOWEST, Marks, UNITS, add_chunk, score_of, write_mean};
 use super::{AttentionOps, attention_generic};
 use crate::Visible;
 
-/// Units of a cube and keys of a chunk: each unit computes the score of one key.
-const UNITS: usize = 64;
 /// Numbers before a row's path in the table of what it sees: its first key, and the one behind its last.
 const SPAN: usize = 2;
-/// Below every score. Finite, since shaders may assume that numbers are.
-const LOWEST: f32 = -1e30;
 /// Largest head that the cube's registers and shared memory hold.
 const MAX_HEAD_DIM: usize = 1024;
 
@@ -110,7 +106,6 @@ fn attention_kernel<F: Float>(
     let seen_start = row * seen.shape(1);
     let (first, end) = (seen[seen_start] as usize, seen[seen_start + 1] as usize);
 
-    // Each unit sums every 64th coordinate of the result.
     let per_unit = comptime!(head_dim.div_ceil(UNITS));
     let mut query = Shared::<[f32]>::new_slice(head_dim);
     let mut scores = Shared::<[f32]>::new_slice(comptime!(UNITS));
@@ -142,57 +137,27 @@ fn attention_kernel<F: Float>(
                 }
             }
             slots[unit] = slot as u32;
-            let start = slot * kv_stride + kv_start;
-            score = 0.0f32;
-            for i in 0..head_dim {
-                score = fma(query[i], f32::cast_from(k[start + i]), score);
-            }
-        }
-        scores[unit] = score;
-        sync_cube();
-
-        // Every unit looks at all scores, so that all agree without another barrier.
-        let mut new_largest = largest;
-        for i in 0..comptime!(UNITS) {
-            new_largest = max(new_largest, scores[i]);
-        }
-        let weight = select(score > comptime!(LOWEST), (score - new_largest).exp(), 0.0f32);
-        weights[unit] = weight;
-        sync_cube();
-
-        let decay = (largest - new_largest).exp();
-        total *= decay;
-        #[unroll]
-        for i in 0..per_unit {
-            sums[i] *= decay;
+            score = score_of(&query, k, slot * kv_stride + kv_start, head_dim);
         }
         let from = select(first > chunk, first - chunk, 0usize);
         let to = select(end - chunk < comptime!(UNITS), end - chunk, comptime!(UNITS).runtime());
-        for i in from..to {
-            let weight = weights[i];
-            total += weight;
-            let start = slots[i] as usize * kv_stride + kv_start;
-            #[unroll]
-            for j in 0..per_unit {
-                let at = unit + comptime!(j * UNITS);
-                if at < head_dim {
-                    sums[j] = fma(weight, f32::cast_from(v[start + at]), sums[j]);
-                }
-            }
-        }
-        largest = new_largest;
+        let marks = add_chunk(
+            Marks { largest, total },
+            score,
+            &mut scores,
+            &mut weights,
+            &slots,
+            &mut sums,
+            v,
+            kv_start,
+            kv_stride,
+            from,
+            to,
+            head_dim,
+        );
+        largest = marks.largest;
+        total = marks.total;
         chunk += comptime!(UNITS);
-        // The next chunk overwrites what this one reads.
-        sync_cube();
     }
-
-    // A row that sees nothing has the sum zero.
-    let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32);
-    #[unroll]
-    for i in 0..per_unit {
-        let at = unit + comptime!(i * UNITS);
-        if at < head_dim {
-            out[q_start + at] = sums[i] * inverse;
-        }
-    }
+    write_mean(&sums, total, out, q_start, head_dim);
 }

@@ -15,19 +15,18 @@
 use cubecl::prelude::*;
 
 use super::format::{LANE_WORDS, RUN_WORDS, Spec};
+use crate::attention::online::{LOWEST, UNITS};
 use crate::packed::TABLE;
 use crate::page::PAGE_TOKENS;
 
 /// Packed pages whose softmax is computed together.
 pub(super) const SPLIT_PAGES: usize = 4;
-/// Units of a cube: as many as a page has slots.
-pub(super) const UNITS: usize = PAGE_TOKENS;
+// A cube's units are as many as a page has slots.
+const _: () = assert!(UNITS == PAGE_TOKENS);
 /// Most queries of a tile.
 pub(super) const MAX_TILE: usize = 8;
 /// Units that share the sums over a tile's query.
 pub(super) const PART: usize = UNITS / MAX_TILE;
-/// Below every score. Finite, since shaders may assume that numbers are.
-pub(super) const LOWEST: f32 = -1e30;
 /// Numbers before a row's path in the table of what it sees: its first slot, the one behind the last that it sees
 /// packed, and the one behind its last.
 pub(super) const SPAN: usize = 3;

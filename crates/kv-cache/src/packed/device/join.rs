@@ -6,7 +6,8 @@
 use breakers_backend::cube::row_of_cube;
 use cubecl::prelude::*;
 
-use super::cube::{LOWEST, MARKS, SPAN, SPLIT_PAGES, UNITS, at_least, at_most};
+use super::cube::{MARKS, SPAN, SPLIT_PAGES, at_least, at_most};
+use crate::attention::online::{LOWEST, Marks, UNITS, add_chunk, score_of, write_mean};
 
 /// Every vector times a matrix.
 #[cube(launch_unchecked)]
@@ -126,54 +127,25 @@ pub(super) fn join_kernel<F: Float>(
                 slot = n_exact + slot - base;
             }
             slots[unit] = slot as u32;
-            let start = slot * kv_stride + kv_start;
-            score = 0.0f32;
-            for i in 0..head_dim {
-                score = fma(query[i], f32::cast_from(k[start + i]), score);
-            }
+            score = score_of(&query, k, slot * kv_stride + kv_start, head_dim);
         }
-        scores[unit] = score;
-        sync_cube();
-
-        // Every unit looks at all scores, so that all agree without another barrier.
-        let mut most = largest;
-        for i in 0..comptime!(UNITS) {
-            most = max(most, scores[i]);
-        }
-        weights[unit] = select(score > comptime!(LOWEST), (score - most).exp(), 0.0f32);
-        sync_cube();
-
-        let decay = (largest - most).exp();
-        total *= decay;
-        #[unroll]
-        for i in 0..per_unit {
-            sums[i] *= decay;
-        }
-        for i in from - chunk..to - chunk {
-            let weight = weights[i];
-            total += weight;
-            let start = slots[i] as usize * kv_stride + kv_start;
-            #[unroll]
-            for j in 0..per_unit {
-                let at = unit + comptime!(j * UNITS);
-                if at < head_dim {
-                    sums[j] = fma(weight, f32::cast_from(v[start + at]), sums[j]);
-                }
-            }
-        }
-        largest = most;
+        let marks = add_chunk(
+            Marks { largest, total },
+            score,
+            &mut scores,
+            &mut weights,
+            &slots,
+            &mut sums,
+            v,
+            kv_start,
+            kv_stride,
+            from - chunk,
+            to - chunk,
+            head_dim,
+        );
+        largest = marks.largest;
+        total = marks.total;
         chunk = select(is_exact, tail_chunk, chunk + comptime!(UNITS));
-        // The next chunk overwrites what this one reads.
-        sync_cube();
     }
-
-    // A row that sees nothing has the sum zero.
-    let inverse = select(total > 0.0f32, 1.0f32 / total, 0.0f32);
-    #[unroll]
-    for i in 0..per_unit {
-        let at = unit + comptime!(i * UNITS);
-        if at < head_dim {
-            out[q_start + at] = sums[i] * inverse;
-        }
-    }
+    write_mean(&sums, total, out, q_start, head_dim);
 }

@@ -12,9 +12,10 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use cubecl::prelude::{CubeCount, CubeDim};
 
 use super::cube::packed_kernel;
-use super::cube::{MARKS, MAX_TILE, PART, SPAN, SPLIT_PAGES, UNITS};
+use super::cube::{MARKS, MAX_TILE, PART, SPAN, SPLIT_PAGES};
 use super::format::Spec;
 use super::join::{join_kernel, turn_kernel};
+use crate::attention::online::UNITS;
 use crate::packed::TABLE;
 use crate::page::PAGE_TOKENS;
 use crate::{Error, Result};
