@@ -282,8 +282,8 @@ impl Job<'_> {
         if self.walk.n_windows() == 0 {
             return Ok(());
         }
-        let tensors = views.iter().map(|view| Ok((view, self.part(view)?)));
-        let changed = file_of(tensors.collect::<Result<Vec<_>, Error>>()?.into_iter())?;
+        let tensors: Result<Vec<_>, Error> = views.iter().map(|view| Ok((view, self.part(view)?))).collect();
+        let changed = file_of(&tensors?)?;
         self.read(block, Some(&changed), None, true)
     }
 
@@ -481,11 +481,9 @@ impl Job<'_> {
 }
 
 /// A file in memory of tensors with other numbers; those in formats of our own decoded to half precision.
-pub(super) fn file_of<'a>(
-    tensors: impl Iterator<Item = (&'a gguf::TensorView<'a>, QuantizedMatrix)> + Clone,
-) -> Result<gguf::File, Error> {
+pub(super) fn file_of(tensors: &[(&gguf::TensorView<'_>, QuantizedMatrix)]) -> Result<gguf::File, Error> {
     let mut writer = gguf::Writer::new();
-    for (view, tensor) in tensors.clone() {
+    for (view, tensor) in tensors {
         let format = match tensor.encoding() {
             Encoding::Gguf(format) if tensor.rotation_seed().is_none() => format,
             _ => Format::F16,

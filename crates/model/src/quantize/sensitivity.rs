@@ -169,10 +169,14 @@ fn loss_of(
     let rounded = RoundToNearest::new(encoding).quantize(&weights, None).map_err(in_tensor)?;
     let prefix = format!("blk.{block}.");
     let views: Vec<_> = file.tensors().filter(|other| other.name().starts_with(&prefix)).collect();
-    let changed = file_of(views.iter().map(|other| {
-        let is_it = other.name() == view.name();
-        (other, if is_it { rounded.clone() } else { QuantizedMatrix::from_gguf(other) })
-    }))?;
+    let tensors: Vec<_> = views
+        .iter()
+        .map(|other| match other.name() == view.name() {
+            true => (other, rounded.clone()),
+            false => (other, QuantizedMatrix::from_gguf(other)),
+        })
+        .collect();
+    let changed = file_of(&tensors)?;
     let mut walk = walk.clone();
     walk.run(&changed, block, None, None, true, &mut |_| ())?;
     for later in block + 1..walk.n_blocks() {
