@@ -119,6 +119,31 @@ impl Rotation {
         self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.inverse_rows(rows, scratch)))
     }
 
+    /// The rotation in parts, for devices that have no butterflies: a factor for each coordinate, and small matrices. With the
+    /// coordinates as an array whose last axis has the length of the first matrix, the axis before it that of the second and so
+    /// on, the rotation is a multiplication by the factors, then of each axis by its matrix.
+    ///
+    /// # Shapes
+    /// The factors: `[len]`; each matrix `[n, n]` by rows, the product of all n is `len`.
+    pub fn parts(&self) -> (Vec<f32>, Vec<Vec<f32>>) {
+        /// Bits of an axis at most: more would be more multiplications, fewer more passes.
+        const AXIS_BITS: u32 = 5;
+        let signs = if self.signs.is_empty() { vec![1.0; self.len] } else { self.signs.clone() };
+        let factors = signs.into_iter().map(|sign| sign * self.scale).collect();
+        let bits = (self.len / self.order).trailing_zeros();
+        let n_axes = bits.div_ceil(AXIS_BITS);
+        let mut matrices: Vec<Vec<f32>> = (0..n_axes)
+            .map(|axis| {
+                let n = 1usize << ((bits + axis) / n_axes);
+                by_entries(n, |row, column| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 })
+            })
+            .collect();
+        if self.order > 1 || matrices.is_empty() {
+            matrices.push(if self.order > 1 { self.dense[0].clone() } else { vec![1.0] });
+        }
+        (factors, matrices)
+    }
+
     /// The instruction set to use: alone, butterflies are faster without AVX-512, which the compiler uses for
     /// gathers there.
     fn isa(&self) -> Isa {
@@ -320,6 +345,33 @@ mod tests {
                         assert!((product - f64::from(i == j)).abs() < 2e-6, "{len}: {i}·{j} = {product}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_make_the_whole() {
+        for len in LENGTHS.into_iter().chain([8960]) {
+            let rotation = Rotation::random(len, 11).unwrap();
+            let (factors, matrices) = rotation.parts();
+            let vector = random_vector(len, 4);
+            let mut found: Vec<f64> = vector.iter().zip(&factors).map(|(x, f)| f64::from(x * f)).collect();
+            let mut stride = 1;
+            for matrix in &matrices {
+                let n = matrix.len().isqrt();
+                let before = found.clone();
+                for (at, out) in found.iter_mut().enumerate() {
+                    let (row, first) = (at / stride % n, at - at / stride % n * stride);
+                    let terms = (0..n).map(|i| f64::from(matrix[row * n + i]) * before[first + i * stride]);
+                    *out = terms.sum();
+                }
+                stride *= n;
+            }
+            assert_eq!(stride, len);
+            let mut expected = vector;
+            rotation.forward(&mut expected).unwrap();
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - f64::from(*expected)).abs() < 1e-5, "{len}: {found} for {expected}");
             }
         }
     }

@@ -370,11 +370,8 @@ pub enum Error {
         /// Weights in a row.
         n_cols: usize,
     },
-    /// Matrices of inputs that are divided first, or rotated in a way that the layer does not.
-    #[error(
-        "the matrix is for inputs that are divided first or rotated otherwise; a layer on the CPU rotates in one way, on a GPU not \
-         at all"
-    )]
+    /// Matrices of inputs that are divided first, or rotated otherwise than those of another matrix of the layer.
+    #[error("the matrix is for inputs that are divided first, or rotated otherwise than the layer's others")]
     InputBasis,
     /// A file of matrices that its container's reader or writer refuses.
     #[error("safetensors: {source}")]

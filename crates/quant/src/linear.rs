@@ -9,6 +9,7 @@ mod cube;
 mod on_device;
 mod ops;
 mod records;
+mod rotated;
 
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
 
@@ -18,12 +19,13 @@ use crate::{
     product,
     quantizer::{Encoding, Parts, QuantizedMatrix},
 };
-use breakers_backend::{device, hadamard::Rotation, pool};
+use breakers_backend::{device, pool};
 use burn::{
     backend::Dispatch,
     tensor::{Device, Tensor, TensorData},
 };
 use on_device::{DeviceMatrix, Rows};
+use rotated::InputRotation;
 use std::{borrow::Cow, sync::Arc};
 
 /// Rows of an embedding that a task of the pool decodes at least.
@@ -53,7 +55,7 @@ pub struct QuantizedLinear {
     n_outputs: usize,
     weights: Weights,
     /// What the inputs are rotated by first.
-    rotation: Option<Arc<Rotation>>,
+    rotation: Option<Arc<InputRotation>>,
 }
 
 #[derive(Debug, Clone)]
@@ -106,19 +108,19 @@ impl QuantizedLinear {
     /// them, once for all.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for matrices of divided inputs, of inputs that are rotated in several ways, and on GPUs of any
-    /// rotated ones; [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
+    /// [`Error::InputBasis`] for matrices of divided inputs, or of inputs that are rotated in several ways; [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
     pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
         let seed = parts.iter().find_map(QuantizedMatrix::rotation_seed);
         let differs = |part: &QuantizedMatrix| part.input_scales().is_some() || part.rotation_seed() != seed;
-        if parts.iter().any(differs) || (seed.is_some() && !device::is_cpu(device)) {
+        if parts.iter().any(differs) {
             return Err(Error::InputBasis);
         }
+        let rotation = parts.iter().find_map(QuantizedMatrix::rotation);
+        let rotation = rotation.map(|found| InputRotation::new(found, device)).transpose()?.map(Arc::new);
         if device::is_cpu(device) {
             let packed: Result<Vec<_>> = parts.iter().map(|part| Ok(Arc::new(part.to_packed()?))).collect();
-            let rotation = parts.iter().find_map(QuantizedMatrix::rotation).cloned().map(Arc::new);
             return Ok(Self { rotation, ..Self::from_packed(packed?)? });
         }
         let rows = parts.iter().map(|part| {
@@ -132,7 +134,7 @@ impl QuantizedLinear {
         let matrices = on_device::place(rows.into_iter(), device)?.into();
         let n_outputs = parts.iter().map(QuantizedMatrix::n_rows).sum();
         let weights = Weights::Device { matrices, sources: [].into() };
-        Ok(Self { n_cols, n_outputs, weights, rotation: None })
+        Ok(Self { n_cols, n_outputs, weights, rotation })
     }
 
     /// A layer on a device over one matrix of plain numbers, which are not quantized.
@@ -172,7 +174,7 @@ impl QuantizedLinear {
             return Tensor::zeros([0, self.n_outputs], &x.device());
         }
         let x = match &self.rotation {
-            Some(rotation) => rotated(rotation, x),
+            Some(rotation) => rotation.forward(x),
             None => x,
         };
         match &self.weights {
@@ -211,17 +213,6 @@ impl QuantizedLinear {
             Weights::Device { .. } => None,
         }
     }
-}
-
-/// Rotates rows of activations in the host's memory.
-fn rotated(rotation: &Rotation, x: Tensor<2>) -> Tensor<2> {
-    let (shape, device) = (x.dims(), x.device());
-    let values = x.into_data().convert::<f32>().try_into_vec::<f32>();
-    let mut values = values.unwrap_or_else(|error| panic!("numbers of a tensor in memory: {error:?}"));
-    // Rows are as long as the rotation: both were checked against the matrices.
-    let done = rotation.forward(&mut values);
-    debug_assert!(done.is_ok(), "{done:?}");
-    Tensor::from_data(TensorData::new(values, shape), &device)
 }
 
 fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
