@@ -23,7 +23,7 @@ use crate::{
     quantizer::{Encoding, Parts, QuantizedMatrix},
 };
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
@@ -64,13 +64,16 @@ pub fn write<'a>(
     persist(path.as_ref(), views(&tensors)?, metadata)
 }
 
-/// The bytes of a file that holds these matrices.
+/// As [`write`], without waiting until the disk has the file, which is private: for intermediate ones.
 ///
 /// # Errors
-/// [`Error::Store`].
-pub fn to_bytes<'a>(matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>) -> Result<Vec<u8>> {
+/// As [`write`].
+pub fn write_intermediate<'a>(
+    path: impl AsRef<Path>,
+    matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
+) -> Result<()> {
     let (tensors, metadata) = collect(matrices)?;
-    safetensors::serialize(views(&tensors)?, Some(metadata)).map_err(Error::store)
+    serialize(path.as_ref(), views(&tensors)?, metadata)
 }
 
 /// Writes the matrices of several files to one, which appears whole. Mapped files are copied through, not held in memory.
@@ -133,6 +136,17 @@ fn views<'a>(tensors: &'a Tensors<'_>) -> Result<Vec<(String, TensorView<'a>)>> 
         .collect()
 }
 
+fn serialize(
+    path: &Path,
+    views: Vec<(String, TensorView<'_>)>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => Error::Io { path: path.to_owned(), source },
+        error => Error::store(error),
+    })
+}
+
 fn persist(
     path: &Path,
     views: Vec<(String, TensorView<'_>)>,
@@ -147,7 +161,7 @@ fn persist(
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let temporary = builder.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
     let permissions = temporary.as_file().metadata().map_err(io)?.permissions();
-    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(Error::store)?;
+    serialize(temporary.path(), views, metadata)?;
     // The writer puts a private file of its own in that one's place.
     let written = std::fs::OpenOptions::new().write(true).open(temporary.path()).map_err(io)?;
     written.set_permissions(permissions).and_then(|()| written.sync_all()).map_err(io)?;

@@ -28,7 +28,8 @@ impl Parts {
             fs::remove_dir_all(&parts.folder).map_err(|e| io(&parts.folder, e))?;
         }
         fs::create_dir_all(&parts.folder).map_err(|e| io(&parts.folder, e))?;
-        write(&mark, fingerprint.as_bytes())?;
+        // A mark in part is another job's.
+        fs::write(&mark, fingerprint).map_err(|e| io(&mark, e))?;
         Ok(parts)
     }
 
@@ -61,7 +62,7 @@ impl Parts {
 
     /// Keeps a tensor; it appears whole or not at all.
     pub(super) fn write(&self, name: &str, tensor: &QuantizedMatrix) -> Result<(), Error> {
-        write(&self.path(name), &store::to_bytes([(name, tensor)])?)
+        Ok(store::write_intermediate(self.path(name), [(name, tensor)])?)
     }
 
     /// Ends the job.
@@ -77,12 +78,6 @@ impl Parts {
             .collect();
         self.folder.join(format!("{safe}.safetensors"))
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = path.with_extension("writing");
-    fs::write(&temporary, bytes).map_err(|e| io(&temporary, e))?;
-    fs::rename(&temporary, path).map_err(|e| io(path, e))
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {

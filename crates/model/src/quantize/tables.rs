@@ -140,7 +140,11 @@ impl Job<'_> {
             let row_bytes = view.bytes().len() / n_rows;
             // Groups may have scales of scales, which are those of all rows.
             let slab_rows = if matches!(encoding, Encoding::Gguf(_)) { SLAB_ROWS } else { n_rows };
-            let mut slabs: Vec<QuantizedMatrix> = Vec::new();
+            let mut blocks = Vec::new();
+            if let Encoding::Gguf(_) = encoding {
+                blocks.reserve_exact(encoding.matrix_bytes(n_rows, n_cols)?);
+            }
+            let mut groups = None;
             let (mut wrong, mut of_outputs, mut damping) = (0.0, None, None);
             for source in view.bytes().chunks(slab_rows * row_bytes) {
                 let n_slab = source.len() / row_bytes;
@@ -157,14 +161,14 @@ impl Job<'_> {
                 wrong += share * found.weight_error;
                 of_outputs = found.output_error.map(|error| of_outputs.unwrap_or(0.0) + share * error);
                 damping = found.damping;
-                slabs.push(quantized);
-            }
-            let table = match (encoding, slabs.pop()) {
-                (Encoding::Gguf(format), Some(last)) if !slabs.is_empty() => {
-                    let blocks = slabs.iter().chain([&last]).filter_map(QuantizedMatrix::blocks);
-                    QuantizedMatrix::from_bytes(format, n_rows, n_cols, blocks.flatten().copied().collect())?
+                match quantized.blocks() {
+                    Some(bytes) => blocks.extend_from_slice(bytes),
+                    None => groups = Some(quantized),
                 }
-                (_, Some(only)) => only,
+            }
+            let table = match (encoding, groups) {
+                (Encoding::Gguf(format), _) => QuantizedMatrix::from_bytes(format, n_rows, n_cols, blocks)?,
+                (_, Some(groups)) => groups,
                 (_, None) => return Err(Error::MissingTensor { name: name.to_owned() }),
             };
             self.parts.write(name, &table)?;

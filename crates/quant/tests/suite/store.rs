@@ -144,6 +144,8 @@ fn headers_that_lie_are_refused() {
     spoiled[data..].fill(0xff);
     let found = Store::from_bytes(spoiled).unwrap().matrix("nvfp4");
     assert!(matches!(found, Err(Error::StoreEntry { .. })), "{found:?}");
+    let nowhere = store::write_intermediate("/nowhere/at/all.safetensors", [("m", &all[0].1)]);
+    assert!(matches!(nowhere, Err(Error::Io { .. })), "{nowhere:?}");
     let missing = Store::open("/nowhere/at/all.safetensors");
     assert!(matches!(missing, Err(Error::Io { .. })), "{missing:?}");
 }
@@ -157,8 +159,14 @@ fn files_are_joined_and_equal_matrices_make_equal_files() {
         part.iter().map(|(name, matrix)| (&**name, matrix))
     }
     store::write(&whole, refs(&all)).unwrap();
-    let parts: Vec<Store> =
-        all.chunks(3).map(|part| Store::from_bytes(store::to_bytes(refs(part)).unwrap()).unwrap()).collect();
+    let parts: Vec<Store> = all
+        .chunks(3)
+        .map(|chunk| {
+            let path = folder.path().join("part");
+            store::write_intermediate(&path, refs(chunk)).unwrap();
+            Store::from_bytes(std::fs::read(path).unwrap()).unwrap()
+        })
+        .collect();
     store::join(&joined, parts.iter().rev()).unwrap();
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&joined).unwrap());
     let found = store::join(&joined, [&parts[0], &parts[0]]);
@@ -171,7 +179,7 @@ fn files_are_joined_and_equal_matrices_make_equal_files() {
         let divisors = matrix.input_scales().map_or(0, |scales| 4 * scales.len());
         assert_eq!(encoding.matrix_bytes(shape[0], shape[1]).unwrap() + divisors, matrix.bytes(), "{name}");
     }
-    let two_lines = store::to_bytes([("a\nb", &all[0].1)]);
+    let two_lines = store::write(folder.path().join("two"), [("a\nb", &all[0].1)]);
     assert!(matches!(two_lines, Err(Error::StoreEntry { .. })), "{two_lines:?}");
 }
 
