@@ -64,10 +64,10 @@ pub fn write<'a>(
     persist(path.as_ref(), views(&tensors)?, metadata)
 }
 
-/// As [`write`], without waiting until the disk has the file, which is private: for intermediate ones.
+/// As [`write()`], without waiting until the disk has the file, which is private: for intermediate ones.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_intermediate<'a>(
     path: impl AsRef<Path>,
     matrices: impl IntoIterator<Item = (&'a str, &'a QuantizedMatrix)>,
