@@ -8,7 +8,7 @@ use breakers_examples::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_mem
 use breakers_model::divergence::{Divergence, divergence};
 use breakers_model::quantize::parts_folder;
 use breakers_quant::quantizer::Encoding;
-use breakers_quant::store::Store;
+use breakers_quant::store::{self, Store};
 use breakers_quant::{Format, gguf};
 
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.
@@ -16,11 +16,6 @@ const PROMPT_TOKENS: usize = 256;
 const DECODED_TOKENS: usize = 32;
 /// Measurements of speed, of which the best counts.
 const ROUNDS: usize = 3;
-
-/// Whether a file holds what differs from the reference's.
-fn is_laid_over(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"))
-}
 
 /// Sums over the matrices of a file.
 #[derive(Default)]
@@ -32,17 +27,8 @@ struct Weights {
 }
 
 impl Weights {
-    /// A tensor of the source in some format.
-    fn add(&mut self, view: &gguf::TensorView<'_>, encoding: Encoding) -> Result<()> {
-        self.add_from(view, encoding, Some(view.format()))
-    }
-
-    fn add_from(
-        &mut self,
-        view: &gguf::TensorView<'_>,
-        encoding: Encoding,
-        from: Option<Format>,
-    ) -> Result<()> {
+    /// A tensor in some format, and in that of the source.
+    fn add(&mut self, view: &gguf::TensorView<'_>, encoding: Encoding, from: Option<Format>) -> Result<()> {
         if view.shape().len() != 2 {
             return Ok(());
         }
@@ -89,24 +75,22 @@ impl Contestant {
     pub(crate) fn file(name: &str, path: &Path, reference: &LoadedModel) -> Result<Self> {
         let source = gguf::File::open(reference.model.path())?;
         let mut weights = Weights::default();
-        let bytes = if is_laid_over(path) {
+        let bytes = if store::is_named(path) {
             let store = Store::open(path)?;
             let mut bytes = store.len_bytes();
             for view in source.tensors() {
-                match store.encoding(view.name()) {
-                    Some(encoding) => weights.add(&view, encoding)?,
-                    None => {
-                        bytes += view.bytes().len();
-                        weights.add(&view, view.format().into())?;
-                    }
+                let found = store.encoding(view.name());
+                if found.is_none() {
+                    bytes += view.bytes().len();
                 }
+                weights.add(&view, found.unwrap_or(view.format().into()), Some(view.format()))?;
             }
             bytes
         } else {
             let file = gguf::File::open(path)?;
             for view in file.tensors() {
                 let from = source.tensor(view.name()).map(|other| other.format());
-                weights.add_from(&view, view.format().into(), from)?;
+                weights.add(&view, view.format().into(), from)?;
             }
             file.len_bytes()
         };
@@ -180,7 +164,7 @@ pub(crate) fn measure(
     context: usize,
     speed: bool,
 ) -> Result<Measurement> {
-    let candidate = match is_laid_over(&contestant.path) {
+    let candidate = match store::is_named(&contestant.path) {
         true => arguments.load_under(&contestant.path)?,
         false => arguments.load_other(&contestant.path.to_string_lossy())?,
     };

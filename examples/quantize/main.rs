@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use breakers_examples::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
-use breakers_quant::gguf;
+use breakers_quant::{gguf, store};
 use clap::Parser;
 use serde_json::json;
 
@@ -58,16 +58,16 @@ struct Arguments {
 
 impl Arguments {
     fn job(&self) -> Result<JobSpec> {
-        let own = self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"));
-        match (&self.job, &self.method, self.budget) {
-            (Some(job), ..) => Ok(job.clone()),
-            (None, Some(method), Some(megabytes)) => {
-                format!("{method}:budget={megabytes}").parse().map_err(Error::Usage)
-            }
-            (None, method, None) | (None, method @ None, _) => {
-                JobSpec::of_bits(method.as_deref().unwrap_or("rtn"), &self.bits, own).map_err(Error::Usage)
-            }
+        if let Some(job) = &self.job {
+            return Ok(job.clone());
         }
+        // One of the two is there, or the command line was refused.
+        let method = self.method.as_deref().unwrap_or_default();
+        let job = match self.budget {
+            Some(megabytes) => format!("{method}:budget={megabytes}").parse(),
+            None => JobSpec::of_bits(method, &self.bits, store::is_named(&self.out)),
+        };
+        job.map_err(Error::Usage)
     }
 }
 

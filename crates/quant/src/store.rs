@@ -211,6 +211,11 @@ fn parts(matrix: &QuantizedMatrix) -> Vec<Part<'_, &'static str>> {
     out
 }
 
+/// Whether a file of this name is one of matrices: one that ends in `.safetensors`.
+pub fn is_named(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"))
+}
+
 /// A file of matrices. Its header is checked as it is opened: nothing is allocated by what it says before the bytes are
 /// known to be there.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Attention over the plain cache: against its definition, and the same bits however it is fed.
 
-use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
+use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::{cpu, pool};
 use breakers_kv_cache::{Element, KvCache};
 
@@ -125,14 +125,8 @@ fn a_row_of_a_tree_has_the_bits_of_its_chain() {
             let rows = tokens.range(prefix..prefix + n_rows);
             let out = bits(&rows.feed(&mut tree, Some(&parents)));
             let width = heads.n_heads * heads.head_dim;
-            let mut path = Vec::new();
             for row in 0..n_rows {
-                path.clear();
-                let mut ancestor = Some(row);
-                while let Some(row) = ancestor {
-                    path.insert(0, row);
-                    ancestor = parents[row];
-                }
+                let path = path_to(&parents, row);
                 let mut chain = start();
                 let want = bits(&rows.pick(&path).feed(&mut chain, None));
                 let (got, want) = (&out[row * width..][..width], &want[(path.len() - 1) * width..]);

@@ -164,3 +164,10 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
 pub fn random_parents(random: &mut Random, n_rows: usize) -> Vec<Option<usize>> {
     (0..n_rows).map(|row| random.below(row + 1).checked_sub(1)).collect()
 }
+
+/// The rows of a tree from its root to one of them.
+pub fn path_to(parents: &[Option<usize>], row: usize) -> Vec<usize> {
+    let mut path: Vec<usize> = std::iter::successors(Some(row), |&row| parents[row]).collect();
+    path.reverse();
+    path
+}

@@ -1,6 +1,6 @@
 //! Compressed caches: every method through the same trials.
 
-use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
+use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::{cpu, pool};
 use breakers_kv_cache::quantizers::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
 use breakers_kv_cache::{
@@ -109,12 +109,7 @@ fn a_row_of_a_tree_has_the_bits_of_its_chain() {
             let out = bits(&rows.feed(&mut tree, Some(&parents)));
             let width = heads.n_heads * heads.head_dim;
             for row in (0..n_rows).step_by(3).chain([n_rows - 1]) {
-                let mut path = Vec::new();
-                let mut ancestor = Some(row);
-                while let Some(row) = ancestor {
-                    path.insert(0, row);
-                    ancestor = parents[row];
-                }
+                let path = path_to(&parents, row);
                 let mut chain = start();
                 let want = bits(&rows.pick(&path).feed(&mut chain, None));
                 let (got, want) = (&out[row * width..][..width], &want[(path.len() - 1) * width..]);

@@ -2,7 +2,7 @@
 //!
 //! That results are what the codes stand for is tested beside the kernels, with the CPU's.
 
-use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
+use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::device::{self, Kind};
 use breakers_backend::harness;
 use breakers_kv_cache::presses::Tova;
@@ -112,12 +112,7 @@ fn a_row_of_a_tree_has_the_bits_of_its_chain() {
             let out = feed(&mut tree, device, &rows, Some(&parents));
             let width = heads.n_heads * heads.head_dim;
             for row in [n_rows / 2, n_rows - 1] {
-                let mut path = Vec::new();
-                let mut ancestor = Some(row);
-                while let Some(row) = ancestor {
-                    path.insert(0, row);
-                    ancestor = parents[row];
-                }
+                let path = path_to(&parents, row);
                 let mut chain = start();
                 let want = feed(&mut chain, device, &rows.pick(&path), None);
                 let (got, want) = (&out[row * width..][..width], &want[(path.len() - 1) * width..]);

@@ -37,7 +37,7 @@ pub(super) fn run(
 ) -> Result<QuantizeReport, Error> {
     let start = Instant::now();
     let file = gguf::File::open(source)?;
-    let as_store = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"));
+    let as_store = store::is_named(out);
     suited(&file, plan, options.method, as_store)?;
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
