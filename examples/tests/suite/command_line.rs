@@ -19,13 +19,13 @@ fn on_model(name: &str, arguments: &[&str]) -> Option<Output> {
 }
 
 /// Runs an example on a file or folder of the test models, `None` if it is not there.
-fn on(model: &str, name: &str, arguments: &[&str]) -> Option<Output> {
+pub(crate) fn on(model: &str, name: &str, arguments: &[&str]) -> Option<Output> {
     let model = model_path(model)?;
     Some(example(name).arg("--model").arg(model).args(arguments).output().unwrap())
 }
 
 /// The answer of an example that must succeed: one JSON object and nothing else.
-fn answer(output: &Output) -> Value {
+pub(crate) fn answer(output: &Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(value.is_object());
