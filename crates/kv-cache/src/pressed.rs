@@ -83,7 +83,8 @@ impl Eviction {
 ///
 /// # Memory
 /// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a head, and a
-/// bit for each position. Until tokens are let go for the last time, the queries that the press looks at.
+/// bit for each position. Until tokens are let go for the last time, all tokens as 16-bit floats (beside their codes, with
+/// a compression) and the queries that the press looks at.
 ///
 /// # Example
 /// ```
@@ -184,7 +185,8 @@ impl PressedCache {
 
     /// Whether a press may still come.
     fn may_press(&self) -> bool {
-        self.pressed == 0 || self.eviction.every.is_some()
+        let lets_go = !matches!(self.eviction.budget, Budget::Fraction(fraction) if fraction >= 1.0);
+        lets_go && (self.pressed == 0 || self.eviction.every.is_some())
     }
 
     /// Drops the queries behind the first `len` tokens, of `before`.
@@ -385,11 +387,16 @@ impl KvCache for PressedCache {
         self.press();
         let (committed, isa, pressed) = (self.ledger.committed(), cpu::isa(), self.pressed);
         let provisional = self.ledger.len() - committed;
-        let n_queries = if self.may_press() { self.n_queries() } else { 0 };
-        for layer in &mut self.layers {
-            for head in &mut layer.heads {
-                let slots = head.slot(committed, pressed);
-                head.layer.pages.release(isa, slots);
+        let may_press = self.may_press();
+        let n_queries = if may_press { self.n_queries() } else { 0 };
+        for (layer, shape) in self.layers.iter_mut().zip(&self.shape.layers) {
+            // A press reads the plain pages, so they stay beside the packed ones until it has come. Layers with a
+            // window are never pressed.
+            if !may_press || shape.window.is_some() {
+                for head in &mut layer.heads {
+                    let slots = head.slot(committed, pressed);
+                    head.layer.pages.release(isa, slots);
+                }
             }
             let width = layer.n_heads * layer.heads[0].layer.pages.plain.layout.head_dim;
             let keep = n_queries.saturating_add(provisional).saturating_mul(width);
