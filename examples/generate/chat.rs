@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
-use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, TokenId};
+use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, StepError, TokenId};
 use breakers_examples::{LoadedModel, Result, print};
 use breakers_model::Runner;
 use breakers_model::chat::{ChatTemplate, Message};
@@ -115,8 +115,10 @@ impl<'a> Session<'a> {
         let mut keep = len;
         while let Err(error) = self.runner.truncate(self.sequence, keep) {
             keep = match error {
-                Error::TruncateEvicted { evicted_from, .. } if evicted_from < keep => evicted_from,
-                Error::TruncateEvicted { .. } if keep > 0 => 0,
+                Error::Step(StepError::TruncateEvicted { evicted_from, .. }) if evicted_from < keep => {
+                    evicted_from
+                }
+                Error::Step(StepError::TruncateEvicted { .. }) if keep > 0 => 0,
                 error => return Err(error.into()),
             };
         }

@@ -72,7 +72,7 @@ struct Matrix {
 /// The table of all methods on the encoder in a folder. Passages of `text` are compared, those of `calibration` read
 /// beforehand.
 pub(crate) fn compare(folder: &Path, text: &str, calibration: &str) -> Result<Table> {
-    let mut reference = Bert::load(folder, &Device::flex())?;
+    let reference = Bert::load(folder, &Device::flex())?;
     let passages = passages(text, 200);
     let expected = reference.embed(&passages)?;
     let statistics = collect(&reference, calibration)?;

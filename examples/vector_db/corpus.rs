@@ -147,8 +147,8 @@ impl Corpus {
         }
         std::fs::create_dir_all(cache)?;
         let folder = Hub::new()?.resolve("minilm", &FetchOptions::from_env()?, &mut FetchBar::new())?.path;
-        let mut bert = Bert::load(folder, &breakers_backend::device::open("flex")?)?;
-        let mut embed = |texts: &[String], what: &str| -> Result<Vec<f32>> {
+        let bert = Bert::load(folder, &breakers_backend::device::open("flex")?)?;
+        let embed = |texts: &[String], what: &str| -> Result<Vec<f32>> {
             let bar = Bar::new(texts.len(), "sentences");
             bar.doing(what);
             // Texts of like length stand together, so that passes are evenly filled; the order is restored.

@@ -17,7 +17,7 @@ use serde_json::json;
 fn main() -> ExitCode {
     run(|| {
         let folder = Hub::new()?.resolve("minilm", &FetchOptions::from_env()?, &mut FetchBar::new())?.path;
-        let mut bert = Bert::load(folder, &breakers_backend::device::open("flex")?)?;
+        let bert = Bert::load(folder, &breakers_backend::device::open("flex")?)?;
         let notes = [
             ("Whales sing to each other over hundreds of kilometers.", "sea", 2021),
             ("The octopus changes its color when it dreams.", "sea", 2019),

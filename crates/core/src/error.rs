@@ -3,6 +3,9 @@ use crate::{SequenceId, TokenId};
 /// Any error of an engine underneath, kept as the source of [`Error::Engine`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
+/// Any error, kept so that it can be cloned.
+pub type SharedError = std::sync::Arc<dyn std::error::Error + Send + Sync + 'static>;
+
 /// Result of this crate's traits.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -30,16 +33,79 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// The step holds no token.
-    #[error("a step for sequence {sequence:?} holds no tokens")]
-    EmptyStep {
+    /// The step is malformed, or asks for what the sequence cannot give.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// One step of a forward pass is the cause; the others could have been carried out.
+    #[error("step {step} of the pass, for sequence {sequence:?}: {source}")]
+    AtStep {
+        /// Index of the step in the call.
+        step: usize,
         /// The sequence of the step.
         sequence: SequenceId,
+        /// What is wrong with it.
+        source: Box<Error>,
     },
+    /// The model cannot do what a step asks for.
+    #[error("{model} does not support {feature}")]
+    Unsupported {
+        /// The model's name.
+        model: String,
+        /// What was asked for.
+        feature: &'static str,
+    },
+    /// Sampling failed.
+    #[error(transparent)]
+    Sampling(#[from] crate::SamplingError),
+    /// A constraint failed.
+    #[error(transparent)]
+    Constraint(#[from] crate::ConstraintError),
+    /// The engine underneath failed.
+    #[error("the engine failed: {0}")]
+    Engine(#[source] BoxError),
+}
+
+impl Error {
+    /// The same error with the step of a forward pass that caused it. An error that names a step already
+    /// stays as it is.
+    pub fn at_step(self, step: usize, sequence: SequenceId) -> Self {
+        match self {
+            Error::AtStep { .. } => self,
+            error => Error::AtStep { step, sequence, source: Box::new(error) },
+        }
+    }
+
+    /// Index of the step that caused the error; `None` if no step, or all of them, did.
+    pub fn step(&self) -> Option<usize> {
+        match self {
+            Error::AtStep { step, .. } => Some(*step),
+            _ => None,
+        }
+    }
+
+    /// The error itself, without the step that it names.
+    pub fn cause(&self) -> &Error {
+        match self {
+            Error::AtStep { source, .. } => source.cause(),
+            error => error,
+        }
+    }
+}
+
+/// What can be wrong with a step: rows that extend a sequence, or a call that makes rows final or takes them
+/// back.
+///
+/// Engines and caches share it, so that the cause keeps its name on the way up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The step holds no token.
+    #[error("a step needs at least one token")]
+    Empty,
     /// A step's per-row vectors do not fit its tokens.
-    #[error("{what} has {found} entries for {expected} tokens")]
+    #[error("{what}: {found} entries for {expected} tokens")]
     RowCount {
-        /// Which field of the step.
+        /// Which of the vectors.
         what: &'static str,
         /// Number of tokens in the step.
         expected: usize,
@@ -54,7 +120,7 @@ pub enum Error {
         /// The parent it names.
         parent: usize,
     },
-    /// The sequence would outgrow the model's context.
+    /// The sequence would outgrow the context.
     #[error("{needed} tokens do not fit into the context of {limit}")]
     ContextFull {
         /// Tokens that the sequence would hold.
@@ -62,7 +128,7 @@ pub enum Error {
         /// Tokens that it may hold.
         limit: usize,
     },
-    /// A length is beyond what the sequence holds.
+    /// A number is beyond what the sequence holds.
     #[error("{what}: {requested} asked for, {available} there")]
     OutOfRange {
         /// The operation.
@@ -80,18 +146,22 @@ pub enum Error {
         /// First token index that cannot be restored.
         evicted_from: usize,
     },
-    /// The model cannot do what a step asks for.
-    #[error("{model} does not support {feature}")]
-    Unsupported {
-        /// The model's name.
-        model: String,
-        /// What was asked for.
-        feature: &'static str,
-    },
-    /// Sampling failed.
-    #[error(transparent)]
-    Sampling(#[from] crate::SamplingError),
-    /// The engine underneath failed.
-    #[error("the engine failed: {0}")]
-    Engine(#[source] BoxError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_the_first_step_that_it_names() {
+        let error = Error::from(StepError::Empty);
+        assert_eq!(error.step(), None);
+        let error = error.at_step(2, SequenceId(7)).at_step(0, SequenceId(1));
+        assert_eq!(error.step(), Some(2));
+        assert!(matches!(error.cause(), Error::Step(StepError::Empty)));
+        assert_eq!(
+            error.to_string(),
+            "step 2 of the pass, for sequence SequenceId(7): a step needs at least one token"
+        );
+    }
 }

@@ -1,4 +1,4 @@
-use crate::{Result, TokenId};
+use crate::{Result, StepError, TokenId};
 
 /// Names one sequence of a [`LanguageModel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -149,29 +149,29 @@ impl Step {
     /// Checks what can be checked without knowing the sequence.
     ///
     /// # Errors
-    /// [`Error::EmptyStep`](crate::Error::EmptyStep), [`Error::InvalidToken`](crate::Error::InvalidToken),
-    /// [`Error::RowCount`](crate::Error::RowCount) and [`Error::InvalidParent`](crate::Error::InvalidParent).
+    /// [`StepError::Empty`], [`StepError::RowCount`] and [`StepError::InvalidParent`];
+    /// [`Error::InvalidToken`](crate::Error::InvalidToken).
     pub fn validate(&self, vocab_size: usize) -> Result<()> {
         use crate::Error;
         let n = self.tokens.len();
         if n == 0 {
-            return Err(Error::EmptyStep { sequence: self.sequence });
+            return Err(StepError::Empty.into());
         }
         if let Some(&token) = self.tokens.iter().find(|&&t| t as usize >= vocab_size) {
             return Err(Error::InvalidToken { token, vocab_size });
         }
         if self.wants.len() > n {
-            return Err(Error::RowCount { what: "wants", expected: n, found: self.wants.len() });
+            return Err(StepError::RowCount { what: "wants", expected: n, found: self.wants.len() }.into());
         }
         if let Some(parents) = &self.parents {
             if parents.len() != n {
-                return Err(Error::RowCount { what: "parents", expected: n, found: parents.len() });
+                return Err(StepError::RowCount { what: "parents", expected: n, found: parents.len() }.into());
             }
             for (row, parent) in parents.iter().enumerate() {
                 if let Some(parent) = *parent
                     && parent >= row
                 {
-                    return Err(Error::InvalidParent { row, parent });
+                    return Err(StepError::InvalidParent { row, parent }.into());
                 }
             }
         }
@@ -226,9 +226,9 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// Those of [`Step::validate`], [`Error::UnknownSequence`](crate::Error::UnknownSequence),
-    /// [`Error::DuplicateSequence`](crate::Error::DuplicateSequence),
-    /// [`Error::ContextFull`](crate::Error::ContextFull),
-    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine).
+    /// [`Error::DuplicateSequence`](crate::Error::DuplicateSequence), [`StepError::ContextFull`],
+    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine). An error that
+    /// one step causes names it: [`Error::AtStep`](crate::Error::AtStep).
     fn forward(&mut self, steps: &mut [Step]) -> Result<()>;
 
     /// Keeps, of the provisional tokens, only those at the given indices (0 = first provisional token),
@@ -236,20 +236,20 @@ pub trait LanguageModel {
     /// tree is accepted.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if an index is not provisional or does not ascend.
+    /// [`StepError::OutOfRange`] if an index is not provisional or does not ascend.
     fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()>;
 
     /// Makes the first `n_tokens` provisional tokens final.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if fewer are provisional.
+    /// [`StepError::OutOfRange`] if fewer are provisional.
     fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()>;
 
     /// Shortens a sequence to `len` tokens, final ones too where the cache can.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if it is shorter already,
-    /// [`Error::TruncateEvicted`](crate::Error::TruncateEvicted) if the cache cannot go back that far.
+    /// [`StepError::OutOfRange`] if it is shorter already,
+    /// [`StepError::TruncateEvicted`] if the cache cannot go back that far.
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()>;
 }
 

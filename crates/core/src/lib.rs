@@ -1,8 +1,20 @@
-//! The vocabulary that every breakers crate shares: token ids, what a forward pass is asked for and
-//! answers, sampling from logits, and the traits [`LanguageModel`], [`TextGenerator`] and [`Embedder`].
+//! The vocabulary that every breakers crate shares: no I/O here and no tensors, so that a crate which only
+//! drives a model (speculative decoding, routing, agents, evaluation) depends on this one alone and works
+//! with any engine.
 //!
-//! There is no I/O here and no tensor: a crate that only drives a model (speculative decoding, routing,
-//! serving) depends on this crate alone, and any engine that implements [`LanguageModel`] works with it.
+//! | for | there is |
+//! |---|---|
+//! | driving an engine pass by pass | [`LanguageModel`], [`Step`], [`Want`] |
+//! | drawing tokens | [`Sampler`], [`SamplingConfig`], [`Distribution`], [`TokenMask`] |
+//! | keeping a text within a grammar | [`Constraint`] |
+//! | text and tokens | [`Tokenizer`], [`Vocabulary`], [`ChatFormat`], [`Utf8Stream`] |
+//! | asking any model, here or remote | [`ChatModel`] with [`ChatRequest`], [`Prompt`], [`Message`], [`ChatReply`] |
+//! | likelihoods, scores of pairs, vectors | [`Likelihood`], [`PairScorer`], [`Embedder`] |
+//! | tests of what calls a model | [`ScriptedModel`] |
+//!
+//! # Errors
+//! A forward pass fails with [`Error`], whose [`AtStep`](Error::AtStep) names the step at fault; a call of a
+//! [`ChatModel`] with [`CallError`], the same kinds for local and remote models.
 //!
 //! # Example
 //! ```
@@ -13,19 +25,46 @@
 //! assert_eq!(greedy.sample(&logits, &[]).unwrap(), 1);
 //! ```
 
+mod call_error;
+mod card;
+mod chat;
+mod constraint;
 mod error;
+mod json;
 mod language_model;
+mod mask;
+mod models;
+mod prompt;
 mod sampling;
+mod scripted;
 mod text;
+mod vocabulary;
 
-pub use error::{BoxError, Error, Result};
+pub use call_error::{CallError, TimeoutPhase};
+pub use card::{Capabilities, ModelCard, Price};
+pub use chat::{
+    Alternative, ChatReply, ChatRequest, Delta, FinishReason, ScoredToken, Timings, ToolCallDelta, Usage,
+};
+pub use constraint::{Constraint, ConstraintError};
+pub use error::{BoxError, Error, Result, SharedError, StepError};
+pub use json::{Json, JsonError};
 pub use language_model::{
     LanguageModel, LayerTap, ModelInfo, Output, RowOutput, SequenceId, Step, TokenLogprob, Want,
 };
+pub use mask::TokenMask;
+pub use models::{ChatModel, Embedder, Likelihood, OnDelta, PairScorer, ScoredText};
+pub use prompt::{Message, Part, Prompt, ResponseFormat, ResponseSchema, Role, Tool, ToolCall, ToolChoice};
 pub use sampling::{
     Distribution, Sampler, SamplingConfig, SamplingError, argmax, log_softmax, log_sum_exp, top_k,
 };
-pub use text::{Embedder, FinishReason, GenerateRequest, Generated, TextGenerator};
+pub use scripted::{Scripted, ScriptedModel};
+pub use text::{GenerateRequest, Generated, TextGenerator};
+pub use vocabulary::{ChatFormat, EncodeOptions, Tokenizer, Utf8Stream, Vocabulary};
 
 /// A token's index in a model's vocabulary.
 pub type TokenId = u32;
+
+/// The README, so that its example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

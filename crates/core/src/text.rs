@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
 
-use crate::{Result, SamplingConfig, TokenId};
+use crate::{FinishReason, Result, SamplingConfig, TokenId};
 
 /// A request to continue a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,22 +15,6 @@ pub struct GenerateRequest {
     pub seed: u64,
     /// Texts that end the output; they are not part of it.
     pub stop: Vec<String>,
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// The model produced one of its end tokens.
-    EndOfText,
-    /// A stop string appeared.
-    Stop,
-    /// `max_tokens` were produced.
-    Length,
-    /// The context is full.
-    ContextFull,
-    /// The receiver of the pieces asked for it.
-    Cancelled,
 }
 
 /// A finished continuation.
@@ -56,16 +40,4 @@ pub trait TextGenerator {
         request: &GenerateRequest,
         on_piece: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated>;
-}
-
-/// Something that turns texts into vectors.
-pub trait Embedder {
-    /// Length of the vectors.
-    fn dimension(&self) -> usize;
-
-    /// One vector `[dimension]` for each text.
-    ///
-    /// # Errors
-    /// Those of the engine underneath.
-    fn embed(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>>;
 }

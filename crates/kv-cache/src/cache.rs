@@ -44,8 +44,8 @@ pub trait KvCache: Send {
     /// `len`, `len + 1`, …; for a tree `len` plus the number of the row's ancestors in the step.
     ///
     /// # Errors
-    /// [`Error::RowCount`](crate::Error::RowCount) and [`Error::InvalidParent`](crate::Error::InvalidParent)
-    /// for parents that fit no tree.
+    /// [`StepError::RowCount`](breakers_core::StepError::RowCount) and
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) for parents that fit no tree.
     fn positions(&self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
         let first = self.len();
         let depths = crate::tree::depths(n_rows, parents)?;
@@ -58,9 +58,10 @@ pub trait KvCache: Send {
     /// row in this step; rows without one follow the last token of the cache.
     ///
     /// # Errors
-    /// [`Error::EmptyStep`](crate::Error::EmptyStep), [`Error::StepOpen`](crate::Error::StepOpen),
-    /// [`Error::RowCount`](crate::Error::RowCount), [`Error::InvalidParent`](crate::Error::InvalidParent),
-    /// [`Error::ContextFull`](crate::Error::ContextFull), and
+    /// [`StepError::Empty`](breakers_core::StepError::Empty), [`Error::StepOpen`](crate::Error::StepOpen),
+    /// [`StepError::RowCount`](breakers_core::StepError::RowCount),
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent),
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull), and
     /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if an earlier step's tree still has branches.
     fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()>;
 
@@ -81,8 +82,8 @@ pub trait KvCache: Send {
     /// [`Error::NoStep`](crate::Error::NoStep), [`Error::LayerOrder`](crate::Error::LayerOrder),
     /// [`Error::TensorShape`](crate::Error::TensorShape), [`Error::HeadCount`](crate::Error::HeadCount),
     /// [`Error::Device`](crate::Error::Device), [`Error::NotFinite`](crate::Error::NotFinite), and
-    /// [`Error::ContextFull`](crate::Error::ContextFull) where a device has no larger buffers. The step stays
-    /// open, unchanged, and can be aborted.
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) where a device has no larger
+    /// buffers. The step stays open, unchanged, and can be aborted.
     fn attend(
         &mut self,
         layer: usize,
@@ -108,7 +109,7 @@ pub trait KvCache: Send {
     /// other one follows the one before it. An empty list drops all provisional tokens.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for an index that is not provisional,
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for an index that is not provisional,
     /// [`Error::NotAChain`](crate::Error::NotAChain), [`Error::StepOpen`](crate::Error::StepOpen); the
     /// cache is unchanged then.
     fn retain(&mut self, rows: &[usize]) -> Result<()>;
@@ -116,7 +117,7 @@ pub trait KvCache: Send {
     /// Makes the first `n_tokens` provisional tokens final.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if fewer are provisional,
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if fewer are provisional,
     /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if they are no chain,
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn commit(&mut self, n_tokens: usize) -> Result<()>;
@@ -124,8 +125,8 @@ pub trait KvCache: Send {
     /// Shortens the cache to `len` tokens, final ones too where the cache can.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) if it is shorter already,
-    /// [`Error::TruncateEvicted`](crate::Error::TruncateEvicted) if what is needed is gone,
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if it is shorter already,
+    /// [`StepError::TruncateEvicted`](breakers_core::StepError::TruncateEvicted) if what is needed is gone,
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn truncate(&mut self, len: usize) -> Result<()>;
 

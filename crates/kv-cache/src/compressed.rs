@@ -1,5 +1,6 @@
 //! The compressed cache: packed pages for what is final, plain ones for what may still be taken back.
 
+use breakers_core::StepError;
 use std::sync::Arc;
 
 use breakers_backend::cpu;
@@ -26,11 +27,11 @@ use storage::Storage;
 pub struct Compression {
     /// How keys and values are coded.
     pub method: Method,
-    /// First tokens of the sequence that stay as they are: attention often rests on them, with keys unlike all
-    /// others.
+    /// First tokens of the sequence that stay as they are: attention often rests on them, with keys unlike
+    /// all others.
     pub exact_tokens: usize,
-    /// Newest tokens that stay as they are, at least; it is rounded up to whole pages of 64 tokens. What is newer
-    /// than the last page boundary always does.
+    /// Newest tokens that stay as they are, at least; it is rounded up to whole pages of 64 tokens. What is
+    /// newer than the last page boundary always does.
     pub window: usize,
     /// Layers that are not compressed.
     pub plain_layers: Vec<usize>,
@@ -54,21 +55,23 @@ impl Compression {
 /// A cache whose final tokens are kept in a few bits an element.
 ///
 /// Rows see tokens of their own page of 64 (and of the window before it) as 16-bit floats, all earlier ones
-/// compressed: by position alone, so that decoding, speculation and prompts in chunks of any size give the same
-/// bits. Pages are compressed when the first row that needs them so arrives, and the plain page is given back when
-/// its tokens are final.
+/// compressed: by position alone, so that decoding, speculation and prompts in chunks of any size give the
+/// same bits. Pages are compressed when the first row that needs them so arrives, and the plain page is given
+/// back when its tokens are final.
 ///
 /// # Truncation
 /// Back to any provisional token; among final tokens, without a window, back to any page boundary. In between
-/// [`Error::TruncateEvicted`]: what a row of an unfinished page sees plain is gone.
+/// [`StepError::TruncateEvicted`](breakers_core::StepError::TruncateEvicted): what a row of an unfinished
+/// page sees plain is gone.
 ///
 /// # Memory
 /// See the method. Beside it, up to 63 tokens (and the window) as 16-bit floats.
 ///
 /// # GPUs
-/// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then, by
-/// [`attend`](KvCache::attend) or [`commit`](KvCache::commit), and the row of [`Error::NotFinite`] is the token's place
-/// in the sequence; in queries it is not found. Resident bytes may be those of up to seven pages more.
+/// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then,
+/// by [`attend`](KvCache::attend) or [`commit`](KvCache::commit), and the row of [`Error::NotFinite`] is the
+/// token's place in the sequence; in queries it is not found. Resident bytes may be those of up to seven
+/// pages more.
 ///
 /// # Example
 /// ```
@@ -118,17 +121,18 @@ impl CompressedCache {
     /// An empty cache on a device.
     ///
     /// # Errors
-    /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of two
-    /// from 16 to 256; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for impossible settings;
-    /// [`Error::OutOfRange`] for a plain layer that is not there; [`Error::UnsupportedDevice`], and
-    /// [`Error::UnsupportedElement`] for a GPU without 16-bit floats.
+    /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of
+    /// two from 16 to 256; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for
+    /// impossible settings; [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer
+    /// that is not there; [`Error::UnsupportedDevice`], and [`Error::UnsupportedElement`] for a GPU without
+    /// 16-bit floats.
     pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
         require(device)?;
         shape.validate()?;
         let lag = compression.lag()?;
         let n_layers = shape.layers.len();
         if let Some(&requested) = compression.plain_layers.iter().find(|layer| **layer >= n_layers) {
-            return Err(Error::OutOfRange { what: "plain layers", requested, available: n_layers });
+            return Err(StepError::OutOfRange { what: "plain layers", requested, available: n_layers }.into());
         }
         let mut layers: Vec<Storage> = Vec::with_capacity(n_layers);
         for (at, layer) in shape.layers.iter().enumerate() {

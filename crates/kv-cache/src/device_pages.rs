@@ -4,6 +4,7 @@
 //! appends, which copies all of it.
 
 use breakers_backend::device::max_buffer_bytes;
+use breakers_core::StepError;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::page::{F16_MAX, PAGE_TOKENS};
@@ -86,7 +87,7 @@ impl DevicePages {
             return Ok(());
         }
         if len > self.buffer_tokens {
-            return Err(Error::ContextFull { needed: len, limit: self.buffer_tokens });
+            return Err(StepError::ContextFull { needed: len, limit: self.buffer_tokens }.into());
         }
         let most = self.max_tokens.max(len);
         let capacity = len.max(2 * capacity).min(most).next_multiple_of(PAGE_TOKENS).min(self.buffer_tokens);
@@ -112,7 +113,7 @@ impl DevicePages {
         let len = first + k.dims()[0];
         self.reserve(first, len)?;
         let Some([old_k, old_v]) = self.stored.take() else {
-            return Err(Error::OutOfRange { what: "attend", requested: len, available: 0 });
+            return Err(StepError::OutOfRange { what: "attend", requested: len, available: 0 }.into());
         };
         let k = self.write(old_k, first, self.rounded(k));
         let v = self.write(old_v, first, self.rounded(v));
@@ -154,7 +155,7 @@ mod tests {
             pages.attend(first, ones(), ones(), ones(), &visible, 1.0).map(|out| out.dims())
         };
         assert_eq!(attend(0, 4), Ok([4, 8]));
-        assert_eq!(attend(4, 2), Err(Error::ContextFull { needed: 6, limit: 5 }));
+        assert_eq!(attend(4, 2), Err(StepError::ContextFull { needed: 6, limit: 5 }.into()));
         assert_eq!(attend(4, 1), Ok([1, 8]));
         assert_eq!(pages.bytes(), 2 * 5 * 8 * 4);
     }

@@ -5,6 +5,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The step is malformed, or asks for what the sequence cannot give.
+    #[error(transparent)]
+    Step(#[from] breakers_core::StepError),
     /// A cache cannot have this shape.
     #[error("layer {layer}: {field} must be at least 1")]
     ZeroDimension {
@@ -76,9 +79,6 @@ pub enum Error {
         /// The value found.
         value: f32,
     },
-    /// A step needs at least one row.
-    #[error("a step needs at least one row")]
-    EmptyStep,
     /// The call is not possible while a step is open.
     #[error("{operation} is not possible while a step is open; end or abort it first")]
     StepOpen {
@@ -107,22 +107,6 @@ pub enum Error {
         /// Layers appended so far.
         found: usize,
     },
-    /// The list of parents does not fit the step.
-    #[error("{found} parents for {expected} rows")]
-    RowCount {
-        /// Rows of the step.
-        expected: usize,
-        /// Parents found.
-        found: usize,
-    },
-    /// A tree parent does not stand before its child.
-    #[error("row {row} names row {parent} as its parent; a parent must stand before its child")]
-    InvalidParent {
-        /// The row in question.
-        row: usize,
-        /// The parent it names.
-        parent: usize,
-    },
     /// A token tree has branches that have not been thinned out to one path.
     #[error("{operation}: the provisional tokens form a tree; keep one path of it by retain first")]
     UnresolvedTree {
@@ -140,32 +124,6 @@ pub enum Error {
         expected: Option<usize>,
         /// The token kept before it, `None` for the last final token.
         found: Option<usize>,
-    },
-    /// The cache would outgrow its limit.
-    #[error("{needed} tokens do not fit into a cache of {limit}")]
-    ContextFull {
-        /// Tokens that the cache would hold.
-        needed: usize,
-        /// Tokens that it may hold.
-        limit: usize,
-    },
-    /// A number is beyond what the cache holds.
-    #[error("{what}: {requested} asked for, {available} there")]
-    OutOfRange {
-        /// The operation.
-        what: &'static str,
-        /// What was asked for.
-        requested: usize,
-        /// What the cache has.
-        available: usize,
-    },
-    /// Tokens to be taken back were compressed or evicted when they became final.
-    #[error("cannot truncate to {requested} tokens: {evicted_from} and later were compressed or evicted")]
-    TruncateEvicted {
-        /// Length asked for.
-        requested: usize,
-        /// First token index that cannot be restored.
-        evicted_from: usize,
     },
     /// A method has no codes of this width.
     #[error("{what} takes {expected} bits, not {found}")]

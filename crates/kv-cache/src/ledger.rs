@@ -1,5 +1,6 @@
 //! The bookkeeping of steps: which tokens are final, which provisional, and what a step may do.
 
+use breakers_core::StepError;
 use std::sync::Arc;
 
 use crate::tree;
@@ -61,14 +62,14 @@ impl Ledger {
     pub(crate) fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
         self.closed("begin")?;
         if n_rows == 0 {
-            return Err(Error::EmptyStep);
+            return Err(StepError::Empty.into());
         }
         if !self.tree.is_empty() {
             return Err(Error::UnresolvedTree { operation: "begin" });
         }
         let needed = self.len.saturating_add(n_rows);
         if needed > self.max_tokens {
-            return Err(Error::ContextFull { needed, limit: self.max_tokens });
+            return Err(StepError::ContextFull { needed, limit: self.max_tokens }.into());
         }
         let depths = tree::depths(n_rows, parents)?;
         let tree = parents
@@ -127,7 +128,7 @@ impl Ledger {
         let mut found = None;
         for &row in rows {
             if row >= available {
-                return Err(Error::OutOfRange { what: "retain", requested: row, available });
+                return Err(StepError::OutOfRange { what: "retain", requested: row, available }.into());
             }
             let expected = self.parent(row);
             if expected != found {
@@ -148,7 +149,7 @@ impl Ledger {
         self.closed("commit")?;
         let available = self.len - self.committed;
         if n_tokens > available {
-            return Err(Error::OutOfRange { what: "commit", requested: n_tokens, available });
+            return Err(StepError::OutOfRange { what: "commit", requested: n_tokens, available }.into());
         }
         if n_tokens > available - self.tree.len() {
             // Rows of the tree become final: they must be a chain, and so must what would follow them.
@@ -161,7 +162,9 @@ impl Ledger {
     pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {
         self.closed("truncate")?;
         if len > self.len {
-            return Err(Error::OutOfRange { what: "truncate", requested: len, available: self.len });
+            return Err(
+                StepError::OutOfRange { what: "truncate", requested: len, available: self.len }.into()
+            );
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod head;
 
+use breakers_core::StepError;
 use std::sync::Arc;
 
 use breakers_backend::{cpu, device, flex};
@@ -74,10 +75,11 @@ impl Eviction {
 
 /// A cache that keeps, of each head's tokens, those that a press finds worth it.
 ///
-/// Tokens are let go when they become final: once, at the first commit that leaves more than the press keeps in
-/// any case, or again whenever [`Eviction::every`] more have become final. A prompt in one piece is read in full
-/// before, as in kvpress. What rows see depends on when tokens were committed; speculation that commits what plain
-/// decoding would have, token for token, sees the same as long as no eviction falls into a step.
+/// Tokens are let go when they become final: once, at the first commit that leaves more than the press keeps
+/// in any case, or again whenever [`Eviction::every`] more have become final. A prompt in one piece is read
+/// in full before, as in kvpress. What rows see depends on when tokens were committed; speculation that
+/// commits what plain decoding would have, token for token, sees the same as long as no eviction falls into a
+/// step.
 ///
 /// Layers with a sliding window keep all their tokens.
 ///
@@ -130,8 +132,8 @@ impl PressedCache {
     /// An empty cache on the CPU.
     ///
     /// # Errors
-    /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::Budget`] for a budget below the press's window,
-    /// [`Error::BudgetFraction`], [`Error::RepeatedEviction`]; with a compression its errors
+    /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::Budget`] for a budget below the press's
+    /// window, [`Error::BudgetFraction`], [`Error::RepeatedEviction`]; with a compression its errors
     /// ([`CompressedCache::new`](crate::CompressedCache::new)); [`Error::UnsupportedDevice`],
     /// [`Error::CompressedDevice`].
     pub fn new(shape: CacheShape, eviction: Eviction, device: &Device) -> Result<Self> {
@@ -413,7 +415,7 @@ impl KvCache for PressedCache {
         self.ledger.check_truncate(len)?;
         let before = self.ledger.len();
         if len < self.pressed && len > 0 {
-            return Err(Error::TruncateEvicted { requested: len, evicted_from: 0 });
+            return Err(StepError::TruncateEvicted { requested: len, evicted_from: 0 }.into());
         }
         if len < self.ledger.committed() && len > 0 {
             for head in self.layers.iter().flat_map(|layer| &layer.heads) {

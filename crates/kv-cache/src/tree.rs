@@ -1,19 +1,20 @@
 //! Token trees: rows of one step that continue the same prefix in several ways.
 
-use crate::{Error, Result};
+use crate::Result;
+use breakers_core::StepError;
 
 /// Checks the parents of a step and gives the number of each row's ancestors in the step.
 pub(crate) fn depths(n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
     let Some(parents) = parents else { return Ok((0..n_rows).collect()) };
     if parents.len() != n_rows {
-        return Err(Error::RowCount { expected: n_rows, found: parents.len() });
+        return Err(StepError::RowCount { what: "parents", expected: n_rows, found: parents.len() }.into());
     }
     let mut depths = Vec::with_capacity(n_rows);
     for (row, &parent) in parents.iter().enumerate() {
         depths.push(match parent {
             None => 0,
             Some(parent) if parent < row => depths[parent] + 1,
-            Some(parent) => return Err(Error::InvalidParent { row, parent }),
+            Some(parent) => return Err(StepError::InvalidParent { row, parent }.into()),
         });
     }
     Ok(depths)
@@ -56,10 +57,13 @@ mod tests {
 
     #[test]
     fn impossible_parents_are_refused() {
-        assert_eq!(depths(2, Some(&[None])), Err(Error::RowCount { expected: 2, found: 1 }));
+        assert_eq!(
+            depths(2, Some(&[None])),
+            Err(StepError::RowCount { what: "parents", expected: 2, found: 1 }.into())
+        );
         for parent in [1, 2, usize::MAX] {
             let found = depths(2, Some(&[None, Some(parent)]));
-            assert_eq!(found, Err(Error::InvalidParent { row: 1, parent }));
+            assert_eq!(found, Err(StepError::InvalidParent { row: 1, parent }.into()));
         }
     }
 }

@@ -54,7 +54,8 @@ impl Visible {
     /// `parents` has the parent of each row, `None` for rows that follow the keys before the tree.
     ///
     /// # Errors
-    /// [`Error::InvalidParent`] if a parent does not stand before its child.
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) if a parent does not stand
+    /// before its child.
     pub fn tree(n_before: usize, parents: &[Option<usize>], window: Option<usize>) -> Result<Self> {
         let depths = tree::depths(parents.len(), Some(parents))?;
         let paths = (!tree::is_chain(parents)).then(|| Arc::new(tree::paths(parents)));
@@ -139,6 +140,9 @@ mod tests {
         check(Visible::tree(1, &parents, Some(2)).unwrap(), &["11000", "01100", "01010", "00011"]);
         let chain = Visible::tree(1, &[None, Some(0)], None).unwrap();
         assert_eq!(chain, Visible::causal(1, 2, None));
-        assert_eq!(Visible::tree(1, &[Some(0)], None), Err(Error::InvalidParent { row: 0, parent: 0 }));
+        assert_eq!(
+            Visible::tree(1, &[Some(0)], None),
+            Err(breakers_core::StepError::InvalidParent { row: 0, parent: 0 }.into())
+        );
     }
 }

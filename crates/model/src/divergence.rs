@@ -1,7 +1,7 @@
 //! How far a model's predictions are from those of another with the same vocabulary.
 
 use breakers_backend::pool::{self, DisjointMut};
-use breakers_core::{Error, LanguageModel, Result, TokenId, log_sum_exp};
+use breakers_core::{LanguageModel, Result, StepError, TokenId, log_sum_exp};
 
 use crate::score::{WINDOW_ROWS, visit, with_sequence};
 
@@ -59,7 +59,7 @@ impl Divergence {
 /// Half a window of the reference's logits: 2 · context · vocabulary bytes.
 ///
 /// # Errors
-/// [`Error::OutOfRange`] if the vocabularies differ, the text is shorter than one window, or the window shorter than 4
+/// [`StepError::OutOfRange`] if the vocabularies differ, the text is shorter than one window, or the window shorter than 4
 /// tokens, and those of [`LanguageModel::forward`].
 pub fn divergence(
     reference: &mut impl LanguageModel,
@@ -78,7 +78,7 @@ pub fn divergence(
     ];
     for (what, available, requested) in checks {
         if available < requested {
-            return Err(Error::OutOfRange { what, requested, available });
+            return Err(StepError::OutOfRange { what, requested, available }.into());
         }
     }
     let n_windows = tokens.len() / context;

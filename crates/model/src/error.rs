@@ -20,6 +20,14 @@ pub enum Error {
     /// Logits that nothing can be chosen from.
     #[error(transparent)]
     Sampling(#[from] breakers_core::SamplingError),
+    /// One step (or one segment) of a pass is the cause.
+    #[error("step {step} of the pass: {source}")]
+    AtStep {
+        /// Its index.
+        step: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// The architecture is not implemented.
     #[error("architecture {found:?} is not supported; expected one of {known:?}")]
     UnknownArchitecture {
@@ -309,17 +317,19 @@ impl Error {
 }
 
 /// A failure below becomes the caller's own kind of error where there is one, and else keeps its cause.
+impl Error {
+    /// The same error with the step that caused it.
+    pub(crate) fn at_step(self, step: usize) -> Self {
+        Self::AtStep { step, source: Box::new(self) }
+    }
+}
+
 impl From<Error> for breakers_core::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Sampling(error) => error.into(),
-            Error::Cache(CacheError::ContextFull { needed, limit }) => Self::ContextFull { needed, limit },
-            Error::Cache(CacheError::OutOfRange { what, requested, available }) => {
-                Self::OutOfRange { what, requested, available }
-            }
-            Error::Cache(CacheError::TruncateEvicted { requested, evicted_from }) => {
-                Self::TruncateEvicted { requested, evicted_from }
-            }
+            Error::Cache(CacheError::Step(error)) => error.into(),
+            Error::AtStep { source, .. } => (*source).into(),
             error => Self::Engine(Box::new(error)),
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use breakers_core::{
     Error, FinishReason, GenerateRequest, Generated, LanguageModel, Output, Result, Sampler, SequenceId,
-    Step, TextGenerator, TokenId, TokenLogprob, Want, top_k,
+    Step, StepError, TextGenerator, TokenId, TokenLogprob, Want, top_k,
 };
 
 use crate::tokenizer::{DecodeOptions, TextStream, Tokenizer};
@@ -61,7 +61,7 @@ impl<'m, M: LanguageModel> Generation<'m, M> {
     /// With `n_top` > 0 each piece lists the most likely tokens of its place.
     ///
     /// # Errors
-    /// [`Error::Sampling`] for parameters out of range, [`Error::EmptyStep`] for an empty prompt.
+    /// [`Error::Sampling`] for parameters out of range, [`StepError::Empty`] for an empty prompt.
     pub fn new(
         model: &'m mut M,
         tokenizer: &Tokenizer,
@@ -71,7 +71,7 @@ impl<'m, M: LanguageModel> Generation<'m, M> {
     ) -> Result<Self> {
         request.sampling.validate()?;
         if request.prompt.is_empty() {
-            return Err(Error::EmptyStep { sequence });
+            return Err(StepError::Empty.into());
         }
         Ok(Self {
             sampler: Sampler::new(request.sampling.clone(), request.seed),
@@ -118,7 +118,7 @@ impl<'m, M: LanguageModel> Generation<'m, M> {
         let limit = self.model.info().max_context;
         if len + n_pending > limit {
             if self.fed == 0 {
-                return Err(Error::ContextFull { needed: len + n_pending, limit });
+                return Err(StepError::ContextFull { needed: len + n_pending, limit }.into());
             }
             self.finish = Some(FinishReason::ContextFull);
             return Ok(None);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use breakers_backend::device;
 use breakers_core::{
     Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
-    SequenceId, Step, TokenLogprob, Want, argmax, top_k,
+    SequenceId, Step, StepError, TokenLogprob, Want, argmax, top_k,
 };
 use breakers_kv_cache::{CacheShape, KvCache, PlainCache};
 use burn::tensor::Tensor;
@@ -79,27 +79,28 @@ impl Runner {
     }
 
     fn validate(&self, steps: &[Step]) -> CoreResult<()> {
-        let info = self.model.info();
-        for (i, step) in steps.iter().enumerate() {
-            step.validate(info.vocab_size)?;
-            let len = self.cache(step.sequence)?.len();
-            if steps[..i].iter().any(|s| s.sequence == step.sequence) {
-                return Err(CoreError::DuplicateSequence { sequence: step.sequence });
-            }
-            let needed = len + step.tokens.len();
-            if needed > info.max_context {
-                return Err(CoreError::ContextFull { needed, limit: info.max_context });
-            }
-            for tap in &step.taps {
-                if let LayerTap::AfterBlock(i) = *tap
-                    && i >= info.n_layers
-                {
-                    return Err(CoreError::OutOfRange {
-                        what: "block of a hidden-state tap",
-                        requested: i,
-                        available: info.n_layers,
-                    });
-                }
+        let at_step = |i: usize| move |error: CoreError| error.at_step(i, steps[i].sequence);
+        (0..steps.len()).try_for_each(|i| self.validate_step(steps, i).map_err(at_step(i)))
+    }
+
+    fn validate_step(&self, steps: &[Step], i: usize) -> CoreResult<()> {
+        let (info, step) = (self.model.info(), &steps[i]);
+        step.validate(info.vocab_size)?;
+        let len = self.cache(step.sequence)?.len();
+        if steps[..i].iter().any(|s| s.sequence == step.sequence) {
+            return Err(CoreError::DuplicateSequence { sequence: step.sequence });
+        }
+        let needed = len + step.tokens.len();
+        if needed > info.max_context {
+            return Err(StepError::ContextFull { needed, limit: info.max_context }.into());
+        }
+        for tap in &step.taps {
+            if let LayerTap::AfterBlock(i) = *tap
+                && i >= info.n_layers
+            {
+                let (requested, available) = (i, info.n_layers);
+                let what = "block of a hidden-state tap";
+                return Err(StepError::OutOfRange { what, requested, available }.into());
             }
         }
         Ok(())
@@ -160,8 +161,9 @@ fn run(
     for (part, cache) in parts.iter().zip(caches.iter_mut()) {
         let step = &steps[part.step];
         let parents = step.parents.as_deref();
-        positions.extend(cache.positions(part.rows.len(), parents)?);
-        cache.begin(part.rows.len(), parents)?;
+        let at_step = |error: breakers_kv_cache::Error| Error::from(error).at_step(part.step);
+        positions.extend(cache.positions(part.rows.len(), parents).map_err(at_step)?);
+        cache.begin(part.rows.len(), parents).map_err(at_step)?;
         let all = step.taps.contains(&LayerTap::Final);
         for row in part.rows.clone() {
             if all || step.want(row) != Want::Nothing {
@@ -183,7 +185,12 @@ fn run(
         .map(|(cache, part)| Segment { cache: &mut **cache, n_rows: part.rows.len() })
         .collect();
     let kept_rows: Vec<usize> = kept.iter().map(|k| k.0).collect();
-    let hidden = decoder.forward(&tokens, &positions, &mut segments, &kept_rows, &blocks)?;
+    let hidden = decoder.forward(&tokens, &positions, &mut segments, &kept_rows, &blocks);
+    // The decoder counts segments.
+    let hidden = hidden.map_err(|error| match error {
+        Error::AtStep { step: segment, source } => source.at_step(parts[segment].step),
+        error => error,
+    })?;
     let last = match &hidden.last {
         Some(last) => answer(model, steps, &kept, last.clone())?,
         None => Vec::new(),
@@ -236,7 +243,11 @@ fn answer(
         }
         let rows = hidden.clone().narrow(0, wanted[from].0, to - from);
         let wants: Vec<Want> = wanted[from..to].iter().map(|(_, k)| steps[k.1].want(k.2)).collect();
-        answers.extend(outputs(model, rows, &wants)?);
+        let failed = |(row, error): (Option<usize>, Error)| match row {
+            Some(row) => error.at_step(wanted[from + row].1.1),
+            None => error,
+        };
+        answers.extend(outputs(model, rows, &wants).map_err(failed)?);
         from = to;
     }
     let places: Vec<(usize, usize)> = wanted.iter().map(|(_, k)| (k.1, k.2)).collect();
@@ -246,16 +257,16 @@ fn answer(
     if tapped { to_vec(hidden) } else { Ok(Vec::new()) }
 }
 
-/// What is wanted of each row `[n, width]`.
-fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
+/// What is wanted of each row `[n, width]`. An error comes with the row that caused it, if one did.
+fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let logits = model.decoder().logits(hidden);
     let _span = tracing::trace_span!("choice").entered();
     if !device::is_cpu(model.device()) && model.info().vocab_size <= MAX_VOCAB {
         return outputs_on_device(logits, wants);
     }
-    let logits = to_vec(logits)?;
-    let vocab = model.info().vocab_size;
-    logits.chunks_exact(vocab).zip(wants).map(|(row, want)| output(row, *want)).collect()
+    let logits = to_vec(logits).map_err(|error| (None, error))?;
+    let rows = logits.chunks_exact(model.info().vocab_size).zip(wants).enumerate();
+    rows.map(|(i, (row, want))| output(row, *want).map_err(|error| (Some(i), error))).collect()
 }
 
 /// What is wanted of a row of logits on the host.
@@ -269,17 +280,18 @@ fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
 }
 
 /// What is wanted of rows of logits, of which only those leave the device that are wanted whole.
-fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, Error> {
+fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let n_best = |want: &Want| match *want {
         Want::ArgMax => Some(1),
         Want::TopK(k) if k <= MAX_K => Some(k),
         _ => None,
     };
     let most = wants.iter().filter_map(n_best).max().unwrap_or(0).min(logits.dims()[1]);
-    let found = if most > 0 { to_vec(best(logits.clone(), most))? } else { Vec::new() };
+    let all = |error| (None, error);
+    let found = if most > 0 { to_vec(best(logits.clone(), most)).map_err(all)? } else { Vec::new() };
     if wants.iter().all(|want| *want == Want::Logits) {
         let vocab = logits.dims()[1];
-        let rows = to_vec(logits)?;
+        let rows = to_vec(logits).map_err(all)?;
         return Ok(rows.chunks_exact(vocab).map(|row| Output::Logits(row.to_vec())).collect());
     }
     let each = wants.iter().enumerate().map(|(row, want)| {
@@ -295,7 +307,8 @@ fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, E
                 });
             }
         }
-        output(&to_vec(logits.clone().narrow(0, row, 1))?, *want)
+        let logits = to_vec(logits.clone().narrow(0, row, 1)).map_err(all)?;
+        output(&logits, *want).map_err(|error| (Some(row), error))
     });
     each.collect()
 }
@@ -352,7 +365,12 @@ impl LanguageModel for Runner {
                     self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?;
                 }
                 steps.iter_mut().for_each(|s| s.outputs.clear());
-                return Err(error.into());
+                return Err(match error {
+                    Error::AtStep { step, source } => {
+                        CoreError::from(*source).at_step(step, steps[step].sequence)
+                    }
+                    error => error.into(),
+                });
             }
         }
         Ok(())

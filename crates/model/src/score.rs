@@ -1,7 +1,8 @@
 //! How well a model predicts given text: log-likelihoods and perplexity.
 
 use breakers_core::{
-    Error, LanguageModel, Output, Result, SequenceId, Step, TokenId, TokenLogprob, Want, log_sum_exp, top_k,
+    LanguageModel, Output, Result, SequenceId, Step, StepError, TokenId, TokenLogprob, Want, log_sum_exp,
+    top_k,
 };
 
 /// A given token and what the model thought of its place.
@@ -23,7 +24,7 @@ pub struct ScoredToken {
 /// `continuation`.
 ///
 /// # Errors
-/// [`Error::EmptyStep`] for an empty prompt, and those of [`LanguageModel::forward`].
+/// [`StepError::Empty`] for an empty prompt, and those of [`LanguageModel::forward`].
 pub fn score(
     model: &mut impl LanguageModel,
     prompt: &[TokenId],
@@ -33,7 +34,7 @@ pub fn score(
 ) -> Result<Vec<ScoredToken>> {
     with_sequence(model, |model, sequence| {
         if prompt.is_empty() {
-            return Err(Error::EmptyStep { sequence });
+            return Err(StepError::Empty.into());
         }
         let mut tokens = prompt.to_vec();
         tokens.extend_from_slice(continuation);
@@ -71,7 +72,7 @@ pub(crate) const WINDOW_ROWS: usize = 128;
 /// `progress` is told (windows done, windows in all).
 ///
 /// # Errors
-/// [`Error::OutOfRange`] if the text is shorter than one window or the window shorter than 4 tokens, and those
+/// [`StepError::OutOfRange`] if the text is shorter than one window or the window shorter than 4 tokens, and those
 /// of [`LanguageModel::forward`].
 pub fn perplexity(
     model: &mut impl LanguageModel,
@@ -81,18 +82,20 @@ pub fn perplexity(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Perplexity> {
     if context < 4 {
-        return Err(Error::OutOfRange {
+        return Err(StepError::OutOfRange {
             what: "tokens in a window (4 at least)",
             requested: context,
             available: 4,
-        });
+        }
+        .into());
     }
     if tokens.len() < context {
-        return Err(Error::OutOfRange {
+        return Err(StepError::OutOfRange {
             what: "tokens of text for one window",
             requested: context,
             available: tokens.len(),
-        });
+        }
+        .into());
     }
     let n_windows = tokens.len() / context;
     let (mut sum, mut n_tokens) = (0.0, 0);

@@ -1,6 +1,8 @@
 use std::time::Instant;
 
-use breakers_core::{FinishReason, LanguageModel, Sampler, SamplingConfig, SequenceId, Step, TokenId, Want};
+use breakers_core::{
+    FinishReason, LanguageModel, Sampler, SamplingConfig, SequenceId, Step, StepError, TokenId, Want,
+};
 
 use crate::verify::{self, Verdict};
 use crate::{AdaptiveLength, Draft, DraftRequest, Drafter, Error, Outcome, Result, Stats};
@@ -137,7 +139,7 @@ impl Decoding {
         }
         let info = model.info();
         if prompt.len() > info.max_context {
-            let full = breakers_core::Error::ContextFull { needed: prompt.len(), limit: info.max_context };
+            let full = StepError::ContextFull { needed: prompt.len(), limit: info.max_context }.into();
             return Err(Error::Target(full));
         }
         Ok(Self {

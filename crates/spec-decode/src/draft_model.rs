@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use breakers_core::{Distribution, LanguageModel, Output, SequenceId, Step, TokenId, Want};
+use breakers_core::{Distribution, LanguageModel, Output, SequenceId, Step, StepError, TokenId, Want};
 
 use crate::{Draft, DraftRequest, Drafter, Error, Result, TokenizerFingerprint};
 
@@ -104,7 +104,7 @@ impl<M: LanguageModel> ModelDrafter<M> {
                     return Ok((sequence, keep));
                 }
                 // A new text that shares a compressed prefix: begin anew.
-                Err(breakers_core::Error::TruncateEvicted { .. }) => self.close(),
+                Err(breakers_core::Error::Step(StepError::TruncateEvicted { .. })) => self.close(),
                 Err(error) => return Err(Error::Draft(error)),
             }
         }

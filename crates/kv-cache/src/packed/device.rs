@@ -1,8 +1,9 @@
 //! One layer of a compressed cache on a GPU.
 //!
-//! Which pages a row sees packed, and when plain ones go, is as on the CPU ([`layer`](super::layer)). New tokens are
-//! rotated and kept on the device as 16-bit floats; of a page that is to be packed the host reads the 64 tokens, codes
-//! them as for the CPU, and sends the words. So a token crosses over once, and packed pages are never read back.
+//! Which pages a row sees packed, and when plain ones go, is as on the CPU ([`layer`](super::layer)). New
+//! tokens are rotated and kept on the device as 16-bit floats; of a page that is to be packed the host reads
+//! the 64 tokens, codes them as for the CPU, and sends the words. So a token crosses over once, and packed
+//! pages are never read back.
 
 mod cube;
 mod format;
@@ -14,6 +15,7 @@ mod tail;
 mod tests;
 mod words;
 
+use breakers_core::StepError;
 use std::sync::Arc;
 
 use breakers_backend::device::max_buffer_bytes;
@@ -41,7 +43,8 @@ pub(crate) struct DeviceLayer {
     n_dropped: usize,
     /// Leading pages that are behind the window of every row to come.
     n_evicted: usize,
-    /// The first page's queries, rotated, `[slots, n_heads, head_dim]`, where they tell how much a channel matters.
+    /// The first page's queries, rotated, `[slots, n_heads, head_dim]`, where they tell how much a channel
+    /// matters.
     queries: Option<Tensor<3>>,
     /// What came of them: `[n_kv_heads, head_dim]`.
     weights: Option<Arc<Vec<f32>>>,
@@ -56,7 +59,8 @@ fn turn_by(x: Tensor<3>, matrix: &Option<Tensor<2>>) -> Result<Tensor<3>> {
 
 impl DeviceLayer {
     /// # Errors
-    /// Those of the method; [`Error::UnsupportedElement`], and [`Error::ContextFull`] if no page fits a buffer.
+    /// Those of the method; [`Error::UnsupportedElement`], and
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) if no page fits a buffer.
     pub(crate) fn new(
         shape: &LayerShape,
         method: &Method,
@@ -113,8 +117,8 @@ impl DeviceLayer {
     /// Appends the tokens behind the first `first` ones and attends.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] where the device has no larger buffers, [`Error::NotFinite`] where a page that is to be
-    /// packed holds a NaN.
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) where the device has no larger
+    /// buffers, [`Error::NotFinite`] where a page that is to be packed holds a NaN.
     pub(crate) fn attend(
         &mut self,
         first: usize,
@@ -171,7 +175,7 @@ impl DeviceLayer {
             })
             .collect();
         let Some(tail) = self.tail.stored() else {
-            return Err(Error::OutOfRange { what: "attend", requested: rows.len(), available: 0 });
+            return Err(StepError::OutOfRange { what: "attend", requested: rows.len(), available: 0 }.into());
         };
         let job = Job {
             spec: packing.format.spec,
@@ -213,8 +217,8 @@ impl DeviceLayer {
         Ok(Tensor::cat(out, 0))
     }
 
-    /// Notes the queries of the slots from `first` on, as far as they count: those of the first page, and of a tree all
-    /// that may move there.
+    /// Notes the queries of the slots from `first` on, as far as they count: those of the first page, and of
+    /// a tree all that may move there.
     fn note_queries(&mut self, first: usize, q: &Tensor<3>, is_tree: bool) {
         if !self.packing.weighs_channels || first >= PAGE_TOKENS || self.weights.is_some() {
             return;

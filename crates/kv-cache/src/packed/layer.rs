@@ -1,9 +1,12 @@
-//! One layer of a compressed cache: plain pages for what is recent or may be taken back, packed ones for the rest.
+//! One layer of a compressed cache: plain pages for what is recent or may be taken back, packed ones for the
+//! rest.
 //!
-//! A row at position t sees page p packed if p + `lag` < t / [`PAGE_TOKENS`], and plain otherwise. That depends on
-//! nothing but positions, so a row's bits are the same however its prefix was fed: pages are packed as soon as a
-//! row needs them so, beside their plain self, which is dropped when no row can need it any more.
+//! A row at position t sees page p packed if p + `lag` < t / [`PAGE_TOKENS`], and plain otherwise. That
+//! depends on nothing but positions, so a row's bits are the same however its prefix was fed: pages are
+//! packed as soon as a row needs them so, beside their plain self, which is dropped when no row can need it
+//! any more.
 
+use breakers_core::StepError;
 use std::sync::Arc;
 
 use breakers_backend::cpu::Isa;
@@ -12,7 +15,7 @@ use half::f16;
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
 use crate::page::{PAGE_TOKENS, Page, PageLayout, Stored};
 use crate::pages::LayerPages;
-use crate::{Element, Error, LayerShape, Result};
+use crate::{Element, LayerShape, Result};
 
 /// How one layer is packed.
 pub(crate) struct Packing {
@@ -44,7 +47,8 @@ pub(crate) struct PackedLayer {
     n_dropped: usize,
     /// Leading pages that are behind the window of every row to come.
     n_evicted: usize,
-    /// Squares of the first page's queries, summed over the heads of a group: `[slots, n_kv_heads, head_dim]`.
+    /// Squares of the first page's queries, summed over the heads of a group: `[slots, n_kv_heads,
+    /// head_dim]`.
     squares: Vec<f32>,
     /// Their sums over the first page, once it is packed: `[n_kv_heads, head_dim]`.
     weights: Option<Arc<Vec<f32>>>,
@@ -85,7 +89,8 @@ impl PackedLayer {
         (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
     }
 
-    /// What is read behind a packed page's region: that of the next page, or else of the next head's page `first`.
+    /// What is read behind a packed page's region: that of the next page, or else of the next head's page
+    /// `first`.
     pub(crate) fn next(&self, page: usize, first: usize, head: usize) -> Next {
         let format = &self.packing.format;
         let stored = |page: usize| self.packed.get(page).filter(|page| page.bytes() > 0);
@@ -99,8 +104,8 @@ impl PackedLayer {
         }
     }
 
-    /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count: those of the
-    /// first page, and of a tree all that may move there.
+    /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count:
+    /// those of the first page, and of a tree all that may move there.
     pub(crate) fn note_queries(&mut self, first: usize, q: &[f32], n_heads: usize, is_tree: bool) {
         if !self.packing.weighs_channels || first >= PAGE_TOKENS || self.weights.is_some() {
             return;
@@ -237,8 +242,8 @@ impl PackedLayer {
     }
 }
 
-/// Fails unless a layer whose first pages are dropped, or evicted, can be shortened to `len` tokens, of which a row
-/// behind them sees `needs_plain` pages packed.
+/// Fails unless a layer whose first pages are dropped, or evicted, can be shortened to `len` tokens, of which
+/// a row behind them sees `needs_plain` pages packed.
 pub(crate) fn check_truncate(
     len: usize,
     needs_plain: usize,
@@ -254,7 +259,7 @@ pub(crate) fn check_truncate(
     let lost_packed = first_seen < n_evicted && len > 0;
     if lost_plain || lost_packed {
         let evicted_from = if lost_plain { needs_plain } else { first_seen } * PAGE_TOKENS;
-        return Err(Error::TruncateEvicted { requested: len, evicted_from });
+        return Err(StepError::TruncateEvicted { requested: len, evicted_from }.into());
     }
     Ok(())
 }

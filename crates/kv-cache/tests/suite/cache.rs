@@ -1,5 +1,6 @@
 //! The plain cache as a state machine: what is provisional, final, shared and refused.
 
+use breakers_core::StepError;
 use std::sync::{Arc, Mutex};
 
 use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
@@ -36,7 +37,8 @@ fn tokens_are_provisional_until_committed() {
     assert_eq!((cache.len(), cache.committed()), (10, 0));
     cache.commit(4).unwrap();
     assert_eq!((cache.len(), cache.committed()), (10, 4));
-    let out_of_range = |what, requested, available| Err(Error::OutOfRange { what, requested, available });
+    let out_of_range =
+        |what, requested, available| Err(Error::Step(StepError::OutOfRange { what, requested, available }));
     assert_eq!(cache.commit(7), out_of_range("commit", 7, 6));
     cache.truncate(7).unwrap();
     assert_eq!(probe(&cache), probe_of(&tokens.range(0..7)));
@@ -54,7 +56,7 @@ fn positions_count_ancestors() {
     let tree = [None, Some(0), Some(0), Some(2), None];
     assert_eq!(cache.positions(5, Some(&tree)).unwrap(), [5, 6, 6, 7, 5]);
     let wrong = cache.positions(4, Some(&tree));
-    assert_eq!(wrong, Err(Error::RowCount { expected: 4, found: 5 }));
+    assert_eq!(wrong, Err(StepError::RowCount { what: "parents", expected: 4, found: 5 }.into()));
 }
 
 #[test]
@@ -66,7 +68,7 @@ fn steps_go_through_all_layers_in_order() {
     };
     assert_eq!(attend(&mut cache, 0), Err(Error::NoStep { operation: "attend" }));
     assert_eq!(cache.end(), Err(Error::NoStep { operation: "end" }));
-    assert_eq!(cache.begin(0, None), Err(Error::EmptyStep));
+    assert_eq!(cache.begin(0, None), Err(StepError::Empty.into()));
     cache.begin(2, None).unwrap();
     assert_eq!(attend(&mut cache, 1), Err(Error::LayerOrder { expected: 0, found: 1 }));
     assert_eq!(attend(&mut cache, 0), Ok([2, 64]));
@@ -108,9 +110,12 @@ fn aborted_steps_leave_nothing() {
 #[test]
 fn inputs_that_do_not_fit_are_refused() {
     let mut cache = cache(1, 10);
-    assert_eq!(cache.begin(11, None), Err(Error::ContextFull { needed: 11, limit: 10 }));
-    assert_eq!(cache.begin(usize::MAX, None), Err(Error::ContextFull { needed: usize::MAX, limit: 10 }));
-    let parents = Err(Error::InvalidParent { row: 1, parent: 1 });
+    assert_eq!(cache.begin(11, None), Err(StepError::ContextFull { needed: 11, limit: 10 }.into()));
+    assert_eq!(
+        cache.begin(usize::MAX, None),
+        Err(StepError::ContextFull { needed: usize::MAX, limit: 10 }.into())
+    );
+    let parents = Err(StepError::InvalidParent { row: 1, parent: 1 }.into());
     assert_eq!(cache.begin(2, Some(&[None, Some(1)])), parents);
     cache.begin(2, None).unwrap();
     let tensor = |shape: [usize; 3]| Tensor::<3>::ones(shape, &Device::flex());
@@ -189,7 +194,7 @@ fn trees_are_thinned_out_before_they_go_on() {
     assert_eq!(cache.retain(&[1]), not_a_chain(1, Some(0), None));
     assert_eq!(cache.retain(&[0, 3, 1]), not_a_chain(1, Some(0), Some(3)));
     assert_eq!(cache.retain(&[0, 0]), not_a_chain(0, None, Some(0)));
-    let beyond = Err(Error::OutOfRange { what: "retain", requested: 6, available: 6 });
+    let beyond = Err(StepError::OutOfRange { what: "retain", requested: 6, available: 6 }.into());
     assert_eq!(cache.retain(&[0, 6]), beyond);
     cache.retain(&[0, 1, 2, 5]).unwrap();
     assert_eq!((cache.len(), cache.committed()), (5, 1));

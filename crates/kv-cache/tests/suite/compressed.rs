@@ -2,6 +2,7 @@
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::{cpu, pool};
+use breakers_core::StepError;
 use breakers_kv_cache::quantizers::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
 use breakers_kv_cache::{
     CacheShape, CompressedCache, Compression, Element, Error, KvCache, LayerShape, PlainCache,
@@ -172,9 +173,12 @@ fn final_tokens_can_be_taken_back_to_a_page_boundary() {
     tokens.feed(&mut cache, None);
     cache.commit(300).unwrap();
     for (len, evicted_from) in [(255, 192), (100, 64), (1, 0)] {
-        assert_eq!(cache.truncate(len), Err(Error::TruncateEvicted { requested: len, evicted_from }));
+        assert_eq!(
+            cache.truncate(len),
+            Err(StepError::TruncateEvicted { requested: len, evicted_from }.into())
+        );
     }
-    assert!(matches!(cache.truncate(301), Err(Error::OutOfRange { .. })));
+    assert!(matches!(cache.truncate(301), Err(Error::Step(StepError::OutOfRange { .. }))));
     for len in [290, 256, 128, 64, 0] {
         cache.truncate(len).unwrap();
         assert_eq!((cache.len(), cache.committed()), (len, len));
@@ -368,7 +372,10 @@ fn bad_input_is_refused() {
     let exact = make(64, &Compression { exact_tokens: 64, ..water.clone() });
     assert_eq!(exact, Err(Error::ExactTokens { most: 63, found: 64 }));
     let layers = make(64, &Compression { plain_layers: vec![2], ..water.clone() });
-    assert_eq!(layers, Err(Error::OutOfRange { what: "plain layers", requested: 2, available: 2 }));
+    assert_eq!(
+        layers,
+        Err(StepError::OutOfRange { what: "plain layers", requested: 2, available: 2 }.into())
+    );
     assert!(matches!(Compression::named("water-99"), Err(Error::UnknownCompression { .. })));
 
     let heads = heads(2, 1, 64);
@@ -391,9 +398,9 @@ fn bad_input_is_refused() {
     }
     let mut cache =
         CompressedCache::new(CacheShape::uniform(1, heads.layer(), 10), &water, &Device::flex()).unwrap();
-    assert_eq!(cache.begin(0, None), Err(Error::EmptyStep));
-    assert_eq!(cache.begin(11, None), Err(Error::ContextFull { needed: 11, limit: 10 }));
-    assert!(matches!(cache.truncate(1), Err(Error::OutOfRange { .. })));
+    assert_eq!(cache.begin(0, None), Err(StepError::Empty.into()));
+    assert_eq!(cache.begin(11, None), Err(StepError::ContextFull { needed: 11, limit: 10 }.into()));
+    assert!(matches!(cache.truncate(1), Err(Error::Step(StepError::OutOfRange { .. }))));
 }
 
 #[test]
@@ -433,5 +440,5 @@ fn pages_behind_a_window_are_freed() {
     }
     // Three pages of a window, one that is being filled, and what lists take.
     assert!(most < 4 * 64 * 2 * 64 * 2 + 4000, "{most}");
-    assert!(matches!(cache.truncate(1024), Err(Error::TruncateEvicted { .. })));
+    assert!(matches!(cache.truncate(1024), Err(Error::Step(StepError::TruncateEvicted { .. }))));
 }

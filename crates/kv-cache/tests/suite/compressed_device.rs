@@ -5,6 +5,7 @@
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::device::{self, Kind};
 use breakers_backend::harness;
+use breakers_core::StepError;
 use breakers_kv_cache::presses::Tova;
 use breakers_kv_cache::{
     Budget, CacheShape, CompressedCache, Compression, Element, Error, Eviction, KvCache, LayerShape,
@@ -159,7 +160,10 @@ fn forks_and_truncation_leave_no_trace() {
         // Final tokens, back to a page's boundary.
         fork.commit(fork.len() - fork.committed()).unwrap();
         if heads.window.is_none() && !name.starts_with("kivi") {
-            assert!(matches!(fork.truncate(150), Err(Error::TruncateEvicted { requested: 150, .. })));
+            assert!(matches!(
+                fork.truncate(150),
+                Err(Error::Step(StepError::TruncateEvicted { requested: 150, .. }))
+            ));
             fork.truncate(128).unwrap();
             let got = feed(&mut *fork, device, &tokens.range(128..135), None);
             let mut fresh = make(name, heads, device);
@@ -200,7 +204,7 @@ fn memory_is_freed() {
         }
         // Two pieces of eight packed pages, and two pages of plain tokens.
         assert!(most < 16 * 64 * 64 + 2 * 64 * 2 * 64 * 2 + 4000, "{most}");
-        assert!(matches!(cache.truncate(1024), Err(Error::TruncateEvicted { .. })));
+        assert!(matches!(cache.truncate(1024), Err(Error::Step(StepError::TruncateEvicted { .. }))));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Presses: what they keep, and what a cache makes of it.
 
 use crate::common::{Heads, Random, Tokens, bits, heads};
+use breakers_core::StepError;
 use breakers_kv_cache::presses::{
     ExpectedAttention, H2o, HeadBudgets, HeadView, KeyDiff, Knorm, LayerBudgets, LayerView, Press,
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
@@ -241,7 +242,10 @@ fn attention_goes_over_what_is_kept() {
             close(&out[head * 64..(head + 1) * 64], want, &name);
         }
         // Forks go on alike; what was let go does not come back.
-        assert_eq!(cache.truncate(200), Err(Error::TruncateEvicted { requested: 200, evicted_from: 0 }));
+        assert_eq!(
+            cache.truncate(200),
+            Err(StepError::TruncateEvicted { requested: 200, evicted_from: 0 }.into())
+        );
         cache.truncate(300).unwrap();
         let mut fork = cache.fork().unwrap();
         let again = tokens.range(300..301);

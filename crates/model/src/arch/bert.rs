@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 
 use breakers_backend::norm::layer_norm;
-use breakers_core::{Embedder, Result as CoreResult, TokenId};
+use breakers_core::{CallError, Embedder, TokenId};
 use breakers_kv_cache::{Visible, attention};
 use breakers_quant::linear::QuantizedLinear;
 use breakers_quant::statistics::InputSite;
@@ -24,6 +24,9 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{WeightFile, Weights, vector};
+
+/// Tokens in one forward pass; more texts take several.
+const TOKENS_PER_PASS: usize = 2048;
 
 /// A sentence encoder of the BERT family, all-MiniLM-L6-v2 for one.
 ///
@@ -39,7 +42,7 @@ use crate::weights::{WeightFile, Weights, vector};
 /// use breakers_model::Bert;
 /// use burn::tensor::Device;
 ///
-/// let mut bert = Bert::load("all-MiniLM-L6-v2", &Device::flex())?;
+/// let bert = Bert::load("all-MiniLM-L6-v2", &Device::flex())?;
 /// let vectors = bert.embed(&["How do I sort a list?", "Ordering the items of an array", "A recipe for soup"])?;
 /// let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
 /// assert!(cosine(&vectors[0], &vectors[1]) > cosine(&vectors[0], &vectors[2]));
@@ -230,6 +233,30 @@ impl Bert {
         Ok(if texts.len() == 1 { texts.remove(0) } else { Tensor::cat(texts, 0) })
     }
 
+    /// The vectors of texts, in as many passes as they need.
+    fn vectors(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Error> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut pass = Vec::new();
+        let mut n_rows = 0;
+        for text in texts {
+            let mut ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
+            if ids.is_empty() {
+                // Without special tokens an empty text has none at all; it stands for the padding token.
+                ids.push(self.tokenizer.padding().unwrap_or(0));
+            }
+            if n_rows + ids.len() > TOKENS_PER_PASS && !pass.is_empty() {
+                vectors.extend(self.embed_ids(&pass)?);
+                (pass, n_rows) = (Vec::new(), 0);
+            }
+            n_rows += ids.len();
+            pass.push(ids);
+        }
+        if !pass.is_empty() {
+            vectors.extend(self.embed_ids(&pass)?);
+        }
+        Ok(vectors)
+    }
+
     /// The vectors of texts, each of which has a token at least.
     fn embed_ids(&self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, Error> {
         let width = self.config.hidden_size;
@@ -256,35 +283,13 @@ impl Bert {
     }
 }
 
-/// Tokens in one forward pass; more texts take several.
-const TOKENS_PER_PASS: usize = 2048;
-
 impl Embedder for Bert {
     fn dimension(&self) -> usize {
         self.config.hidden_size
     }
 
-    fn embed(&mut self, texts: &[&str]) -> CoreResult<Vec<Vec<f32>>> {
-        let mut vectors = Vec::with_capacity(texts.len());
-        let mut pass = Vec::new();
-        let mut n_rows = 0;
-        for text in texts {
-            let mut ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
-            if ids.is_empty() {
-                // Without special tokens an empty text has none at all; it stands for the padding token.
-                ids.push(self.tokenizer.padding().unwrap_or(0));
-            }
-            if n_rows + ids.len() > TOKENS_PER_PASS && !pass.is_empty() {
-                vectors.extend(self.embed_ids(&pass)?);
-                (pass, n_rows) = (Vec::new(), 0);
-            }
-            n_rows += ids.len();
-            pass.push(ids);
-        }
-        if !pass.is_empty() {
-            vectors.extend(self.embed_ids(&pass)?);
-        }
-        Ok(vectors)
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, CallError> {
+        self.vectors(texts).map_err(|error| breakers_core::Error::from(error).into())
     }
 }
 

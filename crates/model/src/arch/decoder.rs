@@ -269,14 +269,16 @@ fn collect(taps: Vec<Option<Tensor<2>>>) -> Vec<Tensor<2>> {
 /// Attention of each segment over its own cache.
 fn attend(segments: &mut [Segment<'_>], layer: usize, heads: Heads, scale: f32) -> Result<Tensor<2>, Error> {
     if let [only] = segments {
-        return Ok(only.cache.attend(layer, heads.q, heads.k, heads.v, scale)?);
+        let attended = only.cache.attend(layer, heads.q, heads.k, heads.v, scale);
+        return attended.map_err(|error| Error::from(error).at_step(0));
     }
     let mut from = 0;
     let mut parts = Vec::with_capacity(segments.len());
-    for segment in segments {
+    for (i, segment) in segments.iter_mut().enumerate() {
         let range = from..from + segment.n_rows;
         let part = |t: &Tensor<3>| t.clone().slice([range.clone()]);
-        parts.push(segment.cache.attend(layer, part(&heads.q), part(&heads.k), part(&heads.v), scale)?);
+        let attended = segment.cache.attend(layer, part(&heads.q), part(&heads.k), part(&heads.v), scale);
+        parts.push(attended.map_err(|error| Error::from(error).at_step(i))?);
         from = range.end;
     }
     Ok(Tensor::cat(parts, 0))

@@ -44,7 +44,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 fn minilm_equals_sentence_transformers() {
     let Some(folder) = model_path("minilm") else { return };
     let Cases { max_tokens, cases } = cases();
-    let mut bert = Bert::load(folder, &Device::flex()).unwrap();
+    let bert = Bert::load(folder, &Device::flex()).unwrap();
     assert_eq!(bert.max_tokens(), max_tokens);
     let options = EncodeOptions { add_special: true, parse_special: true };
     for case in &cases {
@@ -267,7 +267,7 @@ fn a_small_model_follows_the_formulas() {
     let texts = cases.map(|(text, _)| text);
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         write_tensors(folder.path(), &tensors, dtype);
-        let mut bert = Bert::load(folder.path(), &Device::flex()).unwrap();
+        let bert = Bert::load(folder.path(), &Device::flex()).unwrap();
         assert_eq!((bert.dimension(), bert.max_tokens()), (WIDTH, POSITIONS));
         let vectors = bert.embed(&texts).unwrap();
         for ((text, ids), vector) in cases.iter().zip(&vectors) {
@@ -397,7 +397,7 @@ fn damaged_tensors_are_typed_errors() {
     for at in (0..header).step_by(7) {
         for damaged in [file[..at].to_vec(), [&file[..at], b"9", &file[at + 1..]].concat()] {
             std::fs::write(&path, damaged).unwrap();
-            if let Ok(mut bert) = Bert::load(folder.path(), &Device::flex()) {
+            if let Ok(bert) = Bert::load(folder.path(), &Device::flex()) {
                 _ = bert.embed(&["one two"]);
             }
         }

@@ -1,7 +1,7 @@
 //! A row's logits have the same bits, whatever else is in the call. On real weights.
 
 use breakers_backend::{cpu, harness::model_path, pool};
-use breakers_core::{Error, LanguageModel, LayerTap, Output, SequenceId, Step, TokenId, Want};
+use breakers_core::{Error, LanguageModel, LayerTap, Output, SequenceId, Step, StepError, TokenId, Want};
 use breakers_model::{Model, Runner};
 
 const MODELS: [&str; 3] = ["smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"];
@@ -205,7 +205,8 @@ fn impossible_steps_are_refused_and_change_nothing() {
     let step = |tokens: Vec<TokenId>| Step::last(sequence, tokens, Want::ArgMax);
     let check = |runner: &mut Runner, mut steps: Vec<Step>, expected: fn(&Error) -> bool| {
         let error = runner.forward(&mut steps).unwrap_err();
-        assert!(expected(&error), "{error:?}");
+        assert!(expected(error.cause()), "{error:?}");
+        assert_eq!(error.step(), Some(steps.len() - 1), "{error:?}");
         assert_eq!(runner.len(sequence).unwrap(), 3);
     };
     let closed = runner.open().unwrap();
@@ -213,17 +214,24 @@ fn impossible_steps_are_refused_and_change_nothing() {
     check(&mut runner, vec![Step { sequence: closed, ..step(vec![1]) }], |e| {
         matches!(e, Error::UnknownSequence { .. })
     });
-    check(&mut runner, vec![step(vec![])], |e| matches!(e, Error::EmptyStep { .. }));
+    check(&mut runner, vec![step(vec![])], |e| matches!(e, Error::Step(StepError::Empty)));
     check(&mut runner, vec![step(vec![49_152])], |e| matches!(e, Error::InvalidToken { token: 49_152, .. }));
-    check(&mut runner, vec![step(vec![1; 6])], |e| matches!(e, Error::ContextFull { needed: 9, limit: 8 }));
+    check(&mut runner, vec![step(vec![1; 6])], |e| {
+        matches!(e, Error::Step(StepError::ContextFull { needed: 9, limit: 8 }))
+    });
     check(&mut runner, vec![step(vec![1]), step(vec![2])], |e| matches!(e, Error::DuplicateSequence { .. }));
     let taps = vec![LayerTap::AfterBlock(30)];
     check(&mut runner, vec![Step { taps, ..step(vec![1]) }], |e| {
-        matches!(e, Error::OutOfRange { available: 30, .. })
+        matches!(e, Error::Step(StepError::OutOfRange { available: 30, .. }))
     });
     let parents = Some(vec![Some(0)]);
-    check(&mut runner, vec![Step { parents, ..step(vec![1]) }], |e| matches!(e, Error::InvalidParent { .. }));
-    assert!(matches!(runner.commit(sequence, 4), Err(Error::OutOfRange { requested: 4, available: 3, .. })));
-    assert!(matches!(runner.truncate(sequence, 4), Err(Error::OutOfRange { .. })));
-    assert!(matches!(runner.retain(sequence, &[3]), Err(Error::OutOfRange { .. })));
+    check(&mut runner, vec![Step { parents, ..step(vec![1]) }], |e| {
+        matches!(e, Error::Step(StepError::InvalidParent { .. }))
+    });
+    assert!(matches!(
+        runner.commit(sequence, 4),
+        Err(Error::Step(StepError::OutOfRange { requested: 4, available: 3, .. }))
+    ));
+    assert!(matches!(runner.truncate(sequence, 4), Err(Error::Step(StepError::OutOfRange { .. }))));
+    assert!(matches!(runner.retain(sequence, &[3]), Err(Error::Step(StepError::OutOfRange { .. }))));
 }

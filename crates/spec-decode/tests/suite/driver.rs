@@ -247,7 +247,7 @@ fn what_cannot_be_continued_is_refused() {
         (two, &[1, 2], config(5, 5), "NothingToFeed { held: 2, prompt: 2 }"),
         (provisional, &[1, 2, 3], config(5, 5), "ProvisionalTokens { committed: 1, held: 2 }"),
         (SequenceId(99), &[1], config(5, 5), "Target(UnknownSequence"),
-        (empty, &[1; 9], config(5, 5), "Target(ContextFull { needed: 9, limit: 8 })"),
+        (empty, &[1; 9], config(5, 5), "Target(Step(ContextFull { needed: 9, limit: 8 }))"),
         (empty, &[1], hot, "Sampling(Parameter { name: \"temperature\""),
     ];
     for (sequence, prompt, config, expected) in cases {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use breakers_core::{
-    Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, TokenId, Want, argmax,
-    top_k,
+    Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, StepError, TokenId, Want,
+    argmax, top_k,
 };
 
 /// Logits of the next token as a function of all tokens before it.
@@ -98,7 +98,7 @@ impl Toy {
         }
         let needed = held.tokens.len() + step.tokens.len();
         match needed > self.info.max_context {
-            true => Err(Error::ContextFull { needed, limit: self.info.max_context }),
+            true => Err(StepError::ContextFull { needed, limit: self.info.max_context }.into()),
             false => Ok(()),
         }
     }
@@ -179,7 +179,7 @@ impl LanguageModel for Toy {
         let provisional = held.tokens.split_off(held.committed);
         assert!(rows.is_sorted_by(|a, b| a < b), "rows must ascend: {rows:?}");
         for &row in rows {
-            let &token = provisional.get(row).ok_or(Error::OutOfRange {
+            let &token = provisional.get(row).ok_or(StepError::OutOfRange {
                 what: "retain",
                 requested: row,
                 available: provisional.len(),
@@ -197,7 +197,7 @@ impl LanguageModel for Toy {
         let end = held.committed + n_tokens;
         if end > held.tokens.len() {
             let available = held.tokens.len() - held.committed;
-            return Err(Error::OutOfRange { what: "commit", requested: n_tokens, available });
+            return Err(StepError::OutOfRange { what: "commit", requested: n_tokens, available }.into());
         }
         let first = *held.first_commit.get_or_insert(end);
         if rules == Rules::GreedyText {
@@ -214,10 +214,15 @@ impl LanguageModel for Toy {
         let evicts = self.evicts;
         let held = self.get_mut(sequence)?;
         if len > held.tokens.len() {
-            return Err(Error::OutOfRange { what: "truncate", requested: len, available: held.tokens.len() });
+            return Err(StepError::OutOfRange {
+                what: "truncate",
+                requested: len,
+                available: held.tokens.len(),
+            }
+            .into());
         }
         if evicts && len < held.committed {
-            return Err(Error::TruncateEvicted { requested: len, evicted_from: held.committed });
+            return Err(StepError::TruncateEvicted { requested: len, evicted_from: held.committed }.into());
         }
         assert!(!held.branches || len <= held.committed, "a tree cannot be cut like a chain");
         held.branches = false;

@@ -1,5 +1,6 @@
 //! What layers of one shape share on a GPU: how pages are coded, and tables for the kernels.
 
+use breakers_core::StepError;
 use std::ops::Range;
 
 use breakers_backend::hadamard::Rotation;
@@ -25,7 +26,8 @@ pub(super) struct Packing {
     pub(super) tables: Tensor<1>,
     /// What keys, and queries, are multiplied with.
     pub(super) turn_keys: Option<Tensor<2>>,
-    /// What queries are multiplied with for coded keys, if it is something else: a sketch, behind the rotation.
+    /// What queries are multiplied with for coded keys, if it is something else: a sketch, behind the
+    /// rotation.
     pub(super) turn_queries: Option<Tensor<2>>,
     pub(super) turn_values: Option<Tensor<2>>,
     /// The way back.
@@ -109,7 +111,7 @@ impl Packing {
         let width = self.n_kv_heads * self.head_dim;
         if tokens.len() != 2 * slots.len() * width {
             let (requested, available) = (slots.len(), tokens.len() / (2 * width).max(1));
-            return Err(Error::OutOfRange { what: "pack", requested, available });
+            return Err(StepError::OutOfRange { what: "pack", requested, available }.into());
         }
         match tokens.iter().position(|x| !x.is_finite()) {
             None => Ok(()),

@@ -1,11 +1,12 @@
 //! The tokens of a layer that are kept as 16-bit floats on the device.
 
+use breakers_core::StepError;
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, f16};
 
+use crate::Result;
 use crate::page::{F16_MAX, PAGE_TOKENS};
-use crate::{Error, Result};
 
 /// The sequence's exact first tokens, and all tokens from slot `base` on.
 #[derive(Clone)]
@@ -18,8 +19,8 @@ pub(super) struct Tail {
     device: Device,
     /// First slot that is kept, a page's first. Slots before it stand nowhere, but for the exact ones.
     base: usize,
-    /// Keys and values, `[n_exact + capacity, n_kv_heads, head_dim]` each: the exact tokens once `base` is above 0, then
-    /// those from `base` on.
+    /// Keys and values, `[n_exact + capacity, n_kv_heads, head_dim]` each: the exact tokens once `base` is
+    /// above 0, then those from `base` on.
     stored: Option<[Tensor<3>; 2]>,
 }
 
@@ -63,12 +64,17 @@ impl Tail {
         tensor.slice_assign([at..at + n_rows, 0..self.n_kv_heads, 0..self.head_dim], rows)
     }
 
-    /// Writes tokens `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on, behind which there is nothing.
+    /// Writes tokens `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on, behind which there is
+    /// nothing.
     pub(super) fn append(&mut self, first: usize, k: Tensor<3>, v: Tensor<3>) -> Result<()> {
         let needed = first + k.dims()[0] - self.base;
         let capacity = self.stored.as_ref().map_or(0, |[k, _]| k.dims()[0] - self.n_exact);
         if needed > self.limit {
-            return Err(Error::ContextFull { needed: first + k.dims()[0], limit: self.base + self.limit });
+            return Err(StepError::ContextFull {
+                needed: first + k.dims()[0],
+                limit: self.base + self.limit,
+            }
+            .into());
         }
         if needed > capacity {
             let new = needed.max(2 * capacity).next_multiple_of(PAGE_TOKENS).min(self.limit);

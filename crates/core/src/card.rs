@@ -1,0 +1,92 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Usage;
+
+/// What is known of a model before it is called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ModelCard {
+    /// Name by which the model is asked for.
+    pub id: String,
+    /// What answers can be kept under: they are the same only where this is. The SHA-256 of a model's file,
+    /// or an endpoint with its model and fingerprint. `None`: answers must not be reused.
+    pub revision: Option<String>,
+    /// Tokens of a prompt and its answer together; `None` if that is not known.
+    pub max_context: Option<usize>,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// What it costs; `None` if nobody asks for money.
+    pub price: Option<Price>,
+}
+
+impl ModelCard {
+    /// A model of which nothing is known but its name; the rest is filled in by assignment.
+    pub fn new(id: impl Into<String>) -> Self {
+        let id = id.into();
+        Self { id, revision: None, max_context: None, capabilities: Capabilities::default(), price: None }
+    }
+}
+
+/// What a model can do. A request that needs what is not there is refused with
+/// [`CallError::Unsupported`](crate::CallError::Unsupported).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Answers conversations ([`Prompt::Chat`](crate::Prompt::Chat)).
+    pub chat: bool,
+    /// Continues texts as they are ([`Prompt::Text`](crate::Prompt::Text)).
+    pub text: bool,
+    /// Continues its own tokens ([`Prompt::Tokens`](crate::Prompt::Tokens)).
+    pub tokens: bool,
+    /// Calls functions.
+    pub tools: bool,
+    /// Answers in JSON, by a schema too.
+    pub json: bool,
+    /// Tells log-probabilities.
+    pub logprobs: bool,
+    /// Gives the same answer for the same seed.
+    pub seed: bool,
+    /// Reads images.
+    pub vision: bool,
+}
+
+/// Prices in billionths of a dollar for 10⁶ tokens, so that sums are exact: 150,000,000 is $ 0.15 for a
+/// million.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Price {
+    /// Of the prompt's tokens that had to be computed.
+    pub input: u64,
+    /// Of the prompt's tokens that were cached.
+    pub cached_input: u64,
+    /// Of the tokens produced.
+    pub output: u64,
+}
+
+impl Price {
+    /// Prices in billionths of a dollar for 10⁶ tokens.
+    pub fn new(input: u64, cached_input: u64, output: u64) -> Self {
+        Self { input, cached_input, output }
+    }
+
+    /// What a request costs, in millionths of a billionth of a dollar, so that nothing is rounded.
+    ///
+    /// ```
+    /// use breakers_core::{Price, Usage};
+    ///
+    /// // $ 0.15 and $ 0.60 for a million tokens.
+    /// let price = Price::new(150_000_000, 75_000_000, 600_000_000);
+    /// let cost = price.cost(&Usage::new(1000, 100));
+    /// assert_eq!(cost as f64 * 1e-15, 0.00021);
+    /// ```
+    pub fn cost(&self, usage: &Usage) -> u128 {
+        let cached = usage.cached_prompt.min(usage.prompt);
+        let parts = [
+            (usage.prompt - cached, self.input),
+            (cached, self.cached_input),
+            (usage.completion, self.output),
+        ];
+        parts.into_iter().map(|(tokens, price)| u128::from(tokens) * u128::from(price)).sum()
+    }
+}

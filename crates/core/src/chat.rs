@@ -1,0 +1,333 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Message, Prompt, ResponseFormat, SamplingConfig, TokenId, Tool, ToolCall, ToolChoice};
+
+/// A request to a [`ChatModel`](crate::ChatModel), whether it runs here or elsewhere.
+///
+/// # Example
+/// ```
+/// use breakers_core::{ChatRequest, Message, SamplingConfig};
+///
+/// let request = ChatRequest::new(vec![Message::system("Be brief."), Message::user("Why is the sky blue?")])
+///     .with_max_tokens(64)
+///     .with_sampling(SamplingConfig::temperature(0.7))
+///     .with_seed(1)
+///     .with_stop(["\n\n"]);
+/// assert_eq!(request.stop.len(), 1);
+/// // A text to be continued as it is:
+/// let story = ChatRequest::new("Once upon a time");
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ChatRequest {
+    /// What is to be continued or answered.
+    pub prompt: Prompt,
+    /// New tokens at most; `None`: until the model ends, or its context is full.
+    pub max_tokens: Option<usize>,
+    /// How a token is drawn.
+    pub sampling: SamplingConfig,
+    /// Seed of the draws: the same seed gives the same text where the model promises it. `None`: another text
+    /// each time, unless drawing is greedy.
+    pub seed: Option<u64>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Which of them it may or must call.
+    pub tool_choice: ToolChoice,
+    /// Whether one answer may call several functions; `None`: the model's default.
+    pub parallel_tool_calls: Option<bool>,
+    /// What the answer must be.
+    pub response: ResponseFormat,
+    /// `Some(n)`: the log-probability of each token, and the `n` most likely ones of its place. `None`:
+    /// neither.
+    pub top_logprobs: Option<usize>,
+}
+
+impl ChatRequest {
+    /// A greedy request without a limit.
+    pub fn new(prompt: impl Into<Prompt>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            max_tokens: None,
+            sampling: SamplingConfig::greedy(),
+            seed: None,
+            stop: Vec::new(),
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: None,
+            response: ResponseFormat::Text,
+            top_logprobs: None,
+        }
+    }
+
+    /// The same request for at most so many new tokens.
+    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = Some(max_tokens);
+        self
+    }
+
+    /// The same request, drawn in this way.
+    pub fn with_sampling(mut self, sampling: SamplingConfig) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// The same request with a seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The same request, ended by these texts.
+    pub fn with_stop(mut self, stop: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.stop = stop.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same request with functions that the model may call.
+    pub fn with_tools(mut self, tools: impl IntoIterator<Item = Tool>, choice: ToolChoice) -> Self {
+        self.tools = tools.into_iter().collect();
+        self.tool_choice = choice;
+        self
+    }
+
+    /// The same request for an answer of this form.
+    pub fn with_response(mut self, response: ResponseFormat) -> Self {
+        self.response = response;
+        self
+    }
+
+    /// The same request with the log-probability of each token and of the `n` most likely ones of its place.
+    pub fn with_logprobs(mut self, n: usize) -> Self {
+        self.top_logprobs = Some(n);
+        self
+    }
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// The model produced one of its end tokens.
+    EndOfText,
+    /// A stop string appeared.
+    Stop,
+    /// `max_tokens` were produced.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The model calls functions.
+    ToolCalls,
+    /// A filter of the endpoint withheld the rest.
+    ContentFilter,
+    /// The receiver of the pieces asked for it.
+    Cancelled,
+}
+
+/// Something new of an answer that is being produced. All deltas of one kind, one after the other, are the
+/// answer.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Delta {
+    /// Text: whole characters, and nothing that may yet turn out to be the beginning of a stop string. Not
+    /// empty.
+    Text(String),
+    /// Tokens, if log-probabilities were asked for. They may come before the text that they are part of.
+    Tokens(Vec<ScoredToken>),
+    /// A part of a call of a function.
+    ToolCall(ToolCallDelta),
+}
+
+/// A part of a call of a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ToolCallDelta {
+    /// Which call of the answer, from 0 on. A new index ends the call before.
+    pub index: usize,
+    /// Its id, in the first part.
+    pub id: Option<String>,
+    /// Its function's name, in the first part.
+    pub name: Option<String>,
+    /// More of its arguments.
+    pub arguments: String,
+}
+
+impl ToolCallDelta {
+    /// The first part of a call.
+    pub fn start(index: usize, id: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { index, id: Some(id.into()), name: Some(name.into()), arguments: String::new() }
+    }
+
+    /// A further part.
+    pub fn arguments(index: usize, arguments: impl Into<String>) -> Self {
+        Self { index, id: None, name: None, arguments: arguments.into() }
+    }
+}
+
+/// A token of an answer and how likely it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ScoredToken {
+    /// Its id; `None` where an endpoint does not say.
+    pub token: Option<TokenId>,
+    /// Its bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability under the model's full softmax, before penalties, masks and
+    /// temperature.
+    pub logprob: f32,
+    /// The most likely tokens of its place, best first.
+    pub top: Vec<Alternative>,
+}
+
+impl ScoredToken {
+    /// A token without alternatives.
+    pub fn new(token: Option<TokenId>, bytes: impl Into<Vec<u8>>, logprob: f32) -> Self {
+        Self { token, bytes: bytes.into(), logprob, top: Vec::new() }
+    }
+}
+
+/// A token that could have stood in a place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Alternative {
+    /// Its id; `None` where an endpoint does not say.
+    pub token: Option<TokenId>,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+impl Alternative {
+    /// A token that could have stood in a place.
+    pub fn new(token: Option<TokenId>, bytes: impl Into<Vec<u8>>, logprob: f32) -> Self {
+        Self { token, bytes: bytes.into(), logprob }
+    }
+}
+
+/// Tokens that a request took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Tokens of the prompt, cached ones included.
+    pub prompt: u64,
+    /// Those of them that did not have to be computed again.
+    pub cached_prompt: u64,
+    /// Tokens produced, those of reasoning and the end token included.
+    pub completion: u64,
+    /// Those of them that were reasoning and not answer.
+    pub reasoning: u64,
+    /// Tokens that were drafted and verified.
+    pub drafted: u64,
+    /// Those of them that became output.
+    pub accepted: u64,
+}
+
+impl Usage {
+    /// Tokens of a prompt and of its answer.
+    pub fn new(prompt: u64, completion: u64) -> Self {
+        Self { prompt, completion, ..Self::default() }
+    }
+
+    /// Tokens in all.
+    pub fn total(&self) -> u64 {
+        self.prompt.saturating_add(self.completion)
+    }
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        let Self { prompt, cached_prompt, completion, reasoning, drafted, accepted } = other;
+        self.prompt += prompt;
+        self.cached_prompt += cached_prompt;
+        self.completion += completion;
+        self.reasoning += reasoning;
+        self.drafted += drafted;
+        self.accepted += accepted;
+    }
+}
+
+impl std::iter::Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
+        usages.fold(Self::default(), |mut sum, usage| {
+            sum += usage;
+            sum
+        })
+    }
+}
+
+/// Where the time of a request went, on the caller's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Timings {
+    /// From the call to the first token; `None` if there was none, or nobody looked.
+    pub first_token: Option<Duration>,
+    /// From the call to the reply.
+    pub total: Duration,
+}
+
+impl Timings {
+    /// Times measured from the call on.
+    pub fn new(first_token: Option<Duration>, total: Duration) -> Self {
+        Self { first_token, total }
+    }
+}
+
+/// A finished answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ChatReply {
+    /// The text, up to a stop string.
+    pub text: String,
+    /// Functions to be called.
+    pub tool_calls: Vec<ToolCall>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Ids of the tokens produced, end token included; empty where an endpoint does not say.
+    pub token_ids: Vec<TokenId>,
+    /// The tokens with their log-probabilities, if these were asked for.
+    pub tokens: Vec<ScoredToken>,
+    /// Tokens that it took.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings: Timings,
+    /// The model that answered, by its own name.
+    pub model: String,
+    /// The seed of the draws, if it is known: with it, the same request gives the same answer.
+    pub seed: Option<u64>,
+}
+
+impl ChatReply {
+    /// An answer that is only text; the rest is filled in by assignment.
+    pub fn new(text: impl Into<String>, finish: FinishReason) -> Self {
+        Self {
+            text: text.into(),
+            tool_calls: Vec::new(),
+            finish,
+            token_ids: Vec::new(),
+            tokens: Vec::new(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+            model: String::new(),
+            seed: None,
+        }
+    }
+
+    /// The answer as a turn of the conversation.
+    pub fn message(&self) -> Message {
+        let mut message = Message::assistant(self.text.clone());
+        message.tool_calls.clone_from(&self.tool_calls);
+        message
+    }
+
+    /// Sum of the log-probabilities of the tokens; `None` if none were asked for.
+    pub fn logprob(&self) -> Option<f64> {
+        let some = !self.tokens.is_empty();
+        some.then(|| self.tokens.iter().map(|token| f64::from(token.logprob)).sum())
+    }
+}

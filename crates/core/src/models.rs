@@ -1,0 +1,144 @@
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::{CallError, ChatReply, ChatRequest, Delta, ModelCard};
+
+/// Hears of an answer as it grows, and can end it.
+pub type OnDelta<'a> = dyn FnMut(Delta) -> ControlFlow<()> + 'a;
+
+/// Something that answers conversations and continues texts: a local model, a remote one, a router over
+/// several.
+///
+/// Calls may come from several threads at once.
+pub trait ChatModel: Send + Sync {
+    /// What is known of the model.
+    fn card(&self) -> &ModelCard;
+
+    /// Answers a request. `on_delta` receives the answer as it grows; if it breaks, the answer ends there
+    /// with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    ///
+    /// Nothing of a request is silently left out: what the model cannot do is refused.
+    ///
+    /// # Errors
+    /// [`CallError`]. What was handed to `on_delta` before is part of an answer that never was finished.
+    fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError>;
+
+    /// Answers several requests, each as it would be alone. The default answers them one after the other; an
+    /// engine that shares its passes does better.
+    ///
+    /// # Errors
+    /// For each request its own.
+    fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
+        let keep = &mut |_: Delta| ControlFlow::Continue(());
+        requests.iter().map(|request| self.chat(request, keep)).collect()
+    }
+}
+
+/// Something that says how likely given texts are.
+pub trait Likelihood: Send + Sync {
+    /// What is known of the model.
+    fn card(&self) -> &ModelCard;
+
+    /// For each pair of a context and its continuation, how likely the continuation is. Pairs with a common
+    /// context should stand next to each other: an engine reads it once.
+    ///
+    /// # Errors
+    /// [`CallError`]; [`CallError::Unsupported`] where an endpoint does not tell.
+    fn loglikelihood(&self, pairs: &[(&str, &str)]) -> Result<Vec<ScoredText>, CallError>;
+
+    /// For each text how likely all of it is, from its first token on. Texts longer than the context are read
+    /// in windows that do not overlap.
+    ///
+    /// # Errors
+    /// As [`loglikelihood`](Self::loglikelihood).
+    fn rolling(&self, texts: &[&str]) -> Result<Vec<ScoredText>, CallError>;
+}
+
+/// How likely a text is.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ScoredText {
+    /// Natural logarithm of the text's probability: the sum over its tokens.
+    pub logprob: f64,
+    /// Whether each token is the most likely one of its place.
+    pub is_greedy: bool,
+    /// Natural logarithm of each token's probability.
+    pub tokens: Vec<f32>,
+}
+
+impl ScoredText {
+    /// A text by the log-probabilities of its tokens.
+    pub fn new(tokens: Vec<f32>, is_greedy: bool) -> Self {
+        Self { logprob: tokens.iter().map(|&logprob| f64::from(logprob)).sum(), is_greedy, tokens }
+    }
+}
+
+/// Something that judges pairs of texts: inference (does the first imply the second?), relevance, toxicity.
+pub trait PairScorer: Send + Sync {
+    /// Names of the scores, in their order.
+    fn labels(&self) -> &[String];
+
+    /// Scores `[labels]` of each pair.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn score(&self, pairs: &[(&str, &str)]) -> Result<Vec<Vec<f32>>, CallError>;
+}
+
+/// Something that turns texts into vectors.
+pub trait Embedder: Send + Sync {
+    /// Length of the vectors.
+    fn dimension(&self) -> usize;
+
+    /// One vector `[dimension]` for each text.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, CallError>;
+}
+
+/// Passes every call on to what is behind a pointer.
+macro_rules! forward_to_pointee {
+    ($($pointer:ty),*) => { $(
+        impl<M: ChatModel + ?Sized> ChatModel for $pointer {
+            fn card(&self) -> &ModelCard {
+                (**self).card()
+            }
+            fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+                (**self).chat(request, on_delta)
+            }
+            fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
+                (**self).chat_batch(requests)
+            }
+        }
+        impl<M: Likelihood + ?Sized> Likelihood for $pointer {
+            fn card(&self) -> &ModelCard {
+                (**self).card()
+            }
+            fn loglikelihood(&self, pairs: &[(&str, &str)]) -> Result<Vec<ScoredText>, CallError> {
+                (**self).loglikelihood(pairs)
+            }
+            fn rolling(&self, texts: &[&str]) -> Result<Vec<ScoredText>, CallError> {
+                (**self).rolling(texts)
+            }
+        }
+        impl<M: PairScorer + ?Sized> PairScorer for $pointer {
+            fn labels(&self) -> &[String] {
+                (**self).labels()
+            }
+            fn score(&self, pairs: &[(&str, &str)]) -> Result<Vec<Vec<f32>>, CallError> {
+                (**self).score(pairs)
+            }
+        }
+        impl<M: Embedder + ?Sized> Embedder for $pointer {
+            fn dimension(&self) -> usize {
+                (**self).dimension()
+            }
+            fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, CallError> {
+                (**self).embed(texts)
+            }
+        }
+    )* };
+}
+
+forward_to_pointee!(&M, Box<M>, Arc<M>);
