@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Result, workspace};
+use crate::{Result, programs, workspace};
 
 /// The crate whose build script looks for LLVM.
 const BUNDLER: &str = "tracel-llvm-bundler";
@@ -49,7 +49,7 @@ pub(crate) fn setup() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Builds the examples with the feature `cuda`.
+/// Builds the examples with the feature `cuda`, and gathers them.
 pub(crate) fn build(small: bool, tests: bool) -> Result {
     if !bundle_folder()?.join(MARKER).exists() {
         match setup() {
@@ -57,7 +57,7 @@ pub(crate) fn build(small: bool, tests: bool) -> Result {
             Err(reason) => eprintln!("{reason}\nletting the build download its LLVM"),
         }
     }
-    let build = |arguments: &[&str]| -> Result<Vec<PathBuf>> {
+    let build = |arguments: &[&str]| {
         let mut command = workspace::cargo();
         command.args(arguments);
         command.args(["--release", "--features", "cuda", "--message-format", "json-render-diagnostics"]);
@@ -67,18 +67,15 @@ pub(crate) fn build(small: bool, tests: bool) -> Result {
                 ["-Clink-arg=-Wl,--icf=all", "-Clink-arg=-Wl,-z,pack-relative-relocs", "-Cstrip=symbols"];
             command.env("RUSTFLAGS", flags.join(" "));
         }
-        executables(&workspace::output(&mut command)?)
+        workspace::output(&mut command)
     };
-    let mut programs = build(&["build", "--package", "breakers-examples", "--examples"])?;
+    let mut messages = build(&["build", "--workspace", "--examples"])?;
     if tests {
-        programs.extend(build(&["test", "--workspace", "--no-run"])?);
+        messages += &build(&["test", "--workspace", "--lib", "--tests", "--no-run"])?;
     }
-    if programs.is_empty() {
-        return Err("cargo built no program".into());
-    }
-    for program in programs {
-        let megabytes = std::fs::metadata(&program)?.len() as f64 / 1e6;
-        println!("{} ({megabytes:.0} MB)", program.display());
+    for (_, path) in programs::gather(&messages, "cuda")? {
+        let megabytes = std::fs::metadata(&path)?.len() as f64 / 1e6;
+        println!("{} ({megabytes:.0} MB)", path.display());
     }
     Ok(())
 }
@@ -171,16 +168,6 @@ case "$1" in
 esac
 "#
     )
-}
-
-/// The programs that a build announces in its messages.
-fn executables(messages: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for line in messages.lines().filter(|l| l.starts_with('{')) {
-        let message: serde_json::Value = serde_json::from_str(line)?;
-        found.extend(message["executable"].as_str().map(PathBuf::from));
-    }
-    Ok(found)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -282,11 +269,5 @@ mod tests {
         assert!(ask("--libs").starts_with(&format!("real --link-static --libs {COMPONENTS}")));
         assert!(ask("--version").starts_with("real --link-static --version"));
         assert!(!ask("--system-libs").contains("z3"));
-    }
-
-    #[test]
-    fn programs_are_read_from_messages() {
-        let messages = "note\n{\"reason\":\"x\",\"executable\":null}\n{\"executable\":\"a/b\"}\n";
-        assert_eq!(executables(messages).unwrap(), [PathBuf::from("a/b")]);
     }
 }

@@ -7,9 +7,11 @@ mod cuda;
 mod docs;
 mod exact;
 mod fetch;
+mod gpu;
 mod licenses;
 mod lossless;
 mod peer;
+mod programs;
 mod workspace;
 
 use std::path::PathBuf;
@@ -48,7 +50,7 @@ enum Chore {
     Lossless(lossless::Options),
     /// Put Debian's LLVM where the CUDA build looks for its own (for machines without access to GitHub).
     CudaSetup,
-    /// Build the examples for CUDA, release profile, and print the programs' paths.
+    /// Build the examples for CUDA, release profile, gather them in a folder and print the programs' paths.
     CudaBuild {
         /// Link small: identical code folded, relocations packed, symbols stripped.
         #[arg(long)]
@@ -57,6 +59,8 @@ enum Chore {
         #[arg(long)]
         tests: bool,
     },
+    /// The run book for a GPU: kernel tests, speed and exactness of programs built before, as a report.
+    GpuReport(gpu::Options),
     /// Build the documentation: the book if mdBook is installed, and the API pages.
     Docs {
         /// Where the book goes.
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Chore::Lossless(options) => lossless::run(&options),
         Chore::CudaSetup => cuda::setup().map(|folder| println!("{}", folder.display())),
         Chore::CudaBuild { small, tests } => cuda::build(small, tests),
+        Chore::GpuReport(options) => gpu::run(&options),
         Chore::Docs { out } => docs::run(&out),
     };
     match done {
