@@ -5,7 +5,7 @@ use breakers_kv_cache::presses::{
     Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheShape, CompressedCache, Compression, Element, Eviction, KvCache, PlainCache, PressedCache,
+    Budget, CacheShape, QuantizedCache, Compression, Element, Eviction, KvCache, PlainCache, EvictingCache,
 };
 use breakers_model::{Model, Runner};
 use burn::tensor::Device;
@@ -87,9 +87,9 @@ impl CacheKind {
         Ok(match self {
             Self::Plain(element) => Box::new(PlainCache::new(shape.clone(), *element, device)?),
             Self::Compressed(compression) => {
-                Box::new(CompressedCache::new(shape.clone(), compression, device)?)
+                Box::new(QuantizedCache::new(shape.clone(), compression, device)?)
             }
-            Self::Pressed(eviction) => Box::new(PressedCache::new(shape.clone(), eviction.clone(), device)?),
+            Self::Pressed(eviction) => Box::new(EvictingCache::new(shape.clone(), eviction.clone(), device)?),
         })
     }
 

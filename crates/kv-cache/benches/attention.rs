@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use breakers_backend::{cpu, pool};
-use breakers_kv_cache::{CacheShape, CompressedCache, Compression, Element, KvCache, LayerShape, PlainCache};
+use breakers_kv_cache::{CacheShape, QuantizedCache, Compression, Element, KvCache, LayerShape, PlainCache};
 use burn::tensor::{Device, Distribution, Tensor};
 
 struct Model {
@@ -86,7 +86,7 @@ impl Kind {
         let device = Device::flex();
         match self {
             Self::Plain(element) => Box::new(PlainCache::new(shape, *element, &device).unwrap()),
-            Self::Compressed(kind) => Box::new(CompressedCache::new(shape, kind, &device).unwrap()),
+            Self::Compressed(kind) => Box::new(QuantizedCache::new(shape, kind, &device).unwrap()),
         }
     }
 

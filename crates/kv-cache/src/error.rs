@@ -161,7 +161,7 @@ pub enum Error {
     },
     /// A cache that lets go of tokens lives on the CPU so far.
     #[error("a cache that evicts tokens needs the CPU, not {device}")]
-    CompressedDevice {
+    EvictionDevice {
         /// The device asked for.
         device: String,
     },

@@ -36,32 +36,22 @@
 //! # }
 //! ```
 
-mod attend;
 mod attention;
 mod cache;
-mod compressed;
-mod device_pages;
+mod checks;
+pub mod coders;
 mod error;
-mod inputs;
-mod kernel;
-mod ledger;
-mod packed;
-mod page;
 mod pages;
-mod plain;
-mod pressed;
 pub mod presses;
-pub mod quantizers;
 mod shape;
 mod simd;
 mod tree;
-mod visible;
 
+pub use attention::visible::Visible;
 pub use attention::{AttentionOps, attention, attention_reference};
+pub use cache::evicting::{Budget, Eviction, EvictingCache};
+pub use cache::plain::PlainCache;
+pub use cache::quantized::{Compression, QuantizedCache};
 pub use cache::{CacheHook, KvCache};
-pub use compressed::{CompressedCache, Compression};
 pub use error::{Error, Result};
-pub use plain::PlainCache;
-pub use pressed::{Budget, Eviction, PressedCache};
 pub use shape::{CacheShape, Element, LayerShape};
-pub use visible::Visible;

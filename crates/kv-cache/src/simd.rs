@@ -19,13 +19,13 @@ pub(crate) use {avx2::Avx2, avx512::Avx512};
 
 use breakers_backend::cpu::Isa;
 
-use crate::page::Stored;
+use crate::pages::page::Stored;
 
 /// An instruction set.
 ///
 /// # Safety
 /// Of every method: the processor has the instructions, which whoever names the implementing type answers
-/// for, and pointers are valid for [`LANES`](crate::page::LANES) elements.
+/// for, and pointers are valid for [`LANES`](crate::pages::page::LANES) elements.
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
@@ -41,7 +41,7 @@ pub(crate) trait Simd: Copy {
     type Sum: Copy;
     /// How many values a kernel may keep in registers, a few being left for operands.
     const ACCUMULATORS: usize;
-    /// Query rows that are processed together, at most [`TILE_ROWS`](crate::kernel::TILE_ROWS).
+    /// Query rows that are processed together, at most [`TILE_ROWS`](crate::attention::flex::page::TILE_ROWS).
     const TILE_ROWS: usize;
     /// The same over packed pages, 1, 4 or 6.
     const PACKED_ROWS: usize;
@@ -57,7 +57,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn store(to: *mut f32, x: Self::V);
     /// Sixteen bytes as words.
     unsafe fn indices(from: *const u8) -> Self::W;
-    /// Of `n` numbers, a multiple of [`LANES`](crate::page::LANES) up to 256, the sixteen that the indices name.
+    /// Of `n` numbers, a multiple of [`LANES`](crate::pages::page::LANES) up to 256, the sixteen that the indices name.
     unsafe fn pick(from: *const f32, n: usize, indices: Self::W) -> Self::V;
     /// Stores sixteen elements, rounded as [`Stored::from_f32`] does; none is a NaN.
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V);
@@ -90,7 +90,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W;
     /// Signed integers as numbers, rounded to nearest even.
     unsafe fn float(x: Self::W) -> Self::V;
-    /// The [`TABLE`](crate::packed::TABLE) bytes at `from`, ready to be looked up.
+    /// The [`TABLE`](crate::pages::packed::TABLE) bytes at `from`, ready to be looked up.
     unsafe fn table(from: *const u8) -> Self::Table;
     /// What each byte, below 2^`BITS`, stands for; `BITS` is 4 or 5.
     unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W;
@@ -231,8 +231,8 @@ fn scale_by_power(x: f32, y: f32, shifted: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packed::TABLE;
-    use crate::page::LANES;
+    use crate::pages::packed::TABLE;
+    use crate::pages::page::LANES;
     use breakers_backend::cpu;
     use half::f16;
 

@@ -14,7 +14,7 @@
 //! | `random` | drawn at random: what every press has to beat |
 //! | `budgets` | PyramidKV and AdaKV: how the budget is shared out to layers and heads |
 //!
-//! [`PressedCache`](crate::PressedCache) puts them to work.
+//! [`EvictingCache`](crate::EvictingCache) puts them to work.
 
 mod budgets;
 mod expected_attention;

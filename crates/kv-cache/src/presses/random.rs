@@ -1,7 +1,7 @@
 //! Tokens drawn at random: what every press has to beat.
 
 use super::{LayerView, Press};
-use crate::quantizers::Random;
+use crate::coders::Random;
 
 /// Keeps tokens at random.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Quad, Simd};
 use crate::Element;
-use crate::page::{F16_MAX, Stored};
+use crate::pages::page::{F16_MAX, Stored};
 
 /// Needs AVX2, FMA and F16C.
 #[derive(Clone, Copy)]

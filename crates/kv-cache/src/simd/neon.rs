@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::{Quad, Simd};
-use crate::page::{LANES, Stored};
+use crate::pages::page::{LANES, Stored};
 
 /// Needs Advanced SIMD, which every 64-bit Arm processor has.
 #[derive(Clone, Copy)]

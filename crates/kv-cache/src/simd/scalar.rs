@@ -1,7 +1,7 @@
 //! Plain Rust, for any processor: the reference of the other instruction sets.
 
 use super::{Quad, Simd};
-use crate::page::{LANES, Stored};
+use crate::pages::page::{LANES, Stored};
 
 /// Sixteen numbers in an array.
 #[derive(Clone, Copy)]

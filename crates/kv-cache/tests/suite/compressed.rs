@@ -3,9 +3,9 @@
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_backend::{cpu, pool};
 use breakers_core::StepError;
-use breakers_kv_cache::quantizers::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
+use breakers_kv_cache::coders::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
 use breakers_kv_cache::{
-    CacheShape, CompressedCache, Compression, Element, Error, KvCache, LayerShape, PlainCache,
+    CacheShape, QuantizedCache, Compression, Element, Error, KvCache, LayerShape, PlainCache,
 };
 use burn::tensor::{Device, Tensor, f16};
 
@@ -19,9 +19,9 @@ fn methods() -> Vec<(&'static str, Compression)> {
     methods
 }
 
-fn make(heads: Heads, compression: &Compression) -> CompressedCache {
+fn make(heads: Heads, compression: &Compression) -> QuantizedCache {
     let shape = CacheShape::uniform(1, heads.layer(), 1 << 20);
-    CompressedCache::new(shape, compression, &Device::flex()).unwrap()
+    QuantizedCache::new(shape, compression, &Device::flex()).unwrap()
 }
 
 /// Calls `check` with every method, on shapes by turns.
@@ -348,7 +348,7 @@ fn errors_shrink_with_the_bits() {
 fn bad_input_is_refused() {
     let make = |dim, compression: &Compression| {
         let shape = CacheShape::uniform(2, LayerShape::new(1, dim), 1000);
-        CompressedCache::new(shape, compression, &Device::flex()).map(|_| ())
+        QuantizedCache::new(shape, compression, &Device::flex()).map(|_| ())
     };
     let water = Compression::named("water-4").unwrap();
     for dim in [7, 8, 65, 80, 96, 512] {
@@ -383,7 +383,7 @@ fn bad_input_is_refused() {
         for bad in [f32::NAN, f32::INFINITY] {
             for (_, compression) in methods() {
                 let shape = CacheShape::uniform(1, heads.layer(), 1000);
-                let mut cache = CompressedCache::new(shape, &compression, &Device::flex()).unwrap();
+                let mut cache = QuantizedCache::new(shape, &compression, &Device::flex()).unwrap();
                 let mut tokens = Tokens::random(heads, 130, 43);
                 [&mut tokens.q, &mut tokens.k, &mut tokens.v][at][70 * 64 * [2, 1, 1][at] + 5] = bad;
                 cache.begin(130, None).unwrap();
@@ -397,7 +397,7 @@ fn bad_input_is_refused() {
         }
     }
     let mut cache =
-        CompressedCache::new(CacheShape::uniform(1, heads.layer(), 10), &water, &Device::flex()).unwrap();
+        QuantizedCache::new(CacheShape::uniform(1, heads.layer(), 10), &water, &Device::flex()).unwrap();
     assert_eq!(cache.begin(0, None), Err(StepError::Empty.into()));
     assert_eq!(cache.begin(11, None), Err(StepError::ContextFull { needed: 11, limit: 10 }.into()));
     assert!(matches!(cache.truncate(1), Err(Error::Step(StepError::OutOfRange { .. }))));
@@ -409,7 +409,7 @@ fn plain_layers_have_the_bits_of_the_plain_cache() {
     let tokens = Tokens::random(heads, 300, 47);
     let shape = || CacheShape::uniform(2, heads.layer(), 1000);
     let compression = Compression { plain_layers: vec![1], ..Compression::named("water-2").unwrap() };
-    let mut cache = CompressedCache::new(shape(), &compression, &Device::flex()).unwrap();
+    let mut cache = QuantizedCache::new(shape(), &compression, &Device::flex()).unwrap();
     let mut plain = PlainCache::new(shape(), Element::F16, &Device::flex()).unwrap();
     let attend = |cache: &mut dyn KvCache| -> Vec<Tensor<2>> {
         cache.begin(300, None).unwrap();

@@ -8,8 +8,8 @@ use breakers_backend::harness;
 use breakers_core::StepError;
 use breakers_kv_cache::presses::Tova;
 use breakers_kv_cache::{
-    Budget, CacheShape, CompressedCache, Compression, Element, Error, Eviction, KvCache, LayerShape,
-    PlainCache, PressedCache,
+    Budget, CacheShape, QuantizedCache, Compression, Element, Error, Eviction, KvCache, LayerShape,
+    PlainCache, EvictingCache,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -34,9 +34,9 @@ fn gpus() -> Vec<Device> {
     gpus
 }
 
-fn make(name: &str, heads: Heads, device: &Device) -> CompressedCache {
+fn make(name: &str, heads: Heads, device: &Device) -> QuantizedCache {
     let shape = CacheShape::uniform(1, heads.layer(), 1 << 20);
-    CompressedCache::new(shape, &Compression::named(name).unwrap(), device).unwrap()
+    QuantizedCache::new(shape, &Compression::named(name).unwrap(), device).unwrap()
 }
 
 fn tensors(tokens: &Tokens, device: &Device) -> [Tensor<3>; 3] {
@@ -238,11 +238,11 @@ fn bad_input_is_refused() {
         assert!(matches!(cache.attend(0, q, k, v, 0.1), Err(Error::Device { .. })));
         let shape = CacheShape::uniform(1, LayerShape::new(1, 80), 100);
         let refused =
-            CompressedCache::new(shape, &Compression::named("turbo-4").unwrap(), &device).map(|_| ());
+            QuantizedCache::new(shape, &Compression::named("turbo-4").unwrap(), &device).map(|_| ());
         assert_eq!(refused, Err(Error::HeadWidth { expected: "a power of two from 16 to 256", found: 80 }));
         let eviction = Eviction::new(Tova, Budget::Fraction(0.5));
-        let pressed = PressedCache::new(CacheShape::uniform(1, heads.layer(), 100), eviction, &device);
-        assert!(matches!(pressed.map(|_| ()), Err(Error::CompressedDevice { .. })));
+        let pressed = EvictingCache::new(CacheShape::uniform(1, heads.layer(), 100), eviction, &device);
+        assert!(matches!(pressed.map(|_| ()), Err(Error::EvictionDevice { .. })));
     }
 }
 
@@ -253,7 +253,7 @@ fn plain_layers_have_the_bits_of_the_plain_cache() {
         let tokens = Tokens::random(heads, 150, 47);
         let shape = || CacheShape::uniform(2, heads.layer(), 1000);
         let compression = Compression { plain_layers: vec![1], ..Compression::named("turbo-2").unwrap() };
-        let mut cache = CompressedCache::new(shape(), &compression, &device).unwrap();
+        let mut cache = QuantizedCache::new(shape(), &compression, &device).unwrap();
         let mut plain = PlainCache::new(shape(), Element::F16, &device).unwrap();
         // The last layer's rows are what is compared.
         assert!(feed(&mut cache, &device, &tokens, None) == feed(&mut plain, &device, &tokens, None));

@@ -2,7 +2,7 @@
 
 use crate::common::Random;
 use breakers_kv_cache::Error;
-use breakers_kv_cache::quantizers::{Estimator, RotationKind, Sketch, TurboQuant, TurboQuantConfig};
+use breakers_kv_cache::coders::{Estimator, RotationKind, Sketch, TurboQuant, TurboQuantConfig};
 
 const DIM: usize = 128;
 

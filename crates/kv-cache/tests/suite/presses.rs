@@ -7,7 +7,7 @@ use breakers_kv_cache::presses::{
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheShape, Compression, Element, Error, Eviction, KvCache, LayerShape, PressedCache,
+    Budget, CacheShape, Compression, Element, Error, Eviction, KvCache, LayerShape, EvictingCache,
 };
 use burn::tensor::Device;
 
@@ -30,9 +30,9 @@ fn eviction(press: MakePress, budget: Budget) -> Eviction {
     eviction
 }
 
-fn make(heads: Heads, eviction: Eviction) -> PressedCache {
+fn make(heads: Heads, eviction: Eviction) -> EvictingCache {
     let shape = CacheShape::uniform(1, heads.layer(), 1 << 20);
-    PressedCache::new(shape, eviction, &Device::flex()).unwrap()
+    EvictingCache::new(shape, eviction, &Device::flex()).unwrap()
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn repeated_presses_keep_the_budget() {
     let shape = || CacheShape::uniform(1, heads.layer(), 1 << 20);
     let mut both = Eviction::new(Knorm, Budget::Tokens(100));
     (both.every, both.compression) = (Some(64), Some(Compression::named("q8_0").unwrap()));
-    assert_eq!(PressedCache::new(shape(), both, &Device::flex()).map(|_| ()), Err(Error::RepeatedEviction));
+    assert_eq!(EvictingCache::new(shape(), both, &Device::flex()).map(|_| ()), Err(Error::RepeatedEviction));
 }
 
 /// What a pressed cache answers to tokens in steps of these sizes, each final before the next one, and what its heads
@@ -448,7 +448,7 @@ fn speculation_over_a_pressed_cache_is_plain_decoding() {
 fn impossible_budgets_are_refused() {
     let make = |eviction: Eviction| {
         let shape = CacheShape::uniform(1, LayerShape::new(1, 64), 100);
-        PressedCache::new(shape, eviction, &Device::flex()).map(|_| ())
+        EvictingCache::new(shape, eviction, &Device::flex()).map(|_| ())
     };
     let snapkv = |budget| Eviction::new(SnapKv::default(), budget);
     assert_eq!(make(snapkv(Budget::Tokens(32))), Err(Error::Budget { least: 33, found: 32 }));

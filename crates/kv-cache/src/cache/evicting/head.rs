@@ -1,0 +1,138 @@
+//! One key-value head of a pressed cache: its own tokens in its own pages.
+
+use breakers_backend::cpu;
+use half::f16;
+
+use crate::LayerShape;
+use crate::cache::quantized::Layer;
+use crate::pages::page::PAGE_TOKENS;
+use crate::presses::{HeadView, LayerView};
+
+/// One key-value head.
+#[derive(Clone)]
+pub(super) struct Head {
+    pub(super) layer: Layer,
+    /// Positions of the tokens that stood the press.
+    pub(super) kept: Positions,
+}
+
+/// Positions in ascending order, a bit each: lists of them would take more than a coded token's tenth.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Positions {
+    bits: Vec<u64>,
+    len: usize,
+}
+
+impl Positions {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bits.capacity() * size_of::<u64>()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let width = u64::BITS as usize;
+        let words = self.bits.iter().enumerate();
+        words.flat_map(move |(at, word)| {
+            (0..width).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * width + bit)
+        })
+    }
+
+    /// Adds positions that are greater than all before.
+    pub(super) fn extend(&mut self, positions: impl Iterator<Item = usize>) {
+        let width = u64::BITS as usize;
+        for position in positions {
+            let word = position / width;
+            if word >= self.bits.len() {
+                self.bits.resize(word + 1, 0);
+            }
+            self.bits[word] |= 1 << (position % width);
+            self.len += 1;
+        }
+        self.bits.shrink_to_fit();
+    }
+}
+
+impl FromIterator<usize> for Positions {
+    fn from_iter<I: IntoIterator<Item = usize>>(positions: I) -> Self {
+        let mut kept = Self::default();
+        kept.extend(positions.into_iter());
+        kept
+    }
+}
+
+/// Indices of the `n` highest scores, ascending; of equal ones the later.
+pub(super) fn best(scores: &[f32], n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    let rank = |at: usize| if scores[at].is_nan() { f32::NEG_INFINITY } else { scores[at] };
+    order.sort_unstable_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(b.cmp(&a)));
+    order.truncate(n);
+    order.sort_unstable();
+    order
+}
+
+/// The last page's worth of queries of the heads that read one key-value head.
+pub(super) fn group_queries(view: &LayerView<'_>, head: usize) -> Vec<f32> {
+    let group = view.n_heads / view.heads.len() * view.head_dim;
+    let rows = view.queries.chunks_exact(view.n_heads * view.head_dim);
+    let skip = rows.len().saturating_sub(PAGE_TOKENS);
+    rows.skip(skip).flat_map(|row| &row[head * group..][..group]).copied().collect()
+}
+
+impl Head {
+    /// Index of a token that did not have to stand the press yet.
+    pub(super) fn slot(&self, token: usize, pressed: usize) -> usize {
+        self.kept.len() + token - pressed
+    }
+
+    /// Keys and values of slots, as the pages hold them.
+    fn rows(&self, slots: impl Iterator<Item = usize>) -> [Vec<f32>; 2] {
+        let plain = &self.layer.pages.plain;
+        let layout = &plain.layout;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for slot in slots {
+            let region = plain.pages[slot / PAGE_TOKENS].region::<f16>(layout, 0);
+            let slot = slot % PAGE_TOKENS;
+            keys.extend((0..layout.head_dim).map(|dim| region[layout.key_index(slot, dim)].to_f32()));
+            values.extend((0..layout.head_dim).map(|dim| region[layout.value_index(slot, dim)].to_f32()));
+        }
+        [keys, values]
+    }
+
+    /// The final tokens, of which those before `pressed` stood the press.
+    pub(super) fn view(&self, pressed: usize, committed: usize) -> HeadView {
+        let [keys, values] = self.rows(0..self.slot(committed, pressed));
+        HeadView { keys, values, positions: self.kept.iter().chain(pressed..committed).collect() }
+    }
+
+    /// Keeps the chosen tokens of those in `view`, and `provisional` ones behind the first `committed`.
+    pub(super) fn keep(
+        &mut self,
+        shape: &LayerShape,
+        view: &HeadView,
+        chosen: &[usize],
+        (committed, provisional): (usize, usize),
+        (queries, group): (&[f32], usize),
+    ) {
+        let dim = shape.head_dim;
+        let (isa, n_old) = (cpu::isa(), view.positions.len());
+        let [late_keys, late_values] = self.rows(n_old..n_old + provisional);
+        let pick = |rows: &[f32], late: Vec<f32>| -> Vec<f32> {
+            let chosen = chosen.iter().flat_map(|&at| &rows[at * dim..][..dim]);
+            chosen.chain(&late).copied().collect()
+        };
+        let (keys, values) = (pick(&view.keys, late_keys), pick(&view.values, late_values));
+        let mut layer = self.layer.like(shape);
+        // They were found finite when they came.
+        let appended = layer.pages.plain.append(isa, 0, &keys, &values);
+        debug_assert!(appended.is_ok());
+        if !queries.is_empty() {
+            layer.pages.note_queries(0, queries, group, false);
+        }
+        debug_assert!(chosen.last().is_none_or(|&at| view.positions[at] < committed));
+        self.kept = chosen.iter().map(|&at| view.positions[at]).collect();
+        self.layer = layer;
+    }
+}

@@ -1,0 +1,180 @@
+//! The cache trait, and the caches.
+
+pub(crate) mod evicting;
+pub(crate) mod ledger;
+pub(crate) mod plain;
+pub(crate) mod quantized;
+
+use burn::tensor::Tensor;
+
+use crate::{CacheShape, Result};
+
+/// Keys and values of one sequence, and attention over them.
+///
+/// # Steps
+/// A forward pass over some tokens is a *step*: [`begin`](Self::begin), then [`attend`](Self::attend) once
+/// for each layer in ascending order, then [`end`](Self::end). The tokens of an ended step are
+/// *provisional*: every later step sees them, and they can be taken back by
+/// [`truncate`](Self::truncate) or, if they form a tree, thinned out to one path by
+/// [`retain`](Self::retain). [`commit`](Self::commit) makes them final; a cache that compresses does so
+/// then, on fixed token-index boundaries, so that each row sees what plain decoding would have shown it.
+///
+/// A step that fails in the middle is undone by [`abort`](Self::abort).
+///
+/// # Positions
+/// A token's *position* is its place in the text, its *slot* where the cache keeps it. A cache that evicts
+/// tokens has fewer slots than positions; [`len`](Self::len), [`commit`](Self::commit) and
+/// [`truncate`](Self::truncate) count positions. Rows of a token tree that share a parent share a position.
+///
+/// # Batch invariance
+/// A row's result has the same bits, however many rows are in the call, in whichever chunks the tokens
+/// before it were fed, whether it came as part of a tree or of a chain, and on any number of threads.
+pub trait KvCache: Send {
+    /// Layers and limit of the cache.
+    fn shape(&self) -> &CacheShape;
+
+    /// Tokens in the cache, provisional ones included. An open step does not count.
+    fn len(&self) -> usize;
+
+    /// Whether the cache holds no token.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Final tokens in the cache.
+    fn committed(&self) -> usize;
+
+    /// Bytes that the cache keeps resident, pages that it shares with forks included.
+    fn bytes(&self) -> usize;
+
+    /// Positions that the rows of a step would have, which is what rotary embeddings need: for a chain
+    /// `len`, `len + 1`, …; for a tree `len` plus the number of the row's ancestors in the step.
+    ///
+    /// # Errors
+    /// [`StepError::RowCount`](breakers_core::StepError::RowCount) and
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) for parents that fit no tree.
+    fn positions(&self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
+        let first = self.len();
+        let depths = crate::tree::depths(n_rows, parents)?;
+        Ok(depths.into_iter().map(|depth| first + depth).collect())
+    }
+
+    /// Opens a step of `n_rows` tokens.
+    ///
+    /// `parents`: `None` for a chain, each row following the one before it. For a tree, the parent of each
+    /// row in this step; rows without one follow the last token of the cache.
+    ///
+    /// # Errors
+    /// [`StepError::Empty`](breakers_core::StepError::Empty), [`Error::StepOpen`](crate::Error::StepOpen),
+    /// [`StepError::RowCount`](breakers_core::StepError::RowCount),
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent),
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull), and
+    /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if an earlier step's tree still has branches.
+    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()>;
+
+    /// Appends the step's keys and values of one layer and attends: row i sees the tokens before the step
+    /// (as far as the layer's window reaches), its ancestors in the step, and itself.
+    ///
+    /// Keys and values are rounded to the cache's element type before any row sees them, the row's own
+    /// included. Rotary embeddings are applied to `q` and `k` before the call.
+    ///
+    /// # Shapes
+    /// - `q`: `[n_rows, n_heads, head_dim]`; query head h reads key-value head h / (n_heads / n_kv_heads)
+    /// - `k`, `v`: `[n_rows, n_kv_heads, head_dim]`
+    /// - result: `[n_rows, n_heads * head_dim]`
+    ///
+    /// `scale` multiplies the scores before the softmax, usually 1 / √head_dim.
+    ///
+    /// # Errors
+    /// [`Error::NoStep`](crate::Error::NoStep), [`Error::LayerOrder`](crate::Error::LayerOrder),
+    /// [`Error::TensorShape`](crate::Error::TensorShape), [`Error::HeadCount`](crate::Error::HeadCount),
+    /// [`Error::Device`](crate::Error::Device), [`Error::NotFinite`](crate::Error::NotFinite), and
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) where a device has no larger
+    /// buffers. The step stays open, unchanged, and can be aborted.
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        scale: f32,
+    ) -> Result<Tensor<2>>;
+
+    /// Closes the step; its tokens now count, provisionally.
+    ///
+    /// # Errors
+    /// [`Error::NoStep`](crate::Error::NoStep), and
+    /// [`Error::StepIncomplete`](crate::Error::StepIncomplete) before the last layer; the step stays open.
+    fn end(&mut self) -> Result<()>;
+
+    /// Takes an open step back; without one nothing happens.
+    fn abort(&mut self);
+
+    /// Keeps, of the provisional tokens, only those with the given indices (0 = first provisional token).
+    ///
+    /// They must form one chain from the last final token on: the first has no provisional parent, each
+    /// other one follows the one before it. An empty list drops all provisional tokens.
+    ///
+    /// # Errors
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for an index that is not provisional,
+    /// [`Error::NotAChain`](crate::Error::NotAChain), [`Error::StepOpen`](crate::Error::StepOpen); the
+    /// cache is unchanged then.
+    fn retain(&mut self, rows: &[usize]) -> Result<()>;
+
+    /// Makes the first `n_tokens` provisional tokens final.
+    ///
+    /// # Errors
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if fewer are provisional,
+    /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if they are no chain,
+    /// [`Error::StepOpen`](crate::Error::StepOpen).
+    fn commit(&mut self, n_tokens: usize) -> Result<()>;
+
+    /// Shortens the cache to `len` tokens, final ones too where the cache can.
+    ///
+    /// # Errors
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if it is shorter already,
+    /// [`StepError::TruncateEvicted`](breakers_core::StepError::TruncateEvicted) if what is needed is gone,
+    /// [`Error::StepOpen`](crate::Error::StepOpen).
+    fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// A second cache with the same tokens. Storage is shared until one of them writes to it. Hooks are not
+    /// taken along.
+    ///
+    /// # Errors
+    /// [`Error::StepOpen`](crate::Error::StepOpen).
+    fn fork(&self) -> Result<Box<dyn KvCache>>;
+
+    /// Adds an observer of what is appended.
+    fn add_hook(&mut self, hook: Box<dyn CacheHook>);
+}
+
+/// An observer of a cache: sees what is appended, and how the cache changes afterwards.
+///
+/// Methods that choose tokens by the attention of recent queries, and tools that record keys and values for
+/// calibration, are built on it.
+pub trait CacheHook: Send {
+    /// A layer's queries, keys and values of the open step.
+    ///
+    /// # Shapes
+    /// `q`: `[n_rows, n_heads, head_dim]`; `k`, `v`: `[n_rows, n_kv_heads, head_dim]`, as they came, before
+    /// rounding; `positions`: one for each row.
+    fn appended(&mut self, layer: usize, q: &Tensor<3>, k: &Tensor<3>, v: &Tensor<3>, positions: &[usize]);
+
+    /// The open step was taken back: what was appended since its first layer is void.
+    fn aborted(&mut self) {}
+
+    /// Of the provisional tokens only those with these indices were kept.
+    fn retained(&mut self, rows: &[usize]) {
+        let _ = rows;
+    }
+
+    /// The first `n_tokens` provisional tokens became final.
+    fn committed(&mut self, n_tokens: usize) {
+        let _ = n_tokens;
+    }
+
+    /// The cache was shortened to `len` tokens.
+    fn truncated(&mut self, len: usize) {
+        let _ = len;
+    }
+}

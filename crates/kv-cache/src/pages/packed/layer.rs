@@ -1,0 +1,265 @@
+//! One layer of a compressed cache: plain pages for what is recent or may be taken back, packed ones for the
+//! rest.
+//!
+//! A row at position t sees page p packed if p + `lag` < t / [`PAGE_TOKENS`], and plain otherwise. That
+//! depends on nothing but positions, so a row's bits are the same however its prefix was fed: pages are
+//! packed as soon as a row needs them so, beside their plain self, which is dropped when no row can need it
+//! any more.
+
+use breakers_core::StepError;
+use std::sync::Arc;
+
+use breakers_backend::cpu::Isa;
+use half::f16;
+
+use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
+use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored};
+use crate::pages::layer::LayerPages;
+use crate::{Element, LayerShape, Result};
+
+/// How one layer is packed.
+pub(crate) struct Packing {
+    pub(crate) format: PackedFormat,
+    pub(crate) keys: Box<dyn TileCoder>,
+    pub(crate) values: Box<dyn TileCoder>,
+    /// Whole pages before a row's own that it sees plain.
+    pub(crate) lag: usize,
+    /// Whether queries of the first page tell how much a channel of the keys matters.
+    pub(crate) weighs_channels: bool,
+}
+
+/// What is read next: fetched meanwhile. Null where there is nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Next {
+    pub(crate) region: *const u32,
+    /// The page behind that one, which tells where its storage is.
+    pub(crate) page: *const PackedPage,
+}
+
+/// Keys and values of one layer. Clones share pages.
+#[derive(Clone)]
+pub(crate) struct PackedLayer {
+    pub(crate) packing: Arc<Packing>,
+    pub(crate) window: Option<usize>,
+    pub(crate) plain: LayerPages,
+    pub(crate) packed: Vec<Arc<PackedPage>>,
+    /// Leading pages whose plain self is dropped.
+    n_dropped: usize,
+    /// Leading pages that are behind the window of every row to come.
+    n_evicted: usize,
+    /// Squares of the first page's queries, summed over the heads of a group: `[slots, n_kv_heads,
+    /// head_dim]`.
+    squares: Vec<f32>,
+    /// Their sums over the first page, once it is packed: `[n_kv_heads, head_dim]`.
+    weights: Option<Arc<Vec<f32>>>,
+    nothing: Arc<Page>,
+}
+
+impl PackedLayer {
+    pub(crate) fn new(shape: &LayerShape, packing: Arc<Packing>) -> Self {
+        let plain = LayerPages::transient(shape, Element::F16);
+        let nothing = Arc::new(Page::empty());
+        Self {
+            packing,
+            window: shape.window,
+            plain,
+            packed: Vec::new(),
+            n_dropped: 0,
+            n_evicted: 0,
+            squares: Vec::new(),
+            weights: None,
+            nothing,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let packed = self.packed.iter().map(|page| page.bytes()).sum::<usize>();
+        let lists = self.packed.capacity() * size_of::<Arc<PackedPage>>();
+        let weights = self.weights.as_ref().map_or(0, |weights| weights.len()) + self.squares.capacity();
+        self.plain.bytes() + packed + lists + weights * size_of::<f32>()
+    }
+
+    pub(crate) fn shared_bytes(&self) -> usize {
+        let shared = self.packed.iter().filter(|page| Arc::strong_count(page) > 1);
+        self.plain.shared_bytes() + shared.map(|page| page.bytes()).sum::<usize>()
+    }
+
+    /// Pages of a page's number that a row sees packed, if its position is `position`.
+    pub(crate) fn n_packed_for(&self, position: usize) -> usize {
+        (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
+    }
+
+    /// What is read behind a packed page's region: that of the next page, or else of the next head's page
+    /// `first`.
+    pub(crate) fn next(&self, page: usize, first: usize, head: usize) -> Next {
+        let format = &self.packing.format;
+        let stored = |page: usize| self.packed.get(page).filter(|page| page.bytes() > 0);
+        let next_head = (head + 1) % format.n_kv_heads;
+        let next = stored(page + 1).map(|page| page.region(format, head));
+        let next = next.or_else(|| stored(first).map(|page| page.region(format, next_head)));
+        let page = self.packed.get(page + 2).or(self.packed.get(first));
+        Next {
+            region: next.map_or(std::ptr::null(), <[u32]>::as_ptr),
+            page: page.map_or(std::ptr::null(), Arc::as_ptr),
+        }
+    }
+
+    /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count:
+    /// those of the first page, and of a tree all that may move there.
+    pub(crate) fn note_queries(&mut self, first: usize, q: &[f32], n_heads: usize, is_tree: bool) {
+        if !self.packing.weighs_channels || first >= PAGE_TOKENS || self.weights.is_some() {
+            return;
+        }
+        let PageLayout { n_kv_heads, head_dim, .. } = self.plain.layout;
+        let (width, group) = (n_kv_heads * head_dim, n_heads / n_kv_heads);
+        let n_slots = if is_tree { first + q.len() / (n_heads * head_dim) } else { 0 };
+        self.squares.resize(n_slots.max(PAGE_TOKENS) * width, 0.0);
+        let rows = q.chunks_exact(n_heads * head_dim);
+        for (q, squares) in rows.zip(self.squares.chunks_exact_mut(width).skip(first)) {
+            for (q, squares) in q.chunks_exact(group * head_dim).zip(squares.chunks_exact_mut(head_dim)) {
+                squares.fill(0.0);
+                for q in q.chunks_exact(head_dim) {
+                    squares.iter_mut().zip(q).for_each(|(square, q)| *square = q.mul_add(*q, *square));
+                }
+            }
+        }
+    }
+
+    /// Packs what rows at positions before `end` may see packed.
+    pub(crate) fn pack(&mut self, isa: Isa, end: usize) {
+        let n_pages = self.n_packed_for(end.saturating_sub(1));
+        while self.packed.len() < n_pages {
+            let page = self.packed.len();
+            if page == 0 && self.packing.weighs_channels && self.weights.is_none() {
+                let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
+                let mut weights = vec![0.0f32; width];
+                let first_page = self.squares.chunks_exact(width.max(1)).take(PAGE_TOKENS);
+                for squares in first_page.skip(self.packing.format.n_exact) {
+                    weights.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
+                }
+                // Without a query that counts, all channels matter alike.
+                if weights.iter().all(|weight| *weight == 0.0) {
+                    weights.fill(1.0);
+                }
+                self.weights = Some(Arc::new(weights));
+            }
+            let packed = self.pack_page(isa, page);
+            self.packed.push(Arc::new(packed));
+        }
+    }
+
+    fn pack_page(&self, _isa: Isa, page: usize) -> PackedPage {
+        let (packing, layout) = (&*self.packing, &self.plain.layout);
+        let format = &packing.format;
+        let n_exact = if page == 0 { format.n_exact } else { 0 };
+        let mut packed = PackedPage::zeroed(format, n_exact);
+        let dim = layout.head_dim;
+        let mut rows = [vec![0.0f32; PAGE_TOKENS * dim], vec![0.0f32; PAGE_TOKENS * dim]];
+        let ones = vec![1.0; dim];
+        for head in 0..layout.n_kv_heads {
+            let region = self.plain.pages[page].region::<f16>(layout, head);
+            for slot in 0..PAGE_TOKENS {
+                for channel in 0..dim {
+                    rows[0][slot * dim + channel] = region[layout.key_index(slot, channel)].to_f32();
+                    rows[1][slot * dim + channel] = region[layout.value_index(slot, channel)].to_f32();
+                }
+            }
+            let exact = packed.exact_mut(format, head);
+            for (slot, exact) in exact.chunks_exact_mut(2 * dim).enumerate() {
+                for (rows, exact) in rows.iter().zip(exact.chunks_exact_mut(dim)) {
+                    let row = &rows[slot * dim..][..dim];
+                    exact.iter_mut().zip(row).for_each(|(to, from)| *to = Stored::from_f32(*from));
+                }
+            }
+            let weights = match &self.weights {
+                Some(weights) => &weights[head * dim..][..dim],
+                None => &ones,
+            };
+            let tile = |rows, weights| Tile { rows, head_dim: dim, n_exact, weights };
+            let mut keys = Coded::new(packing.keys.format());
+            packing.keys.code(&tile(&rows[0], weights), &mut keys);
+            let mut values = Coded::new(packing.values.format());
+            packing.values.code(&tile(&rows[1], &ones), &mut values);
+            packed.write(format, head, &keys, &values);
+        }
+        packed
+    }
+
+    /// Drops what no row behind the first `committed` tokens needs.
+    pub(crate) fn release(&mut self, isa: Isa, committed: usize) {
+        self.pack(isa, committed + 1);
+        let n_dropped = self.n_packed_for(committed);
+        for page in &mut self.plain.pages[self.n_dropped.min(n_dropped)..n_dropped] {
+            *page = Arc::clone(&self.nothing);
+        }
+        self.n_dropped = self.n_dropped.max(n_dropped);
+        if self.n_dropped > 0 {
+            self.squares = Vec::new();
+        }
+        if let Some(window) = self.window {
+            // The next row sees the slots above committed − window.
+            let n_evicted = ((committed + 1).saturating_sub(window) / PAGE_TOKENS).min(self.n_dropped);
+            for page in self.n_evicted..n_evicted {
+                self.packed[page] = Arc::new(PackedPage::evicted());
+            }
+            self.n_evicted = self.n_evicted.max(n_evicted);
+        }
+    }
+
+    /// Fails unless the layer can be shortened to `len` tokens.
+    pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {
+        check_truncate(len, self.n_packed_for(len), self.window, self.n_dropped, self.n_evicted)
+    }
+
+    /// Drops the tokens behind the first `len`, as far as there are any.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.plain.truncate(len);
+        self.forget(len);
+    }
+
+    /// Drops what was made of tokens behind the first `len`, which changed.
+    pub(crate) fn forget(&mut self, len: usize) {
+        self.packed.truncate(len / PAGE_TOKENS);
+        self.n_dropped = self.n_dropped.min(self.packed.len());
+        self.n_evicted = self.n_evicted.min(self.packed.len());
+        if self.packed.is_empty() {
+            self.weights = None;
+        }
+    }
+
+    /// Moves the tokens `first + row` for each of `rows`, which ascend, to the slots from `first` on.
+    pub(crate) fn retain(&mut self, first: usize, rows: &[usize]) {
+        self.plain.retain(first, rows);
+        let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
+        for (kept, row) in rows.iter().enumerate() {
+            let (from, to) = ((first + row) * width, (first + kept) * width);
+            if from != to && from + width <= self.squares.len() {
+                self.squares.copy_within(from..from + width, to);
+            }
+        }
+        let moved = rows.iter().enumerate().position(|(kept, row)| kept != *row).unwrap_or(rows.len());
+        self.forget(first + moved);
+    }
+}
+
+/// Fails unless a layer whose first pages are dropped, or evicted, can be shortened to `len` tokens, of which
+/// a row behind them sees `needs_plain` pages packed.
+pub(crate) fn check_truncate(
+    len: usize,
+    needs_plain: usize,
+    window: Option<usize>,
+    n_dropped: usize,
+    n_evicted: usize,
+) -> Result<()> {
+    // The next row, and those behind it, must find plain what they see plain; a whole page that is packed may
+    // stay as it is.
+    let own = len.div_ceil(PAGE_TOKENS);
+    let first_seen = window.map_or(0, |window| (len + 1).saturating_sub(window)) / PAGE_TOKENS;
+    let lost_plain = needs_plain < own && needs_plain < n_dropped;
+    let lost_packed = first_seen < n_evicted && len > 0;
+    if lost_plain || lost_packed {
+        let evicted_from = if lost_plain { needs_plain } else { first_seen } * PAGE_TOKENS;
+        return Err(StepError::TruncateEvicted { requested: len, evicted_from }.into());
+    }
+    Ok(())
+}
