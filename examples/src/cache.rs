@@ -5,7 +5,7 @@ use breakers_kv_cache::presses::{
     Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheShape, QuantizedCache, Compression, Element, Eviction, KvCache, PlainCache, EvictingCache,
+    Budget, CacheShape, Compression, Element, EvictingCache, Eviction, KvCache, PlainCache, QuantizedCache,
 };
 use breakers_model::{Model, Runner};
 use burn::tensor::Device;

@@ -49,7 +49,7 @@ mod tree;
 
 pub use attention::visible::Visible;
 pub use attention::{AttentionOps, attention, attention_reference};
-pub use cache::evicting::{Budget, Eviction, EvictingCache};
+pub use cache::evicting::{Budget, EvictingCache, Eviction};
 pub use cache::plain::PlainCache;
 pub use cache::quantized::{Compression, QuantizedCache};
 pub use cache::{CacheHook, KvCache};

@@ -10,13 +10,13 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use self::head::{Head, Positions, best, group_queries};
+use crate::cache::ledger::Ledger;
 use crate::cache::quantized::{Layer, NEVER};
 use crate::checks::{self, HostRows, require};
-use crate::cache::ledger::Ledger;
+use crate::coders::Method;
 use crate::pages::layer::BadRow;
 use crate::pages::page::PAGE_TOKENS;
 use crate::presses::{HeadBudgets, LayerBudgets, LayerView, Press};
-use crate::coders::Method;
 use crate::{CacheHook, CacheShape, Compression, Error, KvCache, LayerShape, Result};
 
 /// How many tokens stay.

@@ -7,9 +7,9 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use crate::attention::flex::job::Job;
-use crate::pages::device::DevicePages;
-use crate::checks::{self, HostRows, require};
 use crate::cache::ledger::Ledger;
+use crate::checks::{self, HostRows, require};
+use crate::pages::device::DevicePages;
 use crate::pages::layer::LayerPages;
 use crate::{CacheHook, CacheShape, Element, KvCache, Result, Visible};
 

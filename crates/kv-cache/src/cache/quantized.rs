@@ -8,13 +8,13 @@ use breakers_backend::hadamard::Rotation;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::flex::job::{Job, Packed};
-use crate::checks::{self, require};
-use crate::pages::layer::BadRow;
 use crate::cache::ledger::Ledger;
+use crate::checks::{self, require};
+use crate::coders::{Coders, Method};
+use crate::pages::layer::BadRow;
 use crate::pages::packed::PackedFormat;
 use crate::pages::packed::layer::{PackedLayer, Packing};
 use crate::pages::page::{LANES, PAGE_TOKENS};
-use crate::coders::{Coders, Method};
 use crate::{CacheHook, CacheShape, Error, KvCache, LayerShape, Result, Visible};
 
 #[cfg(feature = "cube")]

@@ -5,7 +5,7 @@ use breakers_backend::{cpu, pool};
 use breakers_core::StepError;
 use breakers_kv_cache::coders::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
 use breakers_kv_cache::{
-    CacheShape, QuantizedCache, Compression, Element, Error, KvCache, LayerShape, PlainCache,
+    CacheShape, Compression, Element, Error, KvCache, LayerShape, PlainCache, QuantizedCache,
 };
 use burn::tensor::{Device, Tensor, f16};
 

@@ -8,8 +8,8 @@ use breakers_backend::harness;
 use breakers_core::StepError;
 use breakers_kv_cache::presses::Tova;
 use breakers_kv_cache::{
-    Budget, CacheShape, QuantizedCache, Compression, Element, Error, Eviction, KvCache, LayerShape,
-    PlainCache, EvictingCache,
+    Budget, CacheShape, Compression, Element, Error, EvictingCache, Eviction, KvCache, LayerShape,
+    PlainCache, QuantizedCache,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 

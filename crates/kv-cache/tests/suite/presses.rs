@@ -7,7 +7,7 @@ use breakers_kv_cache::presses::{
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheShape, Compression, Element, Error, Eviction, KvCache, LayerShape, EvictingCache,
+    Budget, CacheShape, Compression, Element, Error, EvictingCache, Eviction, KvCache, LayerShape,
 };
 use burn::tensor::Device;
 

@@ -17,10 +17,10 @@ pub(crate) mod launch;
 
 use cubecl::prelude::*;
 
-use crate::pages::packed::device::format::{LANE_WORDS, RUN_WORDS, Spec};
-use crate::pages::packed::device::words::SPLIT_PAGES;
 use crate::attention::cube::online::{LOWEST, UNITS};
 use crate::pages::packed::TABLE;
+use crate::pages::packed::device::format::{LANE_WORDS, RUN_WORDS, Spec};
+use crate::pages::packed::device::words::SPLIT_PAGES;
 use crate::pages::page::PAGE_TOKENS;
 
 // A cube's units are as many as a page has slots.

@@ -17,13 +17,13 @@ use breakers_backend::cpu::Isa;
 use breakers_backend::pool::{self, DisjointMut};
 use half::f16;
 
-use super::workspace::{Workspace, grow};
 use super::page::{Partial, Rows, Span};
+use super::workspace::{Workspace, grow};
 use super::{packed, page as kernel};
+use crate::attention::visible::TreeRows;
 use crate::pages::packed::layer::PackedLayer;
 use crate::pages::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
 use crate::simd::{self, Kernel, Simd};
-use crate::attention::visible::TreeRows;
 use crate::{Element, Visible};
 
 /// Keys whose softmax is computed together. A multiple of [`PAGE_TOKENS`].

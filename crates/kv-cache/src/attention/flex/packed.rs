@@ -19,13 +19,15 @@ use half::f16;
 
 use self::accumulate::{Codes, ROWS, Sums, accumulate, tile_rows};
 use self::keys::{Combine, Prepare};
-use crate::pages::packed::layer::Next;
 use self::queries::Queries;
-use crate::pages::packed::run::{Place, QUAD};
 use self::tile::{Head, Scratch, Tile};
 use self::values::{AddValues, PrepareValues, ScaleWeights, Values, Weigh};
-use crate::pages::packed::{MAX_CODED, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of};
 use crate::attention::flex::page::{Rows, Span};
+use crate::pages::packed::layer::Next;
+use crate::pages::packed::run::{Place, QUAD};
+use crate::pages::packed::{
+    MAX_CODED, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of,
+};
 use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
 use crate::simd::{self, Kernel, Simd};
 

@@ -16,12 +16,12 @@ use breakers_backend::pool;
 use burn::tensor::{DType, Device, Tensor, f16};
 
 use crate::attention::cube::packed::launch::{Job, turn};
+use crate::coders::Method;
 use crate::pages::packed::device::packing::Packing;
 use crate::pages::packed::device::tail::{Tail, select};
 use crate::pages::packed::device::words::Words;
 use crate::pages::packed::layer::check_truncate;
 use crate::pages::page::PAGE_TOKENS;
-use crate::coders::Method;
 use crate::{Element, Error, LayerShape, Result};
 
 /// Keys and values of one layer. Clones share what is on the device until one of them writes.

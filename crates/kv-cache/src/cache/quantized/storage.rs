@@ -7,9 +7,9 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 
 use super::{Compression, Layer};
-use crate::checks::HostRows;
 #[cfg(feature = "cube")]
 use super::{NEVER, device::DeviceLayer};
+use crate::checks::HostRows;
 #[cfg(feature = "cube")]
 use crate::{Element, Visible, pages::device::DevicePages};
 use crate::{LayerShape, Result};

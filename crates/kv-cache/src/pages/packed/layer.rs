@@ -13,8 +13,8 @@ use breakers_backend::cpu::Isa;
 use half::f16;
 
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
-use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored};
 use crate::pages::layer::LayerPages;
+use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored};
 use crate::{Element, LayerShape, Result};
 
 /// How one layer is packed.

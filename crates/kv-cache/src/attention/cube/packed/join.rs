@@ -7,8 +7,8 @@ use breakers_backend::cube::row_of_cube;
 use cubecl::prelude::*;
 
 use super::{MARKS, SPAN, at_least, at_most};
-use crate::pages::packed::device::words::SPLIT_PAGES;
 use crate::attention::cube::online::{LOWEST, Marks, UNITS, add_chunk, score_of, write_mean};
+use crate::pages::packed::device::words::SPLIT_PAGES;
 
 /// Every vector times a matrix.
 #[cube(launch_unchecked)]

@@ -11,12 +11,12 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use cubecl::prelude::{CubeCount, CubeDim};
 
-use super::{MARKS, MAX_TILE, PART, SPAN, packed_kernel};
-use crate::pages::packed::device::words::SPLIT_PAGES;
-use crate::pages::packed::device::format::Spec;
 use super::join::{join_kernel, turn_kernel};
+use super::{MARKS, MAX_TILE, PART, SPAN, packed_kernel};
 use crate::attention::cube::online::UNITS;
 use crate::pages::packed::TABLE;
+use crate::pages::packed::device::format::Spec;
+use crate::pages::packed::device::words::SPLIT_PAGES;
 use crate::pages::page::PAGE_TOKENS;
 use crate::{Error, Result};
 

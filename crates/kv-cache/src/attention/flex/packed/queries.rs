@@ -1,9 +1,9 @@
 //! Queries as integers, for formats whose keys do not change them from page to page: made once for all pages.
 
 use super::factors::{self, Rounded};
+use crate::attention::flex::page::{Rows, scale_query};
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{MAX_HEAD_DIM, PackedFormat};
-use crate::attention::flex::page::{Rows, scale_query};
 use crate::simd::{Quad, Simd};
 
 /// Rows' queries: for each row the sums of the groups of channels, then the quads of all groups.

@@ -2,10 +2,10 @@
 
 use breakers_backend::harness::{Inputs, Operation, Outputs, Tolerance};
 
+use crate::coders::Coders;
 use crate::pages::packed::{Coded, Group, SideFormat, Tile, TileCoder};
 use crate::pages::page::PAGE_TOKENS;
-use crate::coders::Coders;
-use crate::{CacheShape, QuantizedCache, Compression, KvCache, LayerShape};
+use crate::{CacheShape, Compression, KvCache, LayerShape, QuantizedCache};
 use burn::tensor::{Tensor, TensorData, f16};
 
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use breakers_backend::hadamard::Rotation;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, f16};
 
 use super::format::DeviceFormat;
+use crate::coders::{Coders, Method};
 use crate::pages::packed::{Coded, Tile, TileCoder};
 use crate::pages::page::PAGE_TOKENS;
-use crate::coders::{Coders, Method};
 use crate::{Error, LayerShape, Result};
 
 /// What layers of one shape share.
