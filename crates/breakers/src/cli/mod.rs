@@ -1,0 +1,38 @@
+//! What the examples share: flags, models by name, progress bars, answers as JSON, errors with a way out.
+//!
+//! # Output
+//! Standard output holds the result alone, with `--json` exactly one JSON object; progress and notes go to
+//! standard error. Exit codes: 0, done; 1, something failed or differs; 2, the command line is wrong.
+//!
+//! # Example
+//! ```
+//! use breakers::cli::ModelArgs;
+//! use clap::Parser;
+//!
+//! #[derive(Parser)]
+//! struct Arguments {
+//!     #[command(flatten)]
+//!     model: ModelArgs,
+//! }
+//! let arguments = Arguments::parse_from(["example", "--threads", "2"]);
+//! assert_eq!(arguments.model.model, "smollm2-135m");
+//! assert_eq!(arguments.model.threads, Some(2));
+//! ```
+
+mod cache;
+mod input;
+mod memory;
+mod model;
+mod output;
+mod progress;
+mod quantization;
+mod steps;
+
+pub use cache::{CacheArgs, CacheKind};
+pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
+pub use memory::{peak_memory, reset_peak_memory, resident_memory};
+pub use model::{LoadedModel, ModelArgs};
+pub use output::{Error, Result, finish, print, print_json, run};
+pub use progress::{Bar, FetchBar};
+pub use quantization::{Formats, JobSpec};
+pub use steps::{N_TOP, ScoredStep, step_json, tokens_per_second};

@@ -1,0 +1,45 @@
+//! Local language models without the bottlenecks: the breakers crates behind one name.
+//!
+//! Each feature adds a room; each room is a crate of its own, which can be used without this one.
+//!
+//! | wish | feature | room |
+//! |---|---|---|
+//! | words that all rooms share: requests, replies, sampling, traits | always | [`core`] |
+//! | run a model of a GGUF file | `model` | `model` |
+//! | generate text, plain or speculative, streamed or in batches | `decode` | `decode` |
+//! | keep keys and values in fewer bits, or fewer tokens | `kv-cache` | `kv_cache` |
+//! | quantize weights | `quant` | `quant` |
+//! | obtain models by name | `hub` | `hub` |
+//! | find the nearest vectors | `retrieval` | `retrieval` |
+//! | statistics and reports | `eval` | `eval` |
+//! | the program `breakers`, and flags and progress bars for programs like it | `cli` | `cli` |
+//!
+//! `wgpu`, `vulkan`, `cuda` and `metal` add a GPU to the rooms with kernels.
+//!
+//! # Example
+//! ```
+//! use breakers::core::{Sampler, SamplingConfig};
+//!
+//! let mut sampler = Sampler::new(SamplingConfig::greedy(), 0);
+//! assert_eq!(sampler.sample(&[0.1, 2.0, -1.0], &[]).unwrap(), 1);
+//! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub use breakers_core as core;
+#[cfg(feature = "eval")]
+pub use breakers_eval as eval;
+#[cfg(feature = "hub")]
+pub use breakers_hub as hub;
+#[cfg(feature = "kv-cache")]
+pub use breakers_kv_cache as kv_cache;
+#[cfg(feature = "model")]
+pub use breakers_model as model;
+#[cfg(feature = "quant")]
+pub use breakers_quant as quant;
+#[cfg(feature = "retrieval")]
+pub use breakers_retrieval as retrieval;
+#[cfg(feature = "decode")]
+pub use breakers_spec_decode as decode;
+
+#[cfg(feature = "cli")]
+pub mod cli;

@@ -1,0 +1,19 @@
+//! The examples as programs, and what the crates do together on real weights.
+//!
+//! One program, because each one links all of Burn. For that reason too, modules of examples with unit tests are compiled
+//! here once more: `cargo test --examples` would link each example again.
+
+mod command_line;
+mod golden;
+mod kv_cache;
+mod lossless;
+
+#[allow(dead_code)] // The program uses what the tests do not.
+#[path = "../../../decode/roofline/machine.rs"]
+mod machine;
+#[allow(dead_code)]
+#[path = "../../../decode/spec_decode/measure.rs"]
+mod measure;
+#[allow(dead_code)]
+#[path = "../../../decode/roofline/spans.rs"]
+mod spans;

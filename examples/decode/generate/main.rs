@@ -1,0 +1,193 @@
+//! Continues a prompt, or chats in the terminal.
+//!
+//! ```sh
+//! cargo run --release --example generate                              # a chat
+//! cargo run --release --example generate -- --prompt 'Why is the sky blue?'
+//! cargo run --release --example generate -- --raw --prompt 'Once upon a time' --temperature 0.8 --seed 1
+//! ```
+//! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is.
+//!
+//! JSON: `prompt_ids`, `output_ids`, `text`, `finish`, `steps` (of each token `id` and `top`, the five most
+//! likely tokens with their log-probabilities), `prefill_tok_s`, `decode_tok_s`.
+
+mod chat;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use breakers_core::{FinishReason, GenerateRequest, LanguageModel, Step, TokenId, Want};
+use breakers::cli::{
+    CacheArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep, print,
+    print_json, read_ids, run, step_json, tokens_per_second,
+};
+use breakers_model::generate::Generation;
+use breakers_model::tokenizer::EncodeOptions;
+use clap::Parser;
+use serde_json::{Value, json};
+
+/// Continue a prompt, or chat in the terminal.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// What the model is told before the conversation; its template has a text of its own otherwise.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Continue the prompt as it is, without chat template.
+    #[arg(long)]
+    raw: bool,
+    /// New tokens at most.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_tokens: usize,
+    /// End the text before this one appears; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Answer with one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Measure speed alone: the file's `prompt_ids` in one pass, then `--max-tokens` passes over one token.
+    #[arg(long, hide = true, value_name = "FILE", requires = "json")]
+    measure: Option<String>,
+}
+
+fn main() -> ExitCode {
+    run(|| {
+        let arguments = Arguments::parse();
+        let sampling = arguments.sampling.config()?;
+        let prompt = arguments.prompt.read()?;
+        if prompt.is_none() && arguments.json && arguments.measure.is_none() {
+            return Err(Error::Usage("--json needs --prompt or --prompt-file".to_owned()));
+        }
+        let loaded = arguments.model.load()?;
+        let request = GenerateRequest {
+            prompt: Vec::new(),
+            max_tokens: arguments.max_tokens,
+            sampling,
+            seed: arguments.sampling.seed,
+            stop: arguments.stop.clone(),
+        };
+        if let Some(file) = &arguments.measure {
+            print_json(&measure(&loaded, &arguments.cache, &read_ids(file)?.prompt, arguments.max_tokens)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        match prompt {
+            Some(prompt) => answer(&arguments, &loaded, &prompt, request)?,
+            None => chat::run(
+                &loaded,
+                arguments.cache.runner(&loaded.model)?,
+                arguments.system.as_deref(),
+                arguments.raw,
+                request,
+            )?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The tokens of a prompt, in the model's chat template where it has one.
+fn encode(arguments: &Arguments, loaded: &LoadedModel, prompt: &str) -> Result<Vec<TokenId>> {
+    let model = &loaded.model;
+    match model.chat_template().filter(|_| !arguments.raw) {
+        Some(template) => {
+            let text = template.render(&chat::opening(arguments.system.as_deref(), prompt), None, true)?;
+            // The template writes all special tokens itself.
+            Ok(model.tokenizer().encode(&text, EncodeOptions { add_special: false, parse_special: true })?)
+        }
+        None => {
+            if arguments.system.is_some() {
+                return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
+            }
+            Ok(model.tokenizer().encode(prompt, EncodeOptions::default())?)
+        }
+    }
+}
+
+/// One prompt, one answer.
+fn answer(arguments: &Arguments, loaded: &LoadedModel, prompt: &str, mut request: GenerateRequest) -> Result {
+    request.prompt = encode(arguments, loaded, prompt)?;
+    if request.prompt.is_empty() {
+        return Err(Error::Usage("the prompt is empty".to_owned()));
+    }
+    let mut runner = arguments.cache.runner(&loaded.model)?;
+    let sequence = runner.open()?;
+    let n_top = if arguments.json { N_TOP } else { 0 };
+    let mut generation = Generation::new(&mut runner, loaded.model.tokenizer(), sequence, &request, n_top)?;
+    let (mut output_ids, mut text, mut steps) = (Vec::new(), String::new(), Vec::new());
+    for piece in generation.by_ref() {
+        let piece = piece?;
+        output_ids.push(piece.token);
+        if arguments.json {
+            steps.push(step_json(ScoredStep { token: piece.token, logprob: None, top: &piece.top }));
+            text += &piece.text;
+        } else {
+            print(&piece.text)?;
+        }
+    }
+    let timing = generation.timing();
+    let prefill = tokens_per_second(request.prompt.len(), timing.prefill);
+    let decode = tokens_per_second(timing.decode_steps, timing.decode);
+    let finish = finish_name(generation.finish());
+    if arguments.json {
+        print_json(&json!({
+            "prompt_ids": request.prompt,
+            "output_ids": output_ids,
+            "text": text,
+            "finish": finish,
+            "steps": steps,
+            "prefill_tok_s": prefill,
+            "decode_tok_s": decode,
+        }))
+    } else {
+        print("\n")?;
+        eprintln!(
+            "[{} + {} tokens, {finish}; prompt {prefill:.1} token/s, answer {decode:.1} token/s]",
+            request.prompt.len(),
+            output_ids.len()
+        );
+        Ok(())
+    }
+}
+
+fn finish_name(finish: Option<FinishReason>) -> &'static str {
+    match finish {
+        Some(FinishReason::EndOfText) => "end of text",
+        Some(FinishReason::Stop) => "stop string",
+        Some(FinishReason::Length) => "length",
+        Some(FinishReason::ContextFull) => "context full",
+        _ => "cancelled",
+    }
+}
+
+/// Speed of a prompt's pass and of passes over one token, after an untimed pass of each.
+fn measure(loaded: &LoadedModel, cache: &CacheArgs, prompt: &[TokenId], n_tokens: usize) -> Result<Value> {
+    let mut runner = cache.runner(&loaded.model)?;
+    let mut timed = |n_tokens: usize| -> Result<(f64, f64)> {
+        let sequence = runner.open()?;
+        let mut feed = |tokens: Vec<TokenId>| -> Result<TokenId> {
+            let n = tokens.len();
+            let mut steps = [Step::last(sequence, tokens, Want::ArgMax)];
+            runner.forward(&mut steps)?;
+            runner.commit(sequence, n)?;
+            let best = steps[0].outputs.last().and_then(|row| row.output.best());
+            best.ok_or_else(|| Error::Usage("the prompt is empty".to_owned()))
+        };
+        let start = Instant::now();
+        let mut token = feed(prompt.to_vec())?;
+        let prefilled = Instant::now();
+        for _ in 0..n_tokens {
+            token = feed(vec![token])?;
+        }
+        let decode = prefilled.elapsed();
+        runner.close(sequence);
+        Ok((tokens_per_second(prompt.len(), prefilled - start), tokens_per_second(n_tokens, decode)))
+    };
+    timed(1)?;
+    let (prefill, decode) = timed(n_tokens)?;
+    Ok(json!({ "prefill_tok_s": prefill, "decode_tok_s": decode }))
+}

@@ -1,0 +1,145 @@
+//! Writes a model's file with its matrices in smaller formats.
+//!
+//! ```sh
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --method gptq --bits 4 --text prose.txt --out small.gguf
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
+//! ```
+//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`), a colon and a format for all matrices of the blocks, `like=FILE` for
+//! the formats of another file, or `budget=MB` for those that lose least within so many megabytes (`budget=MB:Q3_K+nf4` chooses
+//! among these). `rtn` and `hqq` read no text. `+rotation` behind the method rotates the hidden states in the weights, `+online`
+//! the inputs of each matrix as the model runs.
+//! With `--out NAME.gguf` the file runs here and in llama.cpp. Formats of our own, such as `int4-g128`, `sym3-g64`, `nf4` or
+//! `nvfp4`, need `--out NAME.safetensors`: what differs from the model's file, which other examples lay over it with
+//! `--matrices`. Embeddings and head that are the same numbers are written once with `+tie`; single matrices get other formats
+//! by `,ffn_up=IQ4_NL` behind the first. Interrupted, it goes on where it was when the same command is given again.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use breakers::cli::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
+use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
+use breakers_quant::{gguf, store};
+use clap::Parser;
+use serde_json::json;
+
+/// Quantizes a model.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128, gptq+rotation:Q4_K or imatrix:like=other.gguf.
+    #[arg(long, required_unless_present = "method", conflicts_with_all = ["method", "bits", "budget"])]
+    job: Option<JobSpec>,
+    /// In place of --job: rtn, imatrix, awq, gptq or hqq, with +rotation, +online or +tie behind it.
+    #[arg(long)]
+    method: Option<String>,
+    /// Bits a weight, or a format: 4 is Q4_K in a GGUF file and int4-g64 in a .safetensors.
+    #[arg(long, default_value = "4", value_name = "BITS|FORMAT")]
+    bits: String,
+    /// Megabytes for the matrices of the blocks, in place of --bits: formats by what each matrix loses.
+    #[arg(long, value_name = "MB", conflicts_with = "bits")]
+    budget: Option<u64>,
+    /// The text to calibrate with; - reads standard input.
+    #[arg(long, value_name = "FILE")]
+    text: Option<String>,
+    /// Tokens of the text that are used at most.
+    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    tokens: usize,
+    /// Tokens that are read in one context.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// The file to write: .gguf, or .safetensors for formats that GGUF lacks.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Answer with one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    fn job(&self) -> Result<JobSpec> {
+        if let Some(job) = &self.job {
+            return Ok(job.clone());
+        }
+        // One of the two is there, or the command line was refused.
+        let method = self.method.as_deref().unwrap_or_default();
+        let job = match self.budget {
+            Some(megabytes) => format!("{method}:budget={megabytes}").parse(),
+            None => JobSpec::of_bits(method, &self.bits, store::is_named(&self.out)),
+        };
+        job.map_err(Error::Usage)
+    }
+}
+
+fn main() -> ExitCode {
+    run(|| {
+        let arguments = Arguments::parse();
+        arguments.model.apply()?;
+        let job = arguments.job()?;
+        let source = arguments.model.file()?;
+        let mut ids = Vec::new();
+        if job.method.needs_text() {
+            let Some(text) = &arguments.text else {
+                let name = &job.name;
+                return Err(Error::Usage(format!("--job {name} needs a --text to calibrate with")));
+            };
+            let tokenizer = Tokenizer::from_gguf(&gguf::File::open(&source)?)?;
+            let options = EncodeOptions { add_special: true, parse_special: false };
+            ids = tokenizer.encode(&read_text(text)?, options)?;
+            ids.truncate(arguments.tokens);
+        }
+        let report = job.run(&source, &arguments.out, ids, arguments.window)?;
+        let seconds = |time: std::time::Duration| time.as_secs_f64();
+        let errors: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.output_error).collect();
+        let mean_error = (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64);
+        let memory = peak_memory();
+        if arguments.json {
+            let tensors: Vec<_> = report
+                .tensors
+                .iter()
+                .map(|tensor| {
+                    json!({
+                        "name": tensor.name,
+                        "from": tensor.from.name(),
+                        "to": tensor.to.name(),
+                        "kept": tensor.kept,
+                        "weight_error": tensor.weight_error,
+                        "output_error": tensor.output_error,
+                        "damping": tensor.damping,
+                    })
+                })
+                .collect();
+            print_json(&json!({
+                "job": job.name,
+                "bytes": report.bytes,
+                "tokens": report.n_tokens,
+                "seconds": seconds(report.total),
+                "reading_s": seconds(report.reading),
+                "observing_s": seconds(report.observing),
+                "quantizing_s": seconds(report.quantizing),
+                "peak_bytes": memory,
+                "resumed": report.resumed,
+                "mean_output_error": mean_error,
+                "notes": report.notes,
+                "tensors": tensors,
+            }))?;
+        } else {
+            for note in &report.notes {
+                print(&format!("note: {note}\n"))?;
+            }
+            print(&format!(
+                "{} bytes in {:.1} s: {:.1} s reading {} tokens ({:.1} s of it statistics), {:.1} s choosing weights; peak \
+                 memory {} MB{}\n",
+                report.bytes,
+                seconds(report.total),
+                seconds(report.reading),
+                report.n_tokens,
+                seconds(report.observing),
+                seconds(report.quantizing),
+                memory.map_or_else(|| "unknown".to_owned(), |bytes| (bytes / 1_000_000).to_string()),
+                mean_error.map_or_else(String::new, |error| format!("; mean error of outputs {error:.5}")),
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
