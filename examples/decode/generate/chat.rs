@@ -2,8 +2,8 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
-use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, StepError, TokenId};
 use breakers::cli::{LoadedModel, Result, print};
+use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, StepError, TokenId};
 use breakers_model::Runner;
 use breakers_model::chat::{ChatTemplate, Message};
 use breakers_model::generate::Generation;

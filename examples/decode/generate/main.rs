@@ -15,11 +15,11 @@ mod chat;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use breakers_core::{FinishReason, GenerateRequest, LanguageModel, Step, TokenId, Want};
 use breakers::cli::{
     CacheArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep, print,
     print_json, read_ids, run, step_json, tokens_per_second,
 };
+use breakers_core::{FinishReason, GenerateRequest, LanguageModel, Step, TokenId, Want};
 use breakers_model::generate::Generation;
 use breakers_model::tokenizer::EncodeOptions;
 use clap::Parser;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use breakers::cli::{Bar, CacheKind, Result};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::{BootstrapConfig, Estimate, stats};
-use breakers::cli::{Bar, CacheKind, Result};
 use breakers_kv_cache::Eviction;
 use breakers_kv_cache::presses::{HeadBudgets, HeadView, LayerBudgets, LayerView, Press};
 use breakers_model::tokenizer::EncodeOptions;

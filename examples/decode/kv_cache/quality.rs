@@ -1,7 +1,7 @@
 //! How far a cache moves a model's predictions: perplexity, and the divergence from the f16 cache.
 
-use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
 use breakers::cli::{Bar, CacheKind, Result};
+use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
 use breakers_model::{Model, Runner};
 
 /// Rows fed at a time: all caches go through the same ones before the next come, so that the logits of one pass are

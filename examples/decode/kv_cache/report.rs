@@ -1,7 +1,7 @@
 //! Tables and charts.
 
-use breakers_eval::{Cell, Column, HeatMap, LineChart, Provenance, Report, Table};
 use breakers::cli::Result;
+use breakers_eval::{Cell, Column, HeatMap, LineChart, Provenance, Report, Table};
 use breakers_model::Model;
 
 use crate::memory::Memory;

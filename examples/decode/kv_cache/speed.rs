@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use breakers::cli::{Bar, CacheKind, Result};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::stats;
-use breakers::cli::{Bar, CacheKind, Result};
 use breakers_model::{Model, Runner};
 
 /// One cache at one depth.

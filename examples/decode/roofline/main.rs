@@ -20,10 +20,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use breakers::cli::{Bar, LoadedModel, ModelArgs, Result, finish, run};
 use breakers_backend::{device, pool};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::{BarChart, Cell, Column, Report, Table, stats};
-use breakers::cli::{Bar, LoadedModel, ModelArgs, Result, finish, run};
 use breakers_model::Runner;
 use clap::Parser;
 

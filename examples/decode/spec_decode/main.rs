@@ -16,10 +16,10 @@ mod report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers_core::TokenId;
 use breakers::cli::{
     CacheArgs, Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, finish, read_text, run,
 };
+use breakers_core::TokenId;
 use breakers_model::chat::Message;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
 use breakers_spec_decode::{

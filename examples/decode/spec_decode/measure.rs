@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use breakers_core::TokenId;
 use breakers::cli::{Bar, Result};
+use breakers_core::TokenId;
 use breakers_model::Runner;
 use breakers_spec_decode::{BatchSpeculator, Config, DraftLength, Drafter, Stats};
 

@@ -1,7 +1,7 @@
 //! Tables and a chart out of the runs.
 
-use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
 use breakers::cli::Result;
+use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
 use breakers_spec_decode::{DraftLength, Stats, theory};
 
 use crate::measure::Measurement;

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use breakers::cli::{Error, Result};
 use breakers_core::Embedder;
 use breakers_eval::{Cell, Column, Table};
-use breakers::cli::{Error, Result};
 use breakers_model::Bert;
 use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
 use breakers_quant::quantizers::{Awq, AwqConfig, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest};

@@ -17,8 +17,8 @@ mod measure;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers_eval::{Cell, Column, LineChart, Report, Table};
 use breakers::cli::{Bar, Error, JobSpec, ModelArgs, Result, print, print_json, read_text, run};
+use breakers_eval::{Cell, Column, LineChart, Report, Table};
 use breakers_model::tokenizer::EncodeOptions;
 use clap::Parser;
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
 use breakers::cli::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_memory, reset_peak_memory};
+use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
 use breakers_model::divergence::{Divergence, divergence};
 use breakers_model::quantize::parts_folder;
 use breakers_quant::quantizer::Encoding;

@@ -11,8 +11,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use breakers_core::TokenId;
 use breakers::cli::{Error, ModelArgs, Result, print, print_json, read_text, run};
+use breakers_core::TokenId;
 use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
 use breakers_quant::gguf;
 use clap::Parser;

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use breakers_core::Embedder as _;
 use breakers::cli::{Bar, Error, FetchBar, Result};
+use breakers_core::Embedder as _;
 use breakers_hub::{FetchOptions, Hub};
 use breakers_model::Bert;
 use breakers_retrieval::{Metric, distance, index::TopK};

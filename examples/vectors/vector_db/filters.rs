@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use breakers_eval::stats;
 use breakers::cli::Result;
+use breakers_eval::stats;
 use breakers_retrieval::{
     Metric, distance,
     index::{Graph, GraphConfig, Index, Search},

@@ -19,9 +19,9 @@ mod scale;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use breakers::cli::{Result, print, print_json, run};
 use breakers_backend::{cpu, device, pool};
 use breakers_eval::{Provenance, Report};
-use breakers::cli::{Result, print, print_json, run};
 use clap::{Parser, ValueEnum};
 
 use corpus::Corpus;

@@ -1,7 +1,7 @@
 //! Tables and charts out of the measurements.
 
-use breakers_eval::{Cell, Column, LineChart, Provenance, Report, Table, stats};
 use breakers::cli::Result;
+use breakers_eval::{Cell, Column, LineChart, Provenance, Report, Table, stats};
 
 use crate::corpus::Corpus;
 use crate::engines::{BUILD_EFFORT, Engine, K, LINKS, Measured};

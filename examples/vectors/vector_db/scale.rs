@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use breakers_eval::{Column, Provenance, Report, Table};
 use breakers::cli::{Bar, Result};
+use breakers_eval::{Column, Provenance, Report, Table};
 use breakers_retrieval::{
     Metric,
     store::{Config, Durability, Indexed, Options, Point, Query, Store},

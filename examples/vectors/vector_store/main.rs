@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-use breakers_core::Embedder as _;
 use breakers::cli::{FetchBar, print, run};
+use breakers_core::Embedder as _;
 use breakers_hub::{FetchOptions, Hub};
 use breakers_model::Bert;
 use breakers_retrieval::Metric;

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use breakers::cli::CacheKind;
 use breakers_backend::{device, harness::model_path};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, TokenLogprob, Want};
-use breakers::cli::CacheKind;
 use breakers_model::{LoadOptions, Model, Runner};
 use breakers_spec_decode::{
     Config, Draft, DraftLength, DraftRequest, Drafter, NoDrafter, Result, Speculator,
