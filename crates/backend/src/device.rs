@@ -247,7 +247,7 @@ fn devices_of(kind: Kind) -> Result<&'static [Device]> {
 
 fn hardware(device: &Device) -> String {
     match device.as_dispatch() {
-        DispatchDevice::Flex(_) => format!("this machine's processor ({})", crate::cpu::isa()),
+        DispatchDevice::Flex(_) => format!("this machine's processor ({})", breakers_cpu::isa()),
         #[cfg(feature = "cube")]
         DispatchDevice::Cube(device) => cube::hardware(device),
         #[allow(unreachable_patterns)]

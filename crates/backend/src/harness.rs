@@ -44,9 +44,10 @@ pub use models::model_path;
 pub use rows::{check_rows, compare_rows};
 
 use crate::{
-    Error, Result, cpu,
+    Error, Result,
     device::{self, Kind},
 };
+use breakers_cpu as cpu;
 use burn::tensor::{DType, Device, Int, Tensor};
 use std::{fmt, fmt::Debug};
 
@@ -189,7 +190,7 @@ impl<C: Debug> Operation<'_, C> {
         for isa in cpu::available() {
             let largest =
                 self.compare_leg(&format!("flex with {isa}"), self.cpu, &expected, |index, view| {
-                    cpu::with_isa(isa, || self.run(self.kernel, index, view, &flex))
+                    Ok(cpu::with_isa(isa, || self.run(self.kernel, index, view, &flex))?)
                 })?;
             summary.legs.push((format!("flex with {isa}"), largest));
         }

@@ -1,15 +1,10 @@
-//! What every crate with a kernel shares: devices, CPU features, the one thread pool, quantized activations,
-//! bit packing, rotations, and the three-legged pattern that ties a custom operation to Burn.
+//! What every crate with a kernel on Burn shares: devices by name, norms, and the pattern that ties a custom
+//! operation to Burn. What needs no Burn (threads, instruction sets, SIMD) is in `breakers-cpu`.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | [`device`] | devices by name (`flex`, `vulkan:1`, `cuda:0`), with errors that say what is missing |
-//! | [`cpu`] | which instruction set the kernels use, and how to force one |
-//! | [`pool`] | the threads that all CPU kernels share |
-//! | [`activations`] | rows quantized to eight bits, once for every product that reads them |
 //! | [`norm`] | RMS and layer normalization, and the model of how an operation is written |
-//! | [`math`] | elementary functions with the same bits on every instruction set |
-//! | [`hadamard`], [`bits`] | rotations and bit packing, for quantizers |
 //! | [`flex`] | between Burn's CPU tensors and slices |
 //! | `cube` | what CubeCL kernels share; with a GPU feature only |
 //! | [`harness`] | tests that hold all implementations of an operation against each other |
@@ -24,23 +19,19 @@
 //! - A row's result depends neither on the other rows of a call nor on the number of threads
 //!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 32 rows.
 //! - The CPU paths give the same bits wherever the price is small; `same_bits` of [`harness::Operation`] tests it.
-//! - All work goes through the [`pool`]; no kernel starts threads.
+//! - All work goes through the [pool](breakers_cpu::pool); no kernel starts threads.
 //!
 //! # Features
 //! The CPU backend is always there. `wgpu`, `vulkan`, `metal` and `cuda` add GPU backends under Burn's own names; the
 //! default build has none of them and pulls in no GPU stack.
 //!
 //! # Environment
-//! `BREAKERS_THREADS` (threads of the pool), `BREAKERS_ISA` (`scalar`, `avx2`, `avx512`), and for tests
-//! `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure).
+//! For tests, `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure). [`breakers_cpu`] has its own.
 //!
 //! # Example
 //! ```
-//! use breakers_backend::{cpu, device, norm::rms_norm, pool};
+//! use breakers_backend::{device, norm::rms_norm};
 //! use burn::tensor::Tensor;
-//!
-//! pool::set_threads(2).unwrap();
-//! println!("{} threads, {} kernels", pool::threads(), cpu::isa());
 //!
 //! let device = device::open("flex").unwrap();
 //! let rows = Tensor::<2>::from_floats([[3.0, 4.0], [0.0, 1.0]], &device);
@@ -48,19 +39,12 @@
 //! println!("{}", rms_norm(rows, weight, 1e-6));
 //! ```
 
-pub mod activations;
-pub mod bits;
-pub mod cpu;
 #[cfg(feature = "cube")]
 pub mod cube;
 pub mod device;
 mod error;
 pub mod flex;
-pub mod hadamard;
 pub mod harness;
-pub mod math;
 pub mod norm;
-pub mod pool;
-mod random;
 
 pub use error::{Error, Result};

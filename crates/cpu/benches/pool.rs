@@ -1,12 +1,12 @@
 //! What a fork and a join cost, beside rayon's, in one run.
 //!
-//! `cargo bench -p breakers-backend --bench pool [-- THREADS]`, by default with 2 threads. Each case runs both
+//! `cargo bench -p breakers-cpu --bench pool [-- THREADS]`, by default with 2 threads. Each case runs both
 //! pools in turns, so that both see the same machine, and reports medians and minima. With tasks of some
 //! microseconds the cost is the time beyond that of one task, which all threads run at the same time.
 
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
-use breakers_backend::pool;
+use breakers_cpu::pool;
 use std::{
     hint::black_box,
     time::{Duration, Instant},

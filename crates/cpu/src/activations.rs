@@ -17,7 +17,7 @@
 //!
 //! # Example
 //! ```
-//! use breakers_backend::activations::QuantizedActivations;
+//! use breakers_cpu::activations::QuantizedActivations;
 //!
 //! let row: Vec<f32> = (0..64).map(|i| i as f32 - 20.0).collect();
 //! let quantized = QuantizedActivations::quantize(&row, 64).unwrap();
@@ -27,8 +27,7 @@
 //! ```
 
 use crate::{
-    Error, Result,
-    cpu::{self, Isa},
+    self as cpu, Error, Isa, Result,
     pool::{self, DisjointMut},
 };
 

@@ -18,7 +18,7 @@
 //!
 //! # Example
 //! ```
-//! use breakers_backend::hadamard::Rotation;
+//! use breakers_cpu::hadamard::Rotation;
 //!
 //! let rotation = Rotation::random(640, 42).unwrap();
 //! let mut vector = vec![0.0; 640];
@@ -29,13 +29,7 @@
 //! assert!((vector[3] - 8.0).abs() < 1e-5);
 //! ```
 
-use crate::{
-    Error, Result,
-    cpu::{self, Isa},
-    math::per_isa,
-    pool,
-    random::SplitMix64,
-};
+use crate::{self as cpu, Error, Isa, Result, per_isa, pool, random::SplitMix64};
 
 /// The largest odd factor of a length: beyond it the dense part would be slower than it is useful.
 pub const MAX_ODD_FACTOR: usize = 1023;

@@ -1,21 +1,4 @@
 //! Which CPU instructions the kernels use: detected at run time, and forcible for tests.
-//!
-//! A kernel reads [`isa`] once, on the thread that calls it and before it forks into the
-//! [`pool`](crate::pool), and passes the answer on. That is what makes [`with_isa`], which overrides the
-//! choice for the current thread only, reach all of the kernel's tasks.
-//!
-//! The environment variable `BREAKERS_ISA` (`scalar`, `avx2`, `avx512`, `neon`) sets the choice of the whole
-//! process; a name that is unknown, or beyond what the machine can do, is reported through `tracing` and
-//! ignored.
-//!
-//! # Example
-//! ```
-//! use breakers_backend::cpu::{self, Isa};
-//!
-//! assert!(cpu::available().contains(&Isa::Scalar));
-//! let chosen = cpu::with_isa(Isa::Scalar, cpu::isa).unwrap();
-//! assert_eq!(chosen, Isa::Scalar);
-//! ```
 
 use crate::{Error, Result};
 use std::{

@@ -5,7 +5,7 @@
 
 /// Evaluates an expression compiled for an instruction set; for one that the machine lacks, the plain code.
 ///
-/// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`cpu::isa`](crate::cpu::isa) once,
+/// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`isa`](crate::isa()) once,
 /// before they fork into the pool, and pass it on.
 ///
 /// The expression is compiled once for each instruction set, inside a function with the wider features turned
@@ -16,7 +16,7 @@
 ///
 /// # Example
 /// ```
-/// use breakers_backend::{cpu, math::per_isa};
+/// use breakers_cpu::per_isa;
 ///
 /// #[inline(always)]
 /// fn dot(a: &[f32; 64], b: &[f32; 64]) -> f32 {
@@ -28,7 +28,7 @@
 /// }
 ///
 /// let (a, b) = ([1.0; 64], [0.5; 64]);
-/// assert_eq!(per_isa!(cpu::isa(), || dot(&a, &b)), 32.0);
+/// assert_eq!(per_isa!(breakers_cpu::isa(), || dot(&a, &b)), 32.0);
 /// ```
 #[macro_export]
 macro_rules! per_isa {
@@ -36,12 +36,12 @@ macro_rules! per_isa {
         // A closure that is called from one place only is inlined there, whatever its size; hence three of them.
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::Isa::Avx512 if $crate::cpu::Isa::Avx512.is_available() => {
+            $crate::Isa::Avx512 if $crate::Isa::Avx512.is_available() => {
                 // SAFETY: the processor has the features.
                 unsafe { $crate::math::with_avx512(|| $body) }
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::Isa::Avx2 if $crate::cpu::Isa::Avx2.is_available() => {
+            $crate::Isa::Avx2 if $crate::Isa::Avx2.is_available() => {
                 // SAFETY: the processor has the features.
                 unsafe { $crate::math::with_avx2(|| $body) }
             }
@@ -49,8 +49,6 @@ macro_rules! per_isa {
         }
     };
 }
-pub use crate::per_isa;
-
 /// # Safety
 /// The processor must have these features.
 #[doc(hidden)]
@@ -84,8 +82,8 @@ pub fn with_nothing<R>(f: impl FnOnce() -> R) -> R {
 ///
 /// # Example
 /// ```
-/// assert_eq!(breakers_backend::math::exp(0.0), 1.0);
-/// assert_eq!(breakers_backend::math::exp(f32::NEG_INFINITY), 0.0);
+/// assert_eq!(breakers_cpu::math::exp(0.0), 1.0);
+/// assert_eq!(breakers_cpu::math::exp(f32::NEG_INFINITY), 0.0);
 /// ```
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -118,7 +116,7 @@ pub fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Isa;
+    use crate::Isa;
 
     #[test]
     fn exp_is_within_two_ulp() {
@@ -143,7 +141,7 @@ mod tests {
     fn every_isa_gives_the_same_bits() {
         let x: Vec<f32> = (0..1001).map(|i| (i as f32 - 500.0) * 0.17).collect();
         let run = |isa| -> Vec<u32> { per_isa!(isa, || x.iter().map(|&x| exp(x).to_bits()).collect()) };
-        for isa in crate::cpu::available() {
+        for isa in crate::available() {
             assert_eq!(run(isa), run(Isa::Scalar), "{isa}");
         }
     }

@@ -10,13 +10,13 @@
 //! Results must not depend on the pool: a task writes its own outputs only and says nothing about who runs it.
 //!
 //! # Cost
-//! A fork and join on two awake threads takes well below 2 µs (`cargo bench -p breakers-backend --bench pool`).
+//! A fork and join on two awake threads takes well below 2 µs (`cargo bench -p breakers-cpu --bench pool`).
 //! The first call after a pause pays for waking the workers, some tens of microseconds during which the
 //! caller already works. With one thread a call is a plain loop.
 //!
 //! # Example
 //! ```
-//! use breakers_backend::pool;
+//! use breakers_cpu::pool;
 //!
 //! let mut squares = vec![0u64; 1000];
 //! pool::parallel_chunks_mut(&mut squares, 64, |start, chunk| {

@@ -2,18 +2,31 @@
 
 /// The SplitMix64 generator: equal seeds give equal numbers on every machine and in every version.
 ///
+/// # Example
+/// ```
+/// use breakers_cpu::random::SplitMix64;
+///
+/// let mut random = SplitMix64::new(42);
+/// let (first, second) = (random.next(), random.next());
+/// assert_ne!(first, second);
+/// assert_eq!(first, SplitMix64::new(42).next());
+/// ```
+///
 /// # Source
 /// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17, with the
 /// mixing constants of Stafford's variant 13.
 #[derive(Debug, Clone)]
-pub(crate) struct SplitMix64(u64);
+pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The generator that starts from this seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next 64 random bits.
+    #[allow(clippy::should_implement_trait)] // An iterator would end.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,7 +35,7 @@ impl SplitMix64 {
     }
 
     /// Uniform in [−1, 1), a multiple of 2⁻²³.
-    pub(crate) fn next_symmetric(&mut self) -> f32 {
+    pub fn next_symmetric(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_kv_cache::{CacheShape, Compression, Element, KvCache, LayerShape, PlainCache, QuantizedCache};
 use burn::tensor::{Device, Distribution, Tensor};
 

@@ -17,7 +17,7 @@ pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use {avx2::Avx2, avx512::Avx512};
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 
 use crate::pages::page::Stored;
 
@@ -158,7 +158,7 @@ pub(crate) trait Kernel {
 
 /// Runs a kernel with the given instruction set, which the processor must have, as [`cpu::isa`] promises.
 ///
-/// [`cpu::isa`]: breakers_backend::cpu::isa
+/// [`cpu::isa`]: breakers_cpu::isa
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use crate::pages::packed::TABLE;
     use crate::pages::page::LANES;
-    use breakers_backend::cpu;
+    use breakers_cpu as cpu;
     use half::f16;
 
     /// Everything that an instruction set computes from some inputs, as bits.

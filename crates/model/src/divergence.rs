@@ -1,7 +1,7 @@
 //! How far a model's predictions are from those of another with the same vocabulary.
 
-use breakers_backend::pool::{self, DisjointMut};
 use breakers_core::{LanguageModel, Result, StepError, TokenId, log_sum_exp};
+use breakers_cpu::pool::{self, DisjointMut};
 
 use crate::score::{WINDOW_ROWS, visit, with_sequence};
 

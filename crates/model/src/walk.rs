@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use breakers_backend::hadamard::Rotation;
 use breakers_core::TokenId;
+use breakers_cpu::hadamard::Rotation;
 use breakers_kv_cache::{Visible, attention};
 use breakers_quant::gguf;
 use breakers_quant::linear::QuantizedEmbedding;

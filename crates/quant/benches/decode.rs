@@ -6,7 +6,7 @@
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_quant::{
     Activations, Format, GroupFormat, PackedMatrix,
     quantizer::{Encoding, Quantizer, WeightMatrix},

@@ -7,7 +7,7 @@
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_quant::{Activations, Format, PackedMatrix};
 use std::{hint::black_box, time::Instant};
 

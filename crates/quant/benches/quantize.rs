@@ -3,7 +3,7 @@
 //! Operations count multiplication and addition: n² for each row of a Hessian (half of XᵀX), n³/3 for its factor, n² for each
 //! row of weights.
 
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_quant::{
     Format,
     quantizer::{Encoding, Quantizer, WeightMatrix},

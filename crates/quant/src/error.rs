@@ -395,7 +395,10 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
-    /// A device without kernels, or activations that cannot be quantized.
+    /// Activations that cannot be quantized, or a length that has no rotation.
+    #[error(transparent)]
+    Cpu(Box<breakers_cpu::Error>),
+    /// A device without kernels.
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),
 }
@@ -403,6 +406,12 @@ pub enum Error {
 impl Error {
     pub(crate) fn store(source: safetensors::SafeTensorError) -> Self {
         Error::Store { source: Box::new(source) }
+    }
+}
+
+impl From<breakers_cpu::Error> for Error {
+    fn from(error: breakers_cpu::Error) -> Self {
+        Error::Cpu(Box::new(error))
     }
 }
 

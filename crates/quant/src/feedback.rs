@@ -23,9 +23,8 @@ use crate::{
     linalg::{MR, NR, cholesky, kernel, mirror},
     statistics::Statistics,
 };
-use breakers_backend::{
-    cpu::{self, Isa},
-    math::per_isa,
+use breakers_cpu::{
+    self as cpu, Isa, per_isa,
     pool::{self, DisjointMut},
 };
 use std::sync::Mutex;

@@ -1,7 +1,7 @@
 //! The values that each weight may take, once the scales have been chosen.
 
 use crate::linalg::NR;
-use breakers_backend::pool::{self, DisjointMut};
+use breakers_cpu::pool::{self, DisjointMut};
 
 /// Rows that are rounded together.
 pub(crate) const LANES: usize = NR;
@@ -151,10 +151,10 @@ impl Grid {
 
     /// The nearest codes of all weights, `[n_rows, n_cols]`.
     pub(crate) fn nearest(&self, weights: &[f32]) -> Vec<u8> {
-        let (n_cols, isa) = (self.n_cols, breakers_backend::cpu::isa());
+        let (n_cols, isa) = (self.n_cols, breakers_cpu::isa());
         let mut codes = vec![0u8; weights.len()];
         pool::parallel_chunks_mut(&mut codes, (LANES * n_cols).max(1), |start, codes| {
-            breakers_backend::math::per_isa!(isa, || self.nearest_rows(
+            breakers_cpu::per_isa!(isa, || self.nearest_rows(
                 &weights[start..],
                 start / n_cols.max(1),
                 codes

@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     grid::{Grid, Levels},
 };
-use breakers_backend::pool;
+use breakers_cpu::pool;
 
 /// The 16 quantiles of a normal distribution that NF4 rounds to: the numbers of the QLoRA paper, appendix E.
 pub static NF4_LEVELS: [f32; 16] = [

@@ -19,7 +19,8 @@ use crate::{
     product,
     quantizer::{Encoding, Parts, QuantizedMatrix},
 };
-use breakers_backend::{device, pool};
+use breakers_backend::device;
+use breakers_cpu::pool;
 use burn::{
     backend::Dispatch,
     tensor::{Device, Tensor, TensorData},

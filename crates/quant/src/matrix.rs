@@ -13,9 +13,9 @@ use crate::{
     quantizer::Encoding,
     repack::{pack_group_tile, pack_tile},
 };
-use breakers_backend::{
+use breakers_cpu::{
+    self as cpu,
     activations::QuantizedActivations,
-    cpu,
     pool::{self, DisjointMut},
 };
 use memmap2::MmapMut;

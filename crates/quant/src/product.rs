@@ -5,9 +5,9 @@ use crate::{
     kernels::{CodesKernel, FloatKernel, Outputs, TILE, codes_kernel, float_kernel},
     matrix::Activations,
 };
-use breakers_backend::{
+use breakers_cpu::{
+    self as cpu, Isa,
     activations::{PANEL_ROWS, QuantizedActivations},
-    cpu::{self, Isa},
     pool::{self, DisjointMut},
 };
 use std::{borrow::Borrow, mem::MaybeUninit};

@@ -10,7 +10,7 @@ use crate::{
     linalg::{Operand, Part, add_product, transposed},
     statistics::{Statistics, StatisticsConfig},
 };
-use breakers_backend::{hadamard::Rotation, pool};
+use breakers_cpu::{hadamard::Rotation, pool};
 use chosen::ChosenScales;
 pub(crate) use chosen::{Chosen, group_ranges};
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::{
     Error, Result,
     linalg::{Operand, Part, add_product, mirror, transposed},
 };
-use breakers_backend::pool;
+use breakers_cpu::pool;
 use std::collections::BTreeMap;
 
 /// Rows that are added to the Hessian at a time, so that it passes through memory rarely.

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use breakers_backend::pool;
+use breakers_cpu::pool;
 use breakers_retrieval::{
     Metric, distance,
     index::{Exact, Index, Search},

@@ -134,9 +134,18 @@ pub enum Error {
     /// A payload is no JSON object, or cannot be written as one.
     #[error("payload: {0}")]
     Json(#[from] serde_json::Error),
-    /// The shared kernels refused.
+    /// A length that has no rotation.
+    #[error(transparent)]
+    Cpu(Box<breakers_cpu::Error>),
+    /// A device without kernels.
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),
+}
+
+impl From<breakers_cpu::Error> for Error {
+    fn from(error: breakers_cpu::Error) -> Self {
+        Self::Cpu(Box::new(error))
+    }
 }
 
 impl From<breakers_backend::Error> for Error {

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use breakers_backend::{cpu, math, pool};
+use breakers_cpu::{self as cpu, per_isa, pool};
 
 /// Memory that is read: more than any cache.
 const BUFFER_BYTES: usize = 512 << 20;
@@ -62,7 +62,7 @@ fn sum(values: &[u64]) -> u64 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the instructions.
         cpu::Isa::Avx512 => unsafe { x86::sum_avx512(values) },
-        isa => math::per_isa!(isa, || sum_plain(values)),
+        isa => per_isa!(isa, || sum_plain(values)),
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::random::SplitMix64;
+use breakers_cpu::random::SplitMix64;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::fmt;
 

@@ -1,5 +1,6 @@
 use super::{Devices, Inputs, Outputs, Place, View, compare_bits, values};
-use crate::{Result, cpu, device, pool};
+use crate::{Result, device};
+use breakers_cpu::{self as cpu, pool};
 use burn::tensor::{Device, Tensor};
 use std::sync::{Mutex, PoisonError};
 
@@ -91,7 +92,10 @@ fn with_threads(numbers: &[usize], f: impl Fn(usize) -> Result<()>) -> Result<()
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let before = pool::threads();
-    let result = numbers.iter().try_for_each(|n| pool::set_threads(*n).and_then(|()| f(*n)));
+    let result = numbers.iter().try_for_each(|n| {
+        pool::set_threads(*n)?;
+        f(*n)
+    });
     pool::set_threads(before)?;
     result
 }

@@ -1,12 +1,8 @@
 //! The CPU kernels: functions over slices, and their calls from Burn.
 
 use super::NormOps;
-use crate::{
-    cpu::{self, Isa},
-    flex::{as_slice, contiguous_f32, from_f32},
-    math::per_isa,
-    pool,
-};
+use crate::flex::{as_slice, contiguous_f32, from_f32};
+use breakers_cpu::{self as cpu, Isa, per_isa, pool};
 use burn_flex::{Flex, FlexTensor};
 
 /// Partial sums of a row.

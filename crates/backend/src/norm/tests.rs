@@ -1,8 +1,6 @@
 use super::*;
-use crate::{
-    cpu,
-    harness::{self, Inputs, Operation, Outputs, Tolerance},
-};
+use crate::harness::{self, Inputs, Operation, Outputs, Tolerance};
+use breakers_cpu as cpu;
 use burn::tensor::DType;
 
 /// Sums of up to 3,000 squares in another order: √3000·2⁻²⁴ of the sum, some steps more for the rest.

@@ -3,7 +3,8 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use breakers_backend::{cpu, device, pool};
+use breakers_backend::device;
+use breakers_cpu::{self as cpu, pool};
 use breakers_eval::{ModelFile, Provenance};
 use breakers_hub::{FetchOptions, Hub};
 use breakers_model::{LoadOptions, Model};

@@ -4,7 +4,7 @@ use std::{marker::PhantomData, ops::Range};
 ///
 /// # Example
 /// ```
-/// use breakers_backend::pool::{self, DisjointMut};
+/// use breakers_cpu::pool::{self, DisjointMut};
 ///
 /// // A matrix of 3 rows and 4 columns, written by columns.
 /// let mut matrix = [0; 12];

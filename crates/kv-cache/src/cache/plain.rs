@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use breakers_backend::{cpu, device, flex};
+use breakers_backend::{device, flex};
+use breakers_cpu as cpu;
 use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
 

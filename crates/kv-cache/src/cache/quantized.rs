@@ -3,8 +3,8 @@
 use breakers_core::StepError;
 use std::sync::Arc;
 
-use breakers_backend::cpu;
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu as cpu;
+use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::flex::job::{Job, Packed};

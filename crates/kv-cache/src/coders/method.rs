@@ -1,6 +1,6 @@
 //! The list of methods, and what a cache needs to know of each.
 
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 
 use super::block::Block;
 use super::kivi::{KiviKeys, KiviValues};

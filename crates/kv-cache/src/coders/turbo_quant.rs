@@ -15,7 +15,7 @@
 
 use std::f32::consts::PI;
 
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 use half::f16;
 
 use super::lloyd_max::Codebook;

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers_backend::cpu::Isa;
-use breakers_backend::pool;
+use breakers_cpu::Isa;
+use breakers_cpu::pool;
 use half::f16;
 
 use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored, copy_token, move_token, write_token};

@@ -1,7 +1,7 @@
 //! Attention over the plain cache: against its definition, and the same bits however it is fed.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_kv_cache::{Element, KvCache};
 
 /// Largest difference to attention in f64 over the same stored keys and values (all about 1 in size): what

@@ -1,8 +1,8 @@
 //! Compressed caches: every method through the same trials.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
-use breakers_backend::{cpu, pool};
 use breakers_core::StepError;
+use breakers_cpu::{self as cpu, pool};
 use breakers_kv_cache::coders::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
 use breakers_kv_cache::{
     CacheShape, Compression, Element, Error, KvCache, LayerShape, PlainCache, QuantizedCache,

@@ -3,7 +3,8 @@
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn::tensor::{FloatDType, Shape, Slice, Tensor};
 
-use breakers_backend::{cpu, flex, math, pool};
+use breakers_backend::flex;
+use breakers_cpu::{self as cpu, math, per_isa, pool};
 
 /// The function applied to the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,7 +65,7 @@ impl GatedOps for burn_flex::Flex {
                 // SAFETY: every row is visited by one task only.
                 let out = unsafe { shared.slice_mut(row * width..(row + 1) * width) };
                 let (gate, up) = x[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-                math::per_isa!(isa, || gated_row(gate, up, activation, out));
+                per_isa!(isa, || gated_row(gate, up, activation, out));
             }
         });
         flex::from_vec(out, Shape::new([rows, width]))

@@ -5,7 +5,8 @@ use burn::backend::{
 };
 use burn::tensor::{Device, FloatDType, Shape, Slice, Tensor, TensorData};
 
-use breakers_backend::{cpu, flex, math, norm::rms_norm_rows, pool};
+use breakers_backend::{flex, norm::rms_norm_rows};
+use breakers_cpu::{self as cpu, per_isa, pool};
 
 /// Which coordinates rotary position embedding pairs up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -244,7 +245,7 @@ impl HeadOps for burn_flex::Flex {
                             let plain = heads.to_vec();
                             rms_norm_rows(isa, &plain, norm, 0.0, eps, heads);
                         }
-                        math::per_isa!(isa, || {
+                        per_isa!(isa, || {
                             heads.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin, layout.rope));
                         });
                     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 use breakers_quant::quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix};
 use breakers_quant::quantizers::{GptqFactor, Hqq, HqqConfig, RoundToNearest};
 use breakers_quant::statistics::{InputObserver, InputSite, SiteStatistics, Statistics, StatisticsConfig};

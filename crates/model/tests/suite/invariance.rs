@@ -1,7 +1,8 @@
 //! A row's logits have the same bits, whatever else is in the call. On real weights.
 
-use breakers_backend::{cpu, harness::model_path, pool};
+use breakers_backend::harness::model_path;
 use breakers_core::{Error, LanguageModel, LayerTap, Output, SequenceId, Step, StepError, TokenId, Want};
+use breakers_cpu::{self as cpu, pool};
 use breakers_model::{Model, Runner};
 
 const MODELS: [&str; 3] = ["smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"];

@@ -12,9 +12,8 @@ use crate::{
     format::{IQ4_NL_LEVELS, MXFP4_LEVELS, half_power_of_two},
     grid::{Grid, LANES, Levels},
 };
-use breakers_backend::{
-    cpu,
-    math::per_isa,
+use breakers_cpu::{
+    self as cpu, per_isa,
     pool::{self, DisjointMut},
 };
 use search::{error, error_of, scale, scale_and_offset};

@@ -5,7 +5,7 @@
 //! Eight-bit codes are made signed; their magnitude (at most 128) then meets activations that took over the sign.
 
 use super::{BLOCK, Codes, Outputs, Scales, TILE, Tile};
-use breakers_backend::activations::Panel;
+use breakers_cpu::activations::Panel;
 use std::arch::x86_64::*;
 
 /// Rows of a register.

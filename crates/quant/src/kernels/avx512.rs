@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: sixteen rows and four columns per instruction.
 
 use super::{AHEAD, BLOCK, Codes, Outputs, Scales, TILE, Tile};
-use breakers_backend::activations::Panel;
+use breakers_cpu::activations::Panel;
 use std::arch::x86_64::*;
 
 /// Bytes of a cache line.

@@ -6,7 +6,7 @@
 
 use super::{Outputs, TILE, Tile, by_rows};
 use crate::Format;
-use breakers_backend::{activations::PANEL_ROWS, cpu::Isa};
+use breakers_cpu::{Isa, activations::PANEL_ROWS};
 
 /// Multiplies up to [`PANEL_ROWS`] rows of activations with a tile. As many rows of the outputs are written as
 /// `inputs` holds.

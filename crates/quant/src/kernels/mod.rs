@@ -47,9 +47,9 @@ use crate::{
     Format,
     format::{IQ4_NL_LEVELS, MXFP4_LEVELS},
 };
-use breakers_backend::{
+use breakers_cpu::{
+    Isa,
     activations::{PANEL_ROWS, Panel},
-    cpu::Isa,
 };
 
 use group::with_group_codes;

@@ -5,7 +5,7 @@ use super::{
     pack::{MAX_WORDS, unpack},
 };
 use crate::{format::half_power_of_two, groups::from_e4m3, repack::E4M3_SHIFT};
-use breakers_backend::activations::Panel;
+use breakers_cpu::activations::Panel;
 
 /// One row's part of a block: `scale[half] * level (+ min[half])`.
 pub(crate) struct BlockRow {

@@ -1,9 +1,8 @@
 //! The Cholesky factorization of a symmetric positive definite matrix.
 
 use super::{Operand, Part, add_product};
-use breakers_backend::{
-    cpu::{self, Isa},
-    math::per_isa,
+use breakers_cpu::{
+    self as cpu, Isa, per_isa,
     pool::{self, DisjointMut},
 };
 

@@ -1,6 +1,6 @@
 //! The kernel that adds the product of two panels to a tile, for each instruction set.
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 
 /// Columns of a panel of the left operand, each of which is broadcast.
 pub(crate) const MR: usize = 8;

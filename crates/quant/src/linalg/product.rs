@@ -1,8 +1,8 @@
 //! `C += ±PᵀQ`, divided among the threads of the pool.
 
 use super::kernel::{Kernel, MR, MicroTile, NR, kernel};
-use breakers_backend::{
-    cpu,
+use breakers_cpu::{
+    self as cpu,
     pool::{self, DisjointMut},
 };
 

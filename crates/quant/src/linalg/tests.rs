@@ -1,8 +1,5 @@
 use super::*;
-use breakers_backend::{
-    cpu::{self, Isa},
-    pool,
-};
+use breakers_cpu::{self as cpu, Isa, pool};
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;

@@ -20,7 +20,7 @@ use crate::{
     quantizer::Encoding,
     repack::E4M3_SHIFT,
 };
-use breakers_backend::pool;
+use breakers_cpu::pool;
 
 /// Rows that a task of the pool writes at least.
 const TASK_ROWS: usize = 16;

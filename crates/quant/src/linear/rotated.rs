@@ -2,7 +2,8 @@
 
 use super::QuantizedLinear;
 use crate::Result;
-use breakers_backend::{device, hadamard::Rotation};
+use breakers_backend::device;
+use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// Rows that a product with a small matrix has at least: the kernel of few rows and that of many sum in other orders, and a row's bits

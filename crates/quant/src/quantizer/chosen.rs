@@ -7,7 +7,7 @@ use crate::{
     grid::{Grid, LANES},
     groups::{GroupFormat, GroupScales, Groups},
 };
-use breakers_backend::{cpu, math::per_isa, pool};
+use breakers_cpu::{self as cpu, per_isa, pool};
 
 /// Scales that were chosen, before any code is.
 pub(crate) struct Chosen {

@@ -16,9 +16,8 @@ use crate::{
     },
     statistics::{Statistics, StatisticsConfig},
 };
-use breakers_backend::{
-    cpu,
-    math::per_isa,
+use breakers_cpu::{
+    self as cpu, per_isa,
     pool::{self, DisjointMut},
 };
 use std::time::Instant;

@@ -14,7 +14,7 @@ use crate::{
     },
     statistics::Statistics,
 };
-use breakers_backend::{cpu, math::per_isa, pool};
+use breakers_cpu::{self as cpu, per_isa, pool};
 use std::time::Instant;
 
 /// The settings of [`Hqq`].

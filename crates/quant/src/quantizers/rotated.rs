@@ -10,7 +10,7 @@ use crate::{
     quantizer::{QuantizedMatrix, Quantizer, WeightMatrix},
     statistics::{Statistics, StatisticsConfig},
 };
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 
 /// Rotates the inputs' space, quantizes there, and has the inputs rotated before each product.
 ///

@@ -7,7 +7,7 @@ use crate::{
     Format,
     kernels::{TILE, pack::pack, with_codes},
 };
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 pub(crate) use groups::{E4M3_SHIFT, pack_group_tile};
 use source::Source;
 

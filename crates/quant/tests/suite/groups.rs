@@ -2,9 +2,10 @@
 
 use crate::support::Random;
 use breakers_backend::{
-    cpu, device,
+    device,
     harness::{self, Operation, Outputs, Tolerance, values},
 };
+use breakers_cpu as cpu;
 use breakers_quant::{
     Activations, E2M1_LEVELS, Error, Format, GroupFormat, NF4_LEVELS, PackedMatrix,
     linear::QuantizedLinear,

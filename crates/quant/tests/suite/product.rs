@@ -1,7 +1,7 @@
 //! The matrix product of every format: the same bits on every path, and close to a product in `f64`.
 
 use crate::support::Random;
-use breakers_backend::{cpu, pool};
+use breakers_cpu::{self as cpu, pool};
 use breakers_quant::{
     Activations, Error, Format, PackedMatrix, gguf,
     linear::{QuantizedEmbedding, QuantizedLinear, linear_reference, matmul_parts},

@@ -1,4 +1,4 @@
-use breakers_backend::{cpu, math::per_isa};
+use breakers_cpu::{self as cpu, per_isa};
 
 /// Bits in which two rows differ.
 ///

@@ -3,7 +3,7 @@
 //! Rows are stored with 128 added, because the dot products of the processors multiply unsigned by signed bytes; the
 //! query's sum corrects for it. Rows have a multiple of [`GATHER`] codes.
 
-use breakers_backend::cpu::{self, Isa};
+use breakers_cpu::{self as cpu, Isa};
 
 /// Rows are padded to a multiple of this many codes: a cache line.
 pub const GATHER: usize = 64;

@@ -1,4 +1,4 @@
-use breakers_backend::cpu::{self, Isa};
+use breakers_cpu::{self as cpu, Isa};
 
 /// Numbers in a register of the widest path.
 const LANES: usize = 16;

@@ -17,7 +17,7 @@ use crate::{
     metric::check_length,
     quantize::{Centers, OptimizedProductQuantizer, kmeans, table_product},
 };
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 
 /// Rows a list that centers are learned from.
 const SAMPLE: usize = 64;

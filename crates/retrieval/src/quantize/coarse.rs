@@ -22,7 +22,7 @@
 
 use super::scalar::{ScalarCodes, ScalarQuery, round_up};
 use crate::{Metric, buffer::Buffer};
-use breakers_backend::cpu::{self, Isa};
+use breakers_cpu::{self as cpu, Isa};
 
 /// Vectors of a block.
 const BLOCK: usize = 16;

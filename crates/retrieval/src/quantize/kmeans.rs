@@ -1,6 +1,6 @@
 //! Lloyd's k-means, for coarse lists and codebooks.
 
-use breakers_backend::{cpu, math::per_isa, pool};
+use breakers_cpu::{self as cpu, per_isa, pool};
 
 /// Centers laid out by coordinate, `[dimension, k]`, so that the distances to all centers are a loop over lanes.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@
 
 use super::product::ProductQuantizer;
 use crate::{Error, Result};
-use breakers_backend::{cpu, math::per_isa};
+use breakers_cpu::{self as cpu, per_isa};
 
 /// Rows that a rotation is learned from at most.
 const SAMPLE: usize = 1 << 14;

@@ -26,7 +26,7 @@ use crate::{
     Error, Metric, Result,
     metric::{check_dimension, check_length},
 };
-use breakers_backend::{cpu, hadamard::Rotation, math::per_isa};
+use breakers_cpu::{self as cpu, hadamard::Rotation, per_isa};
 
 /// The factor of the error bound that the paper proposes: 2.9 % of a Gaussian lie beyond it on one side.
 pub const EPSILON: f32 = 1.9;

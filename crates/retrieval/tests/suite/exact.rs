@@ -1,6 +1,6 @@
 //! Exact search against a plain scan in 64 bits.
 
-use breakers_backend::cpu;
+use breakers_cpu as cpu;
 use breakers_retrieval::{
     Bitset, Error, Metric,
     index::{Exact, Index, Search},

@@ -1,6 +1,6 @@
 //! RaBitQ's promises: no bias, a bound that holds as often as it says, fewer errors with more bits.
 
-use breakers_backend::cpu;
+use breakers_cpu as cpu;
 use breakers_retrieval::{
     Metric,
     quantize::{EPSILON, Estimate, RabitqCodes},

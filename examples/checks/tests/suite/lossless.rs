@@ -4,8 +4,9 @@
 
 use std::ops::ControlFlow;
 
-use breakers_backend::{harness::model_path, pool};
+use breakers_backend::harness::model_path;
 use breakers_core::{Sampler, SamplingConfig, TokenId};
+use breakers_cpu::pool;
 use breakers_model::{LoadOptions, Model};
 use breakers_spec_decode::{
     BatchSpeculator, Config, Draft, DraftLength, DraftRequest, Drafter, ModelDraftConfig, ModelDrafter,

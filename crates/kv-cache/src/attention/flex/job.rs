@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers_backend::cpu::Isa;
-use breakers_backend::pool::{self, DisjointMut};
+use breakers_cpu::Isa;
+use breakers_cpu::pool::{self, DisjointMut};
 use half::f16;
 
 use super::page::{Partial, Rows, Span};

@@ -5,7 +5,8 @@ pub(crate) mod packed;
 pub(crate) mod page;
 mod workspace;
 
-use breakers_backend::{cpu, flex};
+use breakers_backend::flex;
+use breakers_cpu as cpu;
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 

@@ -14,7 +14,7 @@ mod values;
 
 use std::mem::MaybeUninit;
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 use half::f16;
 
 use self::accumulate::{Codes, ROWS, Sums, accumulate, tile_rows};

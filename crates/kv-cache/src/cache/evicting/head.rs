@@ -1,6 +1,6 @@
 //! One key-value head of a pressed cache: its own tokens in its own pages.
 
-use breakers_backend::cpu;
+use breakers_cpu as cpu;
 use half::f16;
 
 use crate::LayerShape;

@@ -12,7 +12,7 @@ use breakers_core::StepError;
 use std::sync::Arc;
 
 use breakers_backend::device::max_buffer_bytes;
-use breakers_backend::pool;
+use breakers_cpu::pool;
 use burn::tensor::{DType, Device, Tensor, f16};
 
 use crate::attention::cube::packed::launch::{Job, turn};

@@ -9,7 +9,7 @@
 use breakers_core::StepError;
 use std::sync::Arc;
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 use half::f16;
 
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};

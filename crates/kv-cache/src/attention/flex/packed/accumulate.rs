@@ -6,7 +6,7 @@
 //! shift and a mask, a look-up where codes do not stand for themselves, and one or two instructions of products for each
 //! row; and it fetches what is read next.
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 
 use crate::pages::packed::TABLE;
 use crate::pages::packed::run::{Place, QUAD, Run};

@@ -1,6 +1,6 @@
 //! What a tile of rows works with: the head's region, the rows, and room for what comes between.
 
-use breakers_backend::cpu::Isa;
+use breakers_cpu::Isa;
 use half::f16;
 
 use super::accumulate::ROWS;

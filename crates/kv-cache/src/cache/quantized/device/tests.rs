@@ -67,7 +67,7 @@ fn decode(format: &SideFormat, coded: &Coded, slot: usize) -> Vec<f64> {
 }
 
 /// A row of a head, turned if there is a rotation.
-fn turned(rotation: &Option<breakers_backend::hadamard::Rotation>, row: &[f32]) -> Vec<f32> {
+fn turned(rotation: &Option<breakers_cpu::hadamard::Rotation>, row: &[f32]) -> Vec<f32> {
     let mut row = row.to_vec();
     if let Some(rotation) = rotation {
         rotation.forward(&mut row).unwrap();

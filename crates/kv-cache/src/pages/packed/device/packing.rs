@@ -3,7 +3,7 @@
 use breakers_core::StepError;
 use std::ops::Range;
 
-use breakers_backend::hadamard::Rotation;
+use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, f16};
 
 use super::format::DeviceFormat;
