@@ -11,7 +11,8 @@ use crate::{Result, bench, cuda, exact, fetch};
 /// Which rooms a room may depend on: the arrows of ARCHITECTURE.md, written out transitively.
 const ARROWS: &[(&str, &[&str])] = &[
     ("core", &[]),
-    ("hub", &[]),
+    ("files", &[]),
+    ("hub", &["files"]),
     ("cpu", &[]),
     ("backend", &["core", "cpu"]),
     ("quant", &["core", "cpu", "backend"]),
@@ -23,15 +24,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("spec-decode", &["core"]),
     ("structured", &["core"]),
     ("router", &["core"]),
-    ("retrieval", &["core", "cpu", "backend"]),
+    ("retrieval", &["core", "cpu", "backend", "files"]),
     ("agents", &["core"]),
-    ("eval", &["core"]),
+    ("eval", &["core", "files"]),
     ("sandbox", &["core"]),
     (
         "breakers",
         &[
             "core",
             "cpu",
+            "files",
             "backend",
             "hub",
             "quant",
@@ -43,7 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "eval",
         ],
     ),
-    ("xtask", &["core", "hub", "eval"]),
+    ("xtask", &["core", "files", "hub", "eval"]),
 ];
 
 /// Compose everything; are never dependencies.

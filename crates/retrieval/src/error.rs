@@ -134,6 +134,9 @@ pub enum Error {
     /// A payload is no JSON object, or cannot be written as one.
     #[error("payload: {0}")]
     Json(#[from] serde_json::Error),
+    /// A file cannot be written or replaced.
+    #[error(transparent)]
+    Files(Box<breakers_files::Error>),
     /// A length that has no rotation.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
@@ -151,6 +154,18 @@ impl From<breakers_cpu::Error> for Error {
 impl From<breakers_backend::Error> for Error {
     fn from(error: breakers_backend::Error) -> Self {
         Self::Backend(Box::new(error))
+    }
+}
+
+impl From<breakers_files::Error> for Error {
+    fn from(error: breakers_files::Error) -> Self {
+        match error {
+            breakers_files::Error::Io { path, source, .. } => Self::Io { path, source },
+            breakers_files::Error::Damaged { path, what, expected, found } => {
+                Self::Damaged { path, what, expected, found }
+            }
+            error => Self::Files(Box::new(error)),
+        }
     }
 }
 

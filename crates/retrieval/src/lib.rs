@@ -6,7 +6,6 @@
 //! | [`index`] | exact search, and a graph with real removal, behind one trait |
 //! | [`quantize`] | compressed vectors, with bounds on what compression loses |
 //! | [`distance`] | distances by run-time SIMD dispatch |
-//! | [`files`] | index files: checked before they are believed, replaced by renaming |
 //!
 //! # Example
 //! ```
@@ -25,10 +24,8 @@
 //! Burn's.
 
 mod bitset;
-mod buffer;
 pub mod distance;
 mod error;
-pub mod files;
 pub mod index;
 mod metric;
 pub mod quantize;

@@ -1,18 +1,19 @@
 //! Every write, sync, rename and removal fails once, at every place: nothing acknowledged is lost, nothing is half there,
 //! and what an index file lacks comes from the database.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use breakers_files::{
+    is_temporary,
+    testing::{FAULTY_VFS, Fault, FaultyDisk, sqlite_faults},
+};
 use breakers_retrieval::{
     Metric,
     store::{Config, Filter, Options, Origin, Point, Query, SCHEMA_VERSION, Store},
 };
 use rusqlite::Connection;
 use serde_json::json;
-use support::{Countdown, Fault, FaultyDisk, SQLITE, TURN, faulty_vfs};
 
 /// A point whose vector and payload follow from two numbers.
 fn point(id: u64, value: u64) -> Point {
@@ -56,8 +57,7 @@ fn content(store: &Store) -> BTreeMap<u64, u64> {
 
 #[test]
 fn every_failing_call_of_sqlite_leaves_old_or_new() {
-    let _turn = TURN.lock().unwrap();
-    let vfs = faulty_vfs();
+    let sqlite = sqlite_faults();
     for fault in Fault::ALL {
         let mut n = 0;
         let mut met = 0;
@@ -73,8 +73,8 @@ fn every_failing_call_of_sqlite_leaves_old_or_new() {
             // What must be there, and what may be there instead if an operation failed.
             let (mut sure, mut maybe) = (before.clone(), before.clone());
             let mut options = plain();
-            options.vfs = Some(vfs.to_owned());
-            SQLITE.start(n, fault);
+            options.vfs = Some(FAULTY_VFS.to_owned());
+            sqlite.start(n, fault);
             let done = (|| {
                 let store = Store::open_with(folder.path(), options.clone())?;
                 let collection = store.create("c", &config())?;
@@ -90,7 +90,7 @@ fn every_failing_call_of_sqlite_leaves_old_or_new() {
                 store.backup(&copy)?;
                 Ok::<_, breakers_retrieval::Error>(())
             })();
-            let was_met = SQLITE.stop();
+            let was_met = sqlite.stop();
             let store = Store::open_with(folder.path(), plain()).unwrap();
             let found = content(&store);
             assert!(
@@ -119,7 +119,7 @@ fn every_failing_call_on_index_files_leaves_the_store_whole() {
     for fault in Fault::ALL {
         for n in 0.. {
             let folder = tempfile::tempdir().unwrap();
-            let disk = Arc::new(FaultyDisk(Countdown::new()));
+            let disk = Arc::new(FaultyDisk::default());
             let mut options = plain();
             options.disk = Arc::clone(&disk) as _;
             let expected: BTreeMap<u64, u64> = (0..40).map(|id| (id, u64::from(id >= 20))).collect();
@@ -131,19 +131,19 @@ fn every_failing_call_on_index_files_leaves_the_store_whole() {
                 collection.upsert(&points(0..20)).unwrap();
                 collection.save_index().unwrap();
                 collection.upsert(&points(20..40)).unwrap();
-                disk.0.start(n, fault);
+                disk.countdown().start(n, fault);
                 let saved = collection.save_index();
                 // It goes on with what is in memory.
                 assert_eq!(collection.search(&Query::new(point(30, 1).vector, 40)).unwrap().len(), 40);
                 saved
             };
-            let met = disk.0.stop();
+            let met = disk.countdown().stop();
             let store = Store::open_with(folder.path(), plain()).unwrap();
             let origin = store.collection("c").unwrap().origin();
             assert!(matches!(origin, Origin::File { caught_up: 0 | 20 }), "{fault:?} at {n}: {origin:?}");
             assert_eq!(content(&store), expected);
             let leftovers = std::fs::read_dir(folder.path()).unwrap().flatten();
-            let n_leftovers = leftovers.filter(|e| e.path().extension().is_some_and(|e| e == "tmp")).count();
+            let n_leftovers = leftovers.filter(|e| is_temporary(e.path())).count();
             assert!(n_leftovers == 0 || fault != Fault::Once, "{n_leftovers} after {fault:?} at {n}");
             if !met {
                 eprintln!("{fault:?}: {n} calls on index files failed");
@@ -193,8 +193,7 @@ fn every_flipped_byte_of_an_index_is_found() {
 
 #[test]
 fn every_failing_call_of_a_migration_leaves_old_or_new() {
-    let _turn = TURN.lock().unwrap();
-    let vfs = faulty_vfs();
+    let sqlite = sqlite_faults();
     for fault in Fault::ALL {
         for n in 0.. {
             let folder = tempfile::tempdir().unwrap();
@@ -207,10 +206,10 @@ fn every_failing_call_of_a_migration_leaves_old_or_new() {
                     .unwrap();
             }
             let mut options = plain();
-            options.vfs = Some(vfs.to_owned());
-            SQLITE.start(n, fault);
+            options.vfs = Some(FAULTY_VFS.to_owned());
+            sqlite.start(n, fault);
             let opened = Store::open_with(folder.path(), options).map(|_| ());
-            let met = SQLITE.stop();
+            let met = sqlite.stop();
             let version: i64 = Connection::open(&path)
                 .unwrap()
                 .query_row("PRAGMA user_version", [], |row| row.get(0))

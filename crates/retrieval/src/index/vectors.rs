@@ -1,8 +1,8 @@
 use crate::{
     Error, Metric, Result,
-    buffer::Buffer,
     metric::{check_dimension, check_length},
 };
+use breakers_files::Buffer;
 use std::{
     fs::File,
     path::{Path, PathBuf},

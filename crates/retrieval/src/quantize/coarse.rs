@@ -21,8 +21,9 @@
 //! 1704.07355, section 3. Deviation: products of bytes in place of tables.
 
 use super::scalar::{ScalarCodes, ScalarQuery, round_up};
-use crate::{Metric, buffer::Buffer};
+use crate::Metric;
 use breakers_cpu::{self as cpu, Isa};
+use breakers_files::Buffer;
 
 /// Vectors of a block.
 const BLOCK: usize = 16;

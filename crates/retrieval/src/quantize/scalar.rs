@@ -14,11 +14,11 @@
 
 use crate::{
     Metric, Result,
-    buffer::Buffer,
     distance::{CodeQuery, GATHER, gather_dots, gather_row_dots, scan_dots},
     metric::check_dimension,
 };
 use breakers_cpu::{self as cpu, hadamard::Rotation, per_isa};
+use breakers_files::Buffer;
 
 /// Seed of the rotation; a part of the file format.
 const ROTATION_SEED: u64 = 0x5eed_c0de_0005;

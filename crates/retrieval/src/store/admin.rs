@@ -1,15 +1,10 @@
 //! Care: backup and restore, verification, compaction, leftovers.
 
 use super::{DATABASE, Inner, Options, Store, collection::change_crc, parse_config, schema, shared::lock};
-use crate::{Error, Result, files::temporary_name};
+use crate::{Error, Result};
+use breakers_files::{Replacement, clean};
 use rusqlite::{Connection, params};
-use std::{
-    path::Path,
-    time::{Duration, SystemTime},
-};
-
-/// After this time a temporary file is a leftover of a process that ended.
-const LEFTOVER: Duration = Duration::from_secs(600);
+use std::path::Path;
 
 /// What a verification found: nothing wrong, or it would have been an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,29 +38,16 @@ impl Store {
     /// [`Error::Io`], [`Error::Sqlite`], [`Error::Corrupt`] if the copy is not what it should be.
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<Verification> {
         let path = path.as_ref();
-        let temporary = temporary_name(path);
         let detail = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         self.job("backup", &detail, || {
-            let disk = &self.inner.options.disk;
-            let _ = disk.remove(&temporary);
-            let result = (|| {
-                let name = temporary.to_str().ok_or_else(|| {
-                    Error::parameter("the backup's path", "UTF-8", temporary.to_string_lossy())
-                })?;
-                self.inner.read(|connection| Ok(connection.execute("VACUUM INTO ?1", [name])?))?;
-                let verification = verify(&Connection::open(&temporary)?)?;
-                let io = || Error::io(path);
-                let file = std::fs::OpenOptions::new().write(true).open(&temporary).map_err(io())?;
-                disk.sync(&file).map_err(io())?;
-                drop(file);
-                disk.rename(&temporary, path).map_err(io())?;
-                disk.sync_folder(parent(path)).map_err(io())?;
-                Ok(verification)
-            })();
-            if result.is_err() {
-                let _ = disk.remove(&temporary);
-            }
-            result
+            let copy = Replacement::by_name_on(&*self.inner.options.disk, path)?;
+            let name = copy.temporary().to_str().ok_or_else(|| {
+                Error::parameter("the backup's path", "UTF-8", copy.temporary().to_string_lossy())
+            })?;
+            self.inner.read(|connection| Ok(connection.execute("VACUUM INTO ?1", [name])?))?;
+            let verification = verify(&Connection::open(copy.temporary())?)?;
+            copy.commit()?;
+            Ok(verification)
         })
     }
 
@@ -81,26 +63,14 @@ impl Store {
             return Err(Error::parameter("folder", "a folder without store", path.display()));
         }
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let temporary = temporary_name(&path);
-        let result = (|| {
-            std::fs::copy(backup, &temporary).map_err(Error::io(backup))?;
-            {
-                let mut copy = Connection::open(&temporary)?;
-                schema::migrate(&mut copy, backup)?;
-                verify(&copy)?;
-                copy.execute("UPDATE collections SET uid = random()", [])?;
-                copy.close().map_err(|(_, error)| error)?;
-            }
-            let file = std::fs::OpenOptions::new().write(true).open(&temporary).map_err(Error::io(&path))?;
-            options.disk.sync(&file).map_err(Error::io(&path))?;
-            drop(file);
-            options.disk.rename(&temporary, &path).map_err(Error::io(&path))?;
-            options.disk.sync_folder(folder).map_err(Error::io(folder))
-        })();
-        if result.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        result?;
+        let new = Replacement::by_name_on(&*options.disk, &path)?;
+        std::fs::copy(backup, new.temporary()).map_err(Error::io(backup))?;
+        let mut copy = Connection::open(new.temporary())?;
+        schema::migrate(&mut copy, backup)?;
+        verify(&copy)?;
+        copy.execute("UPDATE collections SET uid = random()", [])?;
+        copy.close().map_err(|(_, error)| error)?;
+        new.commit()?;
         Self::open_with(folder, options)
     }
 
@@ -190,10 +160,6 @@ impl Store {
     }
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 fn verify(connection: &Connection) -> Result<Verification> {
     let text: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     let corrupt =
@@ -238,17 +204,8 @@ fn verify(connection: &Connection) -> Result<Verification> {
 impl Inner {
     /// Takes away what processes left that ended in the middle of something.
     pub(super) fn clean(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
-        let old = |path: &Path| {
-            let modified = std::fs::metadata(path).and_then(|m| m.modified());
-            modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > LEFTOVER))
-        };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|e| e == "tmp") && old(&path) {
-                let _ = self.options.disk.remove(&path);
-            }
-        }
+        // What cannot be removed now is found the next time.
+        let _ = clean(&*self.options.disk, &self.folder);
         // Jobs of processes that are gone; those that run hold on to their row by ending it themselves.
         let running = format!("%(process {})", std::process::id());
         let _ = lock(&self.writer).execute(

@@ -33,11 +33,8 @@ pub use points::{Hit, MAX_ID, Point, Query};
 pub use schema::SCHEMA_VERSION;
 pub use state::Origin;
 
-use crate::{
-    Error, Metric, Result,
-    files::{Disk, OsDisk},
-    metric::check_dimension,
-};
+use crate::{Error, Metric, Result, metric::check_dimension};
+use breakers_files::{Disk, OsDisk};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,9 @@
 use super::{Config, collection::change_crc};
 use crate::{
     Error, Result,
-    files::{Disk, SectionFile},
     index::{Graph, GraphConfig, Index as _},
 };
+use breakers_files::{Disk, sections::SectionFile};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension as _};
 use serde::{Deserialize, Serialize};
@@ -137,19 +137,19 @@ impl State {
         let (seq, _) = collection_seq(connection, collection)?;
         let expected = FileInfo { uid: uid(connection, collection)?, seq: info.seq.min(seq) };
         if *info != expected {
-            return Err(file.damaged("collection", &format!("{expected:?}"), &format!("{info:?}")));
+            return Err(file.damaged("collection", &format!("{expected:?}"), &format!("{info:?}")).into());
         }
         let wanted = config.graph();
         let built = GraphConfig { effort: wanted.effort, ..*graph.config() };
         if graph.dimension() != config.dimension || graph.metric() != config.metric || built != wanted {
-            return Err(file.damaged("settings", &format!("{wanted:?}"), &format!("{built:?}")));
+            return Err(file.damaged("settings", &format!("{wanted:?}"), &format!("{built:?}")).into());
         }
         let n = graph.exact().n_slots();
         let ids = file.array::<u64>("ids", n)?.to_vec();
         let slots: HashMap<u64, u32> =
             graph.exact().live.iter().map(|slot| (ids[slot as usize], slot)).collect();
         if slots.len() != graph.len() {
-            return Err(file.damaged("ids", "each once", "some twice"));
+            return Err(file.damaged("ids", "each once", "some twice").into());
         }
         let seq = info.seq;
         Ok(Self { graph, ids, slots, seq, unsaved: 0, origin: Origin::Empty })

@@ -3,10 +3,13 @@
 use super::{Graph, GraphConfig, NONE};
 use crate::{
     Bitset, Metric, Result,
-    files::{Disk, SectionFile, write},
     index::{Exact, MAX_SLOTS, Vectors},
     metric::check_dimension,
     quantize::{CoarseCodes, ScalarCodes, Tail},
+};
+use breakers_files::{
+    Disk,
+    sections::{self, SectionFile},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, path::Path};
@@ -68,7 +71,7 @@ impl Graph {
             ("pivots", bytemuck::cast_slice(&self.pivots)),
         ];
         all.extend_from_slice(sections);
-        write(disk, path, info, &all)
+        Ok(sections::write(disk, path, info, &all)?)
     }
 
     /// Takes a graph out of a file that was opened, and so is whole; what it says is checked nevertheless.
@@ -83,7 +86,7 @@ impl Graph {
     {
         let info = &file.info;
         if info.version != VERSION {
-            return Err(file.damaged("version", &VERSION.to_string(), &info.version.to_string()));
+            return Err(file.damaged("version", &VERSION.to_string(), &info.version.to_string()).into());
         }
         let (n, dimension) = (info.n_slots, info.dimension);
         let config = GraphConfig {
@@ -94,10 +97,10 @@ impl Graph {
         };
         let settings = config.check().and_then(|()| check_dimension(dimension));
         if let Err(error) = settings {
-            return Err(file.damaged("settings", "settings in range", &error.to_string()));
+            return Err(file.damaged("settings", "settings in range", &error.to_string()).into());
         }
         if n > MAX_SLOTS || info.n_pivots > n {
-            return Err(file.damaged("slots", &format!("at most {MAX_SLOTS}"), &n.to_string()));
+            return Err(file.damaged("slots", &format!("at most {MAX_SLOTS}"), &n.to_string()).into());
         }
         let empty = ScalarCodes::new(info.metric, dimension)?;
         let tails = file.array::<Tail>("tails", n)?;
@@ -120,7 +123,7 @@ impl Graph {
             && pivots.iter().all(|&slot| (slot as usize) < n && live.contains(slot))
             && if n_live == 0 { info.root == NONE } else { live.contains(info.root) && !pivots.is_empty() };
         if !sound {
-            return Err(file.damaged("links", &format!("slots below {n}"), "others"));
+            return Err(file.damaged("links", &format!("slots below {n}"), "others").into());
         }
         let pivot_codes = pivots.iter().flat_map(|&slot| codes.row(slot as usize)).copied().collect();
         let pivot_tails = pivots.iter().map(|&slot| codes.tails()[slot as usize]).collect();

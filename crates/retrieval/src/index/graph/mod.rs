@@ -33,8 +33,9 @@ mod remove;
 mod tests;
 
 use super::{Exact, Index, Neighbor, Search, Strategy, TopK};
-use crate::{Bitset, Error, Metric, Result, buffer::Buffer, quantize::Tail};
+use crate::{Bitset, Error, Metric, Result, quantize::Tail};
 use beam::{SCRATCH, Scratch, distance_of, slot_of};
+use breakers_files::Buffer;
 use std::collections::VecDeque;
 
 /// No vector.

@@ -1,118 +1,60 @@
-//! A SQLite VFS and a file system whose n-th operation fails.
+//! A SQLite VFS whose n-th operation fails. It stands before the default one.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
-
-use breakers_retrieval::files::{Disk, OsDisk};
+use super::{Countdown, Fault};
 use rusqlite::ffi;
+use std::{
+    ffi::{CString, c_char, c_int, c_void},
+    ops::Deref,
+    sync::{Mutex, MutexGuard, Once, PoisonError},
+};
 
-/// How an operation fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Fault {
-    /// This one alone.
-    Once = 1,
-    /// This one and all after it, as if the process had died or the disk were gone.
-    FromThen = 2,
-    /// As `FromThen`, with an error that says that the disk is full; half of what was to be written is written.
-    DiskFull = 3,
-}
+/// The name of the VFS, once [`sqlite_faults`] was called.
+pub const FAULTY_VFS: &str = "breakers-faulty";
 
-impl Fault {
-    pub(crate) const ALL: [Self; 3] = [Self::Once, Self::FromThen, Self::DiskFull];
-}
+/// Faults of the VFS; one for the process, since SQLite has one list of them.
+static SQLITE: Countdown = Countdown::new();
 
-/// Operations that still succeed, and what comes then. Atomics, since SQLite calls from C.
+/// The right to make SQLite's operations fail; tests that want it wait for each other.
 #[derive(Debug)]
-pub(crate) struct Countdown {
-    left: AtomicI64,
-    fault: AtomicU8,
+pub struct SqliteFaults {
+    _turn: MutexGuard<'static, ()>,
 }
 
-impl Countdown {
-    pub(crate) const fn new() -> Self {
-        Self { left: AtomicI64::new(i64::MAX), fault: AtomicU8::new(0) }
-    }
+impl Deref for SqliteFaults {
+    type Target = Countdown;
 
-    pub(crate) fn start(&self, n: i64, fault: Fault) {
-        self.fault.store(fault as u8, Ordering::SeqCst);
-        self.left.store(n, Ordering::SeqCst);
+    fn deref(&self) -> &Countdown {
+        &SQLITE
     }
+}
 
-    /// Ends all faults; whether one was met.
-    pub(crate) fn stop(&self) -> bool {
-        self.left.swap(i64::MAX, Ordering::SeqCst) < 0
+impl Drop for SqliteFaults {
+    fn drop(&mut self) {
+        SQLITE.stop();
     }
+}
 
-    /// What is to become of this operation.
-    fn next(&self) -> Option<Fault> {
-        let left = self.left.fetch_sub(1, Ordering::SeqCst);
-        match self.fault.load(Ordering::SeqCst) {
-            1 if left == 0 => Some(Fault::Once),
-            2 if left <= 0 => Some(Fault::FromThen),
-            3 if left <= 0 => Some(Fault::DiskFull),
-            _ => None,
+/// Registers the VFS [`FAULTY_VFS`] and takes a turn at its faults: operations that change files fail when the countdown
+/// says so; a write that fails has been done by half.
+pub fn sqlite_faults() -> SqliteFaults {
+    static TURN: Mutex<()> = Mutex::new(());
+    static REGISTERED: Once = Once::new();
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    REGISTERED.call_once(|| {
+        // SAFETY: the copy keeps all functions of the default VFS but two, which call it; it lives forever.
+        unsafe {
+            let mut vfs = *default_vfs();
+            vfs.zName = CString::new(FAULTY_VFS).expect("no zero in it").into_raw();
+            vfs.szOsFile = size_of::<Shim>() as c_int;
+            vfs.pNext = std::ptr::null_mut();
+            vfs.xOpen = Some(open);
+            vfs.xDelete = Some(delete);
+            let code = ffi::sqlite3_vfs_register(Box::into_raw(Box::new(vfs)), 0);
+            assert_eq!(code, ffi::SQLITE_OK, "SQLite refuses the VFS");
         }
-    }
+    });
+    SqliteFaults { _turn: turn }
 }
-
-/// The file system of index files.
-#[derive(Debug)]
-pub(crate) struct FaultyDisk(pub(crate) Countdown);
-
-impl FaultyDisk {
-    fn check(&self) -> io::Result<()> {
-        match self.0.next() {
-            None => Ok(()),
-            Some(Fault::DiskFull) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Some(_) => Err(io::Error::other("injected")),
-        }
-    }
-}
-
-impl Disk for FaultyDisk {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        self.check()?;
-        OsDisk.create(path)
-    }
-
-    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        let result = self.check();
-        if result.is_err() {
-            file.write_all(&bytes[..bytes.len() / 2])?;
-        }
-        result?;
-        OsDisk.write(file, bytes)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.check()?;
-        OsDisk.sync(file)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check()?;
-        OsDisk.rename(from, to)
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        self.check()?;
-        OsDisk.sync_folder(path)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.check()?;
-        OsDisk.remove(path)
-    }
-}
-
-/// Faults of the VFS; tests that use it take turns.
-pub(crate) static SQLITE: Countdown = Countdown::new();
-pub(crate) static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// A file of SQLite's default VFS behind ours.
 #[repr(C)]
@@ -124,25 +66,6 @@ struct Shim {
 fn default_vfs() -> *mut ffi::sqlite3_vfs {
     // SAFETY: without a name the default one is returned, which lives as long as the process.
     unsafe { ffi::sqlite3_vfs_find(std::ptr::null()) }
-}
-
-/// Registers the VFS; its name.
-pub(crate) fn faulty_vfs() -> &'static str {
-    static REGISTERED: OnceLock<()> = OnceLock::new();
-    REGISTERED.get_or_init(|| {
-        // SAFETY: the copy keeps all functions of the default VFS but two, which call it; it lives forever.
-        unsafe {
-            let mut vfs = *default_vfs();
-            vfs.zName = CString::new("faulty").unwrap().into_raw();
-            vfs.szOsFile = size_of::<Shim>() as c_int;
-            vfs.pNext = std::ptr::null_mut();
-            vfs.xOpen = Some(open);
-            vfs.xDelete = Some(delete);
-            let code = ffi::sqlite3_vfs_register(Box::into_raw(Box::new(vfs)), 0);
-            assert_eq!(code, ffi::SQLITE_OK);
-        }
-    });
-    "faulty"
 }
 
 fn failure(other: c_int) -> Option<c_int> {
@@ -162,7 +85,13 @@ unsafe extern "C" fn open(
         (*shim).base.pMethods = std::ptr::null();
         let real = ffi::sqlite3_malloc((*default_vfs()).szOsFile).cast::<ffi::sqlite3_file>();
         std::ptr::write_bytes(real.cast::<u8>(), 0, (*default_vfs()).szOsFile as usize);
-        let code = (*default_vfs()).xOpen.unwrap()(default_vfs(), name, real, flags, out_flags);
+        let code = (*default_vfs()).xOpen.expect("the default VFS has it")(
+            default_vfs(),
+            name,
+            real,
+            flags,
+            out_flags,
+        );
         if code != ffi::SQLITE_OK {
             ffi::sqlite3_free(real.cast());
             return code;
@@ -178,7 +107,7 @@ unsafe extern "C" fn delete(_vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sy
         return code;
     }
     // SAFETY: the arguments are SQLite's.
-    unsafe { (*default_vfs()).xDelete.unwrap()(default_vfs(), name, sync) }
+    unsafe { (*default_vfs()).xDelete.expect("the default VFS has it")(default_vfs(), name, sync) }
 }
 
 /// Calls a method of the real file.
@@ -188,7 +117,7 @@ macro_rules! forward {
             // SAFETY: SQLite calls methods of files that `open` made, with its own arguments.
             unsafe {
                 let real = (*file.cast::<Shim>()).real;
-                (*(*real).pMethods).$method.unwrap()(real, $($argument),*)
+                (*(*real).pMethods).$method.expect("the default VFS has it")(real, $($argument),*)
             }
         }
     )*};
@@ -216,7 +145,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: `open` allocated the real file; SQLite closes once.
     unsafe {
         let real = (*file.cast::<Shim>()).real;
-        let code = (*(*real).pMethods).xClose.unwrap()(real);
+        let code = (*(*real).pMethods).xClose.expect("the default VFS has it")(real);
         ffi::sqlite3_free(real.cast());
         code
     }

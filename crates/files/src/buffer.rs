@@ -15,7 +15,19 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 /// A growable array of plain numbers, aligned to 64 bytes.
-pub(crate) struct Buffer<T> {
+///
+/// Multi-byte numbers have the byte order of the machine; files of sections are for machines with the same one.
+///
+/// ```
+/// use breakers_files::Buffer;
+///
+/// let mut numbers = Buffer::<u32>::new();
+/// numbers.extend(&[1, 2, 3]);
+/// numbers.make_mut()[0] = 7;
+/// assert_eq!(&*numbers, &[7, 2, 3]);
+/// assert!(numbers.as_ptr().addr().is_multiple_of(64));
+/// ```
+pub struct Buffer<T> {
     place: Place,
     len: usize,
     element: std::marker::PhantomData<T>,
@@ -31,12 +43,13 @@ enum Place {
 }
 
 impl<T: Pod> Buffer<T> {
-    pub(crate) const fn new() -> Self {
+    /// An empty array.
+    pub const fn new() -> Self {
         Self { place: Place::Owned(Vec::new()), len: 0, element: std::marker::PhantomData }
     }
 
     /// The elements in a private mapping from byte `start` on; `None` if the mapping is too short or misaligned.
-    pub(crate) fn mapped(map: MmapMut, start: usize, len: usize) -> Option<Self> {
+    pub fn mapped(map: MmapMut, start: usize, len: usize) -> Option<Self> {
         let end = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(start))?;
         let aligned = (map.as_ptr() as usize + start).is_multiple_of(align_of::<T>());
         (end <= map.len() && aligned).then(|| Self {
@@ -47,7 +60,7 @@ impl<T: Pod> Buffer<T> {
     }
 
     /// Appends zeros.
-    pub(crate) fn extend_zeroed(&mut self, n: usize) {
+    pub fn extend_zeroed(&mut self, n: usize) {
         if let Place::Mapped { .. } = self.place {
             let mut lines = vec![Line::zeroed(); (size_of_val(&**self)).div_ceil(64)];
             let bytes: &[u8] = bytemuck::cast_slice(self);
@@ -62,19 +75,25 @@ impl<T: Pod> Buffer<T> {
     }
 
     /// Appends copies.
-    pub(crate) fn extend(&mut self, values: &[T]) {
+    pub fn extend(&mut self, values: &[T]) {
         let start = self.len;
         self.extend_zeroed(values.len());
         self.make_mut()[start..].copy_from_slice(values);
     }
 
     /// The elements, to change them; a mapped file keeps what it has.
-    pub(crate) fn make_mut(&mut self) -> &mut [T] {
+    pub fn make_mut(&mut self) -> &mut [T] {
         let bytes = match &mut self.place {
             Place::Mapped { map, start } => &mut map[*start..],
             Place::Owned(lines) => bytemuck::cast_slice_mut(lines),
         };
         bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> Default for Buffer<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

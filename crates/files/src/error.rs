@@ -1,0 +1,135 @@
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a durable file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system failed.
+    #[error("could not {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// What is at the path cannot be read or replaced as a file.
+    #[error("{path}: expected a regular file, found {found}", path = path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there: a folder, a device, a pipe.
+        found: &'static str,
+    },
+    /// A file is not what its checksums or its header say.
+    #[error("{path}: {what}: expected {expected}, found {found}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part that is wrong.
+        what: &'static str,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A line of a journal is damaged, and whole lines follow it, so it is not the end of an interrupted write.
+    #[error("{path}, line {line}: expected {expected}, found {found}", path = path.display())]
+    DamagedLine {
+        /// The journal.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A record cannot be written as JSON.
+    #[error("a record for {path} is no JSON: {source}", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// A record of a journal is no JSON object, or is too long.
+    #[error("a record for {path} is {found}; expected {expected}", path = path.display())]
+    Record {
+        /// The journal.
+        path: PathBuf,
+        /// What may be written.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A journal failed to write or sync before; what it holds is known only when it is opened again.
+    #[error("{path}: an earlier write failed; open the journal again", path = path.display())]
+    Failed {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// Another handle or process held the lock for as long as the caller was willing to wait.
+    #[error("{path} is held by another handle or process, for longer than the time limit", path = path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// SQLite failed.
+    #[cfg(feature = "sqlite")]
+    #[error("{path}: SQLite: {source}", path = path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// A database of another program, or of a later version of this one.
+    #[cfg(feature = "sqlite")]
+    #[error("{path} has schema version {found} of {owner}; this build knows versions up to {expected}",
+        path = path.display(), owner = if *foreign { "another program" } else { "this program" })]
+    Schema {
+        /// The database.
+        path: PathBuf,
+        /// The latest version that is known.
+        expected: i64,
+        /// The version that was found.
+        found: i64,
+        /// Whether the database belongs to another program.
+        foreign: bool,
+    },
+    /// SQLite refused a setting, so that durability or concurrency would be less than asked for.
+    #[cfg(feature = "sqlite")]
+    #[error("{path}: SQLite keeps {setting} at {found}; expected {expected}", path = path.display())]
+    Setting {
+        /// The database.
+        path: PathBuf,
+        /// The pragma.
+        setting: &'static str,
+        /// What was asked for.
+        expected: String,
+        /// What SQLite answered.
+        found: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+    }
+
+    /// The operating system's error, if it was the cause: `StorageFull`, `PermissionDenied`, `NotFound` and so on.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! SQLite databases: opened with the settings that durability and many processes need, migrated, written to with a time
+//! limit.
+//!
+//! The library is compiled in, so that every machine has the same one: at least 3.51.3, since versions from 3.7.0 to
+//! 3.51.2 can lose a checkpoint of the write-ahead log (<https://sqlite.org/wal.html#walresetbug>).
+//!
+//! # Example
+//! ```
+//! use breakers_files::sqlite::{self, Schema, SqliteConfig};
+//!
+//! const SCHEMA: Schema = Schema {
+//!     application_id: 0x4e6f_7465, // "Note"
+//!     migrations: &["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"],
+//! };
+//!
+//! let folder = tempfile::tempdir().unwrap();
+//! let path = folder.path().join("notes.db");
+//! let mut connection = sqlite::open(&path, &SqliteConfig::default(), &SCHEMA)?;
+//! sqlite::write(&mut connection, &path, |transaction| {
+//!     let sql = "INSERT INTO notes (text) VALUES (?1)";
+//!     transaction.execute(sql, ["remember"]).map_err(sqlite::failed(&path))
+//! })?;
+//! # Ok::<(), breakers_files::Error>(())
+//! ```
+
+use crate::{Error, Result, atomic::regular};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// Between tries to switch the log on.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What a write that was acknowledged promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// It is on the disk.
+    #[default]
+    Full,
+    /// A crash of the process loses nothing; one of the system may lose the last writes, never part of one.
+    Process,
+}
+
+/// How a database is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SqliteConfig {
+    /// What "acknowledged" promises.
+    pub durability: Durability,
+    /// For how long to wait for other connections and processes, each time.
+    pub busy_timeout: Duration,
+    /// Prepared statements that a connection keeps.
+    pub statement_cache: usize,
+    /// SQLite's file system (VFS); otherwise its default.
+    pub vfs: Option<String>,
+}
+
+impl Default for SqliteConfig {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Full,
+            busy_timeout: Duration::from_secs(30),
+            statement_cache: 64,
+            vfs: None,
+        }
+    }
+}
+
+/// A database's tables, by how they came about: version `n` is what the first `n` migrations make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schema {
+    /// Marks the databases of a program in their file's header; not zero.
+    pub application_id: i32,
+    /// Statements that bring a database from one version to the next. Those that were published never change.
+    pub migrations: &'static [&'static str],
+}
+
+/// The version of the library that is compiled in, such as `3.54.1`.
+pub fn library_version() -> &'static str {
+    rusqlite::version()
+}
+
+/// Opens a database, creates it if there is none, and brings it to the schema's version.
+///
+/// Opening one that is up to date takes no write lock, so it does not wait for a writer.
+///
+/// # Errors
+/// [`Error::Schema`] for a database of another program or a later version; it is left as it was. [`Error::Locked`] when
+/// others held it for longer than the config waits, [`Error::Setting`], [`Error::Sqlite`], [`Error::NotAFile`].
+pub fn open(path: impl AsRef<Path>, config: &SqliteConfig, schema: &Schema) -> Result<Connection> {
+    let path = path.as_ref();
+    let mut connection = attach(path, config)?;
+    // Before anything is written to a file that may be another program's.
+    schema.found(&connection, path)?;
+    set_wal(&connection, path, config.busy_timeout)?;
+    schema.migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// A further connection to a database that [`open`] has opened: nothing is checked or migrated.
+///
+/// # Errors
+/// [`Error::Locked`], [`Error::Setting`], [`Error::Sqlite`], [`Error::NotAFile`].
+pub fn connect(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connection> {
+    let path = path.as_ref();
+    let connection = attach(path, config)?;
+    set_wal(&connection, path, config.busy_timeout)?;
+    Ok(connection)
+}
+
+/// Runs a transaction that writes. It takes the write lock first, so that it cannot fail in the middle because another
+/// writer was faster; what `work` writes is committed, unless it returns an error.
+///
+/// # Errors
+/// [`Error::Locked`] when other writers held the lock for longer than the connection waits, [`Error::Sqlite`], and those of
+/// `work`. Nothing is written then.
+pub fn write<R, E: From<Error>>(
+    connection: &mut Connection,
+    path: impl AsRef<Path>,
+    work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
+) -> Result<R, E> {
+    let path = path.as_ref();
+    let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
+    let transaction = begun.map_err(failed(path))?;
+    let result = work(&transaction)?;
+    transaction.commit().map_err(failed(path))?;
+    Ok(result)
+}
+
+/// Turns an error of SQLite into one that names the database: [`Error::Locked`] if others held a lock for too long,
+/// [`Error::Sqlite`] otherwise.
+pub fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
+    move |source| {
+        let path = path.to_owned();
+        if is_busy(&source) { Error::Locked { path } } else { Error::Sqlite { path, source } }
+    }
+}
+
+impl Schema {
+    /// The version that the migrations lead to.
+    pub const fn version(&self) -> i64 {
+        self.migrations.len() as i64
+    }
+
+    /// Brings a database to this version, in one transaction; nothing happens if it has it.
+    ///
+    /// # Errors
+    /// [`Error::Schema`] for a database of another program or a later version, [`Error::Locked`], [`Error::Sqlite`]; it is
+    /// as it was then.
+    pub fn migrate(&self, connection: &mut Connection, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if self.found(connection, path)? == self.version() {
+            return Ok(());
+        }
+        write(connection, path, |transaction| {
+            // Another process may have been faster.
+            let found = self.read(transaction, path)?;
+            for statements in &self.migrations[found as usize..] {
+                transaction.execute_batch(statements).map_err(failed(path))?;
+            }
+            let set = |name, value| transaction.pragma_update(None, name, value).map_err(failed(path));
+            set("application_id", i64::from(self.application_id))?;
+            set("user_version", self.version())
+        })
+    }
+
+    /// The version of a database, which is one of this schema's, or new.
+    fn found(&self, connection: &Connection, path: &Path) -> Result<i64> {
+        // One view of all that is read: another process may be creating the tables.
+        let transaction = connection.unchecked_transaction().map_err(failed(path))?;
+        self.read(&transaction, path)
+    }
+
+    fn read(&self, connection: &Connection, path: &Path) -> Result<i64> {
+        let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed(path));
+        let (owner, found) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
+        let ours = owner == i64::from(self.application_id);
+        let first_table = connection.query_row("SELECT 1 FROM sqlite_schema", [], |_| Ok(()));
+        let is_empty = first_table.optional().map_err(failed(path))?.is_none();
+        let foreign = !ours && (owner != 0 || found != 0 || !is_empty);
+        if foreign || !(0..=self.version()).contains(&found) {
+            let (path, expected) = (path.to_owned(), self.version());
+            return Err(Error::Schema { path, expected, found, foreign });
+        }
+        Ok(found)
+    }
+}
+
+/// Opens a connection with this crate's settings, but for the journal's mode.
+fn attach(path: &Path, config: &SqliteConfig) -> Result<Connection> {
+    regular(path)?;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = match &config.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+        None => Connection::open_with_flags(path, flags),
+    };
+    let connection = opened.map_err(failed(path))?;
+    connection.busy_timeout(config.busy_timeout).map_err(failed(path))?;
+    connection.set_prepared_statement_cache_capacity(config.statement_cache);
+    let synchronous = match config.durability {
+        Durability::Full => "FULL",
+        Durability::Process => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous).map_err(failed(path))?;
+    // Whatever a database file says about itself, nothing in it is run as code.
+    connection.pragma_update(None, "trusted_schema", false).map_err(failed(path))?;
+    Ok(connection)
+}
+
+/// Switches the write-ahead log on. The switch itself is refused at once, without SQLite's own waiting, while another
+/// connection is at the database.
+fn set_wal(connection: &Connection, path: &Path, wait: Duration) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            // In memory, or on a file system without shared memory.
+            Ok(found) => {
+                let (path, expected) = (path.to_owned(), "wal".to_owned());
+                return Err(Error::Setting { path, setting: "journal_mode", expected, found });
+            }
+            Err(error) if is_busy(&error) && begun.elapsed() < wait => std::thread::sleep(PAUSE),
+            Err(error) => return Err(failed(path)(error)),
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
