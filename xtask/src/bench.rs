@@ -1,9 +1,9 @@
 //! Speed against llama.cpp: the same file, the same number of threads, one after the other in turn.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
+use breakers_files::journal::{Journal, JournalConfig};
 use serde_json::json;
 
 use crate::peer::{self, Examples, Peer, number};
@@ -81,6 +81,10 @@ pub(crate) fn run(options: &Options) -> Result {
     if options.repeat < 2 {
         return Err("at least 2 rounds are needed for an interval; 5 for a claim".into());
     }
+    let out = workspace::root().join(&options.out);
+    std::fs::create_dir_all(&out)?;
+    // Before the measurement, so that a history that cannot be added to is known of now.
+    let mut history = open_history(&out.join("history.jsonl"))?;
     let peer = Peer::find(options.python.as_deref())?;
     let examples = Examples::build()?;
     let names: Vec<&str> = options.models.iter().map(String::as_str).collect();
@@ -139,16 +143,15 @@ pub(crate) fn run(options: &Options) -> Result {
         ))
         .table(table)
         .chart("decode", chart.into());
-    let out = workspace::root().join(&options.out);
     report.write(&out)?;
-    remember(&out.join("history.jsonl"), &report.to_json()?)
+    Ok(history.append(&report.to_json()?)?)
 }
 
-/// Adds a line to a file of earlier reports.
-fn remember(history: &Path, report: &serde_json::Value) -> Result {
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(history)?;
-    writeln!(file, "{report}")?;
-    Ok(())
+/// Opens the journal of all reports; those that were written before lines had checksums count as well.
+fn open_history(path: &Path) -> Result<Journal> {
+    let mut config = JournalConfig::default();
+    config.accept_unchecked = true;
+    Ok(Journal::open(path, config)?)
 }
 
 fn measure(

@@ -72,7 +72,7 @@ pub enum Error {
         /// What the drawing library said.
         reason: String,
     },
-    /// A file of the report could not be written.
+    /// The folder of the report could not be made.
     #[error("cannot write {path}")]
     Write {
         /// The file or folder.
@@ -81,6 +81,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file of the report could not be replaced.
+    #[error(transparent)]
+    File(#[from] breakers_files::Error),
     /// The report could not be turned into JSON.
     #[error("the report could not be turned into JSON")]
     Json(#[from] serde_json::Error),

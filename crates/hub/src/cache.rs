@@ -13,12 +13,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+use breakers_files::{FileLock, OsDisk, clean, put_in_place};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{expect_digest, hash_range};
@@ -28,21 +28,20 @@ use crate::progress::Progress;
 
 const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # Models and data sets that breakers-hub fetched; they can be fetched again.\n";
-static MARKERS_WRITTEN: AtomicU64 = AtomicU64::new(0);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
-/// The cache folder of this user: `BREAKERS_CACHE`, else `breakers` in the system's cache folder.
-pub(crate) fn default_folder() -> Result<PathBuf> {
+/// The cache folder of this user: `BREAKERS_CACHE`, else `breakers` in the system's cache folder, if there is one.
+pub(crate) fn default_folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = variable(crate::CACHE_VARIABLE) {
-        return std::path::absolute(&folder).map_err(|error| Error::io("resolve", &folder, error));
+        // Only a folder that is gone itself has no absolute path.
+        return Some(std::path::absolute(&folder).unwrap_or(folder));
     }
     let local = if cfg!(windows) { variable("LOCALAPPDATA") } else { variable("XDG_CACHE_HOME") };
     local
         .filter(|folder| folder.is_absolute())
         .or_else(|| std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache")))
         .map(|folder| folder.join("breakers"))
-        .ok_or(Error::NoCacheFolder)
 }
 
 /// The folder of one entry.
@@ -107,14 +106,9 @@ impl EntryFolder {
                 marker.insert(spec.name.clone(), now);
             }
         }
-        let path = self.marker();
-        // Readers of a cache that another process fills must never see half a marker.
-        let count = MARKERS_WRITTEN.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.path.join(format!(".verified.json.{}-{count}", std::process::id()));
         let json = serde_json::to_vec_pretty(&marker).unwrap_or_default();
-        std::fs::write(&temporary, json)
-            .and_then(|()| std::fs::rename(&temporary, &path))
-            .map_err(|error| Error::io("write", &path, error))
+        // Readers of a cache that another process fills must never see half a marker.
+        Ok(breakers_files::replace(self.marker(), &json)?)
     }
 
     /// Forgets all files, so that the next look hashes them.
@@ -143,25 +137,14 @@ impl EntryFolder {
         Ok(())
     }
 
-    /// Waits until no other process or thread fetches this entry. The lock ends with the returned file; on
-    /// file systems without locks there is none.
-    pub(crate) fn lock(&self, name: &str, progress: &mut dyn Progress) -> Result<File> {
+    /// Waits until no other process or thread fetches this entry; on file systems without locks it does not
+    /// wait.
+    pub(crate) fn lock(&self, name: &str, progress: &mut dyn Progress) -> Result<FileLock> {
         let path = self.path.join(".lock");
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| Error::io("open", &path, error))?;
         let mut announced = false;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-                    return Ok(file);
-                }
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
+            if let Some(lock) = FileLock::try_exclusive(&path)? {
+                return Ok(lock);
             }
             if !announced {
                 progress.message(&format!("{name}: another process is fetching it; waiting"));
@@ -184,9 +167,8 @@ impl EntryFolder {
         for folder in starting_with(&self.parts(), "work-") {
             let _ = std::fs::remove_dir_all(folder);
         }
-        for file in starting_with(&self.path, ".verified.json.") {
-            let _ = std::fs::remove_file(file);
-        }
+        // What cannot be removed now is found the next time.
+        let _ = clean(&OsDisk, &self.path);
     }
 
     /// Checks a finished partial file as a whole and moves it to its place, in one step for all who look.
@@ -208,13 +190,12 @@ impl EntryFolder {
             }
             return Err(error);
         }
-        file.sync_data().map_err(|error| Error::io("flush", &partial, error))?;
         drop(file);
         let path = self.file(spec);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| Error::io("create the folder", folder, error))?;
         }
-        std::fs::rename(&partial, &path).map_err(|error| Error::io("move a file to", &path, error))
+        Ok(put_in_place(&OsDisk, &partial, &path)?)
     }
 
     /// Fails early when the disk has no room for `needed` more bytes.

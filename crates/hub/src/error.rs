@@ -108,6 +108,10 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A file of the cache cannot be replaced.
+    #[error(transparent)]
+    File(Box<breakers_files::Error>),
+
     /// No usable program of this kind was found.
     #[error("no working `{tool}` was found ({})", join_tried(.tried))]
     ToolMissing {
@@ -317,8 +321,26 @@ impl Error {
     pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::DiskFull { .. } | Self::Permission { .. } | Self::Io { .. } | Self::Interrupted { .. }
+            Self::DiskFull { .. }
+                | Self::Permission { .. }
+                | Self::Io { .. }
+                | Self::File(_)
+                | Self::Interrupted { .. }
         )
+    }
+
+    /// Whether the same fetch may succeed when it is tried again.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::ToolFailed { .. } | Self::HuggingFace { .. })
+    }
+}
+
+impl From<breakers_files::Error> for Error {
+    fn from(error: breakers_files::Error) -> Self {
+        match error {
+            breakers_files::Error::Io { action, path, source } => Self::io(action, &path, source),
+            error => Self::File(Box::new(error)),
+        }
     }
 }
 

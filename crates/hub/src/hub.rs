@@ -103,7 +103,8 @@ pub struct Resolved {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Hub {
-    cache: PathBuf,
+    /// `None` if the system names no place for it; then paths are still passed through.
+    cache: Option<PathBuf>,
     catalog: Catalog,
 }
 
@@ -111,10 +112,13 @@ impl Hub {
     /// A hub with the cache in its usual place: the folder that `BREAKERS_CACHE` names, else `breakers` in the
     /// user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`; on Windows `%LOCALAPPDATA%`).
     ///
+    /// Where the system names neither, the hub still passes paths through; what needs the cache fails with
+    /// [`Error::NoCacheFolder`].
+    ///
     /// # Errors
-    /// [`Error::NoCacheFolder`] if the system names neither.
+    /// [`Error::InvalidCatalog`] if the catalog of this build is not valid.
     pub fn new() -> Result<Self> {
-        Ok(Self { cache: cache::default_folder()?, catalog: Catalog::builtin()? })
+        Ok(Self { cache: cache::default_folder(), catalog: Catalog::builtin()? })
     }
 
     /// A hub with the cache in this folder, which is created when needed.
@@ -122,7 +126,7 @@ impl Hub {
         let catalog = Catalog::builtin().unwrap_or_else(|_| Catalog::empty());
         let cache = cache.into();
         // The tools run in other folders, so a relative path would change its meaning.
-        Self { cache: std::path::absolute(&cache).unwrap_or(cache), catalog }
+        Self { cache: Some(std::path::absolute(&cache).unwrap_or(cache)), catalog }
     }
 
     /// The same hub with more entries; one of the same name replaces the present one.
@@ -132,9 +136,13 @@ impl Hub {
         self
     }
 
-    /// The folder of the cache.
-    pub fn cache(&self) -> &Path {
-        &self.cache
+    /// The folder of the cache; `None` if the system names no place for one.
+    pub fn cache(&self) -> Option<&Path> {
+        self.cache.as_deref()
+    }
+
+    fn folder(&self, entry: &Entry) -> Result<EntryFolder> {
+        Ok(EntryFolder::new(self.cache().ok_or(Error::NoCacheFolder)?, entry))
     }
 
     /// All named entries.
@@ -160,7 +168,8 @@ impl Hub {
     /// - [`Error::UnknownName`] or [`Error::PathNotFound`]: neither an entry nor a file.
     /// - [`Error::Unavailable`]: no source could deliver; it holds each source's own error.
     /// - [`Error::Interrupted`]: `progress` asked to stop; what has arrived is kept.
-    /// - [`Error::DiskFull`], [`Error::Permission`], [`Error::Io`]: the cache cannot be written.
+    /// - [`Error::DiskFull`], [`Error::Permission`], [`Error::Io`], [`Error::File`]: the cache cannot be written.
+    /// - [`Error::NoCacheFolder`]: a name was given, and the system names no place for a cache.
     /// - [`Error::NoSuchSource`]: the options choose sources that the entry does not have.
     pub fn resolve(
         &self,
@@ -190,23 +199,23 @@ impl Hub {
     /// What the cache holds of this entry: `None` unless everything is there, by size and time.
     ///
     /// # Errors
-    /// [`Error::UnknownName`].
+    /// [`Error::UnknownName`], [`Error::NoCacheFolder`].
     pub fn cached(&self, name: &str) -> Result<Option<Resolved>> {
         let entry = self.entry(name)?;
-        let folder = EntryFolder::new(&self.cache, entry);
+        let folder = self.folder(entry)?;
         Ok(folder.unverified(entry).is_empty().then(|| resolved(entry, &folder, true)))
     }
 
     /// Hashes every file of this entry in the cache again.
     ///
     /// # Errors
-    /// - [`Error::UnknownName`].
+    /// - [`Error::UnknownName`], [`Error::NoCacheFolder`].
     /// - [`Error::HashMismatch`] or [`Error::SizeMismatch`] for the first file that is not what it should be;
     ///   the next [`resolve`](Self::resolve) fetches it anew.
     /// - [`Error::Io`] if a file is not there or not readable; [`Error::Interrupted`].
     pub fn verify(&self, name: &str, progress: &mut dyn Progress) -> Result<()> {
         let entry = self.entry(name)?;
-        let folder = EntryFolder::new(&self.cache, entry);
+        let folder = self.folder(entry)?;
         progress.started(&entry.name, entry.bytes());
         let mut done = 0;
         let result = entry.files.iter().try_for_each(|spec| {
@@ -230,7 +239,7 @@ impl Hub {
         options: &FetchOptions,
         progress: &mut dyn Progress,
     ) -> Result<Resolved> {
-        let folder = EntryFolder::new(&self.cache, entry);
+        let folder = self.folder(entry)?;
         if folder.unverified(entry).is_empty() {
             return Ok(resolved(entry, &folder, true));
         }

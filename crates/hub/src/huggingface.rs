@@ -21,11 +21,10 @@ use crate::error::{Error, Result};
 use crate::hub::FetchOptions;
 use crate::package::proceed;
 use crate::progress::Progress;
+use crate::retry::Retry;
 
 const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
 const POLL: Duration = Duration::from_millis(100);
-/// How often a broken transfer is resumed, as long as each try brings bytes.
-const MAX_RESUMES: usize = 20;
 
 /// The repository of an entry.
 #[derive(Debug)]
@@ -191,19 +190,23 @@ impl Session<'_> {
     /// Transfers what is missing of the file, resuming by bytes when the connection breaks.
     fn transfer(&self, path: &str, part: &Path, done: u64, progress: &mut dyn Progress) -> Result<()> {
         let part_bytes = || part.metadata().map_or(0, |metadata| metadata.len());
-        for resume in 0.. {
+        // What there was before the last attempt; each one must bring bytes.
+        let mut state = (0, progress);
+        let attempt = |(before, progress): &mut (u64, &mut dyn Progress)| {
             // The client trips over links that point to a file which was moved away.
             let snapshots = self.private_cache.repo(self.repo.clone()).pointer_path("");
             let _ = std::fs::remove_dir_all(snapshots);
-            let before = part_bytes();
-            match self.transfer_once(path, done, progress) {
-                Err(Error::HuggingFace { reason, .. }) if resume < MAX_RESUMES && part_bytes() > before => {
-                    progress.message(&format!("{}: {reason}; going on", self.entry.name));
-                }
-                result => return result,
+            *before = part_bytes();
+            self.transfer_once(path, done, *progress)
+        };
+        let helped = |(before, progress): &mut (u64, &mut dyn Progress), error: &Error| {
+            let helped = part_bytes() > *before;
+            if helped && let Error::HuggingFace { reason, .. } = error {
+                progress.message(&format!("{}: {reason}; going on", self.entry.name));
             }
-        }
-        Ok(())
+            helped
+        };
+        Retry::TRANSFER.run(&mut state, attempt, helped, |(_, progress)| progress.keep_going())
     }
 
     fn transfer_once(&self, path: &str, done: u64, progress: &mut dyn Progress) -> Result<()> {

@@ -47,6 +47,7 @@ mod hub;
 mod huggingface;
 mod package;
 mod progress;
+mod retry;
 mod tool;
 
 pub use catalog::{

@@ -17,6 +17,7 @@ use crate::catalog::{Entry, Package};
 use crate::error::{Error, Result};
 use crate::hub::FetchOptions;
 use crate::progress::Progress;
+use crate::retry::Retry;
 use crate::tool::{Tool, ToolKind};
 
 const POLL: Duration = Duration::from_millis(100);
@@ -187,21 +188,19 @@ fn run_all(
                 loop {
                     let task_idx = next.fetch_add(1, Ordering::Relaxed);
                     let Some(task) = todo.get(task_idx) else { break };
-                    let mut result = Err(Error::Interrupted { name: entry.name.clone() });
-                    for attempt in 0..2 {
-                        if cancel.load(Ordering::Relaxed) {
-                            break;
+                    let is_wanted = || !cancel.load(Ordering::Relaxed);
+                    let attempt = |(): &mut ()| {
+                        if !is_wanted() {
+                            return Err(Error::Interrupted { name: entry.name.clone() });
                         }
                         let _ = events.send(Event::Started { worker, task_idx });
-                        result = run_one(entry, tool, kind, task, work, folder, cancel);
+                        let result = run_one(entry, tool, kind, task, work, folder, cancel);
                         let _ = std::fs::remove_dir_all(work);
-                        // Where other packages arrived, the network works: one more try.
-                        let again = matches!(result, Err(Error::ToolFailed { .. }))
-                            && n_done.load(Ordering::Relaxed) > 0;
-                        if attempt == 1 || !again {
-                            break;
-                        }
-                    }
+                        result
+                    };
+                    // Where other packages arrived, the network works.
+                    let helped = |(): &mut (), _: &Error| n_done.load(Ordering::Relaxed) > 0;
+                    let result = Retry::PACKAGE.run(&mut (), attempt, helped, |()| is_wanted());
                     match result {
                         Ok(()) => n_done.fetch_add(1, Ordering::Relaxed),
                         // No new packages; those under way may finish, since they will be kept.

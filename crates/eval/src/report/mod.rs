@@ -5,7 +5,6 @@ mod heat_map;
 mod provenance;
 mod table;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -106,7 +105,7 @@ impl Report {
     /// the files. Each file appears whole or not at all, and `report.json` last: when it is there, all are.
     ///
     /// # Errors
-    /// [`Error::Write`], [`Error::Chart`], [`Error::DuplicateName`], [`Error::Json`].
+    /// [`Error::Write`], [`Error::File`], [`Error::Chart`], [`Error::DuplicateName`], [`Error::Json`].
     pub fn write(&self, folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
         let folder = folder.as_ref();
         let mut files = Vec::new();
@@ -126,28 +125,11 @@ impl Report {
         let mut paths = Vec::new();
         for (name, content) in files {
             let path = folder.join(name);
-            write_atomically(&path, content.as_bytes())
-                .map_err(|source| Error::Write { path: path.clone(), source })?;
+            breakers_files::replace(&path, content.as_bytes())?;
             paths.push(path);
         }
         Ok(paths)
     }
-}
-
-/// Writes a file beside its place, then moves it there.
-fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = std::fs::File::create(&temporary).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()
-    });
-    let moved = written.and_then(|()| std::fs::rename(&temporary, path));
-    if moved.is_err() {
-        // The first error is what the caller must see; a left-over file is harmless.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    moved
 }
 
 fn file_stem(name: &str) -> String {

@@ -385,7 +385,14 @@ fn child_environment() {
     if let Some(report) = std::env::var_os("HUB_TEST_REPORT") {
         let hub = Hub::new().unwrap();
         let sources = FetchOptions::from_env().map(|options| options.sources);
-        fs::write(report, format!("{} {sources:?}", hub.cache().display())).unwrap();
+        let cache = hub.cache().map_or("no cache".to_owned(), |cache| cache.display().to_string());
+        // A path needs none; a name does.
+        let path = std::env::current_exe().unwrap();
+        assert_eq!(hub.resolve(&path, &FetchOptions::default(), &mut ()).unwrap().path, path);
+        let offline = FetchOptions { offline: true, ..FetchOptions::default() };
+        let named = hub.resolve("smollm2-135m", &offline, &mut ()).unwrap_err();
+        assert_eq!(matches!(named, breakers_hub::Error::NoCacheFolder), hub.cache().is_none(), "{named}");
+        fs::write(report, format!("{cache} {sources:?}")).unwrap();
     }
 }
 
@@ -412,6 +419,7 @@ fn environment_variables_choose_cache_and_sources() {
     check(&[("XDG_CACHE_HOME", "/elsewhere")], "/elsewhere/breakers Ok([])");
     check(&[("XDG_CACHE_HOME", "relative")], "/srv/somebody/.cache/breakers Ok([])");
     check(&[("BREAKERS_CACHE", "/big/disk"), ("XDG_CACHE_HOME", "/elsewhere")], "/big/disk Ok([])");
+    check(&[("HOME", "relative")], "no cache Ok([])");
     check(&[("BREAKERS_CACHE", "")], "/srv/somebody/.cache/breakers Ok([])");
     check(
         &[("BREAKERS_SOURCE", "huggingface,pypi")],
