@@ -10,11 +10,12 @@
 //!
 //! # Example
 //! ```
-//! use breakers_model::chat::{ChatTemplate, Message};
+//! use breakers_core::Message;
+//! use breakers_model::chat::ChatTemplate;
 //!
 //! # fn main() -> Result<(), breakers_model::Error> {
 //! let template = ChatTemplate::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}")?;
-//! let prompt = template.render(&[Message::new("user", "Hi!")], None, true)?;
+//! let prompt = template.render(&[Message::user("Hi!")], None, true)?;
 //! assert_eq!(prompt, "<user>Hi!\n");
 //! # Ok(())
 //! # }
@@ -27,11 +28,12 @@ mod python;
 
 use std::{error::Error as _, fmt, time::SystemTime};
 
+use breakers_core::{BoxError, ChatFormat, Json, Message, Tool, ToolCall};
 use breakers_quant::gguf::{File, Metadata};
 use minijinja::{
     Environment, ErrorKind, Value, context,
     syntax::SyntaxConfig,
-    value::{Kwargs, Serde, ValueKind},
+    value::{Kwargs, ValueKind},
 };
 
 use crate::{Error, Result};
@@ -41,60 +43,34 @@ const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`; templates know further ones.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-    /// Further fields that the template knows, such as `tool_calls`.
-    pub fields: Vec<(String, Json)>,
+/// A message as templates see it: its text as `content`, calls of functions in the form of `transformers`.
+fn message_value(message: &Message) -> Result<Value> {
+    let mut pairs = vec![
+        ("role", Value::from(message.role.as_str())),
+        ("content", Value::from(message.text().into_owned())),
+    ];
+    if !message.tool_calls.is_empty() {
+        pairs.push(("tool_calls", message.tool_calls.iter().map(call_value).collect()));
+    }
+    pairs.extend(message.tool_call_id.as_deref().map(|id| ("tool_call_id", Value::from(id))));
+    for (name, json) in &message.fields {
+        pairs.push((name, json_value(json)?));
+    }
+    Ok(Value::from_pairs(pairs))
 }
 
-impl Message {
-    /// A turn that is only text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), fields: Vec::new() }
-    }
-
-    /// The same turn with one more field.
-    pub fn with(mut self, name: impl Into<String>, value: Json) -> Self {
-        self.fields.push((name.into(), value));
-        self
-    }
-
-    fn to_value(&self) -> Value {
-        let pairs = [("role", Value::from(&*self.role)), ("content", Value::from(&*self.content))];
-        let fields = self.fields.iter().map(|(name, value)| (name.as_str(), value.0.clone()));
-        Value::from_pairs(pairs.into_iter().chain(fields))
-    }
+/// A call of a function. Arguments that are no JSON stay the text that the model wrote.
+fn call_value(call: &ToolCall) -> Value {
+    let arguments = call.arguments_json().ok().and_then(|json| json_value(&json).ok());
+    let arguments = arguments.unwrap_or_else(|| Value::from(&*call.arguments));
+    let function = Value::from_pairs([("name", Value::from(&*call.name)), ("arguments", arguments)]);
+    let id = ("id", Value::from(&*call.id));
+    Value::from_pairs([id, ("type", Value::from("function")), ("function", function)])
 }
 
-/// A JSON value whose objects keep the order of their keys, which a model sees.
-#[derive(Clone, PartialEq)]
-pub struct Json(Value);
-
-impl Json {
-    /// Reads JSON.
-    ///
-    /// # Errors
-    /// [`Error::Json`].
-    pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map(Self).map_err(|source| Error::Json { what: "a chat value", source })
-    }
-
-    /// Anything that serializes. (The objects of `serde_json::Value` are sorted unless its feature
-    /// `preserve_order` is on; [`Json::parse`] keeps the order.)
-    pub fn from_serialize(value: impl serde::Serialize) -> Self {
-        Self(Value::from(Serde(value)))
-    }
-}
-
-impl fmt::Debug for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+/// A JSON value whose objects keep the order of their keys.
+fn json_value(json: &Json) -> Result<Value> {
+    serde_json::from_str(json.as_str()).map_err(|source| Error::Json { what: "a chat value", source })
 }
 
 /// A model's chat template, compiled.
@@ -188,8 +164,8 @@ impl ChatTemplate {
     /// [`add_special`](crate::tokenizer::EncodeOptions::add_special) if the template writes `bos_token`.
     ///
     /// # Errors
-    /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::ChatTemplate`] for
-    /// any other failure.
+    /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::Json`] for values that
+    /// are nested too deeply, [`Error::ChatTemplate`] for any other failure.
     pub fn render(
         &self,
         messages: &[Message],
@@ -202,8 +178,8 @@ impl ChatTemplate {
         };
         let now = self.now;
         let context = context! {
-            messages => messages.iter().map(Message::to_value).collect::<Vec<_>>(),
-            tools => tools.map(|json| json.0.clone()),
+            messages => messages.iter().map(message_value).collect::<Result<Vec<_>>>()?,
+            tools => tools.map(json_value).transpose()?,
             documents => (),
             add_generation_prompt,
             strftime_now => Value::from_function(move |format: &str| {
@@ -215,6 +191,16 @@ impl ChatTemplate {
         let tokens = tokens.into_iter().filter_map(|(name, text)| Some((name, text.clone()?)));
         let context = context! { ..context, ..Value::from_pairs(tokens) };
         self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(failed)
+    }
+}
+
+impl ChatFormat for ChatTemplate {
+    fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, BoxError> {
+        let tools = match tools {
+            [] => None,
+            tools => Some(Json::from_serialize(&tools.iter().map(Tool::to_json).collect::<Vec<_>>())?),
+        };
+        Ok(ChatTemplate::render(self, messages, tools.as_ref(), true)?)
     }
 }
 

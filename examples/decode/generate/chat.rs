@@ -3,9 +3,9 @@
 use std::io::{BufRead as _, IsTerminal as _};
 
 use breakers::cli::{LoadedModel, Result, print};
-use breakers_core::{Error, GenerateRequest, LanguageModel as _, SequenceId, StepError, TokenId};
+use breakers_core::{Error, GenerateRequest, LanguageModel as _, Message, SequenceId, StepError, TokenId};
 use breakers_model::Runner;
-use breakers_model::chat::{ChatTemplate, Message};
+use breakers_model::chat::ChatTemplate;
 use breakers_model::generate::Generation;
 use breakers_model::tokenizer::EncodeOptions;
 

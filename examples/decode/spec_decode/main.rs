@@ -19,8 +19,7 @@ use std::process::ExitCode;
 use breakers::cli::{
     CacheArgs, Error, LoadedModel, ModelArgs, PromptArgs, Result, SamplingArgs, finish, read_text, run,
 };
-use breakers_core::TokenId;
-use breakers_model::chat::Message;
+use breakers_core::{Message, TokenId};
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
 use breakers_spec_decode::{
     BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,

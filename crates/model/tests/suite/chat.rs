@@ -5,10 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use breakers_model::{
-    Error,
-    chat::{ChatTemplate, Json, Message},
-};
+use breakers_core::{Json, Message, Tool, ToolCall};
+use breakers_model::{Error, chat::ChatTemplate};
 use breakers_quant::gguf::Metadata;
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -46,7 +44,7 @@ fn message(fields: &BTreeMap<String, String>) -> Message {
     let text = |name: &str| serde_json::from_str::<String>(&fields[name]).unwrap();
     let rest = fields.iter().filter(|(name, _)| !matches!(name.as_str(), "role" | "content"));
     rest.fold(Message::new(text("role"), text("content")), |message, (name, value)| {
-        message.with(name, Json::parse(value).unwrap())
+        message.with_field(name, Json::parse(value).unwrap())
     })
 }
 
@@ -93,6 +91,27 @@ fn tokens_come_from_the_vocabulary() {
     metadata.insert("tokenizer.ggml.eos_token_id", 7u32).unwrap();
     let template = ChatTemplate::from_metadata(&metadata).unwrap().unwrap();
     assert_eq!(template.render(&[], None, false).unwrap(), "<s>|");
+}
+
+#[test]
+fn calls_and_answers_of_functions_have_the_form_of_transformers() {
+    let template = ChatTemplate::new("{{ tools | tojson }}{{ messages | tojson }}").unwrap();
+    let call = ToolCall::new("c1", "weather", r#"{"zone": 1, "city": "Oslo"}"#);
+    let messages = [
+        Message::assistant("").with_tool_call(call).with_tool_call(ToolCall::new("c2", "f", "{broken")),
+        Message::tool("c1", "rain"),
+    ];
+    let tool = Tool::new("weather", Json::parse(r#"{"type": "object", "a": 1}"#).unwrap());
+    let prompt = breakers_core::ChatFormat::render(&template, &messages, &[tool.with_description("d")]);
+    let expected = concat!(
+        r#"[{"type": "function", "function": {"name": "weather", "description": "d", "#,
+        r#""parameters": {"type": "object", "a": 1}}}]"#,
+        r#"[{"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", "function": "#,
+        r#"{"name": "weather", "arguments": {"zone": 1, "city": "Oslo"}}}, {"id": "c2", "type": "function", "#,
+        r#""function": {"name": "f", "arguments": "{broken"}}]}, "#,
+        r#"{"role": "tool", "content": "rain", "tool_call_id": "c1"}]"#,
+    );
+    assert_eq!(prompt.unwrap(), expected);
 }
 
 #[test]
