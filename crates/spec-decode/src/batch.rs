@@ -1,180 +1,224 @@
-use std::ops::ControlFlow;
 use std::time::Instant;
 
-use breakers_core::{LanguageModel, SequenceId, TokenId};
+use breakers_core::{LanguageModel, Step};
 
-use crate::adaptive::Others;
-use crate::decoding::Pass;
-use crate::{AdaptiveLength, Config, Decoding, Drafter, Error, Result, Speculated};
+use crate::{Decoding, Drafter, Error, Pass, Result};
 
-/// Generates several texts at a time: their steps, drafts included, share each forward pass.
+/// Names a text of a [`Batch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TextId(pub u64);
+
+/// What a pass did for one text.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Progress {
+    /// The text.
+    pub text: TextId,
+    /// Its new tokens, at the end of [`Decoding::output`]; the error that kept it from having any. After an
+    /// error the text is as it was before the pass.
+    pub n_tokens: Result<usize>,
+}
+
+/// Texts that share the passes of one model. They join and leave at any time, and each has settings of its
+/// own.
 ///
-/// Every text is the one that it would be alone. How many tokens are drafted for a text depends on the others: a
-/// pass that many texts fill has fewer rows left that cost little.
+/// Every text is the one that it would be alone, whatever else is in the batch. Only how many tokens are
+/// drafted depends on the others: a pass that many texts fill has fewer rows left that cost little.
 ///
 /// # Example
 /// ```
 /// # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
 /// # use toy::Toy;
-/// use std::ops::ControlFlow;
-/// use breakers_spec_decode::{BatchSpeculator, Config, NgramDrafter};
+/// use breakers_core::LanguageModel as _;
+/// use breakers_spec_decode::{Batch, Config, Decoding, NgramDrafter};
 ///
-/// # fn main() -> Result<(), breakers_spec_decode::Error> {
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut model = Toy::repetitive(64, 7);
-/// let prompts: [&[u32]; 2] = [&[1, 2, 3], &[4, 5, 6, 7]];
-/// let config = Config { max_tokens: 100, ..Config::default() };
-///
-/// let mut speculator = BatchSpeculator::new(|| Ok(NgramDrafter::default()));
-/// let texts = speculator.generate(&mut model, &prompts, &config, |_text, _tokens| ControlFlow::Continue(()))?;
-/// assert_eq!(texts.len(), 2);
-/// assert!(texts.iter().all(|text| text.tokens.len() == 100));
+/// let mut batch = Batch::new(128);
+/// for prompt in [&[1, 2, 3][..], &[4, 5, 6, 7]] {
+///     let sequence = model.open()?;
+///     let config = Config { max_tokens: 100, ..Config::default() };
+///     batch.join(Decoding::new(&model, sequence, prompt, &config)?, NgramDrafter::default());
+/// }
+/// while !batch.is_empty() {
+///     for progress in batch.pass(&mut model)? {
+///         progress.n_tokens?;
+///         if batch.get(progress.text).is_some_and(|text| text.finish().is_some()) {
+///             let (text, _drafter) = batch.leave(progress.text).unwrap();
+///             model.close(text.sequence());
+///             assert_eq!(text.output().len(), 100);
+///         }
+///     }
+/// }
 /// # Ok(())
 /// # }
 /// ```
-pub struct BatchSpeculator<D> {
-    make_drafter: Box<dyn FnMut() -> Result<D>>,
-    /// One for each text that was generated at a time so far.
-    drafters: Vec<D>,
-    policy: AdaptiveLength,
+#[derive(Debug)]
+pub struct Batch<D> {
+    texts: Vec<Text<D>>,
+    max_rows: usize,
+    n_joined: u64,
 }
 
-impl<D> std::fmt::Debug for BatchSpeculator<D> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BatchSpeculator").field("drafters", &self.drafters.len()).finish_non_exhaustive()
-    }
+#[derive(Debug)]
+struct Text<D> {
+    id: TextId,
+    decoding: Decoding,
+    drafter: D,
+    /// Rows in the pass before: what to expect of those that are planned later.
+    rows: usize,
 }
 
-impl<D: Drafter> BatchSpeculator<D> {
-    /// Without any experience. Each text needs a drafter of its own; they are kept for later texts.
-    pub fn new(make_drafter: impl FnMut() -> Result<D> + 'static) -> Self {
-        Self { make_drafter: Box::new(make_drafter), drafters: Vec::new(), policy: AdaptiveLength::new() }
+/// The steps of a pass, the texts that they belong to, and the texts that could not plan any.
+#[derive(Default)]
+struct Planned {
+    steps: Vec<Step>,
+    owners: Vec<usize>,
+    done: Vec<Progress>,
+}
+
+impl<D: Drafter> Batch<D> {
+    /// An empty batch whose passes have at most `max_rows` rows, or one for each text if these are more.
+    /// Texts whose prompts are read already come first; prompts share what is left, the oldest first.
+    pub fn new(max_rows: usize) -> Self {
+        Self { texts: Vec::new(), max_rows: max_rows.max(1), n_joined: 0 }
     }
 
-    /// Measures what forward passes cost; see [`AdaptiveLength::calibrate`].
+    /// Sets how many rows a pass may have, from the next one on.
+    pub fn set_max_rows(&mut self, max_rows: usize) {
+        self.max_rows = max_rows.max(1);
+    }
+
+    /// Adds a text. Its drafter must not be used for another text at the same time.
+    pub fn join(&mut self, decoding: Decoding, drafter: D) -> TextId {
+        let id = TextId(self.n_joined);
+        self.n_joined += 1;
+        self.texts.push(Text { id, decoding, drafter, rows: 1 });
+        id
+    }
+
+    /// Takes a text out, whether it has ended or not. Its sequence stays open.
+    pub fn leave(&mut self, text: TextId) -> Option<(Decoding, D)> {
+        let at = self.texts.iter().position(|t| t.id == text)?;
+        let Text { decoding, drafter, .. } = self.texts.remove(at);
+        Some((decoding, drafter))
+    }
+
+    /// A text of the batch.
+    pub fn get(&self, text: TextId) -> Option<&Decoding> {
+        self.texts.iter().find(|t| t.id == text).map(|t| &t.decoding)
+    }
+
+    /// A text of the batch, to take its words or to end it.
+    pub fn get_mut(&mut self, text: TextId) -> Option<&mut Decoding> {
+        self.texts.iter_mut().find(|t| t.id == text).map(|t| &mut t.decoding)
+    }
+
+    /// The texts, in the order in which they joined.
+    pub fn texts(&self) -> impl Iterator<Item = (TextId, &Decoding)> {
+        self.texts.iter().map(|t| (t.id, &t.decoding))
+    }
+
+    /// Number of texts, those included that have ended and not left.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether there are no texts.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// One forward pass for all texts that have not ended, and what it did for each of them: nothing if all
+    /// have.
+    ///
+    /// A text whose step fails is left out, and the others go on; it is as it was before then, so that it can
+    /// leave, or try again in the next pass.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::Target`].
-    pub fn calibrate<M: LanguageModel + ?Sized>(
-        &mut self,
-        model: &mut M,
-        prompt: &[TokenId],
-        max_rows: usize,
-    ) -> Result<()> {
-        self.policy.calibrate(model, prompt, max_rows)
-    }
-
-    /// Continues each prompt in a sequence of its own, which is closed afterwards. `on_tokens` receives the new tokens
-    /// of a text, by its index, and can end that text after them.
-    ///
-    /// The times in a text's statistics are its share of the passes, by rows; merged, those of all texts are the time
-    /// that the batch took.
-    ///
-    /// # Errors
-    /// Those of [`Decoding::new`], [`Decoding::plan`], [`Decoding::absorb`], of the model and of the function that makes
-    /// drafters. One text's error ends all of them; tokens handed out until then are valid.
-    pub fn generate<M: LanguageModel + ?Sized>(
-        &mut self,
-        model: &mut M,
-        prompts: &[&[TokenId]],
-        config: &Config,
-        on_tokens: impl FnMut(usize, &[TokenId]) -> ControlFlow<()>,
-    ) -> Result<Vec<Speculated>> {
-        while self.drafters.len() < prompts.len() {
-            self.drafters.push((self.make_drafter)()?);
-        }
-        let mut sequences: Vec<SequenceId> = Vec::with_capacity(prompts.len());
-        let opened = prompts.iter().try_for_each(|_| {
-            sequences.push(model.open().map_err(Error::Target)?);
-            Ok(())
-        });
-        let result = opened.and_then(|()| self.run(model, &sequences, prompts, config, on_tokens));
-        for sequence in sequences {
-            model.close(sequence);
-        }
-        result
-    }
-
-    fn run<M: LanguageModel + ?Sized>(
-        &mut self,
-        model: &mut M,
-        sequences: &[SequenceId],
-        prompts: &[&[TokenId]],
-        config: &Config,
-        mut on_tokens: impl FnMut(usize, &[TokenId]) -> ControlFlow<()>,
-    ) -> Result<Vec<Speculated>> {
-        let mut texts = sequences
-            .iter()
-            .zip(prompts)
-            .map(|(&sequence, prompt)| {
-                Ok(Decoding::new(model, sequence, prompt, config)?.with_policy(self.policy.clone()))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        // Rows of each text in the pass before: what to expect of those that are planned later.
-        let mut rows = vec![1; texts.len()];
-        let result = loop {
-            match self.advance(model, &mut texts, &mut rows, &mut on_tokens) {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        if let Some(longest) = texts.iter().max_by_key(|text| text.stats().steps) {
-            self.policy = longest.policy().clone();
-            self.policy.set_others(Others::default());
-        }
-        result?;
-        let finished = |text: Decoding| text.finish().map(|finish| text.into_result(finish));
-        Ok(texts.into_iter().filter_map(finished).collect())
-    }
-
-    /// One pass of all texts that have not ended; whether there was any.
-    fn advance<M: LanguageModel + ?Sized>(
-        &mut self,
-        model: &mut M,
-        texts: &mut [Decoding],
-        rows: &mut [usize],
-        on_tokens: &mut impl FnMut(usize, &[TokenId]) -> ControlFlow<()>,
-    ) -> Result<bool> {
-        let active: Vec<usize> = (0..texts.len()).filter(|&i| texts[i].finish().is_none()).collect();
-        let (mut steps, mut owners) = (Vec::new(), Vec::new());
-        for &i in &active {
-            let others = active.iter().filter(|&&other| other != i).map(|&other| rows[other]).sum();
-            texts[i].policy_mut().set_others(Others { texts: active.len() - 1, rows: others });
-            if let Some(step) = texts[i].plan(&mut self.drafters[i])? {
-                rows[i] = if texts[i].output().is_empty() { 1 } else { step.tokens.len() };
-                steps.push(step);
-                owners.push(i);
-            }
-        }
-        if steps.is_empty() {
-            return Ok(false);
-        }
+    /// [`Error::Target`] if the model fails and names no step as the cause. All texts are as before.
+    pub fn pass<M: LanguageModel + ?Sized>(&mut self, model: &mut M) -> Result<Vec<Progress>> {
+        let Planned { mut steps, mut owners, mut done } = self.plan();
         let begun = Instant::now();
-        model.forward(&mut steps).map_err(Error::Target)?;
+        while !steps.is_empty() {
+            let Err(error) = model.forward(&mut steps) else { break };
+            // The others can be carried out without the step at fault.
+            let Some(at) = error.step().filter(|at| *at < steps.len()) else {
+                owners.iter().for_each(|&i| self.texts[i].decoding.abandon(model));
+                return Err(Error::Target(error));
+            };
+            steps.remove(at);
+            let text = &mut self.texts[owners.remove(at)];
+            text.decoding.abandon(model);
+            done.push(Progress { text: text.id, n_tokens: Err(Error::Target(error)) });
+        }
         let seconds = begun.elapsed().as_secs_f64();
 
         let n_rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
-        let mut pass = Pass { rows: 0, seconds: 0.0, tokens: 0 };
-        for (at, (step, &i)) in steps.iter().zip(&owners).enumerate() {
+        let mut pass = Pass::default();
+        for (step, &i) in steps.iter().zip(&owners) {
             let share = seconds * step.tokens.len() as f64 / n_rows as f64;
-            let settled = match texts[i].absorb_shared(model, &mut self.drafters[i], step, share) {
-                Ok(settled) => settled,
-                Err(error) => {
-                    owners[at..].iter().for_each(|&i| texts[i].abandon(model));
-                    return Err(error);
-                }
-            };
-            pass.rows += settled.rows;
-            pass.seconds += settled.seconds;
-            pass.tokens += settled.tokens;
-            let output = texts[i].output();
-            if on_tokens(i, &output[output.len() - settled.tokens..]).is_break() {
-                texts[i].cancel();
-            }
+            let Text { id, decoding, drafter, .. } = &mut self.texts[i];
+            let settled = decoding.absorb_shared(model, drafter, step, share);
+            done.push(Progress {
+                text: *id,
+                n_tokens: settled.map(|settled| {
+                    pass += settled;
+                    settled.tokens
+                }),
+            });
         }
         for &i in &owners {
-            texts[i].record_pass(pass.rows, pass.seconds, pass.tokens);
+            self.texts[i].decoding.record_pass(&pass);
         }
-        Ok(true)
+        Ok(done)
+    }
+
+    /// The steps of a pass: of texts that go on first, of prompts in what is left.
+    fn plan(&mut self) -> Planned {
+        let goes_on = |i: &usize| self.texts[*i].decoding.finish().is_none();
+        let (prompts, running): (Vec<usize>, Vec<usize>) =
+            (0..self.texts.len()).filter(goes_on).partition(|&i| self.texts[i].decoding.is_in_prompt());
+        let mut planned = Planned::default();
+        let mut left = self.max_rows;
+        for (n_before, &i) in running.iter().enumerate() {
+            // Each leaves a row for those after it, and for the oldest prompt, which must not be starved.
+            let n_after = running.len() - n_before - 1 + usize::from(!prompts.is_empty());
+            left = left.saturating_sub(self.plan_text(i, left.saturating_sub(n_after), &mut planned));
+        }
+        for (n_before, &i) in prompts.iter().enumerate() {
+            // Where there are more texts than rows, it has one nevertheless.
+            if left > 0 || n_before == 0 {
+                left = left.saturating_sub(self.plan_text(i, left, &mut planned));
+            }
+        }
+        planned
+    }
+
+    /// Plans the step of one text; gives its rows.
+    fn plan_text(&mut self, i: usize, max_rows: usize, planned: &mut Planned) -> usize {
+        self.tell_others(i);
+        let Text { id, decoding, drafter, rows } = &mut self.texts[i];
+        match decoding.plan(drafter, max_rows) {
+            Ok(Some(step)) => {
+                let n_rows = step.tokens.len();
+                *rows = if decoding.is_in_prompt() { 1 } else { n_rows };
+                planned.steps.push(step);
+                planned.owners.push(i);
+                n_rows
+            }
+            Ok(None) => 0,
+            Err(error) => {
+                planned.done.push(Progress { text: *id, n_tokens: Err(error) });
+                0
+            }
+        }
+    }
+
+    fn tell_others(&mut self, i: usize) {
+        let others =
+            self.texts.iter().enumerate().filter(|(at, t)| *at != i && t.decoding.finish().is_none());
+        let (n_texts, n_rows) = others.fold((0, 0), |(n, rows), (_, t)| (n + 1, rows + t.rows));
+        self.texts[i].decoding.set_others(n_texts, n_rows);
     }
 }

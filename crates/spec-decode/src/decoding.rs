@@ -1,111 +1,64 @@
+mod shadow;
+mod verifying;
+
+use std::sync::Arc;
 use std::time::Instant;
 
 use breakers_core::{
-    FinishReason, LanguageModel, Sampler, SamplingConfig, SequenceId, Step, StepError, TokenId, Want,
+    Constraint, FinishReason, LanguageModel, Sampler, SequenceId, Step, StepError, TokenId, Usage,
+    Vocabulary, Want,
 };
 
-use crate::verify::{self, Verdict};
-use crate::{AdaptiveLength, Draft, DraftRequest, Drafter, Error, Outcome, Result, Stats};
-
-/// How many tokens are drafted in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DraftLength {
-    /// As many as the drafter has, up to this. Runs are repeatable in every respect but their times.
-    Fixed(usize),
-    /// As many as pay off by the costs measured, 0 included. As they follow the clock, statistics differ
-    /// from run to run; tokens do not, except those sampled with a drafter that samples itself, whose
-    /// distribution stays the same.
-    Adaptive {
-        /// Draft tokens at most.
-        max: usize,
-    },
-}
-
-impl DraftLength {
-    /// Draft tokens at most.
-    pub fn max(self) -> usize {
-        match self {
-            DraftLength::Fixed(n) | DraftLength::Adaptive { max: n } => n,
-        }
-    }
-}
-
-/// Settings of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// New tokens at most.
-    pub max_tokens: usize,
-    /// How the target's tokens are chosen.
-    pub sampling: SamplingConfig,
-    /// Seed of all random choices.
-    pub seed: u64,
-    /// Tokens that end the text, and are part of it. `None`: those of the target's
-    /// [`ModelInfo`](breakers_core::ModelInfo).
-    pub end_tokens: Option<Vec<TokenId>>,
-    /// How many tokens are drafted.
-    pub draft_length: DraftLength,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            max_tokens: 256,
-            sampling: SamplingConfig::greedy(),
-            seed: 0,
-            end_tokens: None,
-            draft_length: DraftLength::Adaptive { max: 16 },
-        }
-    }
-}
-
-impl Config {
-    /// The published setting for a draft model: a fixed length of 4.
-    ///
-    /// # Source
-    /// Chen et al. (arXiv 2302.01318), table 1.
-    pub fn paper() -> Self {
-        Self { draft_length: DraftLength::Fixed(4), ..Self::default() }
-    }
-}
-
-/// A finished continuation.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Speculated {
-    /// Tokens produced, end token included.
-    pub tokens: Vec<TokenId>,
-    /// Why it ended.
-    pub finish: FinishReason,
-    /// What it took.
-    pub stats: Stats,
-}
+use self::shadow::Shadow;
+use crate::adaptive::Others;
+use crate::constrained::Constrained;
+use crate::text::TextOutput;
+use crate::{
+    AdaptiveLength, Config, Draft, DraftLength, DraftRequest, Drafter, Error, Outcome, Result, Speculated,
+    Stats, TokenScore, Verdict,
+};
 
 /// The state of one text that is being generated, apart from the model that generates it.
 ///
 /// A step has two halves: [`plan`](Self::plan) asks the drafter and says what to feed,
-/// [`absorb`](Self::absorb) verifies the model's answers. Between them stands one forward pass of the
-/// caller, so that the steps of many texts can share it. [`Speculator`](crate::Speculator) drives a single one.
+/// [`absorb`](Self::absorb) verifies the model's answers. Between them stands one forward pass of the caller,
+/// so that the steps of many texts can share it. [`Speculator`](crate::Speculator) drives a single one,
+/// [`Batch`](crate::Batch) many that join and leave. Plain decoding is decoding with
+/// [`NoDrafter`](crate::NoDrafter).
+///
+/// With a vocabulary ([`with_text`](Self::with_text)) the tokens become text as they come, and stop strings
+/// end it. With a constraint ([`with_constraint`](Self::with_constraint)) every token is drawn under its
+/// mask; tokens that it determines are drafted without asking the drafter.
 ///
 /// After each step the sequence holds the prompt and the output without its last token, all final, exactly
 /// as plain decoding would leave it. After an error it is back at the state before the step, and the step can
 /// be repeated.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Decoding {
     sequence: SequenceId,
     /// Prompt and output.
     context: Vec<TokenId>,
     n_prompt: usize,
+    /// Tokens of the prompt that the sequence held before.
+    n_cached: usize,
     /// Tokens that the sequence holds, all final.
     held: usize,
     config: Config,
     end_tokens: Vec<TokenId>,
+    /// Ids below this may be chosen.
     vocab_size: usize,
+    /// Whether the model has logits for ids that may not be chosen.
+    is_padded: bool,
     max_context: usize,
     sampler: Sampler,
     policy: AdaptiveLength,
+    constrained: Option<Constrained>,
+    text: Option<TextOutput>,
+    scores: Vec<TokenScore>,
     /// What the planned step verifies.
     draft: Draft,
+    /// Whether the constraint proposed it, and not the drafter.
+    is_forced: bool,
     shadow: Option<Shadow>,
     drafter_started: bool,
     stats: Stats,
@@ -118,7 +71,7 @@ impl Decoding {
     /// # Errors
     /// [`Error::EmptyPrompt`]; [`Error::NothingToFeed`] if the sequence holds the whole prompt;
     /// [`Error::ProvisionalTokens`]; [`Error::Sampling`] for parameters out of range; [`Error::Target`] for
-    /// an unknown sequence and for a prompt that exceeds the context.
+    /// an unknown sequence, for ids outside of the vocabulary and for a prompt that exceeds the context.
     pub fn new<M: LanguageModel + ?Sized>(
         model: &M,
         sequence: SequenceId,
@@ -138,6 +91,10 @@ impl Decoding {
             return Err(Error::NothingToFeed { held, prompt: prompt.len() });
         }
         let info = model.info();
+        let vocab_size = info.vocab_size;
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::Target(breakers_core::Error::InvalidToken { token, vocab_size }));
+        }
         if prompt.len() > info.max_context {
             let full = StepError::ContextFull { needed: prompt.len(), limit: info.max_context }.into();
             return Err(Error::Target(full));
@@ -146,13 +103,19 @@ impl Decoding {
             sequence,
             context: prompt.to_vec(),
             n_prompt: prompt.len(),
+            n_cached: held,
             held,
             end_tokens: config.end_tokens.clone().unwrap_or_else(|| info.end_tokens.clone()),
-            vocab_size: info.vocab_size,
+            vocab_size,
+            is_padded: false,
             max_context: info.max_context,
             sampler: Sampler::new(config.sampling.clone(), config.seed),
             policy: AdaptiveLength::new(),
+            constrained: None,
+            text: None,
+            scores: Vec::new(),
             draft: Draft::none(),
+            is_forced: false,
             shadow: None,
             drafter_started: false,
             stats: Stats::default(),
@@ -176,8 +139,40 @@ impl Decoding {
         &mut self.policy
     }
 
-    pub(crate) fn into_result(mut self, finish: FinishReason) -> Speculated {
-        Speculated { tokens: self.context.split_off(self.n_prompt), finish, stats: self.stats }
+    /// Tells which other texts are in the next pass: their number and the rows expected of them. A pass that
+    /// they fill has fewer rows left that cost little, so that less is drafted.
+    pub fn set_others(&mut self, n_texts: usize, n_rows: usize) {
+        self.policy.set_others(Others { texts: n_texts, rows: n_rows });
+    }
+
+    /// Turns the tokens into text, which [`take_text`](Self::take_text) hands out, and ends it before any of
+    /// the stop strings. Ids outside of the vocabulary are never chosen. To be called before the first step.
+    pub fn with_text<S: AsRef<str>>(mut self, vocabulary: Arc<dyn Vocabulary>, stop: &[S]) -> Self {
+        self.is_padded = vocabulary.n_tokens() < self.vocab_size;
+        self.vocab_size = self.vocab_size.min(vocabulary.n_tokens());
+        let mut text = TextOutput::new(vocabulary, stop);
+        if self.finish.is_some() {
+            text.finish();
+        }
+        self.text = Some(text);
+        self
+    }
+
+    /// Lets the constraint decide which tokens may be chosen, from the first token of the output on. To be
+    /// called before the first step.
+    pub fn with_constraint(mut self, constraint: Box<dyn Constraint>) -> Self {
+        self.constrained = Some(Constrained::new(constraint, self.vocab_size));
+        self
+    }
+
+    /// What came of the text. Of one that has not ended, the reason is [`FinishReason::Cancelled`].
+    pub fn into_result(mut self) -> Speculated {
+        Speculated {
+            finish: self.finish.unwrap_or(FinishReason::Cancelled),
+            tokens: self.context.split_off(self.n_prompt),
+            scores: self.scores,
+            stats: self.stats,
+        }
     }
 
     /// The sequence that is extended.
@@ -188,6 +183,41 @@ impl Decoding {
     /// The tokens produced so far.
     pub fn output(&self) -> &[TokenId] {
         &self.context[self.n_prompt..]
+    }
+
+    /// How likely the tokens produced so far were; empty unless [`Config::top_logprobs`] asks for it.
+    pub fn scores(&self) -> &[TokenScore] {
+        &self.scores
+    }
+
+    /// The text that has become certain since the last call: whole characters, and nothing that may yet turn
+    /// out to be the beginning of a stop string. Empty without [`with_text`](Self::with_text).
+    pub fn take_text(&mut self) -> String {
+        self.text.as_mut().map(TextOutput::take).unwrap_or_default()
+    }
+
+    /// Whether the prompt has not been fed to its end.
+    pub fn is_in_prompt(&self) -> bool {
+        self.context.len() == self.n_prompt
+    }
+
+    /// Tokens of the prompt that have not been fed yet.
+    pub fn n_unread(&self) -> usize {
+        self.n_prompt.saturating_sub(self.held)
+    }
+
+    /// The text's settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Tokens that the text took so far.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage::new(self.n_prompt as u64, self.output().len() as u64);
+        usage.cached_prompt = self.n_cached as u64;
+        usage.drafted = self.stats.drafted as u64;
+        usage.accepted = self.stats.accepted as u64;
+        usage
     }
 
     /// Why the text ended, once it has.
@@ -205,22 +235,48 @@ impl Decoding {
         self.finish.get_or_insert(FinishReason::Cancelled);
     }
 
-    /// What to feed next; `None` when the text has ended.
+    /// Whether the arg-max of the raw logits is the next token.
+    fn is_plain_argmax(&self) -> bool {
+        self.config.sampling.is_plain_argmax() && self.constrained.is_none() && !self.is_padded
+    }
+
+    /// What is wanted of rows that a token is chosen after.
+    fn want(&self) -> Want {
+        match (self.is_plain_argmax(), self.config.top_logprobs) {
+            (true, None) => Want::ArgMax,
+            (true, Some(n)) => Want::TopK(n.max(1)),
+            (false, _) => Want::Logits,
+        }
+    }
+
+    /// What to feed next, in a step of at most `max_rows` rows (and one at least); `None` when the text has
+    /// ended.
     ///
-    /// The first step is the prompt, without a draft.
+    /// The first steps are the prompt, in as many chunks as it takes, without a draft.
     ///
     /// # Errors
-    /// Those of the drafter, and of [`Draft::validate`] for what it proposes.
-    pub fn plan<D: Drafter + ?Sized>(&mut self, drafter: &mut D) -> Result<Option<Step>> {
+    /// Those of the drafter and of the constraint, and of [`Draft::validate`] for what the drafter proposes.
+    pub fn plan<D: Drafter + ?Sized>(&mut self, drafter: &mut D, max_rows: usize) -> Result<Option<Step>> {
         if self.finish.is_some() {
             return Ok(None);
         }
-        let want = if self.config.sampling.is_plain_argmax() { Want::ArgMax } else { Want::Logits };
+        let (want, max_rows) = (self.want(), max_rows.max(1));
         self.draft = Draft::none();
-        if self.in_prompt() {
-            return Ok(Some(Step::last(self.sequence, self.context[self.held..].to_vec(), want)));
+        if self.is_in_prompt() {
+            let chunk = &self.context[self.held..];
+            return Ok(Some(match chunk.len() > max_rows {
+                true => Step::last(self.sequence, chunk[..max_rows].to_vec(), Want::Nothing),
+                false => Step::last(self.sequence, chunk.to_vec(), want),
+            }));
         }
-        self.draft(drafter)?;
+        if let Err(error) = self.draft(drafter, max_rows - 1) {
+            self.draft = Draft::none();
+            // The constraint may have been following a draft.
+            if let Some(constrained) = &mut self.constrained {
+                constrained.back_to(0)?;
+            }
+            return Err(error);
+        }
         let mut tokens = vec![self.context[self.held]];
         tokens.extend_from_slice(self.draft.tokens());
         let mut step = Step::each(self.sequence, tokens, want);
@@ -232,8 +288,8 @@ impl Decoding {
     }
 
     /// Verifies what the model answered to the planned step, brings the sequence into order, and returns the
-    /// new tokens. `seconds` is what the forward pass took; of a pass shared by several texts, what this one
-    /// is to be charged.
+    /// new tokens, none for a chunk of a prompt but its last. `seconds` is what the forward pass took; of a
+    /// pass shared by several texts, what this one is to be charged.
     ///
     /// # Errors
     /// [`Error::MissingOutput`], [`Error::Sampling`], [`Error::ImpossibleProposal`], [`Error::Target`].
@@ -249,13 +305,16 @@ impl Decoding {
         D: Drafter + ?Sized,
     {
         let settled = self.absorb_shared(model, drafter, step, seconds)?;
-        self.record_pass(settled.rows, settled.seconds, settled.tokens);
+        self.record_pass(&settled);
         Ok(&self.context[self.context.len() - settled.tokens..])
     }
 
-    /// As [`absorb`](Self::absorb), for a pass that several texts share: what it cost all of them together is told
-    /// by [`record_pass`](Self::record_pass), once it is known.
-    pub(crate) fn absorb_shared<M, D>(
+    /// As [`absorb`](Self::absorb), for a pass that several texts share: what it cost all of them together is
+    /// told by [`record_pass`](Self::record_pass), once it is known.
+    ///
+    /// # Errors
+    /// As [`absorb`](Self::absorb).
+    pub fn absorb_shared<M, D>(
         &mut self,
         model: &mut M,
         drafter: &mut D,
@@ -266,25 +325,46 @@ impl Decoding {
         M: LanguageModel + ?Sized,
         D: Drafter + ?Sized,
     {
-        self.settle(model, drafter, step, seconds).inspect_err(|_| self.abandon(model))
+        let settled = self.settle(model, drafter, step, seconds);
+        settled.inspect_err(|_| self.abandon(model))
     }
 
-    /// Notes what a pass cost all texts in it together, and the tokens that it gave them. Prompts do not count.
-    pub(crate) fn record_pass(&mut self, rows: usize, seconds: f64, tokens: usize) {
-        if rows > 0 {
-            self.policy.record_step(rows, seconds, tokens);
+    /// Notes what a pass cost all texts in it together, and the tokens that it gave them: the sum of what
+    /// [`absorb_shared`](Self::absorb_shared) returned for each.
+    pub fn record_pass(&mut self, pass: &Pass) {
+        if pass.rows > 0 {
+            self.policy.record_step(pass.rows, pass.seconds, pass.tokens);
         }
     }
 
     /// Takes back the provisional tokens of a step that is not going to be absorbed. A failed
     /// [`absorb`](Self::absorb) does so itself, and a failed forward pass leaves none.
-    pub fn abandon<M: LanguageModel + ?Sized>(&self, model: &mut M) {
+    pub fn abandon<M: LanguageModel + ?Sized>(&mut self, model: &mut M) {
+        if let Some(constrained) = &mut self.constrained
+            && let Err(error) = constrained.back_to(0)
+        {
+            tracing::warn!(%error, "the constraint could not be taken back");
+        }
         let held = model.len(self.sequence).unwrap_or(self.held);
         if held > self.held
             && let Err(error) = model.truncate(self.sequence, self.held)
         {
             tracing::warn!(%error, held, expected = self.held, "provisional tokens could not be taken back");
         }
+    }
+
+    /// Takes in a chunk of the prompt that is not its last.
+    fn settle_chunk<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        n_rows: usize,
+        seconds: f64,
+    ) -> Result<Pass> {
+        model.commit(self.sequence, n_rows).map_err(Error::Target)?;
+        self.held += n_rows;
+        self.stats.prompt_tokens += n_rows;
+        self.stats.prefill_seconds += seconds;
+        Ok(Pass { rows: 0, seconds, tokens: 0 })
     }
 
     /// Verifies a step.
@@ -294,14 +374,26 @@ impl Decoding {
         D: Drafter + ?Sized,
     {
         let begun = Instant::now();
-        let in_prompt = self.in_prompt();
+        let in_prompt = self.is_in_prompt();
         let n_rows = step.tokens.len();
+        if in_prompt && self.held + n_rows < self.n_prompt {
+            return self.settle_chunk(model, n_rows, seconds);
+        }
         let verdict = self.verify(step)?;
         let mut emitted: Vec<TokenId> = verdict.path.iter().map(|&row| self.draft.tokens()[row]).collect();
         emitted.push(verdict.next);
         let left = self.config.max_tokens - self.output().len();
         let end = emitted.iter().position(|t| self.end_tokens.contains(t));
         emitted.truncate(left.min(end.map_or(usize::MAX, |end| end + 1)));
+        let mut text = self.text.clone();
+        let stopped = text.as_mut().and_then(|text| {
+            emitted.iter().position(|token| !self.end_tokens.contains(token) && text.push(*token))
+        });
+        if let Some(last) = stopped {
+            emitted.truncate(last + 1);
+        }
+        let scores = self.score(step, &verdict, &emitted)?;
+        self.follow(&emitted)?;
 
         // Of a draft, the sequence keeps what stands before the last token of the output.
         let keep = if in_prompt { n_rows } else { emitted.len() };
@@ -315,7 +407,13 @@ impl Decoding {
         model.commit(self.sequence, keep).map_err(Error::Target)?;
         self.held += keep;
         self.context.extend_from_slice(&emitted);
-        self.finish = if end.is_some_and(|end| end < emitted.len()) {
+        self.scores.extend(scores);
+        if let Some(constrained) = &mut self.constrained {
+            constrained.keep();
+        }
+        self.finish = if stopped.is_some() {
+            Some(FinishReason::Stop)
+        } else if end.is_some_and(|end| end < emitted.len()) {
             Some(FinishReason::EndOfText)
         } else if self.output().len() == self.config.max_tokens {
             Some(FinishReason::Length)
@@ -324,6 +422,13 @@ impl Decoding {
         } else {
             None
         };
+        if let (Some(text), Some(finish)) = (&mut text, self.finish)
+            && finish != FinishReason::Stop
+            && text.finish()
+        {
+            self.finish = Some(FinishReason::Stop);
+        }
+        self.text = text;
 
         let seconds = seconds + begun.elapsed().as_secs_f64();
         self.stats.emitted += emitted.len();
@@ -335,21 +440,17 @@ impl Decoding {
             self.learn(&verdict);
             let n_accepted = verdict.path.len().min(emitted.len());
             self.stats.record_step(self.draft.len(), n_accepted, seconds);
-            if !self.draft.is_empty() {
+            if !self.draft.is_empty() && !self.is_forced {
                 drafter.observe(&Outcome { context: &self.context, n_drafted: self.draft.len(), n_accepted });
             }
         }
         Ok(Pass { rows: if in_prompt { 0 } else { n_rows }, seconds, tokens: emitted.len() })
     }
 
-    /// Whether the next step is the prompt's.
-    fn in_prompt(&self) -> bool {
-        self.context.len() == self.n_prompt
-    }
-
     /// Asks the drafter for the tokens to verify in the next step.
-    fn draft<D: Drafter + ?Sized>(&mut self, drafter: &mut D) -> Result<()> {
-        let max = self.config.draft_length.max();
+    fn draft<D: Drafter + ?Sized>(&mut self, drafter: &mut D, max_rows: usize) -> Result<()> {
+        self.is_forced = false;
+        let max = self.config.draft_length.max().min(max_rows);
         if max == 0 {
             return Ok(());
         }
@@ -362,6 +463,13 @@ impl Decoding {
         // A step hands out one token more than it verifies, and its rows need room in the context.
         let left = self.config.max_tokens - self.output().len();
         let limit = max.min(left - 1).min(self.max_context - self.held - 1);
+        if let Some(constrained) = &mut self.constrained {
+            let forced = constrained.forced(limit)?;
+            if !forced.is_empty() {
+                (self.draft, self.is_forced) = (forced, true);
+                return Ok(());
+            }
+        }
         let adaptive = matches!(self.config.draft_length, DraftLength::Adaptive { .. });
         let budget = if adaptive { self.policy.budget(limit, drafter.stops_itself()) } else { limit };
         if budget == 0 {
@@ -382,9 +490,16 @@ impl Decoding {
         self.stats.draft_seconds += seconds;
         self.stats.catch_up_seconds += catch_up;
         draft.validate(budget, self.vocab_size)?;
+        let n_proposed = draft.len();
+        // Tokens that were drawn must all be verified; see `DraftRequest::pays`.
+        if let Some(constrained) = self.constrained.as_mut().filter(|_| draft.proposals().is_none()) {
+            let fitting = constrained.fitting(&draft, &self.end_tokens)?;
+            if fitting.len() < draft.len() {
+                draft.select(&fitting);
+            }
+        }
         if adaptive {
-            self.policy.record_draft(draft.len(), seconds - catch_up, catch_up);
-            // Tokens that were drawn must all be verified; see `DraftRequest::pays`.
+            self.policy.record_draft(n_proposed, seconds - catch_up, catch_up);
             if draft.proposals().is_none() && draft.parents().is_none() {
                 let keep = self.policy.keep(draft.len(), draft.confidences());
                 if keep < draft.len() {
@@ -398,43 +513,6 @@ impl Decoding {
         Ok(())
     }
 
-    /// Finds what the target agrees with, and its own next token.
-    fn verify(&mut self, step: &Step) -> Result<Verdict> {
-        let rows = step.tokens.len();
-        let missing = |row: usize| Error::MissingOutput { row, rows, want: step.want(row) };
-        let first = rows - 1 - self.draft.len();
-        let row_of = |path: &[usize]| first + path.last().map_or(0, |row| row + 1);
-        if self.config.sampling.is_plain_argmax() {
-            return verify::by_draw(&self.draft, |path| {
-                let row = row_of(path);
-                step.outputs.get(row).and_then(|o| o.output.best()).ok_or_else(|| missing(row))
-            });
-        }
-        // Accepted tokens are history to those after them.
-        let n_context = self.context.len();
-        let mut history = std::mem::take(&mut self.context);
-        let sampling = &self.config.sampling;
-        let tokens = self.draft.tokens();
-        let mut distribution = |path: &[usize]| {
-            let row = row_of(path);
-            let logits = match step.outputs.get(row).map(|o| &o.output) {
-                Some(breakers_core::Output::Logits(logits)) => logits,
-                _ => return Err(missing(row)),
-            };
-            history.truncate(n_context);
-            history.extend(path.iter().map(|&row| tokens[row]));
-            Ok(sampling.distribution(logits, &history)?)
-        };
-        let sampler = &mut self.sampler;
-        let verdict = match self.draft.proposals() {
-            Some(proposals) => verify::by_rejection(&self.draft, proposals, distribution, sampler),
-            None => verify::by_draw(&self.draft, |path| Ok(sampler.draw(&distribution(path)?))),
-        };
-        history.truncate(n_context);
-        self.context = history;
-        verdict
-    }
-
     /// Notes which tokens of a draft were accepted.
     fn learn(&mut self, verdict: &Verdict) {
         let refused = self.draft.children(verdict.path.last().copied()).next();
@@ -442,7 +520,10 @@ impl Decoding {
             verdict.path.iter().copied().map(|row| (row, true)).chain(refused.map(|row| (row, false)));
         for (position, (row, accepted)) in judged.enumerate() {
             let confidence = self.draft.confidences().map(|c| c[row]);
-            self.policy.record_acceptance(position, confidence, accepted);
+            // What the constraint proposed says nothing about the drafter.
+            if !self.is_forced {
+                self.policy.record_acceptance(position, confidence, accepted);
+            }
             self.stats.record_position(position, accepted);
         }
         if let Some(mut shadow) = self.shadow.take() {
@@ -456,61 +537,21 @@ impl Decoding {
 }
 
 /// What a forward pass, or a text's part of it, took and gave.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pass {
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Pass {
     /// Rows, those of prompts not counted.
-    pub(crate) rows: usize,
-    pub(crate) seconds: f64,
-    pub(crate) tokens: usize,
+    pub rows: usize,
+    /// Time of the wall clock, verification included.
+    pub seconds: f64,
+    /// Tokens produced.
+    pub tokens: usize,
 }
 
-/// A proposal that was not verified to its end, to be compared with the text as it comes.
-#[derive(Clone, Debug)]
-struct Shadow {
-    draft: Draft,
-    /// Where in the context its first token would stand.
-    at: usize,
-    /// Tokens that were judged already.
-    n_judged: usize,
-    /// Whether the text may still go on like the proposal.
-    open: bool,
-}
-
-impl Shadow {
-    /// Positions that the text decides for the first time, and whether their tokens were right.
-    fn judge(&mut self, context: &[TokenId]) -> impl Iterator<Item = (usize, bool)> + use<> {
-        let text = &context[self.at.min(context.len())..];
-        let n = text.len().min(self.draft.len());
-        let n_equal = text.iter().zip(self.draft.tokens()).take_while(|(a, b)| a == b).count();
-        let decided = self.n_judged..n.min(n_equal + 1);
-        self.n_judged = self.n_judged.max(decided.end);
-        self.open = n_equal == n && n < self.draft.len();
-        decided.map(move |position| (position, position < n_equal))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proposal_that_was_not_verified_is_judged_by_the_text() {
-        // The draft 5 6 7 8 after a context of two tokens, of which `n_judged` were verified.
-        let check = |n_judged, texts: &[&[TokenId]], expected: &[(usize, bool)], open| {
-            let draft = Draft::chain(vec![5, 6, 7, 8]);
-            let mut shadow = Shadow { draft, at: 2, n_judged, open: true };
-            let found: Vec<_> =
-                texts.iter().flat_map(|text| shadow.judge(&[&[1, 2], *text].concat())).collect();
-            assert_eq!((&found[..], shadow.open), (expected, open), "{n_judged} judged, {texts:?}");
-        };
-        check(0, &[&[5]], &[(0, true)], true);
-        check(0, &[&[5], &[5, 6], &[5, 6, 9]], &[(0, true), (1, true), (2, false)], false);
-        check(0, &[&[9, 6]], &[(0, false)], false);
-        check(0, &[&[5, 6, 7, 8, 9]], &[(0, true), (1, true), (2, true), (3, true)], false);
-        // Verified tokens are not judged again, and nothing follows from one that was refused.
-        check(2, &[&[5, 6, 7]], &[(2, true)], true);
-        check(2, &[&[5, 6]], &[], true);
-        check(2, &[&[5, 9]], &[], false);
-        check(2, &[&[5, 6, 1]], &[(2, false)], false);
+impl std::ops::AddAssign for Pass {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.seconds += other.seconds;
+        self.tokens += other.tokens;
     }
 }

@@ -226,6 +226,34 @@ impl Draft {
         })
     }
 
+    /// The token that token `row` follows; `None` if it follows the context.
+    pub fn parent(&self, row: usize) -> Option<usize> {
+        match &self.parents {
+            Some(parents) => parents.get(row).copied().flatten(),
+            None => row.checked_sub(1),
+        }
+    }
+
+    /// Keeps the tokens at the given indices, which ascend; a token whose parent is dropped must be dropped, too.
+    pub(crate) fn select(&mut self, rows: &[usize]) {
+        fn pick<T: Clone>(values: &mut Vec<T>, rows: &[usize]) {
+            *values = rows.iter().map(|&row| values[row].clone()).collect();
+        }
+        pick(&mut self.tokens, rows);
+        if let Some(parents) = &mut self.parents {
+            pick(parents, rows);
+            for parent in parents.iter_mut().flatten() {
+                *parent = rows.partition_point(|row| row < parent);
+            }
+        }
+        if let Some(proposals) = &mut self.proposals {
+            pick(proposals, rows);
+        }
+        if let Some(confidences) = &mut self.confidences {
+            pick(confidences, rows);
+        }
+    }
+
     /// Drops all tokens from index `n` on.
     pub fn truncate(&mut self, n: usize) {
         self.tokens.truncate(n);
@@ -309,6 +337,18 @@ mod tests {
             assert!(found.starts_with(expected), "{draft:?} gave {found}");
         }
         Draft::tree(vec![0, 1], vec![None, Some(0)]).with_proposals(certain(2)).validate(2, 2).unwrap();
+    }
+
+    #[test]
+    fn selected_tokens_keep_their_parents() {
+        let tree = Draft::tree(vec![1, 2, 3, 4, 5], vec![None, Some(0), None, Some(2), Some(3)]);
+        let mut draft = tree.with_confidences(vec![0.1, 0.2, 0.3, 0.4, 0.5]);
+        draft.select(&[0, 2, 3]);
+        draft.validate(3, 9).unwrap();
+        assert_eq!((draft.tokens(), draft.parents()), (&[1, 3, 4][..], Some(&[None, None, Some(1)][..])));
+        assert_eq!(draft.confidences(), Some(&[0.1, 0.3, 0.4][..]));
+        assert_eq!((draft.parent(2), draft.parent(1)), (Some(1), None));
+        assert_eq!((Draft::chain(vec![7, 8]).parent(1), Draft::chain(vec![7]).parent(0)), (Some(0), None));
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub enum Error {
     /// Logits that cannot be sampled from, or sampling parameters out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The constraint of the text failed, or leaves no token.
+    #[error(transparent)]
+    Constraint(#[from] breakers_core::ConstraintError),
     /// Draft and target model have different tokenizers, so that a draft's ids would mean something else.
     #[error("the draft model's tokenizer differs from the target's: expected {expected}, found {found}")]
     TokenizerMismatch {

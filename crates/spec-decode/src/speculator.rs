@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use breakers_core::{FinishReason, LanguageModel, SequenceId, TokenId};
+use breakers_core::{LanguageModel, SequenceId, TokenId};
 
 use crate::{AdaptiveLength, Config, Decoding, Drafter, Error, Result, Speculated};
 
@@ -78,12 +78,28 @@ impl<D: Drafter> Speculator<D> {
         mut on_tokens: impl FnMut(&[TokenId]) -> ControlFlow<()>,
     ) -> Result<Speculated> {
         let mut decoding = Decoding::new(model, sequence, prompt, config)?;
+        self.drive(model, &mut decoding, |decoding, n| {
+            on_tokens(&decoding.output()[decoding.output().len() - n..])
+        })?;
+        Ok(decoding.into_result())
+    }
+
+    /// Runs a text to its end, with what was learned from earlier ones. After each step `on_step` receives it
+    /// with the number of its new tokens, and can end it.
+    ///
+    /// # Errors
+    /// As [`continue_sequence`](Self::continue_sequence).
+    pub fn drive<M: LanguageModel + ?Sized>(
+        &mut self,
+        model: &mut M,
+        decoding: &mut Decoding,
+        mut on_step: impl FnMut(&mut Decoding, usize) -> ControlFlow<()>,
+    ) -> Result<()> {
         std::mem::swap(decoding.policy_mut(), &mut self.policy);
         let result = loop {
-            let step = advance(&mut decoding, model, &mut self.drafter, &mut on_tokens);
-            match step {
-                Ok(Some(finish)) => break Ok(finish),
-                Ok(None) => {}
+            match advance(decoding, model, &mut self.drafter, &mut on_step) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
                 Err(error) => {
                     decoding.abandon(model);
                     break Err(error);
@@ -91,28 +107,28 @@ impl<D: Drafter> Speculator<D> {
             }
         };
         std::mem::swap(decoding.policy_mut(), &mut self.policy);
-        Ok(decoding.into_result(result?))
+        result
     }
 }
 
-/// One step of a single text; the reason of its end, if it has ended.
+/// One step of a single text; whether there was any.
 fn advance<M: LanguageModel + ?Sized, D: Drafter + ?Sized>(
     decoding: &mut Decoding,
     model: &mut M,
     drafter: &mut D,
-    on_tokens: &mut impl FnMut(&[TokenId]) -> ControlFlow<()>,
-) -> Result<Option<FinishReason>> {
-    if let Some(step) = decoding.plan(drafter)? {
-        let begun = Instant::now();
-        let mut steps = [step];
-        model.forward(&mut steps).map_err(Error::Target)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let [step] = steps;
-        if on_tokens(decoding.absorb(model, drafter, &step, seconds)?).is_break() {
-            decoding.cancel();
-        }
+    on_step: &mut impl FnMut(&mut Decoding, usize) -> ControlFlow<()>,
+) -> Result<bool> {
+    let Some(step) = decoding.plan(drafter, usize::MAX)? else { return Ok(false) };
+    let begun = Instant::now();
+    let mut steps = [step];
+    model.forward(&mut steps).map_err(Error::Target)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let [step] = steps;
+    let n_tokens = decoding.absorb(model, drafter, &step, seconds)?.len();
+    if on_step(decoding, n_tokens).is_break() {
+        decoding.cancel();
     }
-    Ok(decoding.finish())
+    Ok(true)
 }
 
 /// Continues a prompt with a drafter that is used for this one text; see

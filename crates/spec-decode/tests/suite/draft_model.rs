@@ -96,7 +96,7 @@ fn a_draft_model_with_less_room_stops_drafting_and_nothing_else() {
 fn padded_vocabularies_may_differ() {
     // The larger vocabulary's additional ids are the most likely ones by far.
     let padded = |n: usize, base: LogitsFn| -> LogitsFn {
-        std::rc::Rc::new(move |text| {
+        std::sync::Arc::new(move |text| {
             let mut logits = base(text);
             logits.resize(n, 99.0);
             logits
@@ -168,7 +168,7 @@ fn an_error_of_the_draft_model_names_it() {
 #[test]
 fn an_unlikely_token_ends_the_draft() {
     // Uniform: every token has probability 1/30.
-    let uniform: LogitsFn = std::rc::Rc::new(|_| vec![0.0; VOCAB]);
+    let uniform: LogitsFn = std::sync::Arc::new(|_| vec![0.0; VOCAB]);
     for (min_probability, expected) in [(0.0, 5), (0.03, 5), (0.04, 1)] {
         let mut drafter =
             model_drafter(uniform.clone(), VOCAB, ModelDraftConfig { min_probability, ..Default::default() });

@@ -94,7 +94,7 @@ fn greedy_decoding_asks_for_the_arg_max_only() {
         let mut drafter = NgramDrafter::default();
         let mut decoding = Decoding::new(&model, sequence, &[1, 2, 3], &config).unwrap();
         let mut n_rows = 0;
-        while let Some(step) = decoding.plan(&mut drafter).unwrap() {
+        while let Some(step) = decoding.plan(&mut drafter, usize::MAX).unwrap() {
             let wants: Vec<Want> = (0..step.tokens.len()).map(|row| step.want(row)).collect();
             if n_rows == 0 {
                 assert_eq!(wants, [Want::Nothing, Want::Nothing, expected]);
@@ -196,7 +196,7 @@ fn an_error_leaves_the_sequence_at_the_tokens_handed_out() {
     }
     // Logits that go bad in the middle of a draft, after rows that were fine.
     let broken: LogitsFn =
-        std::rc::Rc::new(
+        std::sync::Arc::new(
             move |text| {
                 if text.len() > 40 { vec![f32::NAN; VOCAB] } else { repetitive(VOCAB, 3)(text) }
             },
@@ -263,7 +263,7 @@ fn a_step_that_was_not_answered_can_be_repeated() {
     let sequence = model.open().unwrap();
     let mut drafter = NgramDrafter::default();
     let mut decoding = Decoding::new(&model, sequence, &[1, 2, 3], &config(80, 4)).unwrap();
-    while let Some(step) = decoding.plan(&mut drafter).unwrap() {
+    while let Some(step) = decoding.plan(&mut drafter, usize::MAX).unwrap() {
         let n = decoding.output().len();
         let mut steps = [step];
         model.forward(&mut steps).unwrap();
@@ -273,7 +273,7 @@ fn a_step_that_was_not_answered_can_be_repeated() {
         assert_eq!((decoding.output().len(), decoding.finish()), (n, None));
         // The provisional tokens are gone; a second attempt succeeds.
         drop(outputs);
-        let Some(step) = decoding.plan(&mut drafter).unwrap() else { panic!("no step") };
+        let Some(step) = decoding.plan(&mut drafter, usize::MAX).unwrap() else { panic!("no step") };
         let mut steps = [step];
         model.forward(&mut steps).unwrap();
         decoding.absorb(&mut model, &mut drafter, &steps[0], 0.0).unwrap();
@@ -296,7 +296,7 @@ fn many_texts_share_a_forward_pass() {
         let mut steps = Vec::new();
         let mut owners = Vec::new();
         for (i, (decoding, drafter)) in texts.iter_mut().enumerate() {
-            if let Some(step) = decoding.plan(drafter).unwrap() {
+            if let Some(step) = decoding.plan(drafter, usize::MAX).unwrap() {
                 steps.push(step);
                 owners.push(i);
             }
@@ -356,7 +356,7 @@ fn adaptive_lengths_follow_what_steps_cost() {
         let mut drafter = NgramDrafter::default();
         let mut decoding = Decoding::new(&model, sequence, &[1, 2, 3], &config).unwrap();
         let mut seconds = 0.0;
-        while let Some(step) = decoding.plan(&mut drafter).unwrap() {
+        while let Some(step) = decoding.plan(&mut drafter, usize::MAX).unwrap() {
             let mut steps = [step];
             model.forward(&mut steps).unwrap();
             let cost = cost(steps[0].tokens.len());

@@ -4,9 +4,13 @@ mod toy;
 
 mod adaptive;
 mod batch;
+mod bytes;
+mod constrained;
 mod draft_model;
 mod driver;
+mod engine;
 mod enumeration;
 mod greedy;
 mod sampling;
 mod support;
+mod text;

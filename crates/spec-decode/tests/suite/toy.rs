@@ -2,7 +2,7 @@
 // crate's documentation.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use breakers_core::{
     Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, StepError, TokenId, Want,
@@ -10,7 +10,7 @@ use breakers_core::{
 };
 
 /// Logits of the next token as a function of all tokens before it.
-pub(crate) type LogitsFn = Rc<dyn Fn(&[TokenId]) -> Vec<f32>>;
+pub(crate) type LogitsFn = Arc<dyn Fn(&[TokenId]) -> Vec<f32> + Send + Sync>;
 
 /// What a [`Toy`] insists on; a breach panics.
 #[derive(Clone, Copy, PartialEq)]
@@ -39,6 +39,8 @@ pub(crate) struct Toy {
     pub(crate) logits: LogitsFn,
     /// Number of the forward pass (from 0) that fails.
     pub(crate) fail_at: Option<usize>,
+    /// The sequence whose steps fail.
+    pub(crate) fail_sequence: Option<SequenceId>,
     /// Tokens that cannot be truncated any more once they are final.
     pub(crate) evicts: bool,
     pub(crate) n_forwards: usize,
@@ -55,6 +57,7 @@ impl Toy {
             rules: Rules::Tidy,
             logits,
             fail_at: None,
+            fail_sequence: None,
             evicts: false,
             n_forwards: 0,
             n_rows: 0,
@@ -138,6 +141,9 @@ impl LanguageModel for Toy {
     fn forward(&mut self, steps: &mut [Step]) -> Result<()> {
         for step in steps.iter() {
             self.check_step(step)?;
+        }
+        if let Some(at) = steps.iter().position(|step| Some(step.sequence) == self.fail_sequence) {
+            return Err(Error::Engine("told to fail".into()).at_step(at, steps[at].sequence));
         }
         self.n_forwards += 1;
         if self.fail_at == Some(self.n_forwards - 1) {
@@ -247,7 +253,7 @@ pub(crate) fn noise(seed: u64, values: &[u32]) -> f32 {
 }
 
 pub(crate) fn markov(vocab_size: usize, order: usize, sharpness: f32, seed: u64) -> LogitsFn {
-    Rc::new(move |context| {
+    Arc::new(move |context| {
         let mut key = context[context.len().saturating_sub(order)..].to_vec();
         key.push(0);
         let logit = |token: u32| {
@@ -259,7 +265,7 @@ pub(crate) fn markov(vocab_size: usize, order: usize, sharpness: f32, seed: u64)
 }
 
 pub(crate) fn repetitive(vocab_size: usize, seed: u64) -> LogitsFn {
-    Rc::new(move |context| {
+    Arc::new(move |context| {
         let n = context.len() as u32;
         let mut key = context[context.len().saturating_sub(2)..].to_vec();
         key.push(n);
@@ -275,7 +281,7 @@ pub(crate) fn repetitive(vocab_size: usize, seed: u64) -> LogitsFn {
 /// A model that agrees with another one mostly: its logits plus noise.
 #[allow(dead_code)]
 pub(crate) fn perturbed(logits: LogitsFn, amount: f32, seed: u64) -> LogitsFn {
-    Rc::new(move |context| {
+    Arc::new(move |context| {
         let mut key = context[context.len().saturating_sub(4)..].to_vec();
         key.push(0);
         let mut out = logits(context);

@@ -1,0 +1,94 @@
+use breakers_core::{FinishReason, SamplingConfig, TokenId, TokenLogprob};
+
+use crate::Stats;
+
+/// How many tokens are drafted in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DraftLength {
+    /// As many as the drafter has, up to this. Runs are repeatable in every respect but their times.
+    Fixed(usize),
+    /// As many as pay off by the costs measured, 0 included. As they follow the clock, statistics differ
+    /// from run to run; tokens do not, except those sampled with a drafter that samples itself, whose
+    /// distribution stays the same.
+    Adaptive {
+        /// Draft tokens at most.
+        max: usize,
+    },
+}
+
+impl DraftLength {
+    /// Draft tokens at most.
+    pub fn max(self) -> usize {
+        match self {
+            DraftLength::Fixed(n) | DraftLength::Adaptive { max: n } => n,
+        }
+    }
+}
+
+/// Settings of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// New tokens at most.
+    pub max_tokens: usize,
+    /// How the target's tokens are chosen.
+    pub sampling: SamplingConfig,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// Tokens that end the text, and are part of it. `None`: those of the target's
+    /// [`ModelInfo`](breakers_core::ModelInfo).
+    pub end_tokens: Option<Vec<TokenId>>,
+    /// How many tokens are drafted.
+    pub draft_length: DraftLength,
+    /// `Some(n)`: the log-probability of each token, and the `n` most likely ones of its place. `None`:
+    /// neither.
+    pub top_logprobs: Option<usize>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            sampling: SamplingConfig::greedy(),
+            seed: 0,
+            end_tokens: None,
+            draft_length: DraftLength::Adaptive { max: 16 },
+            top_logprobs: None,
+        }
+    }
+}
+
+impl Config {
+    /// The published setting for a draft model: a fixed length of 4.
+    ///
+    /// # Source
+    /// Chen et al. (arXiv 2302.01318), table 1.
+    pub fn paper() -> Self {
+        Self { draft_length: DraftLength::Fixed(4), ..Self::default() }
+    }
+}
+
+/// How likely a token of the output was.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TokenScore {
+    /// Natural logarithm of its probability under the target's full softmax, before penalties, constraint and
+    /// temperature.
+    pub logprob: f32,
+    /// The most likely tokens of its place, best first: as many as [`Config::top_logprobs`] asks for.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A finished continuation.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Speculated {
+    /// Tokens produced, end token included.
+    pub tokens: Vec<TokenId>,
+    /// How likely each was; empty unless [`Config::top_logprobs`] asks for it.
+    pub scores: Vec<TokenScore>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// What it took.
+    pub stats: Stats,
+}

@@ -1,0 +1,439 @@
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use breakers_core::{
+    Alternative, CallError, ChatFormat, ChatModel, ChatReply, ChatRequest, Constraint, Delta, EncodeOptions,
+    FinishReason, LanguageModel, ModelCard, ModelInfo, OnDelta, Prompt, ResponseFormat, ScoredToken, Timings,
+    TokenId, Tokenizer, ToolChoice, Vocabulary,
+};
+
+use self::driver::{Driver, Event, Job, Ticket};
+use crate::{Config, DraftLength, Drafter, NoDrafter, Result, TokenScore};
+
+mod driver;
+
+/// Settings of an [`Engine`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct EngineConfig {
+    /// Texts that are generated at a time; further requests wait for one to end.
+    pub max_texts: usize,
+    /// Rows of a forward pass, which bounds how long the others wait while a prompt is read.
+    pub max_rows: usize,
+    /// How many tokens are drafted.
+    pub draft_length: DraftLength,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_texts: 8, max_rows: 128, draft_length: DraftLength::Adaptive { max: 16 } }
+    }
+}
+
+/// Makes the constraint of a request; `None` if it asks for none.
+type MakeConstraint = dyn Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync;
+
+/// Any language model as a [`ChatModel`], with any drafter and any constraint.
+///
+/// Requests may come from several threads at once. They share the passes of the one model: whoever waits for
+/// an answer runs the next pass for all of them, so that no thread is started and none is idle while there is
+/// work. Each answer is the one that the request would have had alone.
+///
+/// # Determinism
+/// The same seed gives the same answer, unless the drafter itself samples (see
+/// [`Proposal::Sampled`](crate::Proposal::Sampled)): the distribution is the same then.
+///
+/// # Limits
+/// Functions to be called are refused: what a model writes for a call depends on its family. Answers by a
+/// schema need [`with_constraints`](Self::with_constraints).
+///
+/// # Example
+/// ```
+/// # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
+/// # mod bytes { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/bytes.rs")); }
+/// use std::{ops::ControlFlow, sync::Arc};
+/// use breakers_core::{CallError, ChatModel, ChatRequest};
+/// use breakers_spec_decode::{Engine, NgramDrafter};
+///
+/// # fn main() -> Result<(), CallError> {
+/// // Any `LanguageModel` and any `Tokenizer` will do.
+/// # let (model, tokenizer) = (toy::Toy::repetitive(256, 7), bytes::Bytes);
+/// let engine = Engine::new(model, Arc::new(tokenizer)).with_drafter(|| Ok(NgramDrafter::default()));
+/// let request = ChatRequest::new("Once upon a time").with_max_tokens(40);
+/// let reply = engine.chat(&request, &mut |_delta| ControlFlow::Continue(()))?;
+/// assert_eq!(reply.usage.completion, 40);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine<M, D = NoDrafter> {
+    info: ModelInfo,
+    card: ModelCard,
+    config: EngineConfig,
+    tokenizer: Arc<dyn Tokenizer>,
+    format: Option<Arc<dyn ChatFormat>>,
+    make_constraint: Option<Box<MakeConstraint>>,
+    shared: Mutex<Shared<M, D>>,
+    /// Told when mail was delivered, and when the driver is free.
+    wake: Condvar,
+}
+
+struct Shared<M, D> {
+    /// `None` while somebody runs a pass.
+    driver: Option<Driver<M, D>>,
+    queue: VecDeque<(Ticket, Job)>,
+    /// Those who no longer wait.
+    gone: Vec<Ticket>,
+    mail: HashMap<Ticket, Vec<Event>>,
+    n_tickets: u64,
+    /// A pass ended in a panic, so that there is no driver any more.
+    is_broken: bool,
+}
+
+/// A pass of the model ended in a panic.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine has stopped: a forward pass panicked")]
+struct Broken;
+
+impl<M: LanguageModel> Engine<M> {
+    /// Plain decoding, without conversations: texts and tokens are continued.
+    pub fn new(model: M, tokenizer: Arc<dyn Tokenizer>) -> Self {
+        let info = model.info().clone();
+        let mut card = ModelCard::new(info.name.clone());
+        card.max_context = Some(info.max_context);
+        let can = &mut card.capabilities;
+        (can.text, can.tokens, can.logprobs, can.seed) = (true, true, true, true);
+        let driver = Driver::new(model, Box::new(|| Ok(NoDrafter)));
+        Self {
+            info,
+            card,
+            config: EngineConfig::default(),
+            tokenizer,
+            format: None,
+            make_constraint: None,
+            shared: Mutex::new(Shared::new(driver)),
+            wake: Condvar::new(),
+        }
+    }
+}
+
+impl<M: LanguageModel, D: Drafter> Engine<M, D> {
+    /// The same engine with drafters made by a function, one for each text at a time; they are used again.
+    pub fn with_drafter<E: Drafter>(self, make: impl FnMut() -> Result<E> + Send + 'static) -> Engine<M, E> {
+        let Self { info, card, config, tokenizer, format, make_constraint, shared, wake } = self;
+        let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let driver = shared.driver.map(|driver| driver.with_drafter(Box::new(make)));
+        let shared = Mutex::new(Shared { driver, is_broken: shared.is_broken, ..Shared::empty() });
+        Engine { info, card, config, tokenizer, format, make_constraint, shared, wake }
+    }
+
+    /// The same engine for conversations in this form.
+    pub fn with_format(mut self, format: Arc<dyn ChatFormat>) -> Self {
+        self.format = Some(format);
+        self.card.capabilities.chat = true;
+        self
+    }
+
+    /// The same engine with constraints: the function makes that of a request, and is asked for every
+    /// request, so that it can constrain by [`ChatRequest::response`] or by anything else. A request for a
+    /// form other than text for which it makes none is refused.
+    pub fn with_constraints(
+        mut self,
+        make: impl Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync + 'static,
+    ) -> Self {
+        self.make_constraint = Some(Box::new(make));
+        self.card.capabilities.json = true;
+        self
+    }
+
+    /// The same engine with other settings.
+    pub fn with_config(mut self, config: EngineConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The same engine with another name, revision or price; what it can do stays.
+    pub fn with_card(mut self, card: ModelCard) -> Self {
+        let (capabilities, max_context) = (self.card.capabilities, self.card.max_context);
+        self.card = card;
+        (self.card.capabilities, self.card.max_context) = (capabilities, max_context);
+        self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared<M, D>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unsupported(&self, feature: &str) -> CallError {
+        CallError::unsupported(&self.card.id, feature)
+    }
+
+    /// Checks a request and turns it into what the driver needs.
+    fn prepare(&self, request: &ChatRequest, seed: u64) -> Result<Job, CallError> {
+        if request.tool_choice != ToolChoice::None && !request.tools.is_empty() {
+            return Err(self.unsupported("calling functions"));
+        }
+        if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+            return Err(CallError::bad_request(
+                "tool_choice",
+                "a function is to be called, and none is given",
+            ));
+        }
+        request.sampling.validate()?;
+        let constraint = match &self.make_constraint {
+            Some(make) => make(request)?,
+            None => None,
+        };
+        if constraint.is_none() && request.response != ResponseFormat::Text {
+            return Err(self.unsupported("answers of this form"));
+        }
+        let prompt = self.encode(&request.prompt)?;
+        if prompt.is_empty() {
+            return Err(CallError::bad_request("prompt", "it is empty"));
+        }
+        let config = Config {
+            max_tokens: request.max_tokens.unwrap_or(usize::MAX),
+            sampling: request.sampling.clone(),
+            seed,
+            end_tokens: None,
+            draft_length: self.config.draft_length,
+            top_logprobs: request.top_logprobs,
+        };
+        let vocabulary: Arc<dyn Vocabulary> = self.tokenizer.clone();
+        Ok(Job { prompt, config, stop: request.stop.clone(), constraint, vocabulary })
+    }
+
+    fn encode(&self, prompt: &Prompt) -> Result<Vec<TokenId>, CallError> {
+        let failed = |error: breakers_core::BoxError| CallError::bad_request("prompt", error.to_string());
+        match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text, EncodeOptions::default()).map_err(failed),
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Chat(messages) => {
+                let format = self.format.as_ref().ok_or_else(|| self.unsupported("conversations"))?;
+                let text = format.render(messages, &[]).map_err(failed)?;
+                // The format writes all control tokens itself.
+                let options = EncodeOptions { add_special: false, parse_special: true };
+                self.tokenizer.encode(&text, options).map_err(failed)
+            }
+            _ => Err(self.unsupported("prompts of this kind")),
+        }
+    }
+
+    /// Puts a request into the queue.
+    fn submit(&self, job: Job) -> Waiting<'_, M, D> {
+        let mut shared = self.lock();
+        let ticket = Ticket(shared.n_tickets);
+        shared.n_tickets += 1;
+        shared.mail.insert(ticket, Vec::new());
+        shared.queue.push_back((ticket, job));
+        Waiting { engine: self, ticket }
+    }
+
+    /// What is new of a request. Whoever waits runs the next pass, if nobody else does.
+    fn wait(&self, ticket: Ticket) -> Result<Vec<Event>, CallError> {
+        let mut shared = self.lock();
+        loop {
+            if let Some(events) = shared.mail.get_mut(&ticket).filter(|events| !events.is_empty()) {
+                return Ok(std::mem::take(events));
+            }
+            if shared.is_broken {
+                return Err(CallError::failed(Broken));
+            }
+            let Some(driver) = shared.driver.take() else {
+                shared = self.wake.wait(shared).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let gone = std::mem::take(&mut shared.gone);
+            let room = self.config.max_texts.max(1).saturating_sub(driver.len());
+            let admitted: Vec<(Ticket, Job)> = (0..room).map_while(|_| shared.queue.pop_front()).collect();
+            drop(shared);
+            let mut driving = Driving { engine: self, driver: Some(driver) };
+            let done = driving.run(gone, admitted);
+            shared = driving.give_back(done);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Follows an answer to its end.
+    fn follow(
+        &self,
+        ticket: Ticket,
+        begun: Instant,
+        on_delta: &mut OnDelta<'_>,
+    ) -> Result<ChatReply, CallError> {
+        let mut reply = ChatReply::new("", FinishReason::Cancelled);
+        reply.model.clone_from(&self.card.id);
+        let mut first_token = None;
+        loop {
+            for event in self.wait(ticket)? {
+                if !event.tokens.is_empty() {
+                    first_token.get_or_insert_with(|| begun.elapsed());
+                }
+                reply.usage = event.usage;
+                let flow = self.deliver(&mut reply, event.tokens, event.scores, event.text, on_delta);
+                let finish = match event.end {
+                    Some(end) => Some(end?),
+                    None => flow.is_break().then_some(FinishReason::Cancelled),
+                };
+                if let Some(finish) = finish {
+                    reply.finish = finish;
+                    reply.timings = Timings::new(first_token, begun.elapsed());
+                    return Ok(reply);
+                }
+            }
+        }
+    }
+
+    /// Adds to an answer and tells its receiver.
+    fn deliver(
+        &self,
+        reply: &mut ChatReply,
+        tokens: Vec<TokenId>,
+        scores: Vec<TokenScore>,
+        text: String,
+        on_delta: &mut OnDelta<'_>,
+    ) -> ControlFlow<()> {
+        let bytes = |token: TokenId| self.tokenizer.token_bytes(token).unwrap_or_default();
+        let scored = tokens.iter().zip(scores).map(|(&token, score)| {
+            let mut scored = ScoredToken::new(Some(token), bytes(token), score.logprob);
+            let top = score.top.iter();
+            scored.top = top.map(|t| Alternative::new(Some(t.token), bytes(t.token), t.logprob)).collect();
+            scored
+        });
+        let scored: Vec<ScoredToken> = scored.collect();
+        reply.token_ids.extend(tokens);
+        reply.tokens.extend_from_slice(&scored);
+        reply.text += &text;
+        let mut flow = ControlFlow::Continue(());
+        if !scored.is_empty() {
+            flow = on_delta(Delta::Tokens(scored));
+        }
+        if flow.is_continue() && !text.is_empty() {
+            flow = on_delta(Delta::Text(text));
+        }
+        flow
+    }
+}
+
+impl<M: LanguageModel, D: Drafter> Shared<M, D> {
+    fn empty() -> Self {
+        Self {
+            driver: None,
+            queue: VecDeque::new(),
+            gone: Vec::new(),
+            mail: HashMap::new(),
+            n_tickets: 0,
+            is_broken: false,
+        }
+    }
+
+    fn new(driver: Driver<M, D>) -> Self {
+        Self { driver: Some(driver), ..Self::empty() }
+    }
+}
+
+/// A request whose answer somebody waits for. Dropped, it leaves the batch.
+struct Waiting<'e, M: LanguageModel, D: Drafter> {
+    engine: &'e Engine<M, D>,
+    ticket: Ticket,
+}
+
+impl<M: LanguageModel, D: Drafter> Drop for Waiting<'_, M, D> {
+    fn drop(&mut self) {
+        let mut shared = self.engine.lock();
+        shared.mail.remove(&self.ticket);
+        shared.queue.retain(|(ticket, _)| *ticket != self.ticket);
+        match &mut shared.driver {
+            Some(driver) => driver.drop_text(self.ticket),
+            None => shared.gone.push(self.ticket),
+        }
+    }
+}
+
+/// The driver, while a pass runs. If that panics, everybody hears of it.
+struct Driving<'e, M: LanguageModel, D: Drafter> {
+    engine: &'e Engine<M, D>,
+    driver: Option<Driver<M, D>>,
+}
+
+impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
+    fn run(&mut self, gone: Vec<Ticket>, admitted: Vec<(Ticket, Job)>) -> driver::Done {
+        let Some(driver) = &mut self.driver else { return driver::Done::default() };
+        gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
+        driver.step(admitted, self.engine.config.max_rows)
+    }
+
+    /// Puts the driver back and delivers what it did.
+    fn give_back(mut self, done: driver::Done) -> MutexGuard<'e, Shared<M, D>> {
+        let mut shared = self.engine.lock();
+        shared.driver = self.driver.take();
+        for (ticket, event) in done.events {
+            // Whoever is gone has no mail box.
+            if let Some(mail) = shared.mail.get_mut(&ticket) {
+                mail.push(event);
+            }
+        }
+        for job in done.refused.into_iter().rev() {
+            shared.queue.push_front(job);
+        }
+        shared
+    }
+}
+
+impl<M: LanguageModel, D: Drafter> Drop for Driving<'_, M, D> {
+    fn drop(&mut self) {
+        if self.driver.is_some() {
+            self.engine.lock().is_broken = true;
+            self.engine.wake.notify_all();
+        }
+    }
+}
+
+impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        let begun = Instant::now();
+        let seed = request.seed.unwrap_or_else(fresh_seed);
+        let waiting = self.submit(self.prepare(request, seed)?);
+        let mut reply = self.follow(waiting.ticket, begun, on_delta)?;
+        reply.seed = Some(seed);
+        Ok(reply)
+    }
+
+    /// The requests share passes.
+    fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
+        let begun = Instant::now();
+        let submit = |request: &ChatRequest| {
+            let seed = request.seed.unwrap_or_else(fresh_seed);
+            Ok((self.submit(self.prepare(request, seed)?), seed))
+        };
+        let waiting: Vec<Result<_, CallError>> = requests.iter().map(submit).collect();
+        let follow = |waiting: Result<(Waiting<'_, M, D>, u64), CallError>| {
+            let (waiting, seed) = waiting?;
+            let mut reply = self.follow(waiting.ticket, begun, &mut |_| ControlFlow::Continue(()))?;
+            reply.seed = Some(seed);
+            Ok(reply)
+        };
+        waiting.into_iter().map(follow).collect()
+    }
+}
+
+impl<M, D> std::fmt::Debug for Engine<M, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("card", &self.card)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A seed that nobody has chosen.
+fn fresh_seed() -> u64 {
+    // The keys of the standard library's hash maps are drawn by the operating system.
+    std::hash::RandomState::new().build_hasher().finish()
+}
