@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use breakers_quant::gguf::{File, Writer};
+use breakers_gguf::{File, Writer};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -8,6 +8,8 @@
 //! | run a model of a GGUF file | `model` | `model` |
 //! | generate text, plain or speculative, streamed or in batches | `decode` | `decode` |
 //! | keep keys and values in fewer bits, or fewer tokens | `kv-cache` | `kv_cache` |
+//! | read and write GGUF files and files of quantized matrices | `gguf` | `gguf` |
+//! | products with quantized weights | `linear` | `linear` |
 //! | quantize weights | `quant` | `quant` |
 //! | obtain models by name | `hub` | `hub` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |
@@ -28,10 +30,14 @@
 pub use breakers_core as core;
 #[cfg(feature = "eval")]
 pub use breakers_eval as eval;
+#[cfg(feature = "gguf")]
+pub use breakers_gguf as gguf;
 #[cfg(feature = "hub")]
 pub use breakers_hub as hub;
 #[cfg(feature = "kv-cache")]
 pub use breakers_kv_cache as kv_cache;
+#[cfg(feature = "linear")]
+pub use breakers_linear as linear;
 #[cfg(feature = "model")]
 pub use breakers_model as model;
 #[cfg(feature = "quant")]

@@ -29,7 +29,7 @@ mod python;
 use std::{error::Error as _, fmt, time::SystemTime};
 
 use breakers_core::{BoxError, ChatFormat, Json, Message, Tool, ToolCall};
-use breakers_quant::gguf::{File, Metadata};
+use breakers_gguf::{File, Metadata};
 use minijinja::{
     Environment, ErrorKind, Value, context,
     syntax::SyntaxConfig,

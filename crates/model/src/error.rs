@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use breakers_core::{BoxError, TokenId};
+use breakers_gguf::Encoding;
 use breakers_kv_cache::Error as CacheError;
-use breakers_quant::quantizer::Encoding;
 
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -12,6 +12,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The file, its metadata or a packed tensor.
+    #[error(transparent)]
+    Gguf(#[from] breakers_gguf::Error),
+    /// Weights that no product can be made of.
+    #[error(transparent)]
+    Linear(#[from] breakers_linear::Error),
+    /// A method that quantizes weights.
     #[error(transparent)]
     Quant(#[from] breakers_quant::Error),
     /// The cache of keys and values.
@@ -81,7 +87,7 @@ pub enum Error {
         /// The tensor.
         name: String,
         /// What is wrong with it.
-        source: breakers_quant::Error,
+        source: BoxError,
     },
     /// Less text than a method needs to be calibrated with.
     #[error(
@@ -311,6 +317,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error about one tensor.
+    pub(crate) fn in_tensor<E: Into<BoxError>>(name: &str) -> impl Fn(E) -> Self + use<'_, E> {
+        move |source| Self::Tensor { name: name.to_owned(), source: source.into() }
+    }
+
     pub(crate) fn tensor_data(error: impl std::fmt::Debug) -> Self {
         Self::TensorData { reason: format!("{error:?}") }
     }

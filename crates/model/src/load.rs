@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use breakers_backend::device;
 use breakers_core::{ModelInfo, TokenId};
+use breakers_gguf as gguf;
+use breakers_gguf::MatrixFile;
 use breakers_kv_cache::{CacheShape, Element};
-use breakers_quant::gguf;
-use breakers_quant::store::Store;
 use burn::tensor::Device;
 
 use crate::arch::{
@@ -31,7 +31,7 @@ pub struct LoadOptions {
     pub device: Device,
     /// How the plain cache stores keys and values.
     pub cache_element: Element,
-    /// A file of matrices ([`breakers_quant::store`]) that take the place of the model's tensors of the same names: matrices,
+    /// A file of matrices ([`breakers_gguf::matrix_file`]) that take the place of the model's tensors of the same names: matrices,
     /// embeddings, head, and vectors as matrices of one row.
     pub matrices: Option<PathBuf>,
     /// Tokens that a sequence may hold; `None`: what the model was trained for.
@@ -93,7 +93,7 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&file)?;
         let chat = ChatTemplate::from_gguf(&file)?;
         let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
-        let store = options.matrices.as_ref().map(Store::open).transpose()?;
+        let store = options.matrices.as_ref().map(MatrixFile::open).transpose()?;
         let decoder = Decoder::load(&file, store.as_ref(), spec, &options.device)?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: decoder.vocab_size });

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use breakers_core::TokenId;
 use breakers_cpu::hadamard::Rotation;
+use breakers_gguf as gguf;
+use breakers_gguf::MatrixFile;
 use breakers_kv_cache::{Visible, attention};
-use breakers_quant::gguf;
-use breakers_quant::linear::QuantizedEmbedding;
+use breakers_linear::QuantizedEmbedding;
 use breakers_quant::statistics::{InputObserver, InputSite};
-use breakers_quant::store::Store;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
@@ -24,8 +24,9 @@ use crate::ops::RopeTable;
 ///
 /// # Example
 /// ```no_run
+/// use breakers_gguf as gguf;
 /// use breakers_model::walk::BlockWalk;
-/// use breakers_quant::{gguf, statistics::{InputSite, SiteStatistics, StatisticsConfig}};
+/// use breakers_quant::statistics::{InputSite, SiteStatistics, StatisticsConfig};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = gguf::File::open("model.gguf")?;
@@ -44,7 +45,7 @@ pub struct BlockWalk {
     /// For each window its hidden states, `[tokens, width]`.
     hidden: Vec<Vec<f32>>,
     rope_factors: Vec<f32>,
-    matrices: Option<Arc<Store>>,
+    matrices: Option<Arc<MatrixFile>>,
     device: Device,
 }
 
@@ -64,7 +65,7 @@ impl BlockWalk {
     /// As [`new`](Self::new), and those of a matrix of that file that does not fit.
     pub fn with_matrices(
         file: &gguf::File,
-        matrices: Option<Arc<Store>>,
+        matrices: Option<Arc<MatrixFile>>,
         windows: Vec<Vec<TokenId>>,
     ) -> Result<Self, Error> {
         let device = Device::flex();

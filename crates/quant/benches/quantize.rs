@@ -4,12 +4,10 @@
 //! row of weights.
 
 use breakers_cpu::{self as cpu, pool};
-use breakers_quant::{
-    Format,
-    quantizer::{Encoding, Quantizer, WeightMatrix},
-    quantizers::{GptqConfig, GptqFactor, RoundToNearest},
-    statistics::{Statistics, StatisticsConfig},
-};
+use breakers_gguf::{Encoding, Format};
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
+use breakers_quant::quantizers::{GptqConfig, GptqFactor, RoundToNearest};
+use breakers_quant::statistics::{Statistics, StatisticsConfig};
 use std::time::Instant;
 
 const ROWS: usize = 2048;

@@ -2,6 +2,7 @@
 
 use crate::linalg::NR;
 use breakers_cpu::pool::{self, DisjointMut};
+use breakers_gguf::{GroupFormat, GroupScales, Levels};
 
 /// Rows that are rounded together.
 pub(crate) const LANES: usize = NR;
@@ -11,61 +12,6 @@ pub(crate) const LANES: usize = NR;
 pub(crate) fn inverse(scale: f32) -> f32 {
     let inverse = 1.0 / scale;
     if inverse.abs() <= f32::MAX { inverse } else { 0.0 }
-}
-
-/// What a code stands for, before scale and offset.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Levels {
-    /// `least, least + 1, …, least + n - 1`.
-    Steps { least: i16, n: u16 },
-    /// Ascending numbers; codes are their indices.
-    Table(&'static [f32]),
-}
-
-impl Levels {
-    /// The least and the largest level.
-    pub(crate) fn range(self) -> (f32, f32) {
-        match self {
-            Levels::Steps { least, n } => (f32::from(least), f32::from(least) + f32::from(n) - 1.0),
-            Levels::Table(table) => (table[0], table[table.len() - 1]),
-        }
-    }
-
-    /// The level of a code.
-    pub(crate) fn level(self, code: u8) -> f32 {
-        match self {
-            Levels::Steps { least, .. } => f32::from(least) + f32::from(code),
-            Levels::Table(table) => table[usize::from(code)],
-        }
-    }
-
-    /// The code whose level is nearest.
-    #[inline(always)]
-    pub(crate) fn nearest<const N: usize>(self, x: &[f32; N], codes: &mut [u8; N], levels: &mut [f32; N]) {
-        match self {
-            Levels::Steps { least, n } => {
-                let (least, most) = (f32::from(least), f32::from(least) + f32::from(n) - 1.0);
-                for i in 0..N {
-                    let level = x[i].round_ties_even().max(least).min(most);
-                    levels[i] = level;
-                    codes[i] = (level - least) as u8;
-                }
-            }
-            Levels::Table(table) => {
-                let mut found = [0i32; N];
-                for pair in table.windows(2) {
-                    let middle = 0.5 * (pair[0] + pair[1]);
-                    for i in 0..N {
-                        found[i] += i32::from(x[i] > middle);
-                    }
-                }
-                for i in 0..N {
-                    codes[i] = found[i] as u8;
-                    levels[i] = table[found[i] as usize];
-                }
-            }
-        }
-    }
 }
 
 /// The values `scale · level + offset` of each row and group of columns.
@@ -110,6 +56,17 @@ impl Grid {
             }
         });
         Self { levels, group, n_rows, n_cols, padded, scales, offsets }
+    }
+
+    /// The values that the scales of a format of groups allow.
+    pub(crate) fn of_groups(format: GroupFormat, n_rows: usize, n_cols: usize, scales: &GroupScales) -> Self {
+        let groups = n_cols / format.group();
+        Self::new(format.levels(), format.group(), n_rows, n_cols, |row, put| {
+            for i in 0..groups {
+                let (scale, offset) = scales.value(row * groups + i);
+                put(i, scale, offset);
+            }
+        })
     }
 
     pub(crate) fn n_rows(&self) -> usize {

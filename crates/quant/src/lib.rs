@@ -1,27 +1,22 @@
-//! GGUF containers, packed weight formats and the quantized matrix product.
+//! Methods that quantize the weights of language models.
 //!
-//! - [`gguf`] reads and writes the container: memory-mapped, zero-copy, safe on hostile files;
-//! - [`Format`] names the formats that weights are stored in and decodes their rows bit-exactly;
-//! - [`store`] is a file for matrices in formats that GGUF lacks;
-//! - [`quantizers`] are methods that make such weights, from [`statistics`] of a layer's inputs.
+//! | you want to | use |
+//! |---|---|
+//! | quantize one matrix | a method of [`quantizers`], which are all a [`Quantizer`](quantizer::Quantizer) |
+//! | collect what a method wants to know of a layer's inputs | [`statistics::Statistics`] |
 //!
 //! ```
-//! use breakers_quant::{Format, gguf};
+//! use breakers_gguf::{Encoding, GroupFormat};
+//! use breakers_quant::quantizer::{Quantizer, WeightMatrix};
+//! use breakers_quant::quantizers::RoundToNearest;
 //!
 //! # fn main() -> Result<(), breakers_quant::Error> {
-//! // A file with one tensor of two rows, written to memory and read back.
-//! let mut plan = gguf::Writer::new();
-//! plan.insert("general.architecture", "llama")?;
-//! plan.declare("token_embd.weight", Format::F32, &[2, 3])?;
-//! let mut data = plan.write_to(Vec::new())?;
-//! let values = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
-//! data.write("token_embd.weight", &values.map(f32::to_le_bytes).concat())?;
-//!
-//! let file = gguf::File::from_bytes(data.finish()?)?;
-//! assert_eq!(file.metadata().require_str("general.architecture")?, "llama");
-//! let tensor = file.require("token_embd.weight")?;
-//! assert_eq!(tensor.shape(), [2, 3]);
-//! assert_eq!(tensor.to_f32(), values);
+//! let values: Vec<f32> = (0..2 * 64).map(|i| (i as f32 * 0.1).sin()).collect();
+//! let weights = WeightMatrix::new(&values, 2, 64)?;
+//! let method = RoundToNearest::new(Encoding::Groups(GroupFormat::Affine { bits: 4, group: 32 }));
+//! let quantized = method.quantize(&weights, None)?;
+//! assert_eq!(quantized.matrix.bytes(), 2 * 64 / 2 + 4 * 4);
+//! assert!(quantized.report.weight_error < 0.01);
 //! # Ok(())
 //! # }
 //! ```
@@ -29,22 +24,10 @@
 mod encode;
 mod error;
 mod feedback;
-mod format;
-pub mod gguf;
 mod grid;
-mod groups;
-mod kernels;
 mod linalg;
-pub mod linear;
-mod matrix;
-mod product;
 pub mod quantizer;
 pub mod quantizers;
-mod repack;
 pub mod statistics;
-pub mod store;
 
 pub use error::{Error, Result};
-pub use format::Format;
-pub use groups::{E2M1_LEVELS, GroupFormat, NF4_LEVELS};
-pub use matrix::{Activations, PackedMatrix};

@@ -3,29 +3,26 @@
 mod chosen;
 
 use crate::{
-    Error, Format, PackedMatrix, Result,
-    encode::floats_to_bytes,
-    gguf::TensorView,
-    groups::{GroupFormat, Groups},
+    Error, Result,
     linalg::{Operand, Part, add_product, transposed},
     statistics::{Statistics, StatisticsConfig},
 };
-use breakers_cpu::{hadamard::Rotation, pool};
-use chosen::ChosenScales;
+use breakers_gguf::QuantizedMatrix;
 pub(crate) use chosen::{Chosen, group_ranges};
 use std::time::Duration;
 
 /// How weights are chosen for a smaller format. Each method is one file of [`quantizers`](crate::quantizers).
 ///
 /// ```
-/// use breakers_quant::{Format, quantizer::{Encoding, Quantizer, WeightMatrix}, quantizers::RoundToNearest};
+/// use breakers_gguf::{Encoding, Format};
+/// use breakers_quant::{quantizer::{Quantizer, WeightMatrix}, quantizers::RoundToNearest};
 ///
 /// # fn main() -> Result<(), breakers_quant::Error> {
 /// let values: Vec<f32> = (0..2 * 64).map(|i| (i as f32 * 0.1).sin()).collect();
 /// let weights = WeightMatrix::new(&values, 2, 64)?;
 /// let quantized = RoundToNearest::new(Encoding::Gguf(Format::Q4_0)).quantize(&weights, None)?;
-/// assert_eq!(quantized.bytes(), 2 * 2 * 18);
-/// assert!(quantized.report().weight_error < 0.01);
+/// assert_eq!(quantized.matrix.bytes(), 2 * 2 * 18);
+/// assert!(quantized.report.weight_error < 0.01);
 /// # Ok(())
 /// # }
 /// ```
@@ -41,14 +38,10 @@ pub trait Quantizer: Send + Sync {
     /// Chooses the packed weights.
     ///
     /// # Errors
-    /// [`Error::RowLength`] and [`Error::GroupSize`] when rows are not whole blocks or groups, [`Error::NoStatistics`]
+    /// [`Error::Gguf`] when rows are not whole blocks or groups, [`Error::NoStatistics`]
     /// without statistics that the method cannot do without, [`Error::Columns`] when they are of other inputs,
     /// [`Error::TooFewRows`], [`Error::Indefinite`].
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix>;
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized>;
 }
 
 /// Weights to be quantized: finite numbers, `[n_rows, n_cols]` (output and input features).
@@ -101,75 +94,6 @@ impl<'a> WeightMatrix<'a> {
     }
 }
 
-/// The format that weights are packed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Encoding {
-    /// Blocks of a GGUF file.
-    Gguf(Format),
-    /// A format of our own.
-    Groups(GroupFormat),
-}
-
-impl Encoding {
-    /// The name of the format.
-    pub fn name(self) -> String {
-        match self {
-            Encoding::Gguf(format) => format.name().to_owned(),
-            Encoding::Groups(format) => format.name(),
-        }
-    }
-
-    /// Whether rows of so many values can be packed.
-    ///
-    /// # Errors
-    /// [`Error::RowLength`], [`Error::GroupSize`], [`Error::Bits`].
-    pub fn check(self, n_cols: usize) -> Result<()> {
-        match self {
-            Encoding::Gguf(format) => format.row_bytes(n_cols).map(|_| ()),
-            Encoding::Groups(format) => format.check(n_cols),
-        }
-    }
-
-    /// Bytes of a matrix: codes and scales as files hold them.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check).
-    pub fn matrix_bytes(self, n_rows: usize, n_cols: usize) -> Result<usize> {
-        match self {
-            Encoding::Gguf(format) => Ok(format.row_bytes(n_cols)?.saturating_mul(n_rows)),
-            Encoding::Groups(format) => {
-                format.check(n_cols)?;
-                Ok(format.matrix_bytes(n_rows, n_cols))
-            }
-        }
-    }
-
-    /// The format of a [`name`](Self::name); those of GGUF in any case.
-    pub fn parse(name: &str) -> Option<Self> {
-        let gguf = Format::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));
-        gguf.map(Encoding::Gguf).or_else(|| GroupFormat::parse(name).map(Encoding::Groups))
-    }
-}
-
-impl std::fmt::Display for Encoding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.name())
-    }
-}
-
-impl From<Format> for Encoding {
-    fn from(format: Format) -> Self {
-        Encoding::Gguf(format)
-    }
-}
-
-impl From<GroupFormat> for Encoding {
-    fn from(format: GroupFormat) -> Self {
-        Encoding::Groups(format)
-    }
-}
-
 /// How the range of a group is chosen in a [`GroupFormat`]. (Blocks of GGUF always get the scales with the least error.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -179,31 +103,6 @@ pub enum RangeChoice {
     /// The shorter range with the least squared error, each column weighted by its importance.
     #[default]
     LeastSquares,
-}
-
-/// What a matrix became.
-#[derive(Debug, Clone)]
-pub struct QuantizedMatrix {
-    n_rows: usize,
-    n_cols: usize,
-    body: Body,
-    /// Inputs are divided by these first.
-    pub(crate) input_scales: Option<Vec<f32>>,
-    /// Inputs are rotated first (after the division), with this seed.
-    rotation: Option<(Rotation, u64)>,
-    pub(crate) report: QuantizationReport,
-}
-
-#[derive(Debug, Clone)]
-enum Body {
-    Blocks(Format, Vec<u8>),
-    Groups(Groups),
-}
-
-/// What a matrix is made of.
-pub(crate) enum Parts<'a> {
-    Blocks(&'a [u8]),
-    Groups(&'a Groups),
 }
 
 /// How quantization went.
@@ -224,187 +123,39 @@ pub struct QuantizationReport {
     pub time: Duration,
 }
 
-impl QuantizedMatrix {
-    pub(crate) fn new(weights: &WeightMatrix<'_>, chosen: &Chosen, codes: &[u8]) -> Self {
-        let (n_rows, n_cols) = (weights.n_rows, weights.n_cols);
-        let body = match &chosen.scales {
-            ChosenScales::Floats(format) => Body::Blocks(*format, floats_to_bytes(*format, weights.values)),
-            ChosenScales::Blocks(format, blocks) => Body::Blocks(*format, blocks.pack(codes)),
-            ChosenScales::Groups(format, scales, _) => {
-                Body::Groups(Groups::new(*format, n_rows, n_cols, scales.clone(), codes))
-            }
-        };
-        let report = QuantizationReport::default();
-        Self { n_rows, n_cols, body, input_scales: None, rotation: None, report }
-    }
+/// What quantization gives.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// The packed weights.
+    pub matrix: QuantizedMatrix,
+    /// How it went.
+    pub report: QuantizationReport,
+}
 
-    /// Fills the report; `weights` are the original ones.
-    pub(crate) fn reported(
-        mut self,
+impl Quantized {
+    /// Adds the errors to a report, which may be the default one: those of the weights, and of the outputs if the statistics
+    /// hold a sample of inputs. `weights` are the original ones.
+    ///
+    /// # Errors
+    /// [`Error::Columns`] and [`Error::Length`] when the matrix is of another size.
+    pub fn new(
+        matrix: QuantizedMatrix,
         weights: &WeightMatrix<'_>,
         statistics: Option<&Statistics>,
         report: QuantizationReport,
-    ) -> Self {
-        let decoded = self.to_f32();
+    ) -> Result<Self> {
+        if matrix.n_cols() != weights.n_cols {
+            return Err(Error::Columns { expected: weights.n_cols, found: matrix.n_cols() });
+        }
+        if matrix.n_rows() != weights.n_rows {
+            let (expected, found) = (weights.n_rows, matrix.n_rows());
+            return Err(Error::Length { what: "rows of the quantized matrix", expected, found });
+        }
+        let decoded = matrix.to_f32();
         let (wrong, all) = squares(weights.values, &decoded);
-        self.report = report;
-        self.report.weight_error = if all > 0.0 { wrong / all } else { 0.0 };
-        self.report.output_error = statistics.and_then(|s| output_error(weights, &decoded, s));
-        self
-    }
-
-    /// Output features.
-    pub fn n_rows(&self) -> usize {
-        self.n_rows
-    }
-
-    /// Input features.
-    pub fn n_cols(&self) -> usize {
-        self.n_cols
-    }
-
-    /// The format.
-    pub fn encoding(&self) -> Encoding {
-        match &self.body {
-            Body::Blocks(format, _) => Encoding::Gguf(*format),
-            Body::Groups(groups) => Encoding::Groups(groups.format),
-        }
-    }
-
-    /// Bytes of codes and scales, and of the factors on the inputs.
-    pub fn bytes(&self) -> usize {
-        let body = match &self.body {
-            Body::Blocks(_, bytes) => bytes.len(),
-            Body::Groups(groups) => groups.bytes(),
-        };
-        body + self.input_scales.as_ref().map_or(0, |scales| 4 * scales.len())
-    }
-
-    /// The blocks as a GGUF file holds them, if the format is one of GGUF's.
-    pub fn blocks(&self) -> Option<&[u8]> {
-        match &self.body {
-            Body::Blocks(_, bytes) => Some(bytes),
-            Body::Groups(_) => None,
-        }
-    }
-
-    /// What the inputs are divided by before the product; nothing stands for ones.
-    pub fn input_scales(&self) -> Option<&[f32]> {
-        self.input_scales.as_deref()
-    }
-
-    /// The rotation of the inputs (after the division) before the product.
-    pub fn rotation(&self) -> Option<&Rotation> {
-        self.rotation.as_ref().map(|(rotation, _)| rotation)
-    }
-
-    /// The seed of the rotation, which [`Rotation::random`] makes it from.
-    pub fn rotation_seed(&self) -> Option<u64> {
-        self.rotation.as_ref().map(|(_, seed)| *seed)
-    }
-
-    /// A tensor of a GGUF file, its blocks copied.
-    pub fn from_gguf(view: &TensorView<'_>) -> Self {
-        Self::from_blocks(view.format(), view.n_rows(), view.n_cols(), view.bytes().to_vec())
-    }
-
-    /// Rows of blocks as a GGUF file holds them.
-    ///
-    /// # Errors
-    /// [`Error::RowLength`]; [`Error::Length`] when `bytes` holds more or less than the rows.
-    pub fn from_bytes(format: Format, n_rows: usize, n_cols: usize, bytes: Vec<u8>) -> Result<Self> {
-        let expected = Encoding::Gguf(format).matrix_bytes(n_rows, n_cols)?;
-        if bytes.len() != expected {
-            return Err(Error::Length { what: "bytes of a matrix", expected, found: bytes.len() });
-        }
-        Ok(Self::from_blocks(format, n_rows, n_cols, bytes))
-    }
-
-    pub(crate) fn parts(&self) -> Parts<'_> {
-        match &self.body {
-            Body::Blocks(_, bytes) => Parts::Blocks(bytes),
-            Body::Groups(groups) => Parts::Groups(groups),
-        }
-    }
-
-    /// Blocks of a format, as many as the rows have.
-    pub(crate) fn from_blocks(format: Format, n_rows: usize, n_cols: usize, bytes: Vec<u8>) -> Self {
-        let report = QuantizationReport::default();
-        let body = Body::Blocks(format, bytes);
-        Self { n_rows, n_cols, body, input_scales: None, rotation: None, report }
-    }
-
-    /// Groups whose codes and scales are those of their rows.
-    pub(crate) fn from_groups(groups: Groups) -> Self {
-        let (n_rows, n_cols, report) = (groups.n_rows, groups.n_cols, QuantizationReport::default());
-        Self { n_rows, n_cols, body: Body::Groups(groups), input_scales: None, rotation: None, report }
-    }
-
-    /// The same stored weights for inputs that are rotated first, by [`Rotation::random`] with this seed.
-    ///
-    /// # Errors
-    /// [`Error::Backend`] for rows that have no rotation.
-    pub fn of_rotated_inputs(mut self, seed: u64) -> Result<Self> {
-        self.rotation = Some((Rotation::random(self.n_cols, seed)?, seed));
-        Ok(self)
-    }
-
-    /// The same stored weights for inputs that are divided first.
-    pub(crate) fn of_divided_inputs(mut self, input_scales: Option<Vec<f32>>) -> Self {
-        self.input_scales = input_scales;
-        self
-    }
-
-    /// How quantization went.
-    pub fn report(&self) -> &QuantizationReport {
-        &self.report
-    }
-
-    /// The stored weights, `[n_rows, n_cols]`: those of divided and rotated inputs.
-    pub fn stored_f32(&self) -> Vec<f32> {
-        match &self.body {
-            Body::Blocks(format, bytes) => {
-                let mut out = vec![0.0; self.n_rows * self.n_cols];
-                let row_bytes = bytes.len() / self.n_rows.max(1);
-                pool::parallel_chunks_mut(&mut out, 8 * self.n_cols, |start, out| {
-                    let first = start / self.n_cols * row_bytes;
-                    let bytes = &bytes[first..first + out.len() / self.n_cols * row_bytes];
-                    let decoded = format.decode_row(bytes, out);
-                    debug_assert!(decoded.is_ok(), "{decoded:?}");
-                });
-                out
-            }
-            Body::Groups(groups) => groups.to_f32(),
-        }
-    }
-
-    /// The weights that stand for the original ones, `[n_rows, n_cols]`: rotation and factors taken back.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = self.stored_f32();
-        if let Some(rotation) = self.rotation() {
-            // Rows of the stored matrix are rotated rows of the original one.
-            let undone = rotation.inverse(&mut values);
-            debug_assert!(undone.is_ok(), "{undone:?}");
-        }
-        // Stored weights are multiplied by what the inputs are divided by.
-        if let Some(scales) = &self.input_scales {
-            for row in values.chunks_exact_mut(self.n_cols) {
-                row.iter_mut().zip(scales).for_each(|(x, scale)| *x /= scale);
-            }
-        }
-        values
-    }
-
-    /// The matrix for the CPU's product, in its own format: that of inputs that were divided by
-    /// [`input_scales`](Self::input_scales) and then rotated by [`rotation`](Self::rotation), where there are any.
-    ///
-    /// # Errors
-    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, [`Error::OutOfMemory`].
-    pub fn to_packed(&self) -> Result<PackedMatrix> {
-        match &self.body {
-            Body::Blocks(format, bytes) => PackedMatrix::from_bytes(*format, self.n_rows, self.n_cols, bytes),
-            Body::Groups(groups) => PackedMatrix::from_groups(groups),
-        }
+        let weight_error = if all > 0.0 { wrong / all } else { 0.0 };
+        let output_error = statistics.and_then(|s| output_error(weights, &decoded, s));
+        Ok(Self { matrix, report: QuantizationReport { weight_error, output_error, ..report } })
     }
 }
 

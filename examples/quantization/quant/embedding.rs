@@ -9,11 +9,11 @@ use std::time::Instant;
 use breakers::cli::{Error, Result};
 use breakers_core::Embedder;
 use breakers_eval::{Cell, Column, Table};
+use breakers_gguf::{Encoding, Format, GroupFormat};
 use breakers_model::Bert;
-use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use breakers_quant::quantizers::{Awq, AwqConfig, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest};
 use breakers_quant::statistics::{InputSite, Statistics, StatisticsConfig};
-use breakers_quant::{Format, GroupFormat};
 use burn::tensor::Device;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -126,10 +126,13 @@ fn rows(
         for matrix in matrices {
             let found = WeightMatrix::new(&matrix.values, matrix.n_rows, matrix.n_cols)?;
             let quantized = quantizer.quantize(&found, statistics.get(&matrix.place))?;
-            bytes += quantized.bytes();
+            bytes += quantized.matrix.bytes();
             n_weights += matrix.values.len();
-            error += quantized.report().output_error.unwrap_or(0.0) / matrices.len() as f64;
-            changed.insert(&matrix.name, quantized.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect());
+            error += quantized.report.output_error.unwrap_or(0.0) / matrices.len() as f64;
+            changed.insert(
+                &matrix.name,
+                quantized.matrix.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect(),
+            );
         }
         let seconds = start.elapsed().as_secs_f64();
         let views: Vec<(String, TensorView<'_>)> = weights

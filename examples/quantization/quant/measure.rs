@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use breakers::cli::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_memory, reset_peak_memory};
 use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format, MatrixFile, matrix_file};
 use breakers_model::divergence::{Divergence, divergence};
 use breakers_model::quantize::parts_folder;
-use breakers_quant::quantizer::Encoding;
-use breakers_quant::store::{self, Store};
-use breakers_quant::{Format, gguf};
 
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.
 const PROMPT_TOKENS: usize = 256;
@@ -75,8 +74,8 @@ impl Contestant {
     pub(crate) fn file(name: &str, path: &Path, reference: &LoadedModel) -> Result<Self> {
         let source = gguf::File::open(reference.model.path())?;
         let mut weights = Weights::default();
-        let bytes = if store::is_named(path) {
-            let store = Store::open(path)?;
+        let bytes = if matrix_file::is_named(path) {
+            let store = MatrixFile::open(path)?;
             let mut bytes = store.len_bytes();
             for view in source.tensors() {
                 let found = store.encoding(view.name());
@@ -164,7 +163,7 @@ pub(crate) fn measure(
     context: usize,
     speed: bool,
 ) -> Result<Measurement> {
-    let candidate = match store::is_named(&contestant.path) {
+    let candidate = match matrix_file::is_named(&contestant.path) {
         true => arguments.load_under(&contestant.path)?,
         false => arguments.load_other(&contestant.path.to_string_lossy())?,
     };

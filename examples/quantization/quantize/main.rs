@@ -17,8 +17,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use breakers::cli::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
+use breakers_gguf as gguf;
+use breakers_gguf::matrix_file;
 use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
-use breakers_quant::{gguf, store};
 use clap::Parser;
 use serde_json::json;
 
@@ -65,7 +66,7 @@ impl Arguments {
         let method = self.method.as_deref().unwrap_or_default();
         let job = match self.budget {
             Some(megabytes) => format!("{method}:budget={megabytes}").parse(),
-            None => JobSpec::of_bits(method, &self.bits, store::is_named(&self.out)),
+            None => JobSpec::of_bits(method, &self.bits, matrix_file::is_named(&self.out)),
         };
         job.map_err(Error::Usage)
     }

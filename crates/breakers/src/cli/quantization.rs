@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use breakers_core::TokenId;
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format};
 use breakers_model::quantize::{
     Doing, Method, Plan, Progress, QuantizeOptions, QuantizeReport, Rotate, Sensitivities, quantize,
 };
-use breakers_quant::quantizer::Encoding;
 use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
-use breakers_quant::{Format, gguf};
 
 use super::{Bar, Error, Result};
 
@@ -205,7 +205,7 @@ impl JobSpec {
 
 #[cfg(test)]
 mod tests {
-    use breakers_quant::GroupFormat;
+    use breakers_gguf::GroupFormat;
 
     use super::*;
 

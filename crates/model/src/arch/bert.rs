@@ -14,7 +14,7 @@ use std::path::Path;
 use breakers_backend::norm::layer_norm;
 use breakers_core::{CallError, Embedder, TokenId};
 use breakers_kv_cache::{Visible, attention};
-use breakers_quant::linear::QuantizedLinear;
+use breakers_linear::QuantizedLinear;
 use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData, activation::gelu};
 use serde::Deserialize;

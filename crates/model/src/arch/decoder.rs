@@ -1,12 +1,11 @@
 //! The block that causal architectures share: norm, attention, norm, gated feed-forward.
 
 use breakers_backend::norm::rms_norm;
+use breakers_gguf as gguf;
+use breakers_gguf::{MatrixFile, QuantizedMatrix};
 use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
-use breakers_quant::gguf;
-use breakers_quant::linear::{QuantizedEmbedding, QuantizedLinear};
-use breakers_quant::quantizer::QuantizedMatrix;
+use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
 use breakers_quant::statistics::InputSite;
-use breakers_quant::store::Store;
 use burn::tensor::{Device, Tensor, TensorData};
 use tracing::trace_span;
 
@@ -58,7 +57,7 @@ pub(crate) struct Hidden {
 impl Decoder {
     pub(crate) fn load(
         file: &gguf::File,
-        store: Option<&Store>,
+        store: Option<&MatrixFile>,
         spec: DecoderSpec,
         device: &Device,
     ) -> Result<Self, Error> {
@@ -395,7 +394,7 @@ impl Block {
 pub(crate) struct Weights<'a> {
     pub(crate) file: &'a gguf::File,
     /// Tensors that take the place of those of the file.
-    pub(crate) store: Option<&'a Store>,
+    pub(crate) store: Option<&'a MatrixFile>,
     pub(crate) device: &'a Device,
 }
 
@@ -438,8 +437,7 @@ impl Weights<'_> {
             checked(store.matrix(name)?, name, [n_rows, n_cols])
         });
         let matrices = matrices.collect::<Result<Vec<_>, Error>>()?;
-        let in_matrix = |source| Error::Tensor { name: parts[0].0.to_owned(), source };
-        QuantizedLinear::from_quantized(&matrices, self.device).map_err(in_matrix)
+        QuantizedLinear::from_quantized(&matrices, self.device).map_err(Error::in_tensor(parts[0].0))
     }
 }
 

@@ -4,7 +4,7 @@
 //! The local layers rotate with base 10,000 and are never scaled; the file gives the global layers' base.
 //! Norm weights in GGUF files hold the +1 already.
 
-use breakers_quant::gguf::Metadata;
+use breakers_gguf::Metadata;
 
 use super::{DecoderSpec, LayerSpec};
 use crate::Error;

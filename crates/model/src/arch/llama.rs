@@ -3,7 +3,7 @@
 //! Converters permute the projections of queries and keys, so that files of this architecture rotate
 //! neighboring coordinates.
 
-use breakers_quant::gguf::Metadata;
+use breakers_gguf::Metadata;
 
 use super::DecoderSpec;
 use crate::Error;

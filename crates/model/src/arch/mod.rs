@@ -11,7 +11,7 @@ mod gemma3;
 mod llama;
 mod qwen2;
 
-use breakers_quant::gguf::Metadata;
+use breakers_gguf::Metadata;
 
 use crate::Error;
 use crate::ops::{Activation, RopeStyle};

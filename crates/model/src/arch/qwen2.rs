@@ -1,6 +1,6 @@
 //! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama's block with biases on queries, keys and values.
 
-use breakers_quant::gguf::Metadata;
+use breakers_gguf::Metadata;
 
 use super::DecoderSpec;
 use crate::Error;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use breakers_quant::Format;
-use breakers_quant::quantizer::{Encoding, WeightMatrix};
+use breakers_gguf::{Encoding, Format};
+use breakers_quant::quantizer::WeightMatrix;
 use breakers_quant::quantizers::{Awq, AwqConfig};
 use breakers_quant::statistics::{InputSite, Statistics};
 
@@ -47,7 +47,7 @@ impl Job<'_> {
                 encoding = self.plan.encoding(&matrix.name).unwrap_or(encoding);
             }
             let weights = WeightMatrix::new(&together, together.len() / n_cols.max(1), n_cols)
-                .map_err(|source| Error::Tensor { name: name(site.matrices()[0]), source })?;
+                .map_err(Error::in_tensor(&name(site.matrices()[0])))?;
             let (factors, _) = Awq::new(encoding, config).search(&weights, found)?;
             for suffix in site.matrices() {
                 scale_columns(&mut require(matrices, &name(suffix))?.values, &factors);

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use breakers_cpu::hadamard::Rotation;
-use breakers_quant::quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format, GroupFormat, QuantizedMatrix, matrix_file};
+use breakers_quant::quantizer::{Quantized, Quantizer, WeightMatrix};
 use breakers_quant::quantizers::{GptqFactor, Hqq, HqqConfig, RoundToNearest};
 use breakers_quant::statistics::{InputObserver, InputSite, SiteStatistics, Statistics, StatisticsConfig};
-use breakers_quant::{Format, GroupFormat, gguf, store};
 
 use super::fold::HiddenRotation;
 use super::parts::{Parts, Shape};
@@ -37,7 +38,7 @@ pub(super) fn run(
 ) -> Result<QuantizeReport, Error> {
     let start = Instant::now();
     let file = gguf::File::open(source)?;
-    let as_store = store::is_named(out);
+    let as_store = matrix_file::is_named(out);
     suited(&file, plan, options.method, as_store)?;
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
@@ -101,7 +102,7 @@ fn suited(file: &gguf::File, plan: &Plan, method: Method, as_store: bool) -> Res
         if matches!(method, Method::Hqq(_)) && !has_offsets && encoding != view.format().into() {
             return Err(Error::Unsuited { name: name(), method: method.name(), encoding });
         }
-        encoding.check(view.n_cols()).map_err(|source| Error::Tensor { name: name(), source })?;
+        encoding.check(view.n_cols()).map_err(Error::in_tensor(view.name()))?;
     }
     Ok(())
 }
@@ -393,9 +394,9 @@ impl Job<'_> {
     fn matrix(&mut self, matrix: Matrix, ready: &Ready) -> Result<(), Error> {
         let encoding = self.plan.encoding(&matrix.name).unwrap_or(Format::F32.into());
         let quantized = choose(&matrix.name, matrix.values, matrix.n_rows, matrix.n_cols, encoding, ready)?;
-        self.parts.write(&matrix.name, &quantized)?;
+        self.parts.write(&matrix.name, &quantized.matrix)?;
         let from = self.file.require(&matrix.name)?.format();
-        let found = quantized.report();
+        let found = quantized.report;
         self.report.tensors.push(TensorReport {
             name: matrix.name,
             from,
@@ -461,7 +462,7 @@ impl Job<'_> {
         if let Some(view) = self.new_head()? {
             stores.extend(self.parts.store(HEAD, shape(&view, self.target(&view)))?);
         }
-        Ok(store::join(out, &stores)?)
+        Ok(matrix_file::join(out, &stores)?)
     }
 
     /// The format and shape of a tensor in the output.
@@ -517,14 +518,13 @@ pub(super) fn choose(
     n_cols: usize,
     encoding: Encoding,
     ready: &Ready,
-) -> Result<QuantizedMatrix, Error> {
-    let in_tensor = |source| Error::Tensor { name: name.to_owned(), source };
+) -> Result<Quantized, Error> {
     // Before a rotation spreads what is no number over the row.
-    WeightMatrix::new(&values, n_rows, n_cols).map_err(in_tensor)?;
+    WeightMatrix::new(&values, n_rows, n_cols).map_err(Error::in_tensor(name))?;
     if let Some((rotation, _)) = &ready.online {
         rotation.forward(&mut values).map_err(breakers_quant::Error::from)?;
     }
-    let weights = WeightMatrix::new(&values, n_rows, n_cols).map_err(in_tensor)?;
+    let weights = WeightMatrix::new(&values, n_rows, n_cols).map_err(Error::in_tensor(name))?;
     let nearest = RoundToNearest::new(encoding);
     let quantized = match (&ready.way, encoding) {
         (Way::Weighted(statistics), _) => nearest.quantize(&weights, Some(statistics)),
@@ -534,11 +534,12 @@ pub(super) fn choose(
         }
         (Way::Plain | Way::Offsets(_), _) => nearest.quantize(&weights, None),
     };
-    match ready.online {
-        Some((_, seed)) => quantized.and_then(|matrix| matrix.of_rotated_inputs(seed)),
-        None => quantized,
+    let mut quantized = quantized.map_err(Error::in_tensor(name))?;
+    if let Some((_, seed)) = ready.online {
+        let rotated = quantized.matrix.of_rotated_inputs(seed);
+        quantized.matrix = rotated.map_err(Error::in_tensor(name))?;
     }
-    .map_err(in_tensor)
+    Ok(quantized)
 }
 
 pub(super) fn kept(view: &gguf::TensorView<'_>) -> TensorReport {

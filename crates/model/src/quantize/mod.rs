@@ -1,5 +1,5 @@
 //! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for formats that GGUF lacks,
-//! a file of what differs from the source ([`breakers_quant::store`]), which
+//! a file of what differs from the source ([`breakers_gguf::matrix_file`]), which
 //! [`LoadOptions::matrices`](crate::LoadOptions::matrices) lays over it.
 //!
 //! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics of its
@@ -31,8 +31,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use breakers_core::TokenId;
-use breakers_quant::Format;
-use breakers_quant::quantizer::Encoding;
+use breakers_gguf::{Encoding, Format};
 use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
 
 use crate::Error;

@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use breakers_quant::quantizer::{Encoding, QuantizedMatrix};
-use breakers_quant::store::{self, Store};
+use breakers_gguf::{Encoding, MatrixFile, QuantizedMatrix, matrix_file};
 
 use crate::Error;
 
@@ -44,16 +43,14 @@ impl Parts {
     }
 
     /// The file of a tensor. What is there in part, or is another job's, is as good as not there.
-    pub(super) fn store(&self, name: &str, (encoding, shape): Shape) -> Result<Option<Store>, Error> {
+    pub(super) fn store(&self, name: &str, (encoding, shape): Shape) -> Result<Option<MatrixFile>, Error> {
         let path = self.path(name);
-        match Store::open(&path) {
+        match MatrixFile::open(&path) {
             Ok(store) => {
                 let is_it = store.encoding(name) == Some(encoding) && store.shape(name) == Some(shape);
                 Ok(is_it.then_some(store))
             }
-            Err(breakers_quant::Error::Io { source, .. })
-                if source.kind() != std::io::ErrorKind::NotFound =>
-            {
+            Err(breakers_gguf::Error::Io { source, .. }) if source.kind() != std::io::ErrorKind::NotFound => {
                 Err(io(&path, source))
             }
             Err(_) => Ok(None),
@@ -62,7 +59,7 @@ impl Parts {
 
     /// Keeps a tensor; it appears whole or not at all.
     pub(super) fn write(&self, name: &str, tensor: &QuantizedMatrix) -> Result<(), Error> {
-        Ok(store::write_intermediate(self.path(name), [(name, tensor)])?)
+        Ok(matrix_file::write_intermediate(self.path(name), [(name, tensor)])?)
     }
 
     /// Ends the job.

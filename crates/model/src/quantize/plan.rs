@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use breakers_quant::quantizer::Encoding;
-use breakers_quant::{Format, GroupFormat, gguf};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format, GroupFormat};
 
 use crate::Error;
 

@@ -13,9 +13,10 @@
 use std::collections::BTreeMap;
 
 use breakers_core::TokenId;
-use breakers_quant::gguf;
-use breakers_quant::linear::QuantizedLinear;
-use breakers_quant::quantizer::{Encoding, QuantizedMatrix, Quantizer, WeightMatrix};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, QuantizedMatrix};
+use breakers_linear::QuantizedLinear;
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use breakers_quant::quantizers::RoundToNearest;
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -164,15 +165,16 @@ fn loss_of(
     reference: &[Vec<f32>],
 ) -> Result<f64, Error> {
     let values = view.to_f32();
-    let in_tensor = |source| Error::Tensor { name: view.name().to_owned(), source };
-    let weights = WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(in_tensor)?;
-    let rounded = RoundToNearest::new(encoding).quantize(&weights, None).map_err(in_tensor)?;
+    let weights =
+        WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(Error::in_tensor(view.name()))?;
+    let rounded =
+        RoundToNearest::new(encoding).quantize(&weights, None).map_err(Error::in_tensor(view.name()))?;
     let prefix = format!("blk.{block}.");
     let views: Vec<_> = file.tensors().filter(|other| other.name().starts_with(&prefix)).collect();
     let tensors: Vec<_> = views
         .iter()
         .map(|other| match other.name() == view.name() {
-            true => (other, rounded.clone()),
+            true => (other, rounded.matrix.clone()),
             false => (other, QuantizedMatrix::from_gguf(other)),
         })
         .collect();
@@ -212,7 +214,7 @@ fn logits(file: &gguf::File, walk: &BlockWalk) -> Result<Vec<Vec<f32>>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use breakers_quant::Format;
+    use breakers_gguf::Format;
 
     use super::*;
 

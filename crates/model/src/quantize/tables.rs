@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use breakers_quant::gguf;
-use breakers_quant::quantizer::{Encoding, QuantizedMatrix};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, QuantizedMatrix};
 use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
 use super::job::{
@@ -157,13 +157,13 @@ impl Job<'_> {
                 }
                 let quantized = choose(name, values, n_slab, n_cols, encoding, ready)?;
                 let share = n_slab as f64 / n_rows as f64;
-                let found = quantized.report();
+                let found = quantized.report;
                 wrong += share * found.weight_error;
                 of_outputs = found.output_error.map(|error| of_outputs.unwrap_or(0.0) + share * error);
                 damping = found.damping;
-                match quantized.blocks() {
+                match quantized.matrix.blocks() {
                     Some(bytes) => blocks.extend_from_slice(bytes),
-                    None => groups = Some(quantized),
+                    None => groups = Some(quantized.matrix),
                 }
             }
             let table = match (encoding, groups) {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use breakers_core::TokenId;
-use breakers_quant::gguf::{Array, File, Metadata, StringArray, Value};
+use breakers_gguf::{Array, File, Metadata, StringArray, Value};
 
 use super::{
     Algorithm, Inner, Roles, Tokenizer,
@@ -144,8 +144,8 @@ impl Tokenizer {
     /// Those of [`Tokenizer::from_gguf`].
     ///
     /// ```
+    /// use breakers_gguf::Metadata;
     /// use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
-    /// use breakers_quant::gguf::Metadata;
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut metadata = Metadata::new();

@@ -3,7 +3,7 @@
 use std::hash::BuildHasher;
 
 use breakers_core::TokenId;
-use breakers_quant::gguf::StringArray;
+use breakers_gguf::StringArray;
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use crate::{Error, Result};

@@ -6,8 +6,8 @@ use std::{
 };
 
 use breakers_core::{Json, Message, Tool, ToolCall};
+use breakers_gguf::Metadata;
 use breakers_model::{Error, chat::ChatTemplate};
-use breakers_quant::gguf::Metadata;
 use proptest::prelude::*;
 use serde::Deserialize;
 

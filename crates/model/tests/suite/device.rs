@@ -4,8 +4,9 @@
 
 use breakers_backend::{device, harness::model_path};
 use breakers_core::{LanguageModel, Output, Step, TokenId, TokenLogprob, Want};
+use breakers_gguf as gguf;
+use breakers_gguf::Format;
 use breakers_model::{LoadOptions, Model, Runner};
-use breakers_quant::{Format, gguf};
 use std::path::{Path, PathBuf};
 
 /// Where two tokens are closer than this, in nats, either may be the most likely one.

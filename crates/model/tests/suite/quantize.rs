@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use breakers_backend::harness::model_path;
 use breakers_core::{LanguageModel, LayerTap, Step, TokenId, Want};
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format, GroupFormat, MatrixFile};
 use breakers_kv_cache::Element;
 use breakers_model::quantize::{
     Method, Plan, QuantizeOptions, Rotate, Sensitivities, parts_folder, quantize,
 };
 use breakers_model::walk::BlockWalk;
 use breakers_model::{Error, LoadOptions, Model};
-use breakers_quant::quantizer::{Encoding, Quantizer, WeightMatrix};
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig, RoundToNearest};
-use breakers_quant::store::Store;
-use breakers_quant::{Format, GroupFormat, gguf};
 
 const WIDTH: usize = 256;
 const FEED_FORWARD: usize = 512;
@@ -126,7 +126,7 @@ fn logits(path: &Path) -> Vec<f32> {
     logits_with(path, None)
 }
 
-fn logits_with(path: &Path, matrices: Option<Arc<Store>>) -> Vec<f32> {
+fn logits_with(path: &Path, matrices: Option<Arc<MatrixFile>>) -> Vec<f32> {
     let file = gguf::File::open(path).unwrap();
     let mut walk = BlockWalk::with_matrices(&file, matrices.clone(), vec![text(48, 9)]).unwrap();
     for block in 0..walk.n_blocks() {
@@ -249,7 +249,8 @@ fn tables_that_are_the_same_numbers_become_one() {
     let mut sink = writer.create(&same).unwrap();
     for view in original.tensors() {
         let is_table = view.name() == "token_embd.weight";
-        sink.write(view.name(), if is_table { rounded.blocks().unwrap() } else { view.bytes() }).unwrap();
+        sink.write(view.name(), if is_table { rounded.matrix.blocks().unwrap() } else { view.bytes() })
+            .unwrap();
     }
     sink.finish().unwrap();
     let (names, notes) = tied(&same, &out, &options);
@@ -275,7 +276,7 @@ fn formats_that_gguf_lacks_lie_over_the_source() {
         [(INT4, 0.05), (GroupFormat::Symmetric { bits: 3, group: 32 }, 0.4), (GroupFormat::Nf4, 0.05)]
     {
         quantize(&source, &out, &plan_of_blocks(&source, format), &gptq, &mut |_| ()).unwrap();
-        let store = Arc::new(Store::open(&out).unwrap());
+        let store = Arc::new(MatrixFile::open(&out).unwrap());
         // The tables, norms and biases are as they were.
         assert_eq!(store.names().count(), 7 * BLOCKS);
         let off = distance(&logits(&source), &logits_with(&source, Some(store)));
@@ -306,7 +307,7 @@ fn changes_of_basis_lie_over_the_source_too() {
         write_model(&source, tiny);
         let options = QuantizeOptions { rotation, ..options(method) };
         quantize(&source, &out, &plan_of_blocks(&source, eight), &options, &mut |_| ()).unwrap();
-        let store = Arc::new(Store::open(&out).unwrap());
+        let store = Arc::new(MatrixFile::open(&out).unwrap());
         let (name, architecture) = (method.name(), tiny.architecture);
         assert_eq!(store.names().count(), n_tensors, "{name} {rotation:?} {architecture}");
         let query = store.matrix("blk.0.attn_q.weight").unwrap();
@@ -328,7 +329,7 @@ fn hqq_is_nearer_in_its_own_norm_and_refuses_what_has_no_offsets() {
     let report = quantize(&source, &out, &plan_of_blocks(&source, INT4), &hqq, &mut |_| ()).unwrap();
     assert_eq!(report.n_tokens, 0);
     let original = gguf::File::open(&source).unwrap();
-    let absolute = |store: &Store| -> f64 {
+    let absolute = |store: &MatrixFile| -> f64 {
         let differences = |name: &str| -> f64 {
             let found = store.matrix(name).unwrap().to_f32();
             let expected = original.require(name).unwrap().to_f32();
@@ -336,10 +337,10 @@ fn hqq_is_nearer_in_its_own_norm_and_refuses_what_has_no_offsets() {
         };
         store.names().map(differences).sum()
     };
-    let found = absolute(&Store::open(&out).unwrap());
+    let found = absolute(&MatrixFile::open(&out).unwrap());
     let nearest = options(Method::RoundToNearest { weighted: false });
     quantize(&source, &out, &plan_of_blocks(&source, INT4), &nearest, &mut |_| ()).unwrap();
-    let plain = absolute(&Store::open(&out).unwrap());
+    let plain = absolute(&MatrixFile::open(&out).unwrap());
     assert!(found < plain, "{found} {plain}");
     let nf4 = plan_of_blocks(&source, GroupFormat::Nf4);
     let found = quantize(&source, &out, &nf4, &hqq, &mut |_| ());
@@ -373,7 +374,7 @@ fn budgets_are_divided_among_formats_of_all_kinds() {
     assert!(kinds.len() > 1, "{kinds:?}");
     let rtn = options(Method::RoundToNearest { weighted: false });
     quantize(&source, &out, &plan, &rtn, &mut |_| ()).unwrap();
-    let store = Arc::new(Store::open(&out).unwrap());
+    let store = Arc::new(MatrixFile::open(&out).unwrap());
     let off = distance(&logits(&source), &logits_with(&source, Some(store)));
     assert!(off > 1e-6 && off < 0.2, "{off}");
 }
@@ -443,7 +444,7 @@ fn bad_input_is_refused_and_leaves_no_file() {
     let found = quantize(&source, &out, &nf4, &options(gptq), &mut |_| ()).unwrap_err();
     assert!(matches!(found, Error::NotOfGguf { .. }) && !out.exists(), "{found}");
     let beyond = QuantizeOptions { tokens: vec![VOCABULARY as u32; 1024], ..options(gptq) };
-    assert!(matches!(run(TINY, &beyond), Error::Quant(breakers_quant::Error::RowIndex { .. })));
+    assert!(matches!(run(TINY, &beyond), Error::Linear(breakers_linear::Error::RowIndex { .. })));
 }
 
 #[test]

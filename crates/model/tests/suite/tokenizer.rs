@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use breakers_backend::harness::model_path;
+use breakers_gguf::File;
 use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
-use breakers_quant::gguf::File;
 use serde::Deserialize;
 
 #[derive(Deserialize)]

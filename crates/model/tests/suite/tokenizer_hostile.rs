@@ -1,10 +1,10 @@
 //! Metadata that contradict themselves, and round trips through vocabularies made up at random.
 
+use breakers_gguf::{Metadata, Value};
 use breakers_model::{
     Error,
     tokenizer::{DecodeOptions, EncodeOptions, Tokenizer},
 };
-use breakers_quant::gguf::{Metadata, Value};
 use proptest::prelude::*;
 
 /// A small vocabulary that is in order.
@@ -39,25 +39,25 @@ fn check(model: &str, key: &str, value: impl Into<Value>, expected: &str) {
 fn contradictions_are_typed_errors() {
     for model in ["gpt2", "llama"] {
         check(model, "model", "rwkv", "UnknownTokenizer");
-        check(model, "model", 1u32, "Quant(ValueType");
+        check(model, "model", 1u32, "Gguf(ValueType");
         check(model, "tokens", vec!["a", "b", "ab", "a", "<0x41>"], "DuplicateToken");
-        check(model, "tokens", 7u32, "Quant(ValueType");
+        check(model, "tokens", 7u32, "Gguf(ValueType");
         check(model, "token_type", vec![1, 1], "VocabularyLength");
         check(model, "token_type", vec![1; 6], "VocabularyLength");
         check(model, "token_type", vec![6, 1, 1, 3, 6], "InvalidByteToken");
         check(model, "bos_token_id", 5u32, "SpecialTokenOutOfRange");
         check(model, "eos_token_id", u64::MAX, "SpecialTokenOutOfRange");
         check(model, "eot_token_id", u32::MAX, "SpecialTokenOutOfRange");
-        check(model, "add_bos_token", 1u32, "Quant(ValueType");
+        check(model, "add_bos_token", 1u32, "Gguf(ValueType");
     }
     check("gpt2", "pre", "no-such-rule", "UnknownPreTokenizer { found: \"no-such-rule\"");
     for rule in ["", "a", "ab", " ", "a ", " a", "a c", "c a", "b a", "a  b", "é"] {
         check("gpt2", "merges", vec![rule], "InvalidMerge");
     }
-    check("gpt2", "merges", vec![1u32], "Quant(ValueType");
+    check("gpt2", "merges", vec![1u32], "Gguf(ValueType");
     check("llama", "scores", vec![0f32; 4], "VocabularyLength");
     check("llama", "scores", vec![0f32, f32::NAN, 0.0, 0.0, 0.0], "InvalidScore { token: 1 }");
-    check("llama", "scores", "high", "Quant(ValueType");
+    check("llama", "scores", "high", "Gguf(ValueType");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn missing_keys_are_typed_errors() {
         let mut metadata = metadata(model);
         metadata.remove(&format!("tokenizer.ggml.{key}"));
         let error = Tokenizer::from_metadata(&metadata).unwrap_err();
-        assert!(matches!(error, Error::Quant(_)), "{key}: {error:?}");
+        assert!(matches!(error, Error::Gguf(_)), "{key}: {error:?}");
     }
     let mut metadata = metadata("gpt2");
     metadata.remove("tokenizer.ggml.bos_token_id");

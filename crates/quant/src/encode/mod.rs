@@ -7,15 +7,12 @@
 mod pack;
 mod search;
 
-use crate::{
-    Format,
-    format::{IQ4_NL_LEVELS, MXFP4_LEVELS, half_power_of_two},
-    grid::{Grid, LANES, Levels},
-};
+use crate::grid::{Grid, LANES};
 use breakers_cpu::{
     self as cpu, per_isa,
     pool::{self, DisjointMut},
 };
+use breakers_gguf::{Format, IQ4_NL_LEVELS, Levels, MXFP4_LEVELS, half_power_of_two};
 use search::{error, error_of, scale, scale_and_offset};
 
 /// Levels of IQ4_NL as numbers.

@@ -1,7 +1,7 @@
-//! The bits of a block: the inverse of the decoders in [`format`](crate::format).
+//! The bits of a block: the inverse of [`Format::decode_row`](breakers_gguf::Format::decode_row).
 
 use super::BlockScales;
-use crate::Format;
+use breakers_gguf::Format;
 
 /// Packs the codes of a block, counted from the least level on.
 pub(super) fn block(format: Format, scales: &BlockScales, codes: &[u8], out: &mut [u8]) {

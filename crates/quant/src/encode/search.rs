@@ -1,7 +1,8 @@
 //! Scales of a group of weights: those with the least weighted squared error among some candidates, each fitted to
 //! the codes that it leads to.
 
-use crate::grid::{Levels, inverse};
+use crate::grid::inverse;
+use breakers_gguf::Levels;
 
 /// Candidates on either side of the range that the weights span, in tenths of a step.
 const REACH: i32 = 9;

@@ -1,5 +1,6 @@
 use super::*;
-use crate::{grid::Levels, statistics::StatisticsConfig};
+use crate::statistics::StatisticsConfig;
+use breakers_gguf::Levels;
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;

@@ -1,20 +1,20 @@
 //! The choice of scales, before any code is chosen.
 
-use super::{Encoding, RangeChoice};
+use super::{RangeChoice, WeightMatrix};
 use crate::{
-    Format, Result,
-    encode::Blocks,
+    Result,
+    encode::{Blocks, floats_to_bytes},
     grid::{Grid, LANES},
-    groups::{GroupFormat, GroupScales, Groups},
 };
 use breakers_cpu::{self as cpu, per_isa, pool};
+use breakers_gguf::{Encoding, Format, GroupFormat, GroupMatrix, GroupScales, QuantizedMatrix};
 
 /// Scales that were chosen, before any code is.
 pub(crate) struct Chosen {
-    pub(super) scales: ChosenScales,
+    scales: ChosenScales,
 }
 
-pub(super) enum ChosenScales {
+enum ChosenScales {
     Floats(Format),
     Blocks(Format, Blocks),
     Groups(GroupFormat, GroupScales, Grid),
@@ -55,8 +55,26 @@ impl Chosen {
         wanted: &[(f32, f32)],
     ) -> Self {
         let scales = GroupScales::store(format, wanted);
-        let grid = Groups::grid(format, values.len() / n_cols, n_cols, &scales);
+        let grid = Grid::of_groups(format, values.len() / n_cols, n_cols, &scales);
         Self { scales: ChosenScales::Groups(format, scales, grid) }
+    }
+
+    /// Packs codes `[n_rows, n_cols]`, none of them for floats.
+    pub(crate) fn pack(&self, weights: &WeightMatrix<'_>, codes: &[u8]) -> Result<QuantizedMatrix> {
+        let (n_rows, n_cols) = (weights.n_rows(), weights.n_cols());
+        Ok(match &self.scales {
+            ChosenScales::Floats(format) => {
+                let bytes = floats_to_bytes(*format, weights.values());
+                QuantizedMatrix::from_bytes(*format, n_rows, n_cols, bytes)?
+            }
+            ChosenScales::Blocks(format, blocks) => {
+                QuantizedMatrix::from_bytes(*format, n_rows, n_cols, blocks.pack(codes))?
+            }
+            ChosenScales::Groups(format, scales, _) => {
+                let groups = GroupMatrix::new(*format, n_rows, n_cols, scales.clone(), codes)?;
+                QuantizedMatrix::from_groups(groups)
+            }
+        })
     }
 
     /// The values that may be chosen; nothing for floats.

@@ -8,11 +8,9 @@
 use crate::{
     Error, Result,
     grid::inverse,
-    groups::GroupFormat,
     linalg::transposed,
     quantizer::{
-        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
-        output_squares,
+        Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, output_squares,
     },
     statistics::{Statistics, StatisticsConfig},
 };
@@ -20,6 +18,7 @@ use breakers_cpu::{
     self as cpu, per_isa,
     pool::{self, DisjointMut},
 };
+use breakers_gguf::{Encoding, GroupFormat};
 use std::time::Instant;
 
 /// The least factor on a column.
@@ -218,11 +217,7 @@ impl Quantizer for Awq {
         StatisticsConfig { sample_rows: self.config.sample_rows, ..Default::default() }
     }
 
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
         let Some(statistics) = statistics else {
             return Err(Error::NoStatistics { needed: "a sample of the inputs" });
         };
@@ -242,14 +237,13 @@ impl Quantizer for Awq {
         };
         let codes = chosen.nearest(&scaled);
         let matrix = WeightMatrix::new(&scaled, weights.n_rows(), n)?;
-        let mut quantized = QuantizedMatrix::new(&matrix, &chosen, &codes);
-        quantized.input_scales = Some(factors);
+        let matrix = chosen.pack(&matrix, &codes)?.of_divided_inputs(factors)?;
         let report = QuantizationReport {
             method: self.name(),
             setting: Some(exponent),
             time: start.elapsed(),
             ..QuantizationReport::default()
         };
-        Ok(quantized.reported(weights, Some(statistics), report))
+        Quantized::new(matrix, weights, Some(statistics), report)
     }
 }

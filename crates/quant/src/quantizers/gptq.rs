@@ -8,13 +8,11 @@
 use crate::{
     Error, Result,
     feedback::{BLOCK, ColumnOrder, Feedback},
-    groups::{GroupFormat, GroupScales, Groups},
-    quantizer::{
-        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
-        group_ranges,
-    },
+    grid::Grid,
+    quantizer::{Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, group_ranges},
     statistics::{Statistics, StatisticsConfig},
 };
+use breakers_gguf::{Encoding, GroupFormat, GroupScales};
 use std::{
     sync::Mutex,
     time::{Duration, Instant},
@@ -113,11 +111,7 @@ impl Quantizer for Gptq {
         StatisticsConfig { hessian: true, ..Default::default() }
     }
 
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
         weights.check(statistics)?;
         let Some(statistics) = statistics else {
             return Err(Error::NoStatistics { needed: "second moments of pairs of columns" });
@@ -160,13 +154,13 @@ impl GptqFactor {
     /// of the outputs on it.
     ///
     /// # Errors
-    /// [`Error::Columns`] for weights with other inputs, [`Error::RowLength`], [`Error::GroupSize`].
+    /// [`Error::Columns`] for weights with other inputs, [`Error::Gguf`] for rows that are not whole blocks or groups.
     pub fn quantize(
         &self,
         weights: &WeightMatrix<'_>,
         encoding: Encoding,
         statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    ) -> Result<Quantized> {
         let start = Instant::now();
         let (values, n_cols) = (weights.values(), weights.n_cols());
         if n_cols != self.feedback.n_cols() {
@@ -188,7 +182,7 @@ impl GptqFactor {
             time: self.time + start.elapsed(),
             ..QuantizationReport::default()
         };
-        Ok(QuantizedMatrix::new(weights, &chosen, &codes).reported(weights, statistics, report))
+        Quantized::new(chosen.pack(weights, &codes)?, weights, statistics, report)
     }
 
     fn in_turn(&self, format: GroupFormat) -> bool {
@@ -210,7 +204,7 @@ impl GptqFactor {
                 }
             }
             let scales = GroupScales::store(format, &ranges);
-            Groups::grid(format, ranges.len(), group, &scales)
+            Grid::of_groups(format, ranges.len(), group, &scales)
         });
         let wanted = wanted.into_inner().unwrap_or_default();
         (Chosen::of_groups(format, values, n_cols, &wanted), codes)

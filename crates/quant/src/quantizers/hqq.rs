@@ -7,14 +7,11 @@
 use crate::{
     Error, Result,
     grid::LANES,
-    groups::GroupFormat,
-    quantizer::{
-        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
-        group_ranges,
-    },
+    quantizer::{Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, group_ranges},
     statistics::Statistics,
 };
 use breakers_cpu::{self as cpu, per_isa, pool};
+use breakers_gguf::{Encoding, GroupFormat};
 use std::time::Instant;
 
 /// The settings of [`Hqq`].
@@ -99,11 +96,7 @@ impl Quantizer for Hqq {
         format!("hqq {}", self.format().name())
     }
 
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
         weights.check(statistics)?;
         Encoding::Groups(self.format()).check(weights.n_cols())?;
         if !(self.config.exponent > 0.0 && self.config.exponent <= 1.0 && self.config.beta > 0.0) {
@@ -129,6 +122,6 @@ impl Quantizer for Hqq {
             time: start.elapsed(),
             ..QuantizationReport::default()
         };
-        Ok(QuantizedMatrix::new(weights, &chosen, &codes).reported(weights, statistics, report))
+        Quantized::new(chosen.pack(weights, &codes)?, weights, statistics, report)
     }
 }

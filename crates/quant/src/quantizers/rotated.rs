@@ -7,7 +7,7 @@
 
 use crate::{
     Result,
-    quantizer::{QuantizedMatrix, Quantizer, WeightMatrix},
+    quantizer::{Quantized, Quantizer, WeightMatrix},
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_cpu::hadamard::Rotation;
@@ -37,11 +37,7 @@ impl<Q: Quantizer> Quantizer for Rotated<Q> {
         self.inner.needs()
     }
 
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
         weights.check(statistics)?;
         let rotation = Rotation::random(weights.n_cols(), self.seed)?;
         let rotate = |rows: &mut [f32]| Ok(rotation.forward(rows)?);
@@ -51,8 +47,8 @@ impl<Q: Quantizer> Quantizer for Rotated<Q> {
         let rotated = WeightMatrix::new(&values, weights.n_rows(), weights.n_cols())?;
         let quantized = self.inner.quantize(&rotated, statistics.as_ref())?;
         // Errors are the same on both sides of a rotation, so that the report stays true.
-        let mut quantized = quantized.of_rotated_inputs(self.seed)?;
-        quantized.report.method = self.name();
-        Ok(quantized)
+        let mut report = quantized.report;
+        report.method = self.name();
+        Ok(Quantized { matrix: quantized.matrix.of_rotated_inputs(self.seed)?, report })
     }
 }

@@ -2,11 +2,10 @@
 
 use crate::{
     Result,
-    quantizer::{
-        Chosen, Encoding, QuantizationReport, QuantizedMatrix, Quantizer, RangeChoice, WeightMatrix,
-    },
+    quantizer::{Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix},
     statistics::Statistics,
 };
+use breakers_gguf::Encoding;
 use std::time::Instant;
 
 /// Rounds each weight to the nearest value that its group's scale allows.
@@ -50,11 +49,7 @@ impl Quantizer for RoundToNearest {
         }
     }
 
-    fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<QuantizedMatrix> {
+    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
         weights.check(statistics)?;
         let start = Instant::now();
         let importance = statistics.filter(|s| self.weighted && s.n_rows() > 0).map(Statistics::mean_square);
@@ -71,6 +66,6 @@ impl Quantizer for RoundToNearest {
             time: start.elapsed(),
             ..QuantizationReport::default()
         };
-        Ok(QuantizedMatrix::new(weights, &chosen, &codes).reported(weights, statistics, report))
+        Quantized::new(chosen.pack(weights, &codes)?, weights, statistics, report)
     }
 }

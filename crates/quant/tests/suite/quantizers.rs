@@ -1,14 +1,13 @@
 //! The quantizers against each other, on a layer whose inputs are like those of language models.
 
-use breakers_quant::{
-    Error, Format, GroupFormat,
-    quantizer::{Encoding, Quantizer, WeightMatrix},
-    quantizers::{
-        Awq, AwqConfig, ColumnOrder, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest,
-        ScaleImportance,
-    },
-    statistics::{Statistics, StatisticsConfig},
+use breakers_gguf as gguf;
+use breakers_gguf::{Encoding, Format, GroupFormat};
+use breakers_quant::Error;
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
+use breakers_quant::quantizers::{
+    Awq, AwqConfig, ColumnOrder, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest, ScaleImportance,
 };
+use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
 use crate::support::Random;
 
@@ -70,7 +69,7 @@ impl Layer {
     fn error(&self, quantizer: &dyn Quantizer) -> f64 {
         let weights = WeightMatrix::new(&self.weights, self.n, self.n).unwrap();
         let quantized = quantizer.quantize(&weights, Some(&self.calibration)).unwrap();
-        let decoded = quantized.to_f32();
+        let decoded = quantized.matrix.to_f32();
         let differences: Vec<f32> = self.weights.iter().zip(&decoded).map(|(a, b)| a - b).collect();
         self.squares(&differences) / self.squares(&self.weights)
     }
@@ -287,7 +286,9 @@ fn bad_input_is_refused_by_name() {
         let mixed = quantizer.quantize(&weights, Some(&other));
         assert!(matches!(mixed, Err(Error::Columns { expected: 256, found: 128 })), "{name}: {mixed:?}");
         let found = quantizer.quantize(&narrow, Some(&uneven));
-        assert!(matches!(found, Err(Error::RowLength { .. } | Error::GroupSize { .. })), "{name}: {found:?}");
+        let expected =
+            matches!(found, Err(Error::Gguf(gguf::Error::RowLength { .. } | gguf::Error::GroupSize { .. })));
+        assert!(expected, "{name}: {found:?}");
         let needs = quantizer.needs() != StatisticsConfig::default();
         let without = quantizer.quantize(&weights, None);
         assert_eq!(matches!(without, Err(Error::NoStatistics { .. })), needs, "{name}");
@@ -304,7 +305,7 @@ fn bad_input_is_refused_by_name() {
     assert!(matches!(WeightMatrix::new(&values, 2, 255), Err(Error::Length { .. })));
     assert!(matches!(WeightMatrix::new(&[], 0, 256), Err(Error::Length { .. })));
     let bits = Hqq::new(1, 128, HqqConfig::paper()).quantize(&weights, None);
-    assert!(matches!(bits, Err(Error::Bits { found: 1 })));
+    assert!(matches!(bits, Err(Error::Gguf(gguf::Error::Bits { found: 1 }))));
     let damping = GptqConfig { damping: f32::NAN, ..GptqConfig::default() };
     let found = Gptq::new(Encoding::Gguf(Format::Q4_K), damping).quantize(&weights, Some(&fitting));
     assert!(matches!(found, Err(Error::Setting { .. })));
@@ -333,7 +334,7 @@ fn columns_that_are_never_fed_and_weights_of_zero_are_no_trouble() {
         ];
         for method in methods {
             let quantized = method.quantize(&weights, Some(&statistics)).unwrap();
-            let decoded = quantized.to_f32();
+            let decoded = quantized.matrix.to_f32();
             assert!(decoded.iter().all(|x| x.is_finite()), "{}", method.name());
             assert!(decoded[..n].iter().all(|x| *x == 0.0), "{}: a row of zeros stays one", method.name());
         }

@@ -1,8 +1,0 @@
-//! The GGUF container and the row decoders.
-
-mod allocations;
-mod formats;
-mod hostile;
-mod mutations;
-mod round_trip;
-mod sample;
