@@ -37,6 +37,20 @@ pub enum Error {
         /// The bound on magnitudes.
         max: f32,
     },
+    /// A vector that its collection's element type cannot hold.
+    #[error("number {index} is {value}; as {element} the largest number of a vector must be within {least:e} to {most:e}")]
+    ElementRange {
+        /// The element type.
+        element: &'static str,
+        /// The place of the vector's largest number.
+        index: usize,
+        /// That number.
+        value: f32,
+        /// The least magnitude that it may have.
+        least: f32,
+        /// The greatest magnitude that it may have.
+        most: f32,
+    },
     /// A vector of zeros has no direction, and cosine compares directions.
     #[error("{what} is zero; the cosine metric needs a direction")]
     ZeroVector {
@@ -70,6 +84,20 @@ pub enum Error {
     UnknownCollection {
         /// The name asked for.
         name: String,
+    },
+    /// The collection of a handle was removed.
+    #[error("the collection {name:?} was removed")]
+    CollectionRemoved {
+        /// The name that it had.
+        name: String,
+    },
+    /// Others held a lock for longer than the time limit.
+    #[error("{what} is held by others for longer than {limit:?}")]
+    Busy {
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        limit: std::time::Duration,
     },
     /// A collection with this name is there already, with other settings.
     #[error("the collection {name:?} exists with other settings: expected {expected}, found {found}")]
@@ -131,6 +159,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A payload that could not be read back.
+    #[error("the payload is nested more than {max} deep")]
+    PayloadDepth {
+        /// How deep it may be nested.
+        max: usize,
+    },
     /// A payload is no JSON object, or cannot be written as one.
     #[error("payload: {0}")]
     Json(#[from] serde_json::Error),
@@ -141,6 +175,7 @@ pub enum Error {
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
     /// A device without kernels.
+    #[cfg(feature = "device")]
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),
 }
@@ -151,6 +186,7 @@ impl From<breakers_cpu::Error> for Error {
     }
 }
 
+#[cfg(feature = "device")]
 impl From<breakers_backend::Error> for Error {
     fn from(error: breakers_backend::Error) -> Self {
         Self::Backend(Box::new(error))

@@ -3,7 +3,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`store`] | collections of vectors with payloads in a folder: durable in SQLite, searched through derived indexes |
-//! | [`index`] | exact search, and a graph with real removal, behind one trait |
+//! | [`index`] | exact search and a graph with real removal, which the store uses, and research indexes, behind one trait |
 //! | [`quantize`] | compressed vectors, with bounds on what compression loses |
 //! | [`distance`] | distances by run-time SIMD dispatch |
 //!
@@ -20,8 +20,13 @@
 //! ```
 //!
 //! # Features
-//! `hnsw-rs` adds the graph of the crate of that name behind the same trait. `wgpu`, `vulkan`, `metal` and `cuda` are
-//! Burn's.
+//! By default the crate is the store alone and compiles no tensor library. `device` adds `index::DeviceScan`, exact search
+//! on Burn's devices; `wgpu`, `vulkan`, `metal` and `cuda` are Burn's own and add GPUs to it. `hnsw-rs` adds the graph of
+//! the crate of that name behind the same trait.
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod bitset;
 pub mod distance;

@@ -45,7 +45,8 @@ impl Metric {
     /// If the lengths differ.
     pub fn distance(self, a: &[f32], b: &[f32]) -> f32 {
         match self {
-            Self::Cosine => 1.0 - distance::dot(a, b),
+            // Vectors of length 1 are so only up to rounding.
+            Self::Cosine => (1.0 - distance::dot(a, b)).clamp(0.0, 2.0),
             Self::Dot => -distance::dot(a, b),
             Self::L2 => distance::l2(a, b),
         }
@@ -102,5 +103,21 @@ pub(crate) fn check_length(what: &'static str, vector: &[f32], dimension: usize)
         Ok(())
     } else {
         Err(Error::Dimension { what, expected: dimension, found: vector.len() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cosine_distances_are_within_0_and_2() {
+        for n in 1..400usize {
+            let mut a: Vec<f32> = (0..n).map(|i| ((i * n) as f32).sin() + 0.1).collect();
+            Metric::Cosine.prepare("a", &mut a).unwrap();
+            let b: Vec<f32> = a.iter().map(|x| -x).collect();
+            let (same, opposite) = (Metric::Cosine.distance(&a, &a), Metric::Cosine.distance(&a, &b));
+            assert!((0.0..1e-6).contains(&same) && (2.0 - 1e-6..=2.0).contains(&opposite), "{n}: {same}, {opposite}");
+        }
     }
 }

@@ -77,8 +77,21 @@ impl Exact {
         Ok(prepared)
     }
 
-    /// Adds a prepared vector, into a free slot if there is one.
+    /// Adds a prepared vector.
     pub(crate) fn add(&mut self, prepared: &[f32]) -> Result<u32> {
+        let slot = self.place(prepared)?;
+        self.show(slot);
+        Ok(slot)
+    }
+
+    /// Lets searches find a slot.
+    pub(crate) fn show(&mut self, slot: u32) {
+        self.live.insert(slot);
+        self.n_live += 1;
+    }
+
+    /// Stores a prepared vector, which searches do not find yet, in a free slot if there is one.
+    pub(crate) fn place(&mut self, prepared: &[f32]) -> Result<u32> {
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.codes.set(slot as usize, prepared);
@@ -95,8 +108,7 @@ impl Exact {
         if let Some(coarse) = &mut self.coarse {
             coarse.set(&self.codes, slot as usize);
         }
-        self.live.insert(slot);
-        self.n_live += 1;
+        self.live.grow(self.codes.len());
         Ok(slot)
     }
 
@@ -183,7 +195,7 @@ fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
 fn true_distance(metric: Metric, reduced: f32, query_squares: f64) -> f32 {
     match metric {
         // 1 − x is rounded; a step down keeps a lower end a lower end.
-        Metric::Cosine => (1.0 + reduced) - f32::EPSILON,
+        Metric::Cosine => ((1.0 + reduced) - f32::EPSILON).min(2.0),
         Metric::Dot => reduced,
         Metric::L2 => ((query_squares + 2.0 * f64::from(reduced)) as f32).next_down(),
     }

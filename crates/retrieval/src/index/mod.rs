@@ -1,8 +1,14 @@
 //! Indexes behind one trait.
 //!
+//! A collection of the [store](crate::store) keeps a [`Graph`], which is an [`Exact`] index, too; its planner chooses between
+//! the two for each query. [`Ivf`], [`Rabitq`] and `HnswRs` are research indexes: to be measured against, and to be used by
+//! themselves. They neither lie in files nor follow a database. `DeviceScan` answers batches of queries on a device; it is
+//! filled once, so it is no [`Index`].
+//!
 //! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal. What a slot
 //! means to a user is the store's business.
 
+#[cfg(feature = "device")]
 pub mod device;
 pub mod exact;
 pub mod graph;
@@ -15,6 +21,7 @@ mod top;
 mod tune;
 mod vectors;
 
+#[cfg(feature = "device")]
 pub use device::DeviceScan;
 pub use exact::Exact;
 pub use graph::{Graph, GraphConfig};
@@ -25,6 +32,7 @@ pub use plan::{Plan, Strategy};
 pub use rabitq::Rabitq;
 pub use top::TopK;
 pub use tune::Tuned;
+pub(crate) use tune::{Size, tune};
 pub use vectors::Vectors;
 
 use crate::{Bitset, Metric, Result};

@@ -1,11 +1,20 @@
 use super::Neighbor;
+use std::collections::BinaryHeap;
 
 /// The smallest `k` of the distances that were offered; of equal ones those of lower slots.
 #[derive(Debug, Clone)]
 pub struct TopK {
     k: usize,
+    entries: Entries,
+}
+
+/// A distance's order and its slot, in one number.
+#[derive(Debug, Clone)]
+enum Entries {
     /// Ascending.
-    entries: Vec<u64>,
+    Sorted(Vec<u64>),
+    /// The farthest on top.
+    Heap(BinaryHeap<u64>),
 }
 
 /// An unsigned number in the order of the floats; NaN does not occur.
@@ -21,30 +30,51 @@ pub(crate) fn unorder(order: u32) -> f32 {
     f32::from_bits(if order >> 31 == 1 { order & !(1 << 31) } else { !order })
 }
 
+/// Up to so many are kept in order, which is the fastest for few; more are kept as a heap.
+const SORTED: usize = 256;
+
 impl TopK {
     /// Keeps the `k` nearest.
     pub fn new(k: usize) -> Self {
-        Self { k, entries: Vec::with_capacity(k.min(1 << 16)) }
+        let entries = if k <= SORTED { Entries::Sorted(Vec::with_capacity(k)) } else { Entries::Heap(BinaryHeap::new()) };
+        Self { k, entries }
     }
 
     /// Offers a distance.
     #[inline]
     pub fn push(&mut self, slot: u32, distance: f32) {
         let entry = u64::from(order(distance)) << 32 | u64::from(slot);
-        if self.entries.len() < self.k {
-            let at = self.entries.partition_point(|&e| e < entry);
-            self.entries.insert(at, entry);
-        } else if self.entries.last().is_some_and(|&last| entry < last) {
-            self.entries.pop();
-            let at = self.entries.partition_point(|&e| e < entry);
-            self.entries.insert(at, entry);
+        match &mut self.entries {
+            Entries::Sorted(entries) => {
+                if entries.len() >= self.k {
+                    if entries.last().is_none_or(|&last| entry >= last) {
+                        return;
+                    }
+                    entries.pop();
+                }
+                let at = entries.partition_point(|&e| e < entry);
+                entries.insert(at, entry);
+            }
+            Entries::Heap(entries) => {
+                if entries.len() < self.k {
+                    entries.push(entry);
+                } else if let Some(mut last) = entries.peek_mut()
+                    && entry < *last
+                {
+                    *last = entry;
+                }
+            }
         }
     }
 
     /// The distance that another one must not exceed to matter; infinite until there are `k`.
     pub fn bound(&self) -> f32 {
-        match self.entries.last() {
-            Some(&last) if self.entries.len() == self.k => unorder((last >> 32) as u32),
+        let last = match &self.entries {
+            Entries::Sorted(entries) => entries.last(),
+            Entries::Heap(entries) => entries.peek(),
+        };
+        match last {
+            Some(&last) if self.len() == self.k => unorder((last >> 32) as u32),
             _ if self.k == 0 => f32::NEG_INFINITY,
             _ => f32::INFINITY,
         }
@@ -52,18 +82,25 @@ impl TopK {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        match &self.entries {
+            Entries::Sorted(entries) => entries.len(),
+            Entries::Heap(entries) => entries.len(),
+        }
     }
 
     /// Whether nothing was offered.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// Nearest first.
     pub fn into_neighbors(self) -> Vec<Neighbor> {
         let neighbor = |e| Neighbor { slot: e as u32, distance: unorder((e >> 32) as u32) };
-        self.entries.into_iter().map(neighbor).collect()
+        let entries = match self.entries {
+            Entries::Sorted(entries) => entries,
+            Entries::Heap(entries) => entries.into_sorted_vec(),
+        };
+        entries.into_iter().map(neighbor).collect()
     }
 }
 
@@ -91,6 +128,20 @@ mod tests {
             prop_assert_eq!(top.bound().is_finite(), full);
             let found: Vec<_> = top.into_neighbors().iter().map(|n| (n.distance as i8, n.slot)).collect();
             prop_assert_eq!(found, all);
+        }
+    }
+
+    #[test]
+    fn many_are_kept_as_few_are() {
+        let distances: Vec<f32> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) % 977) as f32).collect();
+        let mut all: Vec<_> = distances.iter().zip(0u32..).map(|(&d, slot)| (d as u32, slot)).collect();
+        all.sort_unstable();
+        for k in [1, SORTED, SORTED + 1, 1000, 4999, 5000, 6000] {
+            let mut top = TopK::new(k);
+            distances.iter().zip(0..).for_each(|(&d, slot)| top.push(slot, d));
+            assert_eq!(top.bound() as u32, all.get(k - 1).map_or(u32::MAX, |&(d, _)| d), "{k}");
+            let found: Vec<_> = top.into_neighbors().iter().map(|n| (n.distance as u32, n.slot)).collect();
+            assert_eq!(found, all[..k.min(all.len())], "{k}");
         }
     }
 }

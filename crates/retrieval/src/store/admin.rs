@@ -1,10 +1,13 @@
 //! Care: backup and restore, verification, compaction, leftovers.
 
-use super::{DATABASE, Inner, Options, Store, collection::change_crc, parse_config, schema, shared::lock};
+use super::{DATABASE, Inner, Options, Store, fields, parse_config, schema, shared::lock, state::point_of};
 use crate::{Error, Result};
-use breakers_files::{Replacement, clean};
+use breakers_files::{Disk, Replacement, clean};
 use rusqlite::{Connection, params};
-use std::path::Path;
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 /// What a verification found: nothing wrong, or it would have been an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,6 +17,18 @@ pub struct Verification {
     pub n_collections: usize,
     /// Points, each of which has the checksum that it was written with.
     pub n_points: usize,
+    /// Collections whose table of fields was not what the payloads say, and was made anew.
+    pub n_fields_rebuilt: usize,
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Repair {
+    /// Points that were taken out: the collection's name, and the id.
+    pub removed: Vec<(String, u64)>,
+    /// Collections whose table of fields was made anew.
+    pub n_fields_rebuilt: usize,
 }
 
 /// A piece of work that was begun, as it stands in the database.
@@ -35,9 +50,14 @@ impl Store {
     /// it is whole, verified and on the disk.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Sqlite`], [`Error::Corrupt`] if the copy is not what it should be.
+    /// [`Error::Parameter`] for a file of the store itself, by any name; [`Error::Io`], [`Error::Sqlite`],
+    /// [`Error::Corrupt`] if the copy is not what it should be.
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<Verification> {
         let path = path.as_ref();
+        if self.inner.owns(path)? {
+            let expected = "a file that is not the store's own";
+            return Err(Error::parameter("the backup's path", expected, path.display()));
+        }
         let detail = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         self.job("backup", &detail, || {
             let copy = Replacement::by_name_on(&*self.inner.options.disk, path)?;
@@ -64,24 +84,91 @@ impl Store {
         }
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let new = Replacement::by_name_on(&*options.disk, &path)?;
-        std::fs::copy(backup, new.temporary()).map_err(Error::io(backup))?;
-        let mut copy = Connection::open(new.temporary())?;
-        schema::migrate(&mut copy, backup)?;
-        verify(&copy)?;
-        copy.execute("UPDATE collections SET uid = random()", [])?;
-        copy.close().map_err(|(_, error)| error)?;
+        let restored = restore_to(&new, backup, folder, &*options.disk);
+        for suffix in SIDECARS {
+            let _ = std::fs::remove_file(with_suffix(new.temporary(), suffix));
+        }
+        restored?;
         new.commit()?;
         Self::open_with(folder, options)
     }
 
-    /// Reads everything and compares checksums.
+    /// Reads everything and compares checksums. Tables of fields, which follow from payloads, are made anew where they
+    /// differ from them.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for the first thing that is wrong, [`Error::Sqlite`].
     pub fn verify(&self) -> Result<Verification> {
-        self.inner.read(|connection| {
+        let found = self.inner.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            verify(&transaction)
+            check_integrity(&transaction)?;
+            inspect(&transaction, false)?.checked()
+        })?;
+        if !found.other_fields.is_empty() {
+            self.heal(|_, _| Ok(()))?;
+        }
+        Ok(found.verification)
+    }
+
+    /// Takes out what is damaged, so that the rest is whole: points that are not as they were written, which are named,
+    /// and tables of fields that are not what the payloads say, which are made anew.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if SQLite itself finds its file damaged beyond its indexes, [`Error::Sqlite`], [`Error::Busy`].
+    pub fn repair(&self) -> Result<Repair> {
+        {
+            let writer = self.inner.writer()?;
+            if check_integrity(&writer).is_err() {
+                writer.execute_batch("REINDEX")?;
+                check_integrity(&writer)?;
+            }
+        }
+        self.heal(|transaction, found| {
+            for (collection, name, point, error) in &found.damaged {
+                tracing::warn!("point {point} of {name:?} is taken out: {error}");
+                let key = *point as i64;
+                transaction.execute(&format!("DELETE FROM points_{collection} WHERE id = ?1"), [key])?;
+                fields::remove(transaction, *collection, key)?;
+                let sql = format!(
+                    "INSERT OR REPLACE INTO removed_{collection}(id, seq)
+                     SELECT ?1, seq + 1 FROM collections WHERE id = ?2"
+                );
+                transaction.execute(&sql, [key, *collection])?;
+            }
+            let mut collections: Vec<i64> = transaction
+                .prepare("SELECT id FROM collections")?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for id in collections.drain(..) {
+                let sql = format!(
+                    "UPDATE collections SET n_points = (SELECT count(*) FROM points_{id}) WHERE id = ?1"
+                );
+                transaction.execute(&sql, [id])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Inspects, changes, and has the indexes in memory follow.
+    fn heal(&self, change: impl FnOnce(&Connection, &Inspection) -> Result<()>) -> Result<Repair> {
+        let found = {
+            let mut writer = self.inner.writer()?;
+            let transaction = writer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let found = inspect(&transaction, true)?;
+            change(&transaction, &found)?;
+            // A change like any other, so that nothing that was found before is taken for what is.
+            transaction.execute("UPDATE collections SET seq = seq + 1", [])?;
+            transaction.commit()?;
+            found
+        };
+        let open: Vec<_> = lock(&self.inner.collections).values().cloned().collect();
+        for shared in open {
+            let changing = shared.change(&self.inner)?;
+            shared.catch_up_now(&self.inner, &changing)?;
+        }
+        Ok(Repair {
+            removed: found.damaged.into_iter().map(|(_, name, point, _)| (name, point)).collect(),
+            n_fields_rebuilt: found.other_fields.len(),
         })
     }
 
@@ -92,7 +179,7 @@ impl Store {
     pub fn compact(&self) -> Result<()> {
         self.job("compact", "", || {
             {
-                let mut writer = lock(&self.inner.writer);
+                let mut writer = self.inner.writer()?;
                 let transaction =
                     writer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
                 let ids: Vec<i64> = transaction
@@ -115,12 +202,11 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], [`Error::Sqlite`].
     pub fn checkpoint(&self) -> Result<()> {
-        let open: Vec<_> =
-            lock(&self.inner.collections).values().filter_map(std::sync::Weak::upgrade).collect();
+        let open: Vec<_> = lock(&self.inner.collections).values().cloned().collect();
         for shared in open {
-            shared.save_changes()?;
+            shared.save_changes(&self.inner)?;
         }
-        let writer = lock(&self.inner.writer);
+        let writer = self.inner.writer()?;
         writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
     }
@@ -133,7 +219,9 @@ impl Store {
         self.inner.read(|connection| {
             let mut statement = connection.prepare("SELECT id, kind, state, detail FROM jobs ORDER BY id")?;
             let jobs = statement.query_map([], |row| {
-                Ok(Job { id: row.get(0)?, kind: row.get(1)?, state: row.get(2)?, detail: row.get(3)? })
+                let (noted, detail): (String, String) = (row.get(2)?, row.get(3)?);
+                let state = if is_running(&detail) { noted } else { "interrupted".to_owned() };
+                Ok(Job { id: row.get(0)?, kind: row.get(1)?, state, detail })
             })?;
             Ok(jobs.collect::<rusqlite::Result<_>>()?)
         })
@@ -142,10 +230,13 @@ impl Store {
     /// Notes a piece of work in the database while it is done.
     fn job<R>(&self, kind: &str, detail: &str, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let id = {
-            let writer = lock(&self.inner.writer);
-            let pid = std::process::id();
             // Of work of this kind that was interrupted before, this is the repetition.
-            writer.execute("DELETE FROM jobs WHERE kind = ?1 AND state = 'interrupted'", [kind])?;
+            let interrupted = self.jobs()?.into_iter().filter(|job| job.kind == kind && job.state == "interrupted");
+            let writer = self.inner.writer()?;
+            for job in interrupted {
+                writer.execute("DELETE FROM jobs WHERE id = ?1", [job.id])?;
+            }
+            let pid = std::process::id();
             writer.execute(
                 "INSERT INTO jobs(kind, state, detail) VALUES (?1, 'running', ?2)",
                 params![kind, format!("{detail} (process {pid})")],
@@ -153,52 +244,138 @@ impl Store {
             writer.last_insert_rowid()
         };
         let result = work();
-        let ended = lock(&self.inner.writer).execute("DELETE FROM jobs WHERE id = ?1", [id]);
+        let ended = self.inner.writer().and_then(|writer| Ok(writer.execute("DELETE FROM jobs WHERE id = ?1", [id])?));
         let result = result?;
         ended?;
         Ok(result)
     }
 }
 
-fn verify(connection: &Connection) -> Result<Verification> {
-    let text: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    let corrupt =
-        |what: String, expected: String, found: String| Err(Error::Corrupt { what, expected, found });
-    if text != "ok" {
-        return corrupt("SQLite's integrity check".to_owned(), "ok".to_owned(), text);
+/// Puts the content of a backup where the new database is written, and takes away what an old store left.
+fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, disk: &dyn Disk) -> Result<()> {
+    std::fs::copy(backup, new.temporary()).map_err(Error::io(backup))?;
+    // The database of a store has its last changes in its log.
+    let log = with_suffix(backup, "-wal");
+    if log.exists() {
+        std::fs::copy(&log, with_suffix(new.temporary(), "-wal")).map_err(Error::io(&log))?;
     }
-    let mut found = Verification::default();
-    let mut collections = connection.prepare("SELECT id, name, config, n_points FROM collections")?;
-    let mut rows = collections.query([])?;
-    while let Some(row) = rows.next()? {
-        let (id, name, config): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let mut copy = Connection::open(new.temporary())?;
+    schema::migrate(&mut copy, backup)?;
+    verify(&copy)?;
+    copy.execute("UPDATE collections SET uid = random()", [])?;
+    copy.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    copy.close().map_err(|(_, error)| error)?;
+    // It would be read as the new store's.
+    let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    for entry in entries.flatten().filter(|entry| is_own_name(Some(&entry.file_name()))) {
+        if !is_same_file(&entry.path(), backup) {
+            disk.remove(&entry.path()).map_err(Error::io(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What a look at every point of a database found.
+#[derive(Default)]
+struct Inspection {
+    verification: Verification,
+    /// Collection, its name, point, and what is wrong with it.
+    damaged: Vec<(i64, String, u64, Error)>,
+    /// Collections whose table of fields is not what the payloads say.
+    other_fields: Vec<i64>,
+    /// Collections that say that they have another number of points: the name, what they say, and what there is.
+    other_counts: Vec<(String, i64, i64)>,
+}
+
+/// Reads everything. With `heal`, tables of fields are made anew where they differ; that needs a transaction that writes.
+fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
+    let mut found = Inspection::default();
+    let collections: Vec<(i64, String, String, i64)> = connection
+        .prepare("SELECT id, name, config, n_points FROM collections ORDER BY id")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (id, name, config, said) in collections {
         let config = parse_config(&name, &config)?;
+        let expected = fields::Expected::new(connection, &config.indexed)?;
         let mut points = connection.prepare(&format!("SELECT id, vector, payload, crc FROM points_{id}"))?;
         let mut points = points.query([])?;
         let mut n = 0i64;
         while let Some(row) = points.next()? {
-            let id: i64 = row.get(0)?;
-            let vector = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-            let payload = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-            let (expected, crc) = (row.get::<_, i64>(3)?, change_crc(id as u64, vector, payload));
-            if expected != crc {
-                return corrupt(
-                    format!("point {id} of {name:?}"),
-                    format!("checksum {expected:08x}"),
-                    format!("{crc:08x}"),
-                );
-            }
-            config.element.decode(vector, config.dimension)?;
+            let point: i64 = row.get(0)?;
             n += 1;
+            let whole = point_of(row, &config).and_then(|(_, payload)| {
+                payload.map(fields::parse).transpose()?.map_or(Ok(()), |payload| expected.add(point, &payload))
+            });
+            match whole {
+                Ok(()) => {}
+                Err(error @ Error::Corrupt { .. }) => {
+                    found.damaged.push((id, name.clone(), point as u64, error));
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let expected: i64 = row.get(3)?;
-        if n != expected {
-            return corrupt(format!("the points of {name:?}"), expected.to_string(), n.to_string());
+        // Rows of a damaged point go with it.
+        for (_, _, point, _) in found.damaged.iter().filter(|(collection, ..)| *collection == id) {
+            let sql = format!("INSERT OR IGNORE INTO temp.expected_fields SELECT * FROM fields_{id} WHERE id = ?1");
+            connection.execute(&sql, [*point as i64])?;
         }
-        found.n_collections += 1;
-        found.n_points += n as usize;
+        if expected.differs(id)? {
+            if heal {
+                expected.replace(id)?;
+            }
+            found.other_fields.push(id);
+        }
+        if said != n {
+            found.other_counts.push((name, said, n));
+        }
+        found.verification.n_collections += 1;
+        found.verification.n_points += n as usize;
     }
+    found.verification.n_fields_rebuilt = found.other_fields.len();
     Ok(found)
+}
+
+impl Inspection {
+    /// # Errors
+    /// [`Error::Corrupt`] for the first thing that is wrong with what was written.
+    fn checked(self) -> Result<Self> {
+        if let Some((_, name, point, error)) = self.damaged.into_iter().next() {
+            let what = format!("point {point} of {name:?}");
+            return Err(match error {
+                Error::Corrupt { expected, found, .. } => Error::Corrupt { what, expected, found },
+                error => error,
+            });
+        }
+        if let Some((name, expected, found)) = self.other_counts.first() {
+            let what = format!("the number of points of {name:?}");
+            return Err(Error::Corrupt { what, expected: expected.to_string(), found: found.to_string() });
+        }
+        Ok(Self { damaged: Vec::new(), ..self })
+    }
+}
+
+/// # Errors
+/// [`Error::Corrupt`].
+fn check_integrity(connection: &Connection) -> Result<()> {
+    let found: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if found == "ok" {
+        return Ok(());
+    }
+    let what = "SQLite's integrity check".to_owned();
+    Err(Error::Corrupt { what, expected: "ok".to_owned(), found })
+}
+
+/// Of a copy that nobody else uses: everything is checked, and what follows from payloads is made anew.
+fn verify(connection: &Connection) -> Result<Verification> {
+    check_integrity(connection)?;
+    let transaction = connection.unchecked_transaction()?;
+    let found = inspect(&transaction, true)?.checked()?;
+    transaction.commit()?;
+    Ok(found.verification)
 }
 
 impl Inner {
@@ -206,11 +383,54 @@ impl Inner {
     pub(super) fn clean(&self) {
         // What cannot be removed now is found the next time.
         let _ = clean(&*self.options.disk, &self.folder);
-        // Jobs of processes that are gone; those that run hold on to their row by ending it themselves.
-        let running = format!("%(process {})", std::process::id());
-        let _ = lock(&self.writer).execute(
-            "UPDATE jobs SET state = 'interrupted' WHERE state = 'running' AND detail NOT LIKE ?1",
-            [running],
-        );
+    }
+
+    /// Whether a file is one of those that the store keeps in its folder, under whatever name.
+    fn owns(&self, path: &Path) -> Result<bool> {
+        if is_same_file(path, &self.folder.join(DATABASE)) {
+            return Ok(true);
+        }
+        let canonical = |path: &Path| path.canonicalize().map_err(Error::io(path));
+        Ok(is_own_name(path.file_name()) && canonical(parent(path))? == canonical(&self.folder)?)
+    }
+}
+
+/// Whether a store gives this name to a file of its folder.
+fn is_own_name(name: Option<&OsStr>) -> bool {
+    let Some(name) = name.and_then(OsStr::to_str) else { return false };
+    let is_index = || {
+        let number = name.strip_prefix("index-").and_then(|rest| rest.strip_suffix(".bin"));
+        number.is_some_and(|number| number.parse::<i64>().is_ok())
+    };
+    name.strip_prefix(DATABASE).is_some_and(|rest| rest.is_empty() || SIDECARS.contains(&rest)) || is_index()
+}
+
+/// What SQLite puts beside a database.
+const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(unix)]
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    place(a).is_some() && place(a) == place(b)
+}
+
+#[cfg(not(unix))]
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
+
+/// Whether the process that noted a piece of work still runs; where that cannot be known, it does.
+fn is_running(detail: &str) -> bool {
+    let pid = detail.rsplit_once("(process ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse::<u32>().ok());
+    match pid {
+        Some(pid) if cfg!(target_os = "linux") => Path::new("/proc").join(pid.to_string()).exists(),
+        pid => pid.is_some(),
     }
 }

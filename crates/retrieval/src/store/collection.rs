@@ -1,19 +1,21 @@
 //! Points of one collection: writing and reading; `search` has the rest.
 
 use super::{
-    Config, fields,
+    Config, Inner, fields,
     filter::{Filter, Payload},
-    points::{MAX_ID, Point},
-    shared::{Shared, lock},
-    state::{Origin, State, collection_seq},
+    points::{MAX_ID, Point, check_depth},
+    shared::{CaughtUp, Shared},
+    state::{Origin, Pending, State, collection_seq, stored_point},
 };
 use crate::{Error, Result, index::Index as _, metric};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
-/// A collection of a [`Store`](super::Store). Clones share everything.
+/// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store gave out: the
+/// index stays in memory as long as the store.
 #[derive(Debug, Clone)]
 pub struct Collection {
+    pub(super) store: Arc<Inner>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -27,12 +29,12 @@ pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
 }
 
 impl Collection {
-    /// The name.
+    /// What it is called in its store.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// The settings.
+    /// What was decided when it was created.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
@@ -51,8 +53,8 @@ impl Collection {
     /// [`Durability`](super::Durability) goes.
     ///
     /// # Errors
-    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::Parameter`] for an id above [`MAX_ID`],
-    /// [`Error::Sqlite`].
+    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::ElementRange`], [`Error::Parameter`] for
+    /// an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`].
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
         let mut rows = Vec::with_capacity(points.len());
@@ -62,17 +64,19 @@ impl Collection {
             }
             metric::check_length("the vector", &point.vector, config.dimension)?;
             metric::check_finite("the vector", &point.vector)?;
-            let bytes = config.element.encode(&point.vector);
+            let bytes = config.element.encode(&point.vector)?;
             // What is kept is what is compared.
             let mut kept = config.element.decode(&bytes, config.dimension)?;
             config.metric.prepare("the vector", &mut kept)?;
+            point.payload.as_ref().map_or(Ok(()), check_depth)?;
             let payload = point.payload.as_ref().map(serde_json::to_string).transpose()?;
             rows.push((point, bytes, kept, payload));
         }
         if rows.is_empty() {
             return Ok(());
         }
-        self.write(|transaction, seq| {
+        let vectors = rows.iter().map(|(point, _, kept, _)| (point.id, kept.as_slice()));
+        self.write(vectors, &[], |transaction, seq| {
             let id = self.shared.id;
             let mut known = transaction.prepare_cached(&format!("SELECT 1 FROM points_{id} WHERE id = ?1"))?;
             let mut insert = transaction.prepare_cached(&format!(
@@ -95,11 +99,6 @@ impl Collection {
                 }
             }
             Ok((added, added))
-        }, |state, _| {
-            for (point, _, kept, _) in &rows {
-                state.upsert(point.id, kept)?;
-            }
-            Ok(rows.len())
         })?;
         Ok(())
     }
@@ -109,61 +108,92 @@ impl Collection {
     /// # Errors
     /// [`Error::Sqlite`].
     pub fn delete(&self, ids: &[u64]) -> Result<usize> {
-        let removed = self.write(
-            |transaction, seq| {
-                let id = self.shared.id;
-                let mut delete =
-                    transaction.prepare_cached(&format!("DELETE FROM points_{id} WHERE id = ?1"))?;
-                let mut note = transaction.prepare_cached(&format!(
-                    "INSERT OR REPLACE INTO removed_{id}(id, seq) VALUES (?1, ?2)"
-                ))?;
-                let mut removed = 0i64;
-                for &point in ids.iter().filter(|&&point| point <= MAX_ID) {
-                    if delete.execute([point as i64])? > 0 {
-                        note.execute([point as i64, seq])?;
-                        fields::remove(transaction, id, point as i64)?;
-                        removed += 1;
-                    }
+        let removed = self.write(std::iter::empty(), ids, |transaction, seq| {
+            let id = self.shared.id;
+            let mut delete = transaction.prepare_cached(&format!("DELETE FROM points_{id} WHERE id = ?1"))?;
+            let mut note = transaction
+                .prepare_cached(&format!("INSERT OR REPLACE INTO removed_{id}(id, seq) VALUES (?1, ?2)"))?;
+            let mut removed = 0i64;
+            for &point in ids.iter().filter(|&&point| point <= MAX_ID) {
+                if delete.execute([point as i64])? > 0 {
+                    note.execute([point as i64, seq])?;
+                    fields::remove(transaction, id, point as i64)?;
+                    removed += 1;
                 }
-                Ok((-removed, removed))
-            },
-            |state, _| Ok(ids.iter().filter(|&&id| state.remove(id)).count()),
-        )?;
+            }
+            Ok((-removed, removed))
+        })?;
         Ok(removed as usize)
     }
 
-    /// A transaction that changes points, and the same changes in memory.
+    /// A transaction that changes points, and the same changes in the index.
     ///
-    /// `change` returns by how much the number of points changes, and what to return.
-    fn write(
+    /// `change` returns by how much the number of points changes, and what to return. Vectors are linked before the
+    /// transaction begins, so that it is short, and are found by searches once it has ended.
+    fn write<'v>(
         &self,
+        vectors: impl Iterator<Item = (u64, &'v [f32])> + Clone,
+        removed: &[u64],
         change: impl FnOnce(&Connection, i64) -> Result<(i64, i64)>,
-        apply: impl FnOnce(&mut State, i64) -> Result<usize>,
     ) -> Result<i64> {
         let shared = &*self.shared;
-        let mut writer = lock(&shared.store.writer);
-        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (before, _) = collection_seq(&transaction, shared.id)?;
-        let seq = before + 1;
-        let (difference, result) = change(&transaction, seq)?;
-        transaction
-            .prepare_cached("UPDATE collections SET seq = ?1, n_points = n_points + ?2 WHERE id = ?3")?
-            .execute([seq, difference, shared.id])?;
-        transaction.commit()?;
-        // Committed: from here on nothing may fail but the index in memory, which can be had from the database again.
-        let mut state = shared.state_mut();
-        if state.seq == before
-            && let Ok(n) = apply(&mut state, seq)
-        {
-            state.seq = seq;
-            state.unsaved += n;
-            return Ok(result);
+        shared.check_not_removed()?;
+        let changing = shared.change(&self.store)?;
+        let mut pending = Pending { removed: removed.to_vec(), ..Pending::default() };
+        let written = (|| {
+            let link = |pending: &mut Pending| {
+                vectors.clone().try_for_each(|(id, vector)| shared.link(&changing, pending, id, vector))
+            };
+            shared.catch_up_now(&self.store, &changing)?;
+            link(&mut pending)?;
+            let mut writer = self.store.writer()?;
+            let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let (before, _) = collection_seq(&transaction, shared.id)?;
+            if shared.catch_up(&changing, &transaction)? == CaughtUp::Anew {
+                pending.added.clear();
+                link(&mut pending)?;
+            }
+            let seq = before + 1;
+            let (difference, result) = change(&transaction, seq)?;
+            transaction
+                .prepare_cached("UPDATE collections SET seq = ?1, n_points = n_points + ?2 WHERE id = ?3")?
+                .execute([seq, difference, shared.id])?;
+            transaction.commit()?;
+            Ok((seq, result))
+        })();
+        match written {
+            Ok((seq, result)) => {
+                shared.finish(&changing, &pending, seq);
+                drop(changing);
+                self.store.note_change(shared);
+                Ok(result)
+            }
+            Err(error) => {
+                shared.discard(&changing, &pending);
+                Err(self.removed_or(error))
+            }
         }
-        drop(state);
-        if let Err(error) = shared.catch_up(&writer) {
-            tracing::warn!("the index of {} is behind: {error}", shared.name);
+    }
+
+    /// Reads from the database, in one transaction.
+    pub(super) fn read<R>(&self, f: impl FnOnce(&Connection) -> Result<R>) -> Result<R> {
+        self.shared.check_not_removed()?;
+        let result = self.store.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            f(&transaction)
+        });
+        result.map_err(|error| self.removed_or(error))
+    }
+
+    /// The error, or, if that is the reason, that the collection was removed.
+    pub(super) fn removed_or(&self, error: Error) -> Error {
+        if !matches!(error, Error::Sqlite(_) | Error::UnknownCollection { .. }) {
+            return error;
         }
-        Ok(result)
+        match self.store.read(|connection| collection_seq(connection, self.shared.id)) {
+            Err(Error::UnknownCollection { .. }) => Error::CollectionRemoved { name: self.shared.name.clone() },
+            _ => error,
+        }
     }
 
     /// Number of points.
@@ -172,7 +202,7 @@ impl Collection {
     /// [`Error::Sqlite`].
     pub fn len(&self) -> Result<usize> {
         let sql = "SELECT n_points FROM collections WHERE id = ?1";
-        self.shared.store.read(|connection| {
+        self.read(|connection| {
             let n: i64 = connection.prepare_cached(sql)?.query_row([self.shared.id], |row| row.get(0))?;
             Ok(n as usize)
         })
@@ -191,9 +221,9 @@ impl Collection {
     /// # Errors
     /// [`Error::Filter`], [`Error::Sqlite`].
     pub fn count(&self, filter: &Filter) -> Result<usize> {
-        self.shared.refresh()?;
-        let (_state, set) = self.matching(filter)?;
-        Ok(set.count())
+        filter.check()?;
+        self.refresh()?;
+        self.together(|connection, state| Ok(self.matching(filter, connection, &state)?.count()))
     }
 
     /// Points by id, in the order asked for; none for ids that there are not. The vectors are as they were stored.
@@ -201,7 +231,7 @@ impl Collection {
     /// # Errors
     /// [`Error::Corrupt`] for a point that is not as it was written, [`Error::Sqlite`].
     pub fn get(&self, ids: &[u64]) -> Result<Vec<Option<Point>>> {
-        self.shared.store.read(|connection| {
+        self.read(|connection| {
             let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", self.shared.id);
             let mut statement = connection.prepare_cached(&sql)?;
             let mut points = Vec::with_capacity(ids.len());
@@ -213,15 +243,16 @@ impl Collection {
         })
     }
 
-    /// Up to `limit` points with ids from `start` on, ascending, that satisfy a condition.
+    /// Up to `limit` points with ids from `start` on, ascending, that satisfy a condition. Points that are
+    /// [damaged](Self::damaged) are left out.
     ///
     /// # Errors
-    /// As [`get`](Self::get), and [`Error::Filter`].
+    /// [`Error::Filter`], [`Error::Sqlite`].
     pub fn scroll(&self, start: u64, limit: usize, filter: Option<&Filter>) -> Result<Vec<Point>> {
         if let Some(filter) = filter {
             filter.check()?;
         }
-        self.shared.store.read(|connection| {
+        self.read(|connection| {
             let sql = format!(
                 "SELECT id, vector, payload, crc FROM points_{} WHERE id >= ?1 ORDER BY id",
                 self.shared.id
@@ -232,7 +263,13 @@ impl Collection {
             let (mut points, empty) = (Vec::new(), Payload::new());
             while points.len() < limit {
                 let Some(row) = rows.next()? else { break };
-                let point = self.point(row)?;
+                let point = match self.point(row) {
+                    Err(error @ Error::Corrupt { .. }) => {
+                        tracing::warn!("{:?} goes on without a point: {error}", self.shared.name);
+                        continue;
+                    }
+                    point => point?,
+                };
                 if filter.is_none_or(|filter| filter.matches(point.payload.as_ref().unwrap_or(&empty))) {
                     points.push(point);
                 }
@@ -242,20 +279,8 @@ impl Collection {
     }
 
     fn point(&self, row: &rusqlite::Row<'_>) -> Result<Point> {
-        let config = &self.shared.config;
-        let id = row.get::<_, i64>(0)? as u64;
-        let vector = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let payload = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-        let (expected, found) = (row.get::<_, i64>(3)?, change_crc(id, vector, payload));
-        if expected != found {
-            return Err(Error::Corrupt {
-                what: format!("point {id} of {:?}", self.shared.name),
-                expected: format!("checksum {expected:08x}"),
-                found: format!("{found:08x}"),
-            });
-        }
-        let vector = config.element.decode(vector, config.dimension)?;
-        Ok(Point { id, vector, payload: payload.map(fields::parse).transpose()? })
+        let (vector, payload) = stored_point(row, &self.shared.config)?;
+        Ok(Point { id: row.get::<_, i64>(0)? as u64, vector, payload: payload.map(fields::parse).transpose()? })
     }
 
     /// Writes the index file, so that the next start need not build the index.
@@ -263,19 +288,32 @@ impl Collection {
     /// # Errors
     /// [`Error::Io`]; the collection and an older file are as they were.
     pub fn save_index(&self) -> Result<()> {
-        self.shared.save()
+        self.shared.save(&self.store).map_err(|error| self.removed_or(error))
     }
 
-    /// Builds the index anew from the database.
+    /// Builds the index anew from the database. Searches go on with the old one until then.
     ///
     /// # Errors
-    /// [`Error::Sqlite`], [`Error::Corrupt`].
+    /// [`Error::Sqlite`], [`Error::Corrupt`], [`Error::Busy`].
     pub fn rebuild_index(&self) -> Result<()> {
-        let shared = &*self.shared;
-        let writer = lock(&shared.store.writer);
-        let transaction = writer.unchecked_transaction()?;
-        let state = State::rebuild(&transaction, shared.id, &shared.config, "asked for".to_owned())?;
-        *shared.state_mut() = state;
-        Ok(())
+        self.shared.check_not_removed()?;
+        self.shared.rebuild(&self.store).map_err(|error| self.removed_or(error))
+    }
+
+    /// Points that are not as they were written: searches, [`count`](Self::count) and [`scroll`](Self::scroll) go on without
+    /// them, [`get`](Self::get) says what is wrong, and [`Store::repair`](super::Store::repair) takes them out.
+    pub fn damaged(&self) -> Vec<u64> {
+        self.shared.state().damaged.iter().copied().collect()
+    }
+
+    pub(super) fn refresh(&self) -> Result<()> {
+        self.shared.refresh(&self.store).map_err(|error| self.removed_or(error))
+    }
+
+    pub(super) fn together<R>(
+        &self,
+        f: impl FnMut(&Connection, RwLockReadGuard<'_, State>) -> Result<R>,
+    ) -> Result<R> {
+        self.shared.together(&self.store, f).map_err(|error| self.removed_or(error))
     }
 }

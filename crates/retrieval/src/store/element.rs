@@ -12,7 +12,8 @@ pub enum Element {
     /// 32-bit floats: what was given.
     #[default]
     F32,
-    /// 16-bit floats: half the bytes, three decimal digits.
+    /// 16-bit floats: half the bytes, three decimal digits. Vectors with a number beyond ±65,504, or whose numbers are
+    /// all below 6·10⁻⁵, are refused: they would not come back with three digits.
     F16,
     /// Eight bits each and one step for the vector.
     I8,
@@ -44,14 +45,21 @@ impl Element {
         }
     }
 
-    pub(crate) fn encode(self, vector: &[f32]) -> Vec<u8> {
-        match self {
+    /// The bytes of a vector of finite numbers.
+    ///
+    /// # Errors
+    /// [`Error::ElementRange`].
+    pub(crate) fn encode(self, vector: &[f32]) -> Result<Vec<u8>> {
+        self.check(vector)?;
+        Ok(match self {
             Self::F32 => vector.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Self::F16 => vector.iter().flat_map(|&x| clamp_to_f16(x).to_le_bytes()).collect(),
+            Self::F16 => vector.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             Self::I8 => {
                 let step = vector.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
-                let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
-                let codes = vector.iter().map(|x| (x * factor).round_ties_even() as i8 as u8);
+                // In 64 bits, where the inverse of every step is finite.
+                let factor = if step > 0.0 { 1.0 / f64::from(step) } else { 0.0 };
+                let code = |x: f32| (f64::from(x) * factor).round_ties_even().clamp(-127.0, 127.0) as i8;
+                let codes = vector.iter().map(|&x| code(x) as u8);
                 step.to_le_bytes().into_iter().chain(codes).collect()
             }
             Self::Binary => {
@@ -59,9 +67,37 @@ impl Element {
                     |bits: &[f32]| bits.iter().enumerate().fold(0, |b, (i, x)| b | u8::from(*x >= 0.0) << i);
                 vector.chunks(8).map(byte).collect()
             }
+        })
+    }
+
+    /// The largest magnitude of a vector's numbers must be within these.
+    fn magnitudes(self) -> std::ops::RangeInclusive<f32> {
+        match self {
+            Self::F16 => f16::MIN_POSITIVE.to_f32()..=f16::MAX.to_f32(),
+            // A step has to be a number with all its digits.
+            Self::I8 => 127.0 * f32::MIN_POSITIVE..=f32::MAX,
+            Self::F32 | Self::Binary => 0.0..=f32::MAX,
         }
     }
 
+    fn check(self, vector: &[f32]) -> Result<()> {
+        let mut largest = (0, 0.0);
+        for (index, &x) in vector.iter().enumerate() {
+            if x.abs() > f32::abs(largest.1) {
+                largest = (index, x);
+            }
+        }
+        let (index, value) = largest;
+        let allowed = self.magnitudes();
+        if value == 0.0 || allowed.contains(&value.abs()) {
+            return Ok(());
+        }
+        let (least, most) = allowed.into_inner();
+        Err(Error::ElementRange { element: self.name(), index, value, least, most })
+    }
+
+    /// # Errors
+    /// [`Error::Corrupt`] for another number of bytes.
     pub(crate) fn decode(self, bytes: &[u8], dimension: usize) -> Result<Vec<f32>> {
         if bytes.len() != self.bytes(dimension) {
             return Err(Error::Corrupt {
@@ -84,11 +120,6 @@ impl Element {
     }
 }
 
-/// The nearest 16-bit float that is finite.
-fn clamp_to_f16(x: f32) -> f16 {
-    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +130,7 @@ mod tests {
         fn vectors_come_back_as_near_as_their_type_allows(vector in prop::collection::vec(-1000.0f32..1000.0, 1..70)) {
             let largest = vector.iter().fold(0.0f32, |most, x| most.max(x.abs()));
             for element in Element::ALL {
-                let bytes = element.encode(&vector);
+                let bytes = element.encode(&vector).unwrap();
                 prop_assert_eq!(bytes.len(), element.bytes(vector.len()));
                 let back = element.decode(&bytes, vector.len()).unwrap();
                 for (x, y) in vector.iter().zip(&back) {
@@ -112,8 +143,28 @@ mod tests {
                     prop_assert!((x - y).abs() <= error, "{:?}: {} and {}", element, x, y);
                 }
                 // What was kept is kept as it is.
-                prop_assert_eq!(element.decode(&element.encode(&back), vector.len()).unwrap().len(), back.len());
+                prop_assert_eq!(element.decode(&element.encode(&back).unwrap(), vector.len()).unwrap().len(), back.len());
                 prop_assert!(element.decode(&bytes[1..], vector.len()).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn what_would_come_back_as_another_vector_is_refused() {
+        let encode = |element: Element, vector: &[f32]| element.encode(vector).map(|_| ());
+        for vector in [[1e6, 0.0], [0.0, -65_520.0], [1e14, 1.0], [1e-6, -6e-5]] {
+            let error = encode(Element::F16, &vector).unwrap_err();
+            assert!(matches!(error, Error::ElementRange { element: "f16", .. }), "{vector:?}: {error}");
+        }
+        for vector in [[65_504.0, 1.0], [0.0, 0.0], [1e-7, 1.0], [-6.2e-5, 0.0]] {
+            encode(Element::F16, &vector).unwrap();
+        }
+        assert!(matches!(encode(Element::I8, &[1e-40, 0.0]), Err(Error::ElementRange { index: 0, .. })));
+        for scale in [1e-35, 1e-20, 1.0, 9e14] {
+            let vector = [scale, -0.5 * scale, 0.0];
+            let back = Element::I8.decode(&Element::I8.encode(&vector).unwrap(), 3).unwrap();
+            for (x, y) in vector.iter().zip(back) {
+                assert!((x - y).abs() <= scale / 250.0, "{x} and {y}");
             }
         }
     }

@@ -1,10 +1,11 @@
 //! Payload indexes in SQLite, and the evaluation of filters with them.
 
-use super::filter::{Filter, Payload, Scalar, visit_fields};
+use super::filter::{Filter, Number, Payload, Scalar, visit_fields};
 use crate::{Bitset, Error, Result};
 use hashbrown::HashMap;
 use rusqlite::{Connection, ToSql, params_from_iter, types::Value as Sql};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// Longer texts are indexed by their start, and compared in full afterwards.
 const LONG: usize = 200;
@@ -30,14 +31,25 @@ impl Indexed {
     }
 }
 
+/// Kinds of values in the table. Integers beyond those of SQLite are a kind of their own, less 2⁶³.
+const BOOL: i64 = 0;
+const NUMBER: i64 = 1;
+const TEXT: i64 = 2;
+const LONG_TEXT: i64 = 3;
+const LARGE: i64 = 4;
+
 /// Kind and value as columns.
 fn columns(scalar: &Scalar) -> (i64, Sql) {
     match scalar {
-        Scalar::Bool(b) => (0, Sql::Integer((*b).into())),
-        Scalar::Integer(i) => (1, Sql::Integer(*i)),
-        Scalar::Float(x) => (1, Sql::Real(*x)),
-        Scalar::Text(text) if text.len() <= LONG => (2, Sql::Text(text.clone())),
-        Scalar::Text(text) => (3, Sql::Text(start_of(text).to_owned())),
+        Scalar::Bool(b) => (BOOL, Sql::Integer((*b).into())),
+        Scalar::Integer(i) => (NUMBER, Sql::Integer(*i)),
+        Scalar::Unsigned(u) => match i64::try_from(*u) {
+            Ok(i) => (NUMBER, Sql::Integer(i)),
+            Err(_) => (LARGE, Sql::Integer((u ^ (1 << 63)) as i64)),
+        },
+        Scalar::Float(x) => (NUMBER, Sql::Real(*x)),
+        Scalar::Text(text) if text.len() <= LONG => (TEXT, Sql::Text(text.clone())),
+        Scalar::Text(text) => (LONG_TEXT, Sql::Text(start_of(text).to_owned())),
     }
 }
 
@@ -52,8 +64,18 @@ pub(super) fn insert(
     id: i64,
     payload: &Payload,
 ) -> Result<()> {
+    insert_into(connection, &format!("fields_{collection}"), indexed, id, payload)
+}
+
+fn insert_into(
+    connection: &Connection,
+    table: &str,
+    indexed: &Indexed,
+    id: i64,
+    payload: &Payload,
+) -> Result<()> {
     let mut statement = connection.prepare_cached(&format!(
-        "INSERT OR IGNORE INTO fields_{collection}(field, kind, value, id) VALUES (?1, ?2, ?3, ?4)"
+        "INSERT OR IGNORE INTO {table}(field, kind, value, id) VALUES (?1, ?2, ?3, ?4)"
     ))?;
     let mut result = Ok(());
     visit_fields(payload, &mut |field, scalar| {
@@ -68,6 +90,56 @@ pub(super) fn insert(
 pub(super) fn remove(connection: &Connection, collection: i64, id: i64) -> Result<()> {
     connection.prepare_cached(&format!("DELETE FROM fields_{collection} WHERE id = ?1"))?.execute([id])?;
     Ok(())
+}
+
+/// What the table of fields should hold, made from payloads beside it.
+pub(super) struct Expected<'a> {
+    connection: &'a Connection,
+    indexed: &'a Indexed,
+}
+
+impl<'a> Expected<'a> {
+    pub(super) fn new(connection: &'a Connection, indexed: &'a Indexed) -> Result<Self> {
+        connection.execute_batch(
+            "CREATE TABLE IF NOT EXISTS temp.expected_fields (
+                 field TEXT NOT NULL, kind INTEGER NOT NULL, value, id INTEGER NOT NULL,
+                 PRIMARY KEY (field, kind, value, id)
+             ) WITHOUT ROWID;
+             DELETE FROM temp.expected_fields;",
+        )?;
+        Ok(Self { connection, indexed })
+    }
+
+    pub(super) fn add(&self, id: i64, payload: &Payload) -> Result<()> {
+        insert_into(self.connection, "temp.expected_fields", self.indexed, id, payload)
+    }
+
+    /// Whether the table holds something else.
+    pub(super) fn differs(&self, collection: i64) -> Result<bool> {
+        let (all, fields) = ("field, kind, value, id", format!("fields_{collection}"));
+        let sql = format!(
+            "SELECT EXISTS (SELECT {all} FROM {fields} EXCEPT SELECT {all} FROM temp.expected_fields)
+                 OR EXISTS (SELECT {all} FROM temp.expected_fields EXCEPT SELECT {all} FROM {fields})"
+        );
+        Ok(self.connection.query_row(&sql, [], |row| row.get(0))?)
+    }
+
+    /// Puts it in the table's place.
+    pub(super) fn replace(&self, collection: i64) -> Result<()> {
+        let fields = format!("fields_{collection}");
+        self.connection.execute_batch(&format!(
+            "DELETE FROM {fields};
+             INSERT INTO {fields}(field, kind, value, id) SELECT field, kind, value, id FROM temp.expected_fields;"
+        ))?;
+        Ok(())
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        // The next one takes it away if that fails.
+        let _ = self.connection.execute_batch("DROP TABLE IF EXISTS temp.expected_fields");
+    }
 }
 
 /// What filters are evaluated against.
@@ -209,27 +281,26 @@ impl Evaluation<'_> {
 
 /// The queries that together answer a condition on one field.
 fn leaves(filter: &Filter) -> Vec<Leaf> {
-    let equal = |field: &String, value: &Scalar| {
-        let (kind, column) = columns(value);
-        Leaf {
-            condition: "field = ?1 AND kind = ?2 AND value = ?3".to_owned(),
-            parameters: vec![Sql::Text(field.clone()), Sql::Integer(kind), column],
-            verify: kind == 3,
-        }
-    };
     match filter {
-        Filter::Eq { field, value } => vec![equal(field, value)],
-        Filter::In { field, values } => values.iter().map(|value| equal(field, value)).collect(),
+        Filter::Eq { field, value } => equal(field, value),
+        Filter::In { field, values } => values.iter().flat_map(|value| equal(field, value)).collect(),
         Filter::Range { field, at_least, above, at_most, below } => {
-            let mut condition = "field = ?1 AND kind = 1".to_owned();
-            let mut parameters = vec![Sql::Text(field.clone())];
-            for (operator, bound) in [(">=", at_least), (">", above), ("<=", at_most), ("<", below)] {
-                if let Some(bound) = bound {
-                    parameters.push(Sql::Real(*bound));
+            let bounds = [(">=", at_least), (">", above), ("<=", at_most), ("<", below)];
+            let bounds = bounds.map(|(operator, bound)| bound.map(|bound| (operator, bound)));
+            let small: Option<Vec<_>> = bounds.iter().flatten().map(|&bound| small_bound(bound)).collect();
+            let large: Option<Vec<_>> = bounds.iter().flatten().map(|&bound| large_bound(bound)).collect();
+            let leaf = |kind, bounds: Vec<(&str, Sql)>| {
+                let mut condition = "field = ?1 AND kind = ?2".to_owned();
+                let mut parameters = vec![Sql::Text(field.clone()), Sql::Integer(kind)];
+                for (operator, bound) in bounds {
+                    parameters.push(bound);
                     condition += &format!(" AND value {operator} ?{}", parameters.len());
                 }
-            }
-            vec![Leaf { condition, parameters, verify: false }]
+                Leaf { condition, parameters, verify: false }
+            };
+            let small = small.map(|bounds| leaf(NUMBER, bounds));
+            let large = large.map(|bounds| leaf(LARGE, bounds));
+            small.into_iter().chain(large).collect()
         }
         Filter::Exists { field } => vec![Leaf {
             condition: "field = ?1".to_owned(),
@@ -238,6 +309,69 @@ fn leaves(filter: &Filter) -> Vec<Leaf> {
         }],
         _ => Vec::new(),
     }
+}
+
+/// Every form in which a value that is equal may be stored.
+fn equal(field: &str, value: &Scalar) -> Vec<Leaf> {
+    let mut forms = vec![columns(value)];
+    match value {
+        // A number beyond SQLite's integers is stored as it came: as an integer or as a float.
+        Scalar::Unsigned(u) if i64::try_from(*u).is_err() => {
+            forms.extend(Number::Unsigned(*u).exact_float().map(|x| (NUMBER, Sql::Real(x))));
+        }
+        Scalar::Float(x) => {
+            let whole = Number::Float(*x).unsigned_floor().filter(|&u| Number::Unsigned(u) == Number::Float(*x));
+            forms.extend(whole.filter(|&u| i64::try_from(u).is_err()).map(|u| columns(&Scalar::Unsigned(u))));
+        }
+        _ => {}
+    }
+    let leaf = |(kind, column)| Leaf {
+        condition: "field = ?1 AND kind = ?2 AND value = ?3".to_owned(),
+        parameters: vec![Sql::Text(field.to_owned()), Sql::Integer(kind), column],
+        verify: kind == LONG_TEXT,
+    };
+    forms.into_iter().map(leaf).collect()
+}
+
+/// A bound on numbers in SQLite's own integers and floats, which it compares exactly.
+fn small_bound((operator, bound): (&'static str, Number)) -> Option<(&'static str, Sql)> {
+    Some(match bound {
+        Number::Integer(i) => (operator, Sql::Integer(i)),
+        Number::Float(x) => (operator, Sql::Real(x)),
+        Number::Unsigned(u) => match (i64::try_from(u), bound.exact_float()) {
+            (Ok(i), _) => (operator, Sql::Integer(i)),
+            (Err(_), Some(x)) => (operator, Sql::Real(x)),
+            // Between two floats, and beyond all integers: the next float on the side that counts.
+            (Err(_), None) => {
+                let near = u as f64;
+                let is_above = Number::Float(near).compare(bound).is_some_and(Ordering::is_gt);
+                match operator {
+                    ">" | ">=" => (">=", Sql::Real(if is_above { near } else { near.next_up() })),
+                    _ => ("<=", Sql::Real(if is_above { near.next_down() } else { near })),
+                }
+            }
+        },
+    })
+}
+
+/// A bound on integers beyond SQLite's own; none if it leaves none of them.
+fn large_bound((operator, bound): (&'static str, Number)) -> Option<(&'static str, Sql)> {
+    const FIRST: u64 = 1 << 63;
+    let column = |u: u64| Sql::Integer((u ^ FIRST) as i64);
+    Some(match operator {
+        ">=" => (">=", column(bound.unsigned_ceiling()?.max(FIRST))),
+        ">" => match bound.unsigned_floor() {
+            Some(floor) if floor >= FIRST => (">", column(floor)),
+            _ => (">=", column(FIRST)),
+        },
+        "<=" => ("<=", column(bound.unsigned_floor().filter(|&u| u >= FIRST)?)),
+        _ => match bound.unsigned_ceiling() {
+            // Infinite, or beyond 64 bits.
+            None => ("<=", column(u64::MAX)),
+            Some(ceiling) if ceiling > FIRST => ("<", column(ceiling)),
+            Some(_) => return None,
+        },
+    })
 }
 
 /// A payload as it is stored.

@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::cmp::Ordering;
+use std::{cmp::Ordering, ops::RangeInclusive};
 
 /// How deep conditions may be nested.
 const MAX_DEPTH: usize = 64;
@@ -11,73 +11,7 @@ const MAX_DEPTH: usize = 64;
 /// A point's payload: a JSON object.
 pub type Payload = Map<String, Value>;
 
-/// A value that a field is compared with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Scalar {
-    /// True or false; never equal to a number.
-    Bool(bool),
-    /// An integer.
-    Integer(i64),
-    /// Another number. An integer and a float are equal if they are the same number.
-    Float(f64),
-    /// A text, compared byte by byte.
-    Text(String),
-}
-
-macro_rules! scalar_from {
-    ($($type:ty => $variant:ident),*) => {$(
-        impl From<$type> for Scalar {
-            fn from(value: $type) -> Self {
-                Self::$variant(value.into())
-            }
-        }
-    )*};
-}
-scalar_from!(bool => Bool, i32 => Integer, u32 => Integer, i64 => Integer, f32 => Float, f64 => Float, &str => Text, String => Text);
-
-impl Scalar {
-    /// What a JSON value is as a scalar; null, arrays and objects are none.
-    pub(crate) fn of(value: &Value) -> Option<Self> {
-        match value {
-            Value::Bool(b) => Some(Self::Bool(*b)),
-            Value::Number(n) => Some(match (n.as_i64(), n.as_f64()) {
-                (Some(i), _) => Self::Integer(i),
-                (None, float) => Self::Float(float?),
-            }),
-            Value::String(text) => Some(Self::Text(text.clone())),
-            _ => None,
-        }
-    }
-
-    /// The order of two scalars of one kind.
-    pub(crate) fn compare(&self, other: &Self) -> Option<Ordering> {
-        match (self, other) {
-            (Self::Bool(a), Self::Bool(b)) => Some(a.cmp(b)),
-            (Self::Text(a), Self::Text(b)) => Some(a.cmp(b)),
-            (Self::Integer(a), Self::Integer(b)) => Some(a.cmp(b)),
-            (Self::Float(a), Self::Float(b)) => a.partial_cmp(b),
-            (Self::Integer(a), Self::Float(b)) => compare_mixed(*a, *b),
-            (Self::Float(a), Self::Integer(b)) => compare_mixed(*b, *a).map(Ordering::reverse),
-            _ => None,
-        }
-    }
-}
-
-/// Compares without rounding the integer to a float.
-fn compare_mixed(a: i64, b: f64) -> Option<Ordering> {
-    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
-    if b.is_nan() {
-        None
-    } else if b >= LIMIT {
-        Some(Ordering::Less)
-    } else if b < -LIMIT {
-        Some(Ordering::Greater)
-    } else {
-        let whole = b.trunc();
-        Some(a.cmp(&(whole as i64)).then_with(|| 0.0.partial_cmp(&(b - whole)).unwrap_or(Ordering::Equal)))
-    }
-}
+pub(super) use super::number::{Number, Scalar};
 
 /// A condition on a point's payload.
 ///
@@ -107,16 +41,16 @@ pub enum Filter {
         field: String,
         /// Not smaller than.
         #[serde(default)]
-        at_least: Option<f64>,
+        at_least: Option<Number>,
         /// Larger than.
         #[serde(default)]
-        above: Option<f64>,
+        above: Option<Number>,
         /// Not larger than.
         #[serde(default)]
-        at_most: Option<f64>,
+        at_most: Option<Number>,
         /// Smaller than.
         #[serde(default)]
-        below: Option<f64>,
+        below: Option<Number>,
     },
     /// The field is there and not null: a value, or an array with one.
     Exists {
@@ -143,8 +77,20 @@ impl Filter {
     }
 
     /// The field is a number from the range's start to its end, both included.
-    pub fn within(field: impl Into<String>, range: std::ops::RangeInclusive<f64>) -> Self {
-        let (at_least, at_most) = (Some(*range.start()), Some(*range.end()));
+    ///
+    /// Integers are compared as integers, whatever their size; a bound may be infinite.
+    ///
+    /// ```
+    /// use breakers_retrieval::store::Filter;
+    /// use serde_json::json;
+    ///
+    /// let ids = Filter::within("id", u64::MAX - 1..=u64::MAX);
+    /// let holds = |id: u64| ids.matches(json!({"id": id}).as_object().unwrap());
+    /// assert!(holds(u64::MAX) && !holds(u64::MAX - 2));
+    /// ```
+    pub fn within(field: impl Into<String>, range: RangeInclusive<impl Into<Number>>) -> Self {
+        let (start, end) = range.into_inner();
+        let (at_least, at_most) = (Some(start.into()), Some(end.into()));
         Self::Range { field: field.into(), at_least, above: None, at_most, below: None }
     }
 
@@ -177,7 +123,7 @@ impl Filter {
                 bad(format!("{field} is compared with NaN"))
             }
             Self::Range { field, at_least, above, at_most, below } => {
-                if [at_least, above, at_most, below].into_iter().flatten().any(|x| x.is_nan()) {
+                if [at_least, above, at_most, below].into_iter().flatten().any(Number::is_nan) {
                     return bad(format!("a bound of {field} is NaN"));
                 }
                 Ok(())
@@ -212,10 +158,9 @@ impl Filter {
             Self::Eq { value, .. } => equal(value),
             Self::In { values, .. } => values.iter().any(equal),
             Self::Range { at_least, above, at_most, below, .. } => {
-                let against = |bound: f64| scalar.compare(&Scalar::Float(bound));
-                let number = matches!(scalar, Scalar::Integer(_) | Scalar::Float(_));
-                number
-                    && at_least.is_none_or(|b| against(b).is_some_and(Ordering::is_ge))
+                let Some(number) = scalar.number() else { return false };
+                let against = |bound: Number| number.compare(bound);
+                at_least.is_none_or(|b| against(b).is_some_and(Ordering::is_ge))
                     && above.is_none_or(|b| against(b).is_some_and(Ordering::is_gt))
                     && at_most.is_none_or(|b| against(b).is_some_and(Ordering::is_le))
                     && below.is_none_or(|b| against(b).is_some_and(Ordering::is_lt))
@@ -286,7 +231,7 @@ mod tests {
             Filter::Range {
                 field: "price".into(),
                 at_least: None,
-                above: Some(2.5),
+                above: Some(2.5.into()),
                 at_most: None,
                 below: None,
             },

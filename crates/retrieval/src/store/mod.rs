@@ -18,18 +18,21 @@ mod collection;
 mod element;
 mod fields;
 mod filter;
+mod number;
 mod points;
+mod saver;
 mod schema;
 mod search;
 mod shared;
 mod state;
 
-pub use admin::{Job, Verification};
+pub use admin::{Job, Repair, Verification};
 pub use collection::Collection;
 pub use element::Element;
 pub use fields::Indexed;
-pub use filter::{Filter, Payload, Scalar};
-pub use points::{Hit, MAX_ID, Point, Query};
+pub use filter::{Filter, Payload};
+pub use number::{Number, Scalar};
+pub use points::{Hit, MAX_DEPTH, MAX_ID, Point, Query};
 pub use schema::SCHEMA_VERSION;
 pub use state::Origin;
 
@@ -38,10 +41,10 @@ use breakers_files::{Disk, OsDisk};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
-use shared::{Shared, lock};
+use shared::{Shared, lock, lock_within};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -68,12 +71,15 @@ pub struct Options {
     /// For how long a search may not see what another process wrote; zero asks the database every time, which takes some
     /// microseconds.
     pub refresh: Duration,
-    /// For how long a write waits for that of another process.
+    /// For how long a write waits for those of other threads and processes.
     pub busy_timeout: Duration,
     /// Leaves full vectors in the index file and reads those that are compared, instead of mapping them.
     pub vectors_on_disk: bool,
-    /// Writes index files when a collection is closed.
+    /// Writes index files when a store is closed, and, without waiting for that, in the background: when a quarter of an
+    /// index has changed, or a change is [`save_after`](Self::save_after) old.
     pub save_on_close: bool,
+    /// How old a change may become before the index file is written in the background.
+    pub save_after: Duration,
     /// What writes index files.
     pub disk: Arc<dyn Disk>,
     /// The SQLite VFS; otherwise its default.
@@ -88,6 +94,7 @@ impl Default for Options {
             busy_timeout: Duration::from_secs(30),
             vectors_on_disk: false,
             save_on_close: true,
+            save_after: Duration::from_secs(30),
             disk: Arc::new(OsDisk),
             vfs: None,
         }
@@ -194,7 +201,9 @@ pub(crate) struct Inner {
     options: Options,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
-    collections: Mutex<HashMap<i64, Weak<Shared>>>,
+    /// What is open stays open, so that a handle for each write costs nothing.
+    collections: Mutex<HashMap<i64, Arc<Shared>>>,
+    saver: saver::Saver,
 }
 
 impl Store {
@@ -222,6 +231,7 @@ impl Store {
             writer: Mutex::new(writer),
             readers: Mutex::default(),
             collections: Mutex::default(),
+            saver: saver::Saver::default(),
         };
         inner.clean();
         Ok(Self { inner: Arc::new(inner) })
@@ -253,7 +263,7 @@ impl Store {
         check_dimension(config.dimension)?;
         config.graph().check()?;
         {
-            let mut writer = lock(&self.inner.writer);
+            let mut writer = self.inner.writer()?;
             let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found: Option<String> = transaction
                 .query_row("SELECT config FROM collections WHERE name = ?1", [name], |row| row.get(0))
@@ -293,14 +303,19 @@ impl Store {
             return Err(Error::UnknownCollection { name: name.to_owned() });
         };
         let config = parse_config(name, &config)?;
+        let store = Arc::clone(&self.inner);
         // Under the lock, so that two threads do not load the same index.
-        let mut open = lock(&self.inner.collections);
-        if let Some(shared) = open.get(&id).and_then(Weak::upgrade) {
-            return Ok(Collection { shared });
-        }
-        let shared = Arc::new(Shared::open(Arc::clone(&self.inner), id, name.to_owned(), config)?);
-        open.insert(id, Arc::downgrade(&shared));
-        Ok(Collection { shared })
+        let mut open = lock(&store.collections);
+        let shared = match open.get(&id) {
+            Some(shared) => Arc::clone(shared),
+            None => {
+                let shared = Arc::new(Shared::open(&store, id, name.to_owned(), config)?);
+                open.insert(id, Arc::clone(&shared));
+                shared
+            }
+        };
+        drop(open);
+        Ok(Collection { store, shared })
     }
 
     /// Removes a collection and all of its points; whether there was one.
@@ -308,7 +323,7 @@ impl Store {
     /// # Errors
     /// [`Error::Sqlite`].
     pub fn remove(&self, name: &str) -> Result<bool> {
-        let mut writer = lock(&self.inner.writer);
+        let mut writer = self.inner.writer()?;
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let id: Option<i64> = transaction
             .query_row("SELECT id FROM collections WHERE name = ?1", [name], |row| row.get(0))
@@ -317,6 +332,10 @@ impl Store {
         transaction.execute("DELETE FROM collections WHERE id = ?1", [id])?;
         schema::drop_tables(&transaction, id)?;
         transaction.commit()?;
+        drop(writer);
+        if let Some(shared) = lock(&self.inner.collections).remove(&id) {
+            shared.removed.store(true, Ordering::Relaxed);
+        }
         // Without the collection nobody opens it; a file that stays is never read.
         let _ = self.inner.options.disk.remove(&self.inner.index_path(id));
         Ok(true)
@@ -354,6 +373,14 @@ fn connect(path: &Path, options: &Options) -> Result<Connection> {
 impl Inner {
     pub(crate) fn index_path(&self, collection: i64) -> PathBuf {
         self.folder.join(format!("index-{collection}.bin"))
+    }
+
+    /// The connection that writes.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub(crate) fn writer(&self) -> Result<MutexGuard<'_, Connection>> {
+        lock_within(&self.writer, self.options.busy_timeout, "the connection that writes")
     }
 
     /// Calls `f` with a connection that no other thread uses.

@@ -1,10 +1,35 @@
 //! What goes into a collection, and what is asked of it.
 
 use super::filter::{Filter, Payload};
-use crate::Result;
+use crate::{Error, Result};
+use serde_json::Value;
 
 /// Ids are at most this: SQLite's integers have a sign.
 pub const MAX_ID: u64 = i64::MAX as u64;
+
+/// How deep a payload may be nested, itself included: as deep as it can be read back.
+pub const MAX_DEPTH: usize = 127;
+
+/// # Errors
+/// [`Error::PayloadDepth`].
+pub(super) fn check_depth(payload: &Payload) -> Result<()> {
+    // By a list of what is open and not by calls: who builds it decides how deep it is.
+    let mut open: Vec<(usize, &Value)> = payload.values().map(|value| (1, value)).collect();
+    while let Some((depth, value)) = open.pop() {
+        let depth = match value {
+            Value::Array(_) | Value::Object(_) if depth == MAX_DEPTH => {
+                return Err(Error::PayloadDepth { max: MAX_DEPTH });
+            }
+            _ => depth + 1,
+        };
+        match value {
+            Value::Array(elements) => open.extend(elements.iter().map(|value| (depth, value))),
+            Value::Object(fields) => open.extend(fields.values().map(|value| (depth, value))),
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// A vector with an id and a payload.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -13,7 +38,7 @@ pub struct Point {
     pub id: u64,
     /// `[dimension]`
     pub vector: Vec<f32>,
-    /// Fields that filters can ask for, and whatever else belongs to the point.
+    /// Fields that filters can ask for, and whatever else belongs to the point; nested at most [`MAX_DEPTH`] deep.
     pub payload: Option<Payload>,
 }
 
@@ -28,7 +53,12 @@ impl Point {
     /// # Errors
     /// [`Error::Json`](crate::Error::Json) if it is something else.
     pub fn with_payload(self, payload: serde_json::Value) -> Result<Self> {
-        Ok(Self { payload: Some(serde_json::from_value(payload)?), ..self })
+        let payload = match payload {
+            serde_json::Value::Object(fields) => fields,
+            // Says what was found in place of an object.
+            other => serde_json::from_value(other)?,
+        };
+        Ok(Self { payload: Some(payload), ..self })
     }
 }
 
@@ -71,18 +101,41 @@ impl Query {
         Self { filter: Some(filter), ..self }
     }
 
-    /// With this effort.
+    /// Walks the graph with a beam of this width.
     pub fn effort(self, effort: usize) -> Self {
         Self { effort: Some(effort), ..self }
     }
 
-    /// Exactly.
+    /// By a scan of all that match, without the graph.
     pub fn exact(self) -> Self {
         Self { exact: true, ..self }
     }
 
-    /// With payloads.
+    /// Returns payloads with the hits.
     pub fn with_payload(self) -> Self {
         Self { with_payload: true, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn payloads_are_as_deep_as_they_can_be_read() {
+        for (depth, array) in [(1, false), (126, true), (127, true), (127, false), (128, true), (128, false), (600, true)] {
+            let mut value = json!(1);
+            for level in 1..depth {
+                value = if array && level % 2 == 0 { json!([value]) } else { json!({"a": value}) };
+            }
+            let point = Point::new(1, [0.0]).with_payload(json!({"a": value})).unwrap();
+            let payload = point.payload.unwrap();
+            let text = serde_json::to_string(&payload).unwrap();
+            let readable = serde_json::from_str::<Payload>(&text).is_ok();
+            assert_eq!(check_depth(&payload).is_ok(), readable, "{depth} deep");
+            assert_eq!(readable, depth <= MAX_DEPTH, "{depth} deep");
+        }
+        assert!(Point::new(1, [0.0]).with_payload(json!([1])).is_err());
     }
 }

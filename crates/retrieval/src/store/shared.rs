@@ -1,78 +1,163 @@
 //! What the handles of a collection in one process share: the index in memory, and how it follows the database.
+//!
+//! # Locks
+//! In this order: `changing`, the store's connection that writes, `state`. Whoever changes the index holds `changing` as
+//! long as that takes, and `state` for single steps, between which searches go on. So nobody waits for the `state` of
+//! someone who only reads it, however long: a save or a search.
 
 use super::{
     Config, Inner,
-    state::{IndexFile, State, collection_seq},
+    state::{IndexFile, Pending, State, collection_seq},
 };
-use crate::{Bitset, Result};
+use crate::{Error, Result};
 use rusqlite::Connection;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Instant,
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
+
+/// Between two tries to get a lock.
+const PAUSE: Duration = Duration::from_micros(200);
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) store: Arc<Inner>,
     pub(super) id: i64,
     pub(super) name: String,
     pub(super) config: Config,
-    pub(super) state: RwLock<State>,
+    /// Whether this process removed the collection.
+    pub(super) removed: AtomicBool,
+    changing: Mutex<()>,
+    state: RwLock<State>,
     /// When the database was last asked for what other processes wrote.
     asked: Mutex<Option<Instant>>,
-    /// Filters that were evaluated, with the change that the sets are of.
-    pub(super) filters: Mutex<Vec<(String, i64, Arc<Bitset>)>>,
 }
 
+/// What became of the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CaughtUp {
+    /// Slots are as they were.
+    InPlace,
+    /// It was built anew, with other slots.
+    Anew,
+}
+
+/// The right to change the index.
+pub(super) type Changing<'a> = MutexGuard<'a, ()>;
+
 impl Shared {
-    pub(super) fn open(store: Arc<Inner>, id: i64, name: String, config: Config) -> Result<Self> {
+    pub(super) fn open(store: &Inner, id: i64, name: String, config: Config) -> Result<Self> {
         let path = store.index_path(id);
         let on_disk = store.options.vectors_on_disk;
         let place = IndexFile { collection: id, config: &config, path: &path, on_disk };
         let state = store.read(|connection| State::load(connection, &place))?;
-        let (asked, filters) = (Mutex::new(None), Mutex::new(Vec::new()));
-        Ok(Self { store, id, name, config, state: RwLock::new(state), asked, filters })
+        Ok(Self {
+            id,
+            name,
+            config,
+            removed: AtomicBool::new(false),
+            changing: Mutex::new(()),
+            state: RwLock::new(state),
+            asked: Mutex::new(None),
+        })
     }
 
+    /// The state to read. It may be held as long as needed.
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    /// The state to change, for a moment.
+    pub(super) fn state_mut(&self, _: &Changing<'_>) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn index_path(&self) -> PathBuf {
-        self.store.index_path(self.id)
+    /// Waits until nobody else changes the index.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub(super) fn change(&self, store: &Inner) -> Result<Changing<'_>> {
+        lock_within(&self.changing, store.options.busy_timeout, "the index")
     }
 
-    /// Takes over what the database has and this process has not seen.
-    pub(super) fn catch_up(&self, connection: &Connection) -> Result<()> {
-        let transaction = connection.unchecked_transaction()?;
-        let (seq, _) = collection_seq(&transaction, self.id)?;
-        if self.state().seq == seq {
-            return Ok(());
-        }
-        let mut state = self.state_mut();
-        if state.seq >= seq {
-            // Another thread was faster.
-            return Ok(());
-        }
-        let caught_up = state.catch_up(&transaction, self.id, &self.config);
-        if !matches!(caught_up, Ok(Some(_))) {
-            let reason = match caught_up {
-                Err(error) => error.to_string(),
-                _ => "another process forgot its changes".to_owned(),
-            };
-            *state = State::rebuild(&transaction, self.id, &self.config, reason)?;
+    fn index_path(&self, store: &Inner) -> PathBuf {
+        store.index_path(self.id)
+    }
+
+    /// # Errors
+    /// [`Error::CollectionRemoved`].
+    pub(super) fn check_not_removed(&self) -> Result<()> {
+        if self.removed.load(Ordering::Relaxed) {
+            return Err(Error::CollectionRemoved { name: self.name.clone() });
         }
         Ok(())
     }
 
-    /// [`catch_up`](Self::catch_up), unless that was done a moment ago.
-    pub(super) fn refresh(&self) -> Result<()> {
-        let interval = self.store.options.refresh;
+    /// Stores and links vectors that searches do not find yet, one step at a time.
+    pub(super) fn link(&self, changing: &Changing<'_>, pending: &mut Pending, id: u64, vector: &[f32]) -> Result<()> {
+        let slot = self.state_mut(changing).graph.store(vector)?;
+        let place = self.state().graph.find_place(slot);
+        self.state_mut(changing).graph.link(slot, &place);
+        pending.added.push((id, slot));
+        Ok(())
+    }
+
+    /// Shows what is pending, all of it at once, as the state of this change.
+    pub(super) fn finish(&self, changing: &Changing<'_>, pending: &Pending, seq: i64) {
+        let gone = self.state_mut(changing).finish(pending, seq);
+        for slot in gone {
+            self.state_mut(changing).graph.unlink(slot);
+        }
+    }
+
+    /// Takes back what is pending.
+    pub(super) fn discard(&self, changing: &Changing<'_>, pending: &Pending) {
+        for &(_, slot) in &pending.added {
+            self.state_mut(changing).graph.unlink(slot);
+        }
+    }
+
+    /// Takes over what the database has, as this connection sees it, and this process has not seen.
+    pub(super) fn catch_up(&self, changing: &Changing<'_>, connection: &Connection) -> Result<CaughtUp> {
+        let (seq, pruned) = collection_seq(connection, self.id)?;
+        let known = self.state().seq;
+        if known == seq {
+            return Ok(CaughtUp::InPlace);
+        }
+        if pruned > known || seq < known {
+            let reason = "another process forgot its changes".to_owned();
+            let state = State::rebuild(connection, self.id, &self.config, reason)?;
+            *self.state_mut(changing) = state;
+            return Ok(CaughtUp::Anew);
+        }
+        let mut pending = Pending::default();
+        let read = State::read_changes(connection, self.id, &self.config, Some(known), &mut pending, |pending, id, vector| {
+            self.link(changing, pending, id, vector)
+        });
+        if let Err(error) = read {
+            self.discard(changing, &pending);
+            return Err(error);
+        }
+        self.finish(changing, &pending, seq);
+        Ok(CaughtUp::InPlace)
+    }
+
+    /// Brings the state up to date in a transaction of its own.
+    pub(super) fn catch_up_now(&self, store: &Inner, changing: &Changing<'_>) -> Result<()> {
+        store.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            self.catch_up(changing, &transaction).map(|_| ())
+        })
+    }
+
+    /// Looks for what other processes wrote, unless that was done a moment ago. If somebody changes the index at the
+    /// moment, the answer is of the state before that.
+    pub(super) fn refresh(&self, store: &Inner) -> Result<()> {
+        self.check_not_removed()?;
+        let interval = store.options.refresh;
         let now = Instant::now();
         {
             let mut asked = lock(&self.asked);
@@ -81,34 +166,101 @@ impl Shared {
             }
             *asked = Some(now);
         }
-        self.store.read(|connection| self.catch_up(connection))
+        let seq = store.read(|connection| Ok(collection_seq(connection, self.id)?.0))?;
+        if self.state().seq == seq {
+            return Ok(());
+        }
+        match self.changing.try_lock() {
+            Ok(changing) => self.catch_up_now(store, &changing),
+            Err(TryLockError::Poisoned(changing)) => self.catch_up_now(store, &changing.into_inner()),
+            Err(TryLockError::WouldBlock) => Ok(()),
+        }
+    }
+
+    /// Calls `f` with the database and the index of one and the same change.
+    pub(super) fn together<R>(
+        &self,
+        store: &Inner,
+        mut f: impl FnMut(&Connection, RwLockReadGuard<'_, State>) -> Result<R>,
+    ) -> Result<R> {
+        let begun = Instant::now();
+        loop {
+            let result = store.read(|connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let (seq, _) = collection_seq(&transaction, self.id)?;
+                let state = self.state();
+                if state.seq == seq { f(&transaction, state).map(Some) } else { Ok(None) }
+            })?;
+            if let Some(result) = result {
+                return Ok(result);
+            }
+            // A writer of this process is between its transaction and the index, or another process wrote.
+            match self.changing.try_lock() {
+                Ok(changing) => self.catch_up_now(store, &changing)?,
+                Err(TryLockError::Poisoned(changing)) => self.catch_up_now(store, &changing.into_inner())?,
+                Err(TryLockError::WouldBlock) if begun.elapsed() > store.options.busy_timeout => {
+                    return Err(Error::Busy { what: "the index", limit: store.options.busy_timeout });
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    /// Builds the index anew beside the one that is in use, and puts it in its place.
+    pub(super) fn rebuild(&self, store: &Inner) -> Result<()> {
+        let mut state = store.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            State::rebuild(&transaction, self.id, &self.config, "asked for".to_owned())
+        })?;
+        let changing = self.change(store)?;
+        store.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            if state.catch_up(&transaction, self.id, &self.config)?.is_none() {
+                state = State::rebuild(&transaction, self.id, &self.config, "asked for".to_owned())?;
+            }
+            Ok(())
+        })?;
+        *self.state_mut(&changing) = state;
+        Ok(())
     }
 
     /// [`save`](Self::save), if there is something that the file does not have.
-    pub(super) fn save_changes(&self) -> Result<()> {
-        if self.state().unsaved == 0 { Ok(()) } else { self.save() }
+    pub(super) fn save_changes(&self, store: &Inner) -> Result<()> {
+        if self.state().n_unsaved() == 0 { Ok(()) } else { self.save(store) }
     }
 
-    pub(super) fn save(&self) -> Result<()> {
-        // Written under the lock: searches go on, writes wait.
-        self.store.read(|connection| {
-            self.catch_up(connection)?;
-            let mut state = self.state_mut();
-            state.save(connection, &*self.store.options.disk, self.id, &self.index_path())
+    /// Writes the index file. Searches go on, changes wait.
+    pub(super) fn save(&self, store: &Inner) -> Result<()> {
+        self.check_not_removed()?;
+        let changing = self.change(store)?;
+        self.catch_up_now(store, &changing)?;
+        let state = self.state();
+        store.read(|connection| {
+            state.save(connection, &*store.options.disk, self.id, &self.index_path(store))
         })
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if self.store.options.save_on_close
-            && let Err(error) = self.save_changes()
-        {
-            tracing::warn!("the index of {} was not saved: {error}", self.name);
-        }
     }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for a lock, but not forever.
+///
+/// # Errors
+/// [`Error::Busy`].
+pub(super) fn lock_within<'a, T>(
+    mutex: &'a Mutex<T>,
+    limit: Duration,
+    what: &'static str,
+) -> Result<MutexGuard<'a, T>> {
+    let begun = Instant::now();
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Ok(guard),
+            Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
+            Err(TryLockError::WouldBlock) if begun.elapsed() >= limit => return Err(Error::Busy { what, limit }),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+        }
+    }
 }

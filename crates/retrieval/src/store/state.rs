@@ -1,15 +1,26 @@
 //! What a process keeps of a collection in memory: the index, and which point each slot holds. All of it is derived.
 
-use super::{Config, collection::change_crc};
+use super::{Config, collection::change_crc, filter::Filter, shared::lock};
 use crate::{
-    Error, Result,
+    Bitset, Error, Result,
     index::{Graph, GraphConfig, Index as _},
 };
 use breakers_files::{Disk, sections::SectionFile};
 use hashbrown::HashMap;
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::Path};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// Filters whose sets are kept.
+const KEPT_FILTERS: usize = 32;
 
 /// What an index file says about the collection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +49,22 @@ pub(super) struct State {
     pub(super) slots: HashMap<u64, u32>,
     /// The change up to which this is.
     pub(super) seq: i64,
-    /// Changes since the file was written.
-    pub(super) unsaved: usize,
     /// Where the index came from, for reports.
     pub(super) origin: Origin,
+    /// Points that are not as they were written, and so are in no slot.
+    pub(super) damaged: BTreeSet<u64>,
+    /// Changes since the file was written.
+    unsaved: AtomicUsize,
+    /// Sets of slots that satisfy filters. They live here, so that they end with the numbering of the slots.
+    filters: Mutex<Vec<(Filter, Arc<Bitset>)>>,
+}
+
+/// What is stored in the index and not shown yet, and what is to be removed.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pub(super) added: Vec<(u64, u32)>,
+    pub(super) removed: Vec<u64>,
+    pub(super) damaged: Vec<u64>,
 }
 
 /// Where a collection's index in memory came from.
@@ -74,14 +97,71 @@ impl fmt::Display for Origin {
 
 impl State {
     pub(super) fn empty(config: &Config) -> Result<Self> {
-        Ok(Self {
-            graph: Graph::new(config.metric, config.dimension, config.graph())?,
-            ids: Vec::new(),
-            slots: HashMap::new(),
-            seq: 0,
-            unsaved: 0,
+        Ok(Self::new(Graph::new(config.metric, config.dimension, config.graph())?, Vec::new(), HashMap::new(), 0))
+    }
+
+    fn new(graph: Graph, ids: Vec<u64>, slots: HashMap<u64, u32>, seq: i64) -> Self {
+        Self {
+            graph,
+            ids,
+            slots,
+            seq,
             origin: Origin::Empty,
-        })
+            damaged: BTreeSet::new(),
+            unsaved: AtomicUsize::new(0),
+            filters: Mutex::default(),
+        }
+    }
+
+    /// Changes that the index file does not have.
+    pub(super) fn n_unsaved(&self) -> usize {
+        self.unsaved.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_unsaved(&self, n: usize) {
+        self.unsaved.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The slots that satisfy a filter, if they are known.
+    pub(super) fn kept_filter(&self, filter: &Filter) -> Option<Arc<Bitset>> {
+        let kept = lock(&self.filters);
+        kept.iter().find(|(known, _)| known == filter).map(|(_, set)| Arc::clone(set))
+    }
+
+    pub(super) fn keep_filter(&self, filter: &Filter, set: &Arc<Bitset>) {
+        let mut kept = lock(&self.filters);
+        kept.retain(|(known, _)| known != filter);
+        if kept.len() == KEPT_FILTERS {
+            kept.remove(0);
+        }
+        kept.push((filter.clone(), Arc::clone(set)));
+    }
+
+    /// Shows what is pending as the state of this change; the slots that are no longer shown, to be unlinked.
+    pub(super) fn finish(&mut self, pending: &Pending, seq: i64) -> Vec<u32> {
+        lock(&self.filters).clear();
+        let mut gone = Vec::new();
+        for id in &pending.removed {
+            self.damaged.remove(id);
+            gone.extend(self.slots.remove(id));
+        }
+        self.ids.resize(self.graph.exact().n_slots(), 0);
+        for &(id, slot) in &pending.added {
+            self.damaged.remove(&id);
+            gone.extend(self.slots.insert(id, slot));
+            self.ids[slot as usize] = id;
+            self.graph.flat.show(slot);
+        }
+        for id in &pending.damaged {
+            gone.extend(self.slots.remove(id));
+            self.damaged.insert(*id);
+        }
+        for &slot in &gone {
+            self.graph.flat.retire(slot);
+        }
+        self.note_unsaved(pending.added.len() + pending.removed.len());
+        self.seq = seq;
+        gone
     }
 
     /// From the index file if it can be used, and the database.
@@ -120,10 +200,8 @@ impl State {
         reason: String,
     ) -> Result<Self> {
         let mut state = Self::empty(config)?;
-        state.seq = -1;
-        let n = state.apply(connection, collection, config, true)?;
-        state.unsaved = n;
-        if n > 0 {
+        state.apply(connection, collection, config, None)?;
+        if state.n_unsaved() > 0 {
             state.origin = Origin::Rebuilt { reason };
         }
         Ok(state)
@@ -152,12 +230,12 @@ impl State {
             return Err(file.damaged("ids", "each once", "some twice").into());
         }
         let seq = info.seq;
-        Ok(Self { graph, ids, slots, seq, unsaved: 0, origin: Origin::Empty })
+        Ok(Self::new(graph, ids, slots, seq))
     }
 
     /// Writes the index file.
     pub(super) fn save(
-        &mut self,
+        &self,
         connection: &Connection,
         disk: &dyn Disk,
         collection: i64,
@@ -165,7 +243,7 @@ impl State {
     ) -> Result<()> {
         let extra = FileInfo { uid: uid(connection, collection)?, seq: self.seq };
         self.graph.write(disk, path, extra, &[("ids", bytemuck::cast_slice(&self.ids))])?;
-        self.unsaved = 0;
+        self.unsaved.store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -183,7 +261,7 @@ impl State {
         if pruned > self.seq || seq < self.seq {
             return Ok(None);
         }
-        self.apply(connection, collection, config, false).map(Some)
+        self.apply(connection, collection, config, Some(self.seq)).map(Some)
     }
 
     fn apply(
@@ -191,61 +269,89 @@ impl State {
         connection: &Connection,
         collection: i64,
         config: &Config,
-        from_scratch: bool,
+        since: Option<i64>,
     ) -> Result<usize> {
         let (seq, _) = collection_seq(connection, collection)?;
-        let mut n_changes = 0;
-        if !from_scratch {
+        let mut pending = Pending::default();
+        Self::read_changes(connection, collection, config, since, &mut pending, |pending, id, vector| {
+            let slot = self.graph.store(vector)?;
+            let place = self.graph.find_place(slot);
+            self.graph.link(slot, &place);
+            pending.added.push((id, slot));
+            Ok(())
+        })?;
+        for slot in self.finish(&pending, seq) {
+            self.graph.unlink(slot);
+        }
+        Ok(pending.added.len() + pending.removed.len())
+    }
+
+    /// Reads what was removed after a change, or nothing, and then each point that was written after it, prepared.
+    ///
+    /// A point that is not as it was written does not keep the others from being read.
+    pub(super) fn read_changes(
+        connection: &Connection,
+        collection: i64,
+        config: &Config,
+        since: Option<i64>,
+        pending: &mut Pending,
+        mut add: impl FnMut(&mut Pending, u64, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(since) = since {
             let sql = format!("SELECT id FROM removed_{collection} WHERE seq > ?1");
             let mut statement = connection.prepare_cached(&sql)?;
-            let mut rows = statement.query([self.seq])?;
+            let mut rows = statement.query([since])?;
             while let Some(row) = rows.next()? {
-                self.remove(row.get::<_, i64>(0)? as u64);
-                n_changes += 1;
+                pending.removed.push(row.get::<_, i64>(0)? as u64);
             }
         }
         // In the order of the ids, which is the order on the disk, if all are read.
-        let condition = if from_scratch { "ORDER BY id" } else { "WHERE seq > ?1 ORDER BY seq, id" };
+        let condition = if since.is_none() { "ORDER BY id" } else { "WHERE seq > ?1 ORDER BY seq, id" };
         let sql = format!("SELECT id, vector, payload, crc FROM points_{collection} {condition}");
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = if from_scratch { statement.query([])? } else { statement.query([self.seq])? };
+        let mut rows = if let Some(since) = since { statement.query([since])? } else { statement.query([])? };
         while let Some(row) = rows.next()? {
             let id = row.get::<_, i64>(0)? as u64;
-            let vector = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-            let payload = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-            let crc: i64 = row.get(3)?;
-            if change_crc(id, vector, payload) != crc {
-                return Err(Error::Corrupt {
-                    what: format!("point {id} of collection {collection}"),
-                    expected: format!("checksum {crc:08x}"),
-                    found: format!("{:08x}", change_crc(id, vector, payload)),
-                });
+            match point_of(row, config) {
+                Ok((vector, _)) => add(pending, id, &vector)?,
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::warn!("collection {collection} goes on without point {id}: {error}");
+                    pending.damaged.push(id);
+                }
+                Err(error) => return Err(error),
             }
-            let vector = config.element.decode(vector, config.dimension)?;
-            self.upsert(id, &vector)?;
-            n_changes += 1;
         }
-        self.unsaved += n_changes;
-        self.seq = seq;
-        Ok(n_changes)
-    }
-
-    /// Puts a point's vector in place of the one it had.
-    pub(super) fn upsert(&mut self, id: u64, vector: &[f32]) -> Result<()> {
-        self.remove(id);
-        let slot = self.graph.insert(vector)?;
-        if self.ids.len() <= slot as usize {
-            self.ids.resize(slot as usize + 1, 0);
-        }
-        self.ids[slot as usize] = id;
-        self.slots.insert(id, slot);
         Ok(())
     }
+}
 
-    pub(super) fn remove(&mut self, id: u64) -> bool {
-        let slot = self.slots.remove(&id);
-        slot.is_some_and(|slot| self.graph.remove(slot))
+/// The prepared vector and the payload of a row of id, vector, payload and checksum.
+///
+/// # Errors
+/// [`Error::Corrupt`] if they are not what was written.
+pub(super) fn point_of<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32>, Option<&'a str>)> {
+    let (mut vector, payload) = stored_point(row, config)?;
+    config.metric.prepare("the vector", &mut vector).map_err(|error| Error::Corrupt {
+        what: "a vector".to_owned(),
+        expected: "one that can be compared".to_owned(),
+        found: error.to_string(),
+    })?;
+    Ok((vector, payload))
+}
+
+/// As [`point_of`], with the vector as it is stored.
+pub(super) fn stored_point<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32>, Option<&'a str>)> {
+    let id = row.get::<_, i64>(0)? as u64;
+    // Damage may change the types of columns, too.
+    let corrupt = |expected: String, found: String| Error::Corrupt { what: format!("point {id}"), expected, found };
+    let other_type = |_| corrupt("a vector and a payload".to_owned(), "columns of other types".to_owned());
+    let vector = row.get_ref(1)?.as_blob().map_err(other_type)?;
+    let payload = row.get_ref(2)?.as_str_or_null().map_err(other_type)?;
+    let (expected, found) = (row.get_ref(3)?.as_i64().map_err(other_type)?, change_crc(id, vector, payload));
+    if expected != found {
+        return Err(corrupt(format!("checksum {expected:08x}"), format!("{found:08x}")));
     }
+    Ok((config.element.decode(vector, config.dimension)?, payload))
 }
 
 /// The last change of a collection, and the last one whose removals are forgotten.

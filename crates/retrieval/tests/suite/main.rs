@@ -1,6 +1,6 @@
 //! The crate's tests: indexes, filters and stores.
 //!
-//! One program, because each one links all of Burn.
+//! One program, so that it is linked once.
 
 mod exact;
 mod filters;
@@ -8,3 +8,4 @@ mod indexes;
 mod memory;
 mod model;
 mod rabitq;
+mod reports;

@@ -25,7 +25,6 @@ pub(super) struct Scratch {
     pub(super) distances: Vec<f32>,
     pub(super) vector: Vec<f32>,
     pub(super) candidates: Vec<(f32, u32)>,
-    pub(super) kept: Vec<u32>,
 }
 
 thread_local!(pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default());

@@ -17,11 +17,11 @@ impl Graph {
                 self.parents.len()
             ));
         }
-        if (self.root == NONE) != (self.flat.n_live == 0) {
-            return Err(format!("the root of {} vectors is {}", self.flat.n_live, self.root));
+        if (self.root == NONE) != (self.n_linked == 0) {
+            return Err(format!("the root of {} vectors is {}", self.n_linked, self.root));
         }
         let mut children = vec![Vec::new(); n];
-        for slot in self.flat.live.iter() {
+        for slot in self.linked.iter() {
             let links = self.links_of(slot);
             let mut sorted = links.to_vec();
             sorted.sort_unstable();
@@ -34,7 +34,7 @@ impl Graph {
                 if parent != slot {
                     return Err(format!("the root {slot} has the parent {parent}"));
                 }
-            } else if !self.flat.live.contains(parent)
+            } else if !self.linked.contains(parent)
                 || !links.contains(&parent)
                 || !self.links_of(parent).contains(&slot)
             {
@@ -45,14 +45,14 @@ impl Graph {
         }
         let mut reached = Bitset::new(n);
         let mut open: Vec<u32> =
-            self.flat.live.contains(self.root).then_some(self.root).into_iter().collect();
+            self.linked.contains(self.root).then_some(self.root).into_iter().collect();
         while let Some(slot) = open.pop() {
             reached.insert(slot);
             open.extend(&children[slot as usize]);
         }
-        match self.flat.live.iter().find(|&slot| !reached.contains(slot)) {
+        match self.linked.iter().find(|&slot| !reached.contains(slot)) {
             Some(slot) => Err(format!("{slot} is not in the tree")),
-            None if self.pivots.is_empty() && self.flat.n_live > 0 => Err("there is no pivot".to_owned()),
+            None if self.pivots.is_empty() && self.n_linked > 0 => Err("there is no pivot".to_owned()),
             None => Ok(()),
         }
     }

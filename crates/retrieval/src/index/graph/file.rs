@@ -113,7 +113,7 @@ impl Graph {
             Vectors::from_buffer(dimension, file.array::<f32>("vectors", n_numbers)?)
         };
         let live = Bitset::from_words(file.array::<u64>("live", n.div_ceil(64))?.to_vec(), n);
-        let links = file.array::<u32>("links", n.saturating_mul(2 * config.links))?;
+        let mut links = file.array::<u32>("links", n.saturating_mul(2 * config.links))?;
         let parents = file.array::<u32>("parents", n)?;
         let pivots = file.array::<u32>("pivots", info.n_pivots)?.to_vec();
         let exists = |slot: u32| slot == NONE || (slot as usize) < n;
@@ -127,9 +127,22 @@ impl Graph {
         }
         let pivot_codes = pivots.iter().flat_map(|&slot| codes.row(slot as usize)).copied().collect();
         let pivot_tails = pivots.iter().map(|&slot| codes.tails()[slot as usize]).collect();
-        let retired: VecDeque<(u32, u64)> =
-            (0..n as u32).filter(|&slot| !live.contains(slot)).map(|slot| (slot, 0)).collect();
+        // What is left of removed vectors is taken away at once, so that their slots need not wait for a sweep.
+        let width = 2 * config.links;
+        for slot in live.iter() {
+            let row = slot as usize * width..(slot as usize + 1) * width;
+            let dead = |&link: &u32| link != NONE && !live.contains(link);
+            if links[row.clone()].iter().any(dead) {
+                let left: Vec<u32> = links[row.clone()].iter().copied().filter(|link| !dead(link)).collect();
+                let row = &mut links.make_mut()[row];
+                row.fill(NONE);
+                row[..left.len()].copy_from_slice(&left);
+            }
+        }
+        let free = (0..n as u32).rev().filter(|&slot| !live.contains(slot)).collect();
         Ok(Self {
+            linked: live.clone(),
+            n_linked: n_live,
             // Full vectors are left on the disk where memory is short; four bits are for where it is not.
             flat: Exact {
                 coarse: (!on_disk).then(|| CoarseCodes::of(&codes)),
@@ -137,7 +150,7 @@ impl Graph {
                 vectors,
                 live,
                 n_live,
-                free: Vec::new(),
+                free,
             },
             config,
             links,
@@ -146,7 +159,7 @@ impl Graph {
             pivot_codes,
             pivot_tails,
             root: info.root,
-            retired,
+            retired: VecDeque::new(),
             swept: 0,
             scratch: None,
         })

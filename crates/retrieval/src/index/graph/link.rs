@@ -1,64 +1,84 @@
 //! New vectors find their links.
 
-use super::{Graph, Index as _, NONE, Scratch, distance_of, slot_of};
-use crate::quantize::ScalarQuery;
+use super::{Graph, NONE, SCRATCH, Scratch, distance_of, slot_of};
+use crate::{Result, quantize::ScalarQuery};
 
 /// Kept links that a candidate is held against at a time.
 const CHUNK: usize = 4;
 
+/// Where a new vector belongs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    links: Vec<u32>,
+    /// [`NONE`] for the first vector.
+    parent: u32,
+}
+
 impl Graph {
-    /// Links a slot whose codes are there.
-    pub(super) fn link(&mut self, slot: u32) {
-        let n_slots = self.flat.n_slots();
-        let old = self.parents.len();
+    /// Stores a prepared vector, which is neither linked nor returned by searches yet; its slot.
+    pub(crate) fn store(&mut self, prepared: &[f32]) -> Result<u32> {
+        let slot = self.flat.place(prepared)?;
+        let (n_slots, old, width) = (self.flat.n_slots(), self.parents.len(), self.width());
         if old < n_slots {
             self.parents.extend_zeroed(n_slots - old);
             self.parents.make_mut()[old..].fill(NONE);
-            self.links.extend_zeroed((n_slots - old) * self.width());
-            let width = self.width();
+            self.links.extend_zeroed((n_slots - old) * width);
             self.links.make_mut()[old * width..].fill(NONE);
         }
         self.set_links(slot, &[]);
+        Ok(slot)
+    }
+
+    /// Finds the links of a stored slot. Searches may go on meanwhile; changes may not.
+    pub(crate) fn find_place(&self, slot: u32) -> Place {
         if self.root == NONE {
+            return Place { links: Vec::new(), parent: NONE };
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut query = std::mem::take(&mut scratch.query);
+            self.stored_query(slot, &mut query);
+            self.beam(scratch, &query, self.config.build_effort);
+            scratch.query = query;
+            let mut candidates = std::mem::take(&mut scratch.candidates);
+            candidates.clear();
+            let found = scratch.pool.iter().map(|&e| (distance_of(e), slot_of(e)));
+            candidates.extend(found.filter(|&(_, id)| id != slot && self.linked.contains(id)));
+            let mut links = Vec::with_capacity(self.config.links);
+            self.select(slot, &candidates, self.config.links, |_| false, scratch, &mut links);
+            // The nearest that has room for a child becomes the parent. If every linked vector was left out, the root does.
+            let near = links.iter().chain(candidates.iter().map(|(_, id)| id)).copied();
+            let parent = near.into_iter().find(|&id| self.has_room(id));
+            let parent = parent.unwrap_or_else(|| self.descend(self.root));
+            if !links.contains(&parent) {
+                links.truncate(self.config.links - 1);
+                links.push(parent);
+            }
+            scratch.candidates = candidates;
+            Place { links, parent }
+        })
+    }
+
+    /// Links a stored slot where it belongs, by what [`find_place`](Self::find_place) said since the last change.
+    pub(crate) fn link(&mut self, slot: u32, place: &Place) {
+        self.linked.insert(slot);
+        self.n_linked += 1;
+        if place.parent == NONE {
             self.root = slot;
             self.parents.make_mut()[slot as usize] = slot;
             self.add_pivot(slot);
             return;
         }
+        self.parents.make_mut()[slot as usize] = place.parent;
+        self.set_links(slot, &place.links);
         let mut scratch = self.scratch.take().unwrap_or_default();
-        self.link_to_candidates(slot, &mut scratch);
+        for &other in &place.links {
+            self.add_link(other, slot, &mut scratch);
+        }
         self.scratch = Some(scratch);
         // A vector in √n is a pivot, whatever the order in which vectors come.
-        if self.pivots.len() < n_pivots(self.flat.len()) {
+        if self.pivots.len() < n_pivots(self.n_linked) {
             self.add_pivot(slot);
         }
-    }
-
-    fn link_to_candidates(&mut self, slot: u32, scratch: &mut Scratch) {
-        let mut query = std::mem::take(&mut scratch.query);
-        self.stored_query(slot, &mut query);
-        self.beam(scratch, &query, self.config.build_effort);
-        scratch.query = query;
-        let mut candidates = std::mem::take(&mut scratch.candidates);
-        candidates.clear();
-        let found = scratch.pool.iter().map(|&e| (distance_of(e), slot_of(e)));
-        candidates.extend(found.filter(|&(_, id)| id != slot && self.flat.live.contains(id)));
-        let mut kept = std::mem::take(&mut scratch.kept);
-        self.select(slot, &candidates, self.config.links, |_| false, scratch, &mut kept);
-        // The nearest that has room for a child becomes the parent. If every live vector was left out, the root does.
-        let parent =
-            kept.iter().chain(candidates.iter().map(|(_, id)| id)).copied().find(|&id| self.has_room(id));
-        let parent = parent.unwrap_or_else(|| self.descend(self.root));
-        if !kept.contains(&parent) {
-            kept.truncate(self.config.links - 1);
-            kept.push(parent);
-        }
-        self.parents.make_mut()[slot as usize] = parent;
-        self.set_links(slot, &kept);
-        for &other in &kept {
-            self.add_link(other, slot, scratch);
-        }
-        (scratch.kept, scratch.candidates) = (kept, candidates);
     }
 
     /// The stored codes of a slot as a query.

@@ -92,6 +92,9 @@ pub struct Graph {
     pivot_codes: Vec<u8>,
     pivot_tails: Vec<Tail>,
     root: u32,
+    /// What is part of the graph: what searches return, and vectors that wait to be shown or to be unlinked.
+    linked: Bitset,
+    n_linked: usize,
     /// Removed slots, and how many slots had been swept when they were removed.
     retired: VecDeque<(u32, u64)>,
     swept: u64,
@@ -114,6 +117,8 @@ impl Graph {
             pivot_codes: Vec::new(),
             pivot_tails: Vec::new(),
             root: NONE,
+            linked: Bitset::new(0),
+            n_linked: 0,
             retired: VecDeque::new(),
             swept: 0,
             scratch: None,
@@ -134,6 +139,15 @@ impl Graph {
         config.check()?;
         self.config = config;
         Ok(())
+    }
+
+    /// Adds a vector that was [prepared](Metric::prepare), and is not prepared again: that could change its last bits.
+    pub(crate) fn insert_prepared(&mut self, prepared: &[f32]) -> Result<u32> {
+        let slot = self.store(prepared)?;
+        let place = self.find_place(slot);
+        self.link(slot, &place);
+        self.flat.show(slot);
+        Ok(slot)
     }
 
     /// The same vectors behind exact search.
@@ -225,16 +239,13 @@ impl Index for Graph {
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {
         let prepared = self.flat.prepared("the vector", vector)?;
-        let slot = self.flat.add(&prepared)?;
-        self.link(slot);
-        Ok(slot)
+        self.insert_prepared(&prepared)
     }
 
     fn remove(&mut self, slot: u32) -> bool {
         let was = self.flat.retire(slot);
         if was {
             self.unlink(slot);
-            self.sweep();
         }
         was
     }

@@ -1,6 +1,6 @@
 //! Removal: links around the gap, parents for orphans, and the sweep.
 
-use super::{Graph, Index as _, NONE, Scratch, link::n_pivots, slot_of};
+use super::{Graph, NONE, Scratch, link::n_pivots, slot_of};
 
 /// Width of the beam that finds the vectors which link to a removed one.
 const EFFORT: usize = 48;
@@ -8,8 +8,15 @@ const EFFORT: usize = 48;
 const SWEPT: usize = 32;
 
 impl Graph {
-    /// Takes a slot that is no longer live out of the graph.
-    pub(super) fn unlink(&mut self, slot: u32) {
+    /// Takes a slot that searches no longer return out of the graph.
+    pub(crate) fn unlink(&mut self, slot: u32) {
+        self.linked.remove(slot);
+        self.n_linked -= 1;
+        self.detach(slot);
+        self.sweep();
+    }
+
+    fn detach(&mut self, slot: u32) {
         let mut scratch = self.scratch.take().unwrap_or_default();
         let own: Vec<u32> = self.links_of(slot).to_vec();
         let mut query = std::mem::take(&mut scratch.query);
@@ -51,7 +58,7 @@ impl Graph {
                 .iter()
                 .chain(own)
                 .copied()
-                .filter(|&o| o != slot && o != child && self.flat.live.contains(o))
+                .filter(|&o| o != slot && o != child && self.linked.contains(o))
                 .collect();
             let mut near = self.distances_from(child, &others, scratch);
             near.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -88,7 +95,7 @@ impl Graph {
             if slot == child {
                 continue;
             }
-            if self.flat.live.contains(slot) && self.has_room(slot) {
+            if self.linked.contains(slot) && self.has_room(slot) {
                 return slot;
             }
             open.extend(self.links_of(slot).iter().filter(|&&link| self.is_parent(slot, link)));
@@ -106,7 +113,7 @@ impl Graph {
         let candidates: Vec<u32> = around
             .iter()
             .copied()
-            .filter(|&c| c != from && self.flat.live.contains(c) && !links.contains(&c))
+            .filter(|&c| c != from && self.linked.contains(c) && !links.contains(&c))
             .collect();
         let mut near = self.distances_from(from, &candidates, scratch);
         near.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -125,17 +132,17 @@ impl Graph {
     }
 
     /// Takes links to removed slots away from the next few slots, and frees the slots that nothing links to anymore.
-    pub(super) fn sweep(&mut self) {
+    fn sweep(&mut self) {
         let n_slots = self.flat.n_slots();
         for _ in 0..SWEPT.min(n_slots) {
             let slot = (self.swept % n_slots as u64) as u32;
             self.swept += 1;
-            if !self.flat.live.contains(slot) {
+            if !self.linked.contains(slot) {
                 continue;
             }
             let links = self.links_of(slot);
-            if links.iter().any(|&link| !self.flat.live.contains(link)) {
-                let left: Vec<u32> = links.iter().copied().filter(|&l| self.flat.live.contains(l)).collect();
+            if links.iter().any(|&link| !self.linked.contains(link)) {
+                let left: Vec<u32> = links.iter().copied().filter(|&l| self.linked.contains(l)).collect();
                 self.set_links(slot, &left);
             }
         }
@@ -145,7 +152,7 @@ impl Graph {
             self.retired.pop_front();
             self.flat.free.push(slot);
         }
-        while self.pivots.len() > 1 && self.pivots.len() > 2 * n_pivots(self.flat.len()) {
+        while self.pivots.len() > 1 && self.pivots.len() > 2 * n_pivots(self.n_linked) {
             self.drop_pivot(0);
         }
         // Removals may have taken all pivots of a graph that is not empty.
