@@ -38,7 +38,9 @@ pub enum Error {
         max: f32,
     },
     /// A vector that its collection's element type cannot hold.
-    #[error("number {index} is {value}; as {element} the largest number of a vector must be within {least:e} to {most:e}")]
+    #[error(
+        "number {index} is {value}; as {element} the largest number of a vector must be within {least:e} to {most:e}"
+    )]
     ElementRange {
         /// The element type.
         element: &'static str,

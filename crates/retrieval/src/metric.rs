@@ -117,7 +117,10 @@ mod tests {
             Metric::Cosine.prepare("a", &mut a).unwrap();
             let b: Vec<f32> = a.iter().map(|x| -x).collect();
             let (same, opposite) = (Metric::Cosine.distance(&a, &a), Metric::Cosine.distance(&a, &b));
-            assert!((0.0..1e-6).contains(&same) && (2.0 - 1e-6..=2.0).contains(&opposite), "{n}: {same}, {opposite}");
+            assert!(
+                (0.0..1e-6).contains(&same) && (2.0 - 1e-6..=2.0).contains(&opposite),
+                "{n}: {same}, {opposite}"
+            );
         }
     }
 }

@@ -36,7 +36,11 @@ const SORTED: usize = 256;
 impl TopK {
     /// Keeps the `k` nearest.
     pub fn new(k: usize) -> Self {
-        let entries = if k <= SORTED { Entries::Sorted(Vec::with_capacity(k)) } else { Entries::Heap(BinaryHeap::new()) };
+        let entries = if k <= SORTED {
+            Entries::Sorted(Vec::with_capacity(k))
+        } else {
+            Entries::Heap(BinaryHeap::new())
+        };
         Self { k, entries }
     }
 
@@ -133,7 +137,8 @@ mod tests {
 
     #[test]
     fn many_are_kept_as_few_are() {
-        let distances: Vec<f32> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) % 977) as f32).collect();
+        let distances: Vec<f32> =
+            (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) % 977) as f32).collect();
         let mut all: Vec<_> = distances.iter().zip(0u32..).map(|(&d, slot)| (d as u32, slot)).collect();
         all.sort_unstable();
         for k in [1, SORTED, SORTED + 1, 1000, 4999, 5000, 6000] {

@@ -231,7 +231,8 @@ impl Store {
     fn job<R>(&self, kind: &str, detail: &str, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let id = {
             // Of work of this kind that was interrupted before, this is the repetition.
-            let interrupted = self.jobs()?.into_iter().filter(|job| job.kind == kind && job.state == "interrupted");
+            let interrupted =
+                self.jobs()?.into_iter().filter(|job| job.kind == kind && job.state == "interrupted");
             let writer = self.inner.writer()?;
             for job in interrupted {
                 writer.execute("DELETE FROM jobs WHERE id = ?1", [job.id])?;
@@ -244,7 +245,10 @@ impl Store {
             writer.last_insert_rowid()
         };
         let result = work();
-        let ended = self.inner.writer().and_then(|writer| Ok(writer.execute("DELETE FROM jobs WHERE id = ?1", [id])?));
+        let ended = self
+            .inner
+            .writer()
+            .and_then(|writer| Ok(writer.execute("DELETE FROM jobs WHERE id = ?1", [id])?));
         let result = result?;
         ended?;
         Ok(result)
@@ -308,7 +312,10 @@ fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
             let point: i64 = row.get(0)?;
             n += 1;
             let whole = point_of(row, &config).and_then(|(_, payload)| {
-                payload.map(fields::parse).transpose()?.map_or(Ok(()), |payload| expected.add(point, &payload))
+                payload
+                    .map(fields::parse)
+                    .transpose()?
+                    .map_or(Ok(()), |payload| expected.add(point, &payload))
             });
             match whole {
                 Ok(()) => {}
@@ -320,7 +327,8 @@ fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
         }
         // Rows of a damaged point go with it.
         for (_, _, point, _) in found.damaged.iter().filter(|(collection, ..)| *collection == id) {
-            let sql = format!("INSERT OR IGNORE INTO temp.expected_fields SELECT * FROM fields_{id} WHERE id = ?1");
+            let sql =
+                format!("INSERT OR IGNORE INTO temp.expected_fields SELECT * FROM fields_{id} WHERE id = ?1");
             connection.execute(&sql, [*point as i64])?;
         }
         if expected.differs(id)? {
@@ -428,7 +436,8 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// Whether the process that noted a piece of work still runs; where that cannot be known, it does.
 fn is_running(detail: &str) -> bool {
-    let pid = detail.rsplit_once("(process ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse::<u32>().ok());
+    let pid =
+        detail.rsplit_once("(process ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse::<u32>().ok());
     match pid {
         Some(pid) if cfg!(target_os = "linux") => Path::new("/proc").join(pid.to_string()).exists(),
         pid => pid.is_some(),

@@ -191,7 +191,9 @@ impl Collection {
             return error;
         }
         match self.store.read(|connection| collection_seq(connection, self.shared.id)) {
-            Err(Error::UnknownCollection { .. }) => Error::CollectionRemoved { name: self.shared.name.clone() },
+            Err(Error::UnknownCollection { .. }) => {
+                Error::CollectionRemoved { name: self.shared.name.clone() }
+            }
             _ => error,
         }
     }
@@ -280,7 +282,11 @@ impl Collection {
 
     fn point(&self, row: &rusqlite::Row<'_>) -> Result<Point> {
         let (vector, payload) = stored_point(row, &self.shared.config)?;
-        Ok(Point { id: row.get::<_, i64>(0)? as u64, vector, payload: payload.map(fields::parse).transpose()? })
+        Ok(Point {
+            id: row.get::<_, i64>(0)? as u64,
+            vector,
+            payload: payload.map(fields::parse).transpose()?,
+        })
     }
 
     /// Writes the index file, so that the next start need not build the index.

@@ -320,7 +320,8 @@ fn equal(field: &str, value: &Scalar) -> Vec<Leaf> {
             forms.extend(Number::Unsigned(*u).exact_float().map(|x| (NUMBER, Sql::Real(x))));
         }
         Scalar::Float(x) => {
-            let whole = Number::Float(*x).unsigned_floor().filter(|&u| Number::Unsigned(u) == Number::Float(*x));
+            let whole =
+                Number::Float(*x).unsigned_floor().filter(|&u| Number::Unsigned(u) == Number::Float(*x));
             forms.extend(whole.filter(|&u| i64::try_from(u).is_err()).map(|u| columns(&Scalar::Unsigned(u))));
         }
         _ => {}

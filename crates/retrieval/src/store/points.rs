@@ -124,7 +124,9 @@ mod tests {
 
     #[test]
     fn payloads_are_as_deep_as_they_can_be_read() {
-        for (depth, array) in [(1, false), (126, true), (127, true), (127, false), (128, true), (128, false), (600, true)] {
+        for (depth, array) in
+            [(1, false), (126, true), (127, true), (127, false), (128, true), (128, false), (600, true)]
+        {
             let mut value = json!(1);
             for level in 1..depth {
                 value = if array && level % 2 == 0 { json!([value]) } else { json!({"a": value}) };

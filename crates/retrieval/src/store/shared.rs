@@ -97,7 +97,13 @@ impl Shared {
     }
 
     /// Stores and links vectors that searches do not find yet, one step at a time.
-    pub(super) fn link(&self, changing: &Changing<'_>, pending: &mut Pending, id: u64, vector: &[f32]) -> Result<()> {
+    pub(super) fn link(
+        &self,
+        changing: &Changing<'_>,
+        pending: &mut Pending,
+        id: u64,
+        vector: &[f32],
+    ) -> Result<()> {
         let slot = self.state_mut(changing).graph.store(vector)?;
         let place = self.state().graph.find_place(slot);
         self.state_mut(changing).graph.link(slot, &place);
@@ -134,9 +140,14 @@ impl Shared {
             return Ok(CaughtUp::Anew);
         }
         let mut pending = Pending::default();
-        let read = State::read_changes(connection, self.id, &self.config, Some(known), &mut pending, |pending, id, vector| {
-            self.link(changing, pending, id, vector)
-        });
+        let read = State::read_changes(
+            connection,
+            self.id,
+            &self.config,
+            Some(known),
+            &mut pending,
+            |pending, id, vector| self.link(changing, pending, id, vector),
+        );
         if let Err(error) = read {
             self.discard(changing, &pending);
             return Err(error);
@@ -235,9 +246,8 @@ impl Shared {
         let changing = self.change(store)?;
         self.catch_up_now(store, &changing)?;
         let state = self.state();
-        store.read(|connection| {
-            state.save(connection, &*store.options.disk, self.id, &self.index_path(store))
-        })
+        store
+            .read(|connection| state.save(connection, &*store.options.disk, self.id, &self.index_path(store)))
     }
 }
 
@@ -259,7 +269,9 @@ pub(super) fn lock_within<'a, T>(
         match mutex.try_lock() {
             Ok(guard) => return Ok(guard),
             Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
-            Err(TryLockError::WouldBlock) if begun.elapsed() >= limit => return Err(Error::Busy { what, limit }),
+            Err(TryLockError::WouldBlock) if begun.elapsed() >= limit => {
+                return Err(Error::Busy { what, limit });
+            }
             Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
         }
     }

@@ -97,7 +97,12 @@ impl fmt::Display for Origin {
 
 impl State {
     pub(super) fn empty(config: &Config) -> Result<Self> {
-        Ok(Self::new(Graph::new(config.metric, config.dimension, config.graph())?, Vec::new(), HashMap::new(), 0))
+        Ok(Self::new(
+            Graph::new(config.metric, config.dimension, config.graph())?,
+            Vec::new(),
+            HashMap::new(),
+            0,
+        ))
     }
 
     fn new(graph: Graph, ids: Vec<u64>, slots: HashMap<u64, u32>, seq: i64) -> Self {
@@ -309,7 +314,8 @@ impl State {
         let condition = if since.is_none() { "ORDER BY id" } else { "WHERE seq > ?1 ORDER BY seq, id" };
         let sql = format!("SELECT id, vector, payload, crc FROM points_{collection} {condition}");
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = if let Some(since) = since { statement.query([since])? } else { statement.query([])? };
+        let mut rows =
+            if let Some(since) = since { statement.query([since])? } else { statement.query([])? };
         while let Some(row) = rows.next()? {
             let id = row.get::<_, i64>(0)? as u64;
             match point_of(row, config) {
@@ -343,7 +349,8 @@ pub(super) fn point_of<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32
 pub(super) fn stored_point<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32>, Option<&'a str>)> {
     let id = row.get::<_, i64>(0)? as u64;
     // Damage may change the types of columns, too.
-    let corrupt = |expected: String, found: String| Error::Corrupt { what: format!("point {id}"), expected, found };
+    let corrupt =
+        |expected: String, found: String| Error::Corrupt { what: format!("point {id}"), expected, found };
     let other_type = |_| corrupt("a vector and a payload".to_owned(), "columns of other types".to_owned());
     let vector = row.get_ref(1)?.as_blob().map_err(other_type)?;
     let payload = row.get_ref(2)?.as_str_or_null().map_err(other_type)?;

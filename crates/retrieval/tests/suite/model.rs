@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use breakers_retrieval::{
     Metric,
-    store::{Collection, Config, Element, Filter, Indexed, Number, Options, Payload, Point, Query, Scalar, Store},
+    store::{
+        Collection, Config, Element, Filter, Indexed, Number, Options, Payload, Point, Query, Scalar, Store,
+    },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
@@ -70,8 +72,9 @@ fn filter(random: &mut StdRng, depth: usize) -> Filter {
         0 => Filter::Eq { field, value: scalar(random) },
         1 => Filter::In { field, values: (0..random.random_range(0..3)).map(|_| scalar(random)).collect() },
         2 => {
-            let mut bound =
-                || random.random_bool(0.5).then(|| Number::Float(f64::from(random.random_range(-6i32..7)) / 2.0));
+            let mut bound = || {
+                random.random_bool(0.5).then(|| Number::Float(f64::from(random.random_range(-6i32..7)) / 2.0))
+            };
             Filter::Range { field, at_least: bound(), above: bound(), at_most: bound(), below: bound() }
         }
         3 => Filter::exists(field),

@@ -50,7 +50,8 @@ fn filters_outlive_no_numbering() {
         }),
         ("compact", |store, _| store.compact().unwrap()),
         ("replace", |_, collection| {
-            let points: Vec<Point> = (0..6).map(|id| point(id, 1.0, json!({"a": (["x", "y"][id as usize % 2])}))).collect();
+            let points: Vec<Point> =
+                (0..6).map(|id| point(id, 1.0, json!({"a": (["x", "y"][id as usize % 2])}))).collect();
             points.iter().for_each(|point| collection.upsert(std::slice::from_ref(point)).unwrap());
         }),
         ("tune", |_, collection| assert_eq!(collection.tune(&[vec![0.0, 0.0]], 3, 1.0).unwrap().recall, 1.0)),
@@ -79,10 +80,13 @@ fn bounds_that_look_alike_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open_with(folder.path(), plain()).unwrap();
     let collection = store.create("c", &config(2)).unwrap();
-    for (id, n) in [json!(1), json!(-5.5), json!("text"), Value::Null, json!(u64::MAX)].into_iter().enumerate() {
+    for (id, n) in
+        [json!(1), json!(-5.5), json!("text"), Value::Null, json!(u64::MAX)].into_iter().enumerate()
+    {
         collection.upsert(&[point(id as u64, 0.0, json!({"n": n}))]).unwrap();
     }
-    let range = |at_least, at_most| Filter::Range { field: "n".into(), at_least, above: None, at_most, below: None };
+    let range =
+        |at_least, at_most| Filter::Range { field: "n".into(), at_least, above: None, at_most, below: None };
     let all = BTreeSet::from([0, 1, 4]);
     let none = BTreeSet::new();
     let (up, down) = (Some(Number::Float(f64::INFINITY)), Some(Number::Float(f64::NEG_INFINITY)));
@@ -122,7 +126,7 @@ fn numbers_come_back_as_they_went_in() {
         json!(-0.0),
         json!(0.1 + 0.2),
     ];
-    numbers.extend((0..20_000).map(|_| json!(f64::from_bits(random.random())) ).filter(|n| !n.is_null()));
+    numbers.extend((0..20_000).map(|_| json!(f64::from_bits(random.random()))).filter(|n| !n.is_null()));
     numbers.extend((0..2000).map(|_| json!(random.random_range(0.0..200.0))));
     let points: Vec<Point> = numbers.iter().zip(0..).map(|(n, id)| point(id, 0.0, json!({"n": n}))).collect();
     collection.upsert(&points).unwrap();
@@ -162,7 +166,13 @@ fn comparisons_of_numbers_are_exact() {
         for (id, number) in numbers.iter().enumerate() {
             collection.upsert(&[point(id as u64, 0.0, json!({"n": number}))]).unwrap();
         }
-        let range = |at_least, above, at_most, below| Filter::Range { field: "n".into(), at_least, above, at_most, below };
+        let range = |at_least, above, at_most, below| Filter::Range {
+            field: "n".into(),
+            at_least,
+            above,
+            at_most,
+            below,
+        };
         for (i, &bound) in numbers.iter().enumerate() {
             let (i, n) = (i as u64, numbers.len() as u64);
             for (filter, expected) in [
@@ -193,7 +203,12 @@ fn nothing_is_accepted_that_cannot_be_read() {
         (Element::F32, [1.0, 2.0], nested(127, false), true),
         (Element::F32, [1.0, 2.0], nested(128, false), false),
         (Element::F32, [1.0, 2.0], nested(600, true), false),
-        (Element::F32, [1.0, 2.0], json!({"\0": "\0", "": {"": []}, "a.b": {"c": 1}, "long": "é".repeat(5000)}), true),
+        (
+            Element::F32,
+            [1.0, 2.0],
+            json!({"\0": "\0", "": {"": []}, "a.b": {"c": 1}, "long": "é".repeat(5000)}),
+            true,
+        ),
         (Element::F16, [1e6, 1.0], json!({}), false),
         (Element::F16, [65_504.0, 1.0], json!({}), true),
         (Element::F16, [1e-9, 1e-6], json!({}), false),
@@ -230,7 +245,8 @@ fn a_backup_does_not_write_over_its_store() {
     let sub = folder.path().join("sub");
     std::fs::create_dir(&sub).unwrap();
     #[allow(unused_mut)]
-    let mut names = vec!["store.db", "store.db-wal", "store.db-shm", "index-1.bin", "index-77.bin", "sub/../store.db"];
+    let mut names =
+        vec!["store.db", "store.db-wal", "store.db-shm", "index-1.bin", "index-77.bin", "sub/../store.db"];
     #[cfg(unix)]
     {
         std::os::unix::fs::symlink(folder.path().join("store.db"), folder.path().join("link")).unwrap();
@@ -255,13 +271,20 @@ fn a_restored_store_takes_nothing_from_an_older_one() {
     let make = |name: &str, n: u64| {
         let store = Store::open_with(home.path().join(name), plain()).unwrap();
         let collection = store.create("c", &config(2)).unwrap();
-        collection.upsert(&(0..n).map(|id| point(id, id as f32, json!({"n": n}))).collect::<Vec<_>>()).unwrap();
+        collection
+            .upsert(&(0..n).map(|id| point(id, id as f32, json!({"n": n}))).collect::<Vec<_>>())
+            .unwrap();
         collection.save_index().unwrap();
         store
     };
     let new = make("new", 5);
     new.backup(home.path().join("backup")).unwrap();
-    for kept in [&["store.db-wal"][..], &["store.db-wal", "store.db-shm"], &["index-1.bin"], &["store.db-wal", "index-1.bin"]] {
+    for kept in [
+        &["store.db-wal"][..],
+        &["store.db-wal", "store.db-shm"],
+        &["index-1.bin"],
+        &["store.db-wal", "index-1.bin"],
+    ] {
         let name = format!("old {}", kept.join(" "));
         let old = make(&name, 40);
         let folder = home.path().join(&name);
@@ -274,7 +297,11 @@ fn a_restored_store_takes_nothing_from_an_older_one() {
         copies.iter().for_each(|(file, bytes)| std::fs::write(folder.join(file), bytes).unwrap());
         let restored = Store::restore(home.path().join("backup"), &folder, plain()).unwrap();
         assert_eq!(restored.verify().unwrap().n_points, 5, "{name}");
-        assert_eq!(restored.collection("c").unwrap().search(&Query::new([0.0, 0.0], 50)).unwrap().len(), 5, "{name}");
+        assert_eq!(
+            restored.collection("c").unwrap().search(&Query::new([0.0, 0.0], 50)).unwrap().len(),
+            5,
+            "{name}"
+        );
     }
     // The database of a store that is open, whose last changes are in its log.
     new.collection("c").unwrap().upsert(&[point(9, 9.0, json!({}))]).unwrap();
@@ -294,7 +321,14 @@ fn names(folder: &Path) -> BTreeSet<String> {
 #[test]
 fn files_of_others_stay() {
     let folder = tempfile::tempdir().unwrap();
-    let foreign = ["thesis.tmp", "index-x.bin.1.tmp", "store.tmp", "a.breakers-tmp", ".x.1-2.breakers-tmp", "index.bin"];
+    let foreign = [
+        "thesis.tmp",
+        "index-x.bin.1.tmp",
+        "store.tmp",
+        "a.breakers-tmp",
+        ".x.1-2.breakers-tmp",
+        "index.bin",
+    ];
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(10_000);
     for name in foreign {
         let file = std::fs::File::create(folder.path().join(name)).unwrap();
@@ -477,7 +511,10 @@ fn a_handle_of_a_removed_collection_says_so() {
         ];
         for (i, result) in results.into_iter().enumerate() {
             let error = result.unwrap_err();
-            assert!(matches!(&error, Error::CollectionRemoved { name } if name == "c"), "{i}, {elsewhere}: {error:?}");
+            assert!(
+                matches!(&error, Error::CollectionRemoved { name } if name == "c"),
+                "{i}, {elsewhere}: {error:?}"
+            );
         }
     }
 }
@@ -538,8 +575,9 @@ fn all_points_in_order_cost_little_more_than_some() {
     let collection = store.create("c", &config).unwrap();
     let time = |n: usize| {
         let first = collection.len().unwrap() as u64;
-        let points: Vec<Point> =
-            (first..n as u64).map(|id| Point::new(id, [(id * 7919 % 10_007) as f32, (id % 13) as f32])).collect();
+        let points: Vec<Point> = (first..n as u64)
+            .map(|id| Point::new(id, [(id * 7919 % 10_007) as f32, (id % 13) as f32]))
+            .collect();
         collection.upsert(&points).unwrap();
         let ask = || {
             let begun = Instant::now();
@@ -605,7 +643,8 @@ fn tables_of_fields_are_verified() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open_with(folder.path(), plain()).unwrap();
         let collection = store.create("c", &config(2)).unwrap();
-        let points: Vec<Point> = (0..30).map(|id| point(id, id as f32, json!({"a": 1, "b": {"c": [id, "x"]}}))).collect();
+        let points: Vec<Point> =
+            (0..30).map(|id| point(id, id as f32, json!({"a": 1, "b": {"c": [id, "x"]}}))).collect();
         collection.upsert(&points).unwrap();
         assert_eq!(store.verify().unwrap().n_fields_rebuilt, 0);
         rusqlite::Connection::open(folder.path().join("store.db")).unwrap().execute_batch(statement).unwrap();

@@ -44,8 +44,7 @@ impl Graph {
             }
         }
         let mut reached = Bitset::new(n);
-        let mut open: Vec<u32> =
-            self.linked.contains(self.root).then_some(self.root).into_iter().collect();
+        let mut open: Vec<u32> = self.linked.contains(self.root).then_some(self.root).into_iter().collect();
         while let Some(slot) = open.pop() {
             reached.insert(slot);
             open.extend(&children[slot as usize]);
