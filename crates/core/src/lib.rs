@@ -37,7 +37,6 @@ mod models;
 mod prompt;
 mod sampling;
 mod scripted;
-mod text;
 mod vocabulary;
 
 pub use call_error::{CallError, TimeoutPhase};
@@ -58,7 +57,6 @@ pub use sampling::{
     Distribution, Sampler, SamplingConfig, SamplingError, argmax, log_softmax, log_sum_exp, top_k,
 };
 pub use scripted::{Scripted, ScriptedModel};
-pub use text::{GenerateRequest, Generated, TextGenerator};
 pub use vocabulary::{ChatFormat, EncodeOptions, Tokenizer, Utf8Stream, Vocabulary};
 
 /// A token's index in a model's vocabulary.

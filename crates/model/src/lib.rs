@@ -3,7 +3,7 @@
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
-//! - [`generate`] continues a text, [`score`] judges a given one;
+//! - [`score`] judges a given text;
 //! - with the feature `bert`, `Bert` turns texts into vectors;
 //! - [`tokenizer`] turns text into token ids and back;
 //! - [`divergence`] says how far a model's predictions are from another's;
@@ -12,22 +12,23 @@
 //! - [`chat`] renders a conversation into the prompt that a model was trained on;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
 //!
+//! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its `Engine`
+//! answers requests with any model of this crate.
+//!
 //! # Example
 //! ```no_run
-//! use breakers_core::{GenerateRequest, SamplingConfig, TextGenerator};
-//! use breakers_model::{LoadOptions, Model, generate::Generator};
+//! use breakers_core::{LanguageModel, Step, Want};
+//! use breakers_model::{LoadOptions, Model};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The most likely next token.
 //! let model = Model::load("model.gguf", &LoadOptions::default())?;
-//! let request = GenerateRequest {
-//!     prompt: model.tokenizer().encode("The capital of France is", Default::default())?,
-//!     max_tokens: 16,
-//!     sampling: SamplingConfig::greedy(),
-//!     seed: 0,
-//!     stop: vec![],
-//! };
-//! let mut generator = Generator::new(&model);
-//! println!("{}", generator.generate(&request, &mut |_| std::ops::ControlFlow::Continue(()))?.text);
+//! let tokens = model.tokenizer().encode("The capital of France is", Default::default())?;
+//! let mut runner = model.runner();
+//! let mut steps = [Step::last(runner.open()?, tokens, Want::ArgMax)];
+//! runner.forward(&mut steps)?;
+//! let best = steps[0].outputs.last().and_then(|row| row.output.best());
+//! println!("{}", model.tokenizer().decode(best.as_slice(), Default::default())?);
 //! # Ok(())
 //! # }
 //! ```
@@ -41,7 +42,6 @@ mod weights;
 
 pub mod chat;
 pub mod divergence;
-pub mod generate;
 pub mod ops;
 pub mod quantize;
 pub mod score;

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use breakers_core::{TokenId, Vocabulary};
+
 /// Identifies a tokenizer by its tokens, so that a draft model can be checked against its target.
 ///
 /// Ids mean the same in two models exactly when their tokens have the same bytes in the same order.
@@ -38,6 +40,14 @@ impl TokenizerFingerprint {
             n_tokens += 1;
         }
         Self { n_tokens, hash }
+    }
+
+    /// The fingerprint of a vocabulary. Unused ids at its end pad the embedding table and do not count.
+    pub fn of(vocabulary: &(impl Vocabulary + ?Sized)) -> Self {
+        let bytes = |token| vocabulary.token_bytes(token).unwrap_or_default();
+        let unused = (0..vocabulary.n_tokens() as TokenId).rev().take_while(|&token| bytes(token).is_empty());
+        let n_used = vocabulary.n_tokens() - unused.count();
+        Self::from_tokens((0..n_used as TokenId).map(bytes))
     }
 
     /// Number of tokens.

@@ -1,13 +1,15 @@
 //! A conversation in the terminal.
 
 use std::io::{BufRead as _, IsTerminal as _};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use breakers::cli::{LoadedModel, Result, print};
-use breakers_core::{Error, GenerateRequest, LanguageModel as _, Message, SequenceId, StepError, TokenId};
+use breakers_core::{Error, LanguageModel as _, Message, SequenceId, StepError, TokenId};
 use breakers_model::Runner;
 use breakers_model::chat::ChatTemplate;
-use breakers_model::generate::Generation;
 use breakers_model::tokenizer::EncodeOptions;
+use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 
 const HELP: &str = "/reset begins anew, /exit (or end of input) ends";
 
@@ -18,17 +20,10 @@ pub(crate) fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
 }
 
 /// Reads lines and answers them until the input ends. A model without chat template continues each line.
-pub(crate) fn run(
-    loaded: &LoadedModel,
-    runner: Runner,
-    system: Option<&str>,
-    raw: bool,
-    request: GenerateRequest,
-) -> Result {
+pub(crate) fn run(loaded: &LoadedModel, mut session: Session<'_>, system: Option<&str>, raw: bool) -> Result {
     let template = loaded.model.chat_template().filter(|_| !raw);
     let kind = if template.is_some() { "chat" } else { "continues each line, without memory" };
     eprintln!("{} ({kind}); {HELP}", loaded.name);
-    let mut session = Session::new(loaded, runner, request)?;
     let mut messages: Vec<Message> = Vec::new();
     let interactive = std::io::stdin().is_terminal();
     let mut line = String::new();
@@ -74,19 +69,27 @@ pub(crate) fn run(
 }
 
 /// A sequence that is kept from turn to turn, so that only what is new is computed.
-struct Session<'a> {
+pub(crate) struct Session<'a> {
     loaded: &'a LoadedModel,
     runner: Runner,
     sequence: SequenceId,
     /// Tokens that the sequence holds.
     held: Vec<TokenId>,
-    request: GenerateRequest,
+    speculator: Speculator<Box<dyn Drafter + Send>>,
+    config: Config,
+    stop: Vec<String>,
 }
 
 impl<'a> Session<'a> {
-    fn new(loaded: &'a LoadedModel, mut runner: Runner, request: GenerateRequest) -> Result<Self> {
+    pub(crate) fn new(
+        loaded: &'a LoadedModel,
+        mut runner: Runner,
+        speculator: Speculator<Box<dyn Drafter + Send>>,
+        config: Config,
+        stop: Vec<String>,
+    ) -> Result<Self> {
         let sequence = runner.open()?;
-        Ok(Self { loaded, runner, sequence, held: Vec::new(), request })
+        Ok(Self { loaded, runner, sequence, held: Vec::new(), speculator, config, stop })
     }
 
     /// The next message of a conversation, printed as it comes; `None` if there is no room for it.
@@ -128,21 +131,25 @@ impl<'a> Session<'a> {
     fn generate(&mut self, prompt: &[TokenId]) -> Result<String> {
         let equal = self.held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let keep = self.truncate(equal.min(prompt.len().saturating_sub(1)))?;
-        self.request.prompt = prompt[keep..].to_vec();
-        let tokenizer = self.loaded.model.tokenizer();
-        let mut generation = Generation::new(&mut self.runner, tokenizer, self.sequence, &self.request, 0)?;
-        let mut tokens = prompt.to_vec();
-        let mut text = String::new();
-        for piece in &mut generation {
-            let piece = piece?;
-            tokens.push(piece.token);
-            text += &piece.text;
-            print(&piece.text)?;
-        }
-        print("\n")?;
+        self.held.truncate(keep);
+        let vocabulary = Arc::new(self.loaded.model.tokenizer().clone());
+        // The whole conversation is the prompt, of which the sequence holds a beginning: penalties look at all of it.
+        let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
+        let mut decoding = decoding.with_text(vocabulary, &self.stop);
+        let (mut text, mut written) = (String::new(), Ok(()));
+        let result = self.speculator.drive(&mut self.runner, &mut decoding, |decoding, _| {
+            let piece = decoding.take_text();
+            text += &piece;
+            written = print(&piece);
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
         // The last token was produced, but not fed.
+        let mut tokens = [prompt, decoding.output()].concat();
         tokens.truncate(self.runner.len(self.sequence)?);
         self.held = tokens;
+        result?;
+        written?;
+        print("\n")?;
         Ok(text)
     }
 }

@@ -4,24 +4,28 @@
 //! cargo run --release --example generate                              # a chat
 //! cargo run --release --example generate -- --prompt 'Why is the sky blue?'
 //! cargo run --release --example generate -- --raw --prompt 'Once upon a time' --temperature 0.8 --seed 1
+//! cargo run --release --example generate -- --draft ngram                 # the same answers, sooner
 //! ```
-//! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is.
+//! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is. With `--draft` the text
+//! is the same, and comes sooner where it can be guessed.
 //!
 //! JSON: `prompt_ids`, `output_ids`, `text`, `finish`, `steps` (of each token `id` and `top`, the five most
 //! likely tokens with their log-probabilities), `prefill_tok_s`, `decode_tok_s`.
 
 mod chat;
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use breakers::cli::{
-    CacheArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep, print,
-    print_json, read_ids, run, step_json, tokens_per_second,
+    CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
+    print, print_json, read_ids, run, step_json, tokens_per_second,
 };
-use breakers_core::{FinishReason, GenerateRequest, LanguageModel, Step, TokenId, Want};
-use breakers_model::generate::Generation;
+use breakers_core::{FinishReason, LanguageModel, Step, TokenId, Want};
 use breakers_model::tokenizer::EncodeOptions;
+use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use clap::Parser;
 use serde_json::{Value, json};
 
@@ -32,6 +36,8 @@ struct Arguments {
     model: ModelArgs,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     #[command(flatten)]
     prompt: PromptArgs,
     /// What the model is told before the conversation; its template has a text of its own otherwise.
@@ -65,26 +71,32 @@ fn main() -> ExitCode {
             return Err(Error::Usage("--json needs --prompt or --prompt-file".to_owned()));
         }
         let loaded = arguments.model.load()?;
-        let request = GenerateRequest {
-            prompt: Vec::new(),
+        let config = Config {
             max_tokens: arguments.max_tokens,
             sampling,
             seed: arguments.sampling.seed,
-            stop: arguments.stop.clone(),
+            draft_length: arguments.draft.length(),
+            top_logprobs: arguments.json.then_some(N_TOP),
+            ..Config::default()
         };
         if let Some(file) = &arguments.measure {
             print_json(&measure(&loaded, &arguments.cache, &read_ids(file)?.prompt, arguments.max_tokens)?)?;
             return Ok(ExitCode::SUCCESS);
         }
+        let drafter = arguments.draft.drafter(&arguments.model, &loaded)?;
+        let speculator = Speculator::new(drafter);
         match prompt {
-            Some(prompt) => answer(&arguments, &loaded, &prompt, request)?,
-            None => chat::run(
-                &loaded,
-                arguments.cache.runner(&loaded.model)?,
-                arguments.system.as_deref(),
-                arguments.raw,
-                request,
-            )?,
+            Some(prompt) => answer(&arguments, &loaded, &prompt, &config, speculator)?,
+            None => {
+                let session = chat::Session::new(
+                    &loaded,
+                    arguments.cache.runner(&loaded.model)?,
+                    speculator,
+                    config,
+                    arguments.stop.clone(),
+                )?;
+                chat::run(&loaded, session, arguments.system.as_deref(), arguments.raw)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -109,34 +121,44 @@ fn encode(arguments: &Arguments, loaded: &LoadedModel, prompt: &str) -> Result<V
 }
 
 /// One prompt, one answer.
-fn answer(arguments: &Arguments, loaded: &LoadedModel, prompt: &str, mut request: GenerateRequest) -> Result {
-    request.prompt = encode(arguments, loaded, prompt)?;
-    if request.prompt.is_empty() {
+fn answer(
+    arguments: &Arguments,
+    loaded: &LoadedModel,
+    prompt: &str,
+    config: &Config,
+    mut speculator: Speculator<Box<dyn Drafter + Send>>,
+) -> Result {
+    let prompt = encode(arguments, loaded, prompt)?;
+    if prompt.is_empty() {
         return Err(Error::Usage("the prompt is empty".to_owned()));
     }
     let mut runner = arguments.cache.runner(&loaded.model)?;
     let sequence = runner.open()?;
-    let n_top = if arguments.json { N_TOP } else { 0 };
-    let mut generation = Generation::new(&mut runner, loaded.model.tokenizer(), sequence, &request, n_top)?;
-    let (mut output_ids, mut text, mut steps) = (Vec::new(), String::new(), Vec::new());
-    for piece in generation.by_ref() {
-        let piece = piece?;
-        output_ids.push(piece.token);
-        if arguments.json {
-            steps.push(step_json(ScoredStep { token: piece.token, logprob: None, top: &piece.top }));
-            text += &piece.text;
-        } else {
-            print(&piece.text)?;
+    let vocabulary = Arc::new(loaded.model.tokenizer().clone());
+    let mut decoding =
+        Decoding::new(&runner, sequence, &prompt, config)?.with_text(vocabulary, &arguments.stop);
+    let (mut text, mut written) = (String::new(), Ok(()));
+    speculator.drive(&mut runner, &mut decoding, |decoding, _| {
+        let piece = decoding.take_text();
+        match arguments.json {
+            true => text += &piece,
+            false => written = print(&piece),
         }
-    }
-    let timing = generation.timing();
-    let prefill = tokens_per_second(request.prompt.len(), timing.prefill);
-    let decode = tokens_per_second(timing.decode_steps, timing.decode);
-    let finish = finish_name(generation.finish());
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written?;
+    let finish = finish_name(decoding.finish());
+    let stats = decoding.stats();
+    let (prefill, decode) = (stats.prefill_tokens_per_second(), stats.decode_tokens_per_second());
     if arguments.json {
+        let output = decoding.output();
+        let steps = output.iter().zip(decoding.scores());
+        let steps: Vec<Value> = steps
+            .map(|(&token, score)| step_json(ScoredStep { token, logprob: None, top: &score.top }))
+            .collect();
         print_json(&json!({
-            "prompt_ids": request.prompt,
-            "output_ids": output_ids,
+            "prompt_ids": prompt,
+            "output_ids": output,
             "text": text,
             "finish": finish,
             "steps": steps,
@@ -145,10 +167,14 @@ fn answer(arguments: &Arguments, loaded: &LoadedModel, prompt: &str, mut request
         }))
     } else {
         print("\n")?;
+        let drafts = match stats.drafted {
+            0 => String::new(),
+            _ => format!("; {:.2} tokens a pass", stats.tokens_per_step()),
+        };
         eprintln!(
-            "[{} + {} tokens, {finish}; prompt {prefill:.1} token/s, answer {decode:.1} token/s]",
-            request.prompt.len(),
-            output_ids.len()
+            "[{} + {} tokens, {finish}; prompt {prefill:.1} token/s, answer {decode:.1} token/s{drafts}]",
+            prompt.len(),
+            decoding.output().len()
         );
         Ok(())
     }

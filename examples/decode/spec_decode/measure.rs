@@ -1,11 +1,12 @@
 //! The runs: every contestant on every prompt, in turn.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use breakers::cli::{Bar, Result};
-use breakers_core::TokenId;
+use breakers::cli::{Bar, Result, print};
+use breakers_core::{TokenId, Vocabulary};
 use breakers_model::Runner;
-use breakers_spec_decode::{BatchSpeculator, Config, DraftLength, Drafter, Stats};
+use breakers_spec_decode::{BatchSpeculator, Config, DraftLength, Drafter, Stats, TextOutput};
 
 /// A text to continue.
 pub(crate) struct Prompt {
@@ -74,6 +75,32 @@ pub(crate) fn run(
         }
     }
     Ok(Measurement { prompts, contestants, config: config.clone(), runs })
+}
+
+/// Shows the texts of one contestant as they are generated, one after the other.
+pub(crate) fn stream(
+    runner: &mut Runner,
+    prompts: &[Prompt],
+    contestant: &mut Contestant,
+    config: &Config,
+    vocabulary: Arc<dyn Vocabulary>,
+) -> Result {
+    for prompt in prompts {
+        print(&format!("[{}, {}]\n", prompt.name, contestant.name))?;
+        let mut text = TextOutput::new::<&str>(vocabulary.clone(), &[]);
+        let mut closed = Ok(());
+        contestant.speculator.generate(runner, &[&prompt.ids], config, |_, tokens| {
+            for &token in tokens {
+                text.push(token);
+            }
+            closed = print(&text.take());
+            if closed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        closed?;
+        text.finish();
+        print(&format!("{}\n\n", text.take()))?;
+    }
+    Ok(())
 }
 
 /// A few untimed tokens from each contestant, and where costs decide, the costs.

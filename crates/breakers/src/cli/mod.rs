@@ -20,6 +20,7 @@
 //! ```
 
 mod cache;
+mod draft;
 mod input;
 mod memory;
 mod model;
@@ -29,6 +30,7 @@ mod quantization;
 mod steps;
 
 pub use cache::{CacheArgs, CacheKind};
+pub use draft::{DraftArgs, MAX_DRAFT, model_drafter};
 pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
 pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};

@@ -42,6 +42,7 @@ mod gguf;
 #[cfg(feature = "tokenizer-json")]
 mod json;
 mod pretokenize;
+mod shared;
 mod special;
 mod spm;
 mod stream;

@@ -1,0 +1,30 @@
+//! The tokenizer as those know it who see only the shared words.
+
+use breakers_core::{BoxError, EncodeOptions, TokenId, Vocabulary};
+
+use super::Tokenizer;
+
+impl Vocabulary for Tokenizer {
+    fn n_tokens(&self) -> usize {
+        self.vocab_size()
+    }
+    fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
+        Tokenizer::token_bytes(self, token)
+    }
+    fn is_control(&self, token: TokenId) -> bool {
+        Tokenizer::is_control(self, token)
+    }
+    fn end_tokens(&self) -> &[TokenId] {
+        Tokenizer::end_tokens(self)
+    }
+    fn begin_token(&self) -> Option<TokenId> {
+        self.bos()
+    }
+}
+
+impl breakers_core::Tokenizer for Tokenizer {
+    fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, BoxError> {
+        let EncodeOptions { add_special, parse_special } = options;
+        Ok(Tokenizer::encode(self, text, super::EncodeOptions { add_special, parse_special })?)
+    }
+}
