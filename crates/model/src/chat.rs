@@ -3,7 +3,8 @@
 //! Models carry their template with them, a Jinja2 program. It is run as Hugging Face's `transformers` runs
 //! it: blocks trimmed, methods of Python's strings and dicts available, `tojson` without HTML escapes,
 //! `raise_exception` and `strftime_now` defined, the order of keys in tools kept. Texts come out byte for
-//! byte the same.
+//! byte the same: all of Jinja2's filters, tests, functions and statements are there, but for those that
+//! need other templates.
 //!
 //! A template is part of a file that may come from anywhere, so it has no access to anything but its
 //! arguments, and its running time is bounded.
@@ -24,59 +25,51 @@
 //! # Source
 //! `chat_template_utils.py` of huggingface/transformers, for the environment that templates expect.
 
-mod python;
+mod jinja;
+mod json;
 
-use std::{error::Error as _, fmt, time::SystemTime};
+use std::{fmt, time::SystemTime};
 
 use breakers_core::{BoxError, ChatFormat, Json, Message, Tool, ToolCall};
 use breakers_gguf::{File, Metadata};
-use minijinja::{
-    Environment, ErrorKind, Value, context,
-    syntax::SyntaxConfig,
-    value::{Kwargs, ValueKind},
-};
 
+use self::json::Tree;
 use crate::{Error, Result};
 
-/// Instructions that a template may run: far more than a long conversation takes, and no endless loop.
-const FUEL: u64 = 10_000_000;
-
-const NAME: &str = "chat_template";
+pub use self::jinja::TemplateError;
 
 /// A message as templates see it: its text as `content`, calls of functions in the form of `transformers`.
-fn message_value(message: &Message) -> Result<Value> {
-    let mut pairs = vec![
-        ("role", Value::from(message.role.as_str())),
-        ("content", Value::from(message.text().into_owned())),
+fn message_tree(message: &Message) -> Result<Tree> {
+    let mut entries = vec![
+        ("role".to_owned(), Tree::text(message.role.as_str())),
+        ("content".to_owned(), Tree::text(message.text())),
     ];
     if !message.tool_calls.is_empty() {
-        pairs.push(("tool_calls", message.tool_calls.iter().map(call_value).collect()));
+        let calls = message.tool_calls.iter().map(call_tree).collect();
+        entries.push(("tool_calls".to_owned(), Tree::List(calls)));
     }
-    pairs.extend(message.tool_call_id.as_deref().map(|id| ("tool_call_id", Value::from(id))));
+    entries.extend(message.tool_call_id.as_deref().map(|id| ("tool_call_id".to_owned(), Tree::text(id))));
     for (name, json) in &message.fields {
-        pairs.push((name, json_value(json)?));
+        entries.push((name.clone(), Tree::of(json)?));
     }
-    Ok(Value::from_pairs(pairs))
+    Ok(Tree::Object(entries))
 }
 
 /// A call of a function. Arguments that are no JSON stay the text that the model wrote.
-fn call_value(call: &ToolCall) -> Value {
-    let arguments = call.arguments_json().ok().and_then(|json| json_value(&json).ok());
-    let arguments = arguments.unwrap_or_else(|| Value::from(&*call.arguments));
-    let function = Value::from_pairs([("name", Value::from(&*call.name)), ("arguments", arguments)]);
-    let id = ("id", Value::from(&*call.id));
-    Value::from_pairs([id, ("type", Value::from("function")), ("function", function)])
-}
-
-/// A JSON value whose objects keep the order of their keys.
-fn json_value(json: &Json) -> Result<Value> {
-    serde_json::from_str(json.as_str()).map_err(|source| Error::Json { what: "a chat value", source })
+fn call_tree(call: &ToolCall) -> Tree {
+    let object = |entries: Vec<(&str, Tree)>| {
+        Tree::Object(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    };
+    let arguments = call.arguments_json().ok().and_then(|json| Tree::of(&json).ok());
+    let arguments = arguments.unwrap_or_else(|| Tree::text(&*call.arguments));
+    let function = object(vec![("name", Tree::text(&*call.name)), ("arguments", arguments)]);
+    object(vec![("id", Tree::text(&*call.id)), ("type", Tree::text("function")), ("function", function)])
 }
 
 /// A model's chat template, compiled.
 #[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: jinja::Template,
     source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
@@ -96,25 +89,11 @@ impl ChatTemplate {
     /// [`Error::ChatTemplate`] if it does not parse.
     pub fn new(source: impl Into<String>) -> Result<Self> {
         let source = source.into();
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|source| Error::ChatTemplate { source })?);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(python::format);
-        environment.set_fuel(Some(FUEL));
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            let refused = minijinja::Error::new(ErrorKind::InvalidOperation, "the template refuses");
-            Err(refused.with_source(Refused(message)))
-        });
-        environment
-            .add_template_owned(NAME, python::without_generation_tags(&source).into_owned())
-            .map_err(|source| Error::ChatTemplate { source })?;
-        Ok(Self { environment, source, bos_token: None, eos_token: None, now: None })
+        let template = jinja::Template::parse(&source).map_err(|source| Error::ChatTemplate { source })?;
+        Ok(Self { template, source, bos_token: None, eos_token: None, now: None })
     }
 
-    /// The template of a GGUF file; `None` if it has none, like that of a base model.
+    /// The template of a GGUF file; `None` if it has none or an empty one, like that of a base model.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] if it does not parse, [`Error::Quant`] if it is not a string.
@@ -122,12 +101,13 @@ impl ChatTemplate {
         Self::from_metadata(file.metadata())
     }
 
-    /// The template in the metadata of a GGUF file; `None` if there is none.
+    /// The template in the metadata of a GGUF file; `None` if there is none or an empty one.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::from_gguf`].
     pub fn from_metadata(metadata: &Metadata) -> Result<Option<Self>> {
-        let Some(source) = metadata.str("tokenizer.chat_template")? else { return Ok(None) };
+        let source = metadata.str("tokenizer.chat_template")?.filter(|source| !source.is_empty());
+        let Some(source) = source else { return Ok(None) };
         let mut template = Self::new(source)?;
         let token = |key| -> Result<Option<String>> {
             let Some(id) = metadata.u64(key)? else { return Ok(None) };
@@ -146,10 +126,17 @@ impl ChatTemplate {
         self
     }
 
-    /// Sets what the template takes for the present, so that prompts which hold a date are reproducible.
+    /// Sets what the template takes for the present, in UTC, so that prompts which hold a date are reproducible.
+    /// Otherwise it is the time of the machine's clock in its time zone.
     pub fn with_time(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self
+    }
+
+    /// Whether the template never looks at the conversation, so that its prompt is the same for all: `messages` does
+    /// not occur in it.
+    pub fn ignores_messages(&self) -> bool {
+        !self.template.names_messages()
     }
 
     /// The template's own text.
@@ -172,25 +159,39 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let failed = |source: minijinja::Error| match refusal(&source) {
-            Some(message) => Error::ChatRefused { message },
-            None => Error::ChatTemplate { source },
-        };
-        let now = self.now;
-        let context = context! {
-            messages => messages.iter().map(message_value).collect::<Result<Vec<_>>>()?,
-            tools => tools.map(json_value).transpose()?,
-            documents => (),
-            add_generation_prompt,
-            strftime_now => Value::from_function(move |format: &str| {
-                python::strftime(format, now.unwrap_or_else(SystemTime::now))
-            }),
-        };
+        let messages = Tree::List(messages.iter().map(message_tree).collect::<Result<_>>()?);
+        let tools = tools.map_or(Ok(Tree::Null), Tree::of)?;
+        let mut variables = vec![
+            ("messages", messages),
+            ("tools", tools),
+            ("documents", Tree::Null),
+            ("add_generation_prompt", Tree::Bool(add_generation_prompt)),
+        ];
         // A token that the model does not have is undefined, which prints as nothing.
-        let tokens = [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)];
-        let tokens = tokens.into_iter().filter_map(|(name, text)| Some((name, text.clone()?)));
-        let context = context! { ..context, ..Value::from_pairs(tokens) };
-        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(failed)
+        variables.extend(self.bos_token.as_deref().map(|text| ("bos_token", Tree::text(text))));
+        variables.extend(self.eos_token.as_deref().map(|text| ("eos_token", Tree::text(text))));
+        self.run(&variables)
+    }
+
+    /// The text that the template makes of any variables, the fields of an object: for templates that want more than
+    /// a conversation, such as `enable_thinking` or `documents`.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`]; [`Error::ChatTemplate`] if `variables` is no object.
+    pub fn render_with(&self, variables: &Json) -> Result<String> {
+        let Tree::Object(fields) = Tree::of(variables)? else {
+            let source = TemplateError::new("the variables of a template are the fields of an object");
+            return Err(Error::ChatTemplate { source });
+        };
+        let (names, values): (Vec<String>, Vec<Tree>) = fields.into_iter().unzip();
+        self.run(&names.iter().map(String::as_str).zip(values).collect::<Vec<_>>())
+    }
+
+    fn run(&self, variables: &[(&str, Tree)]) -> Result<String> {
+        self.template.render(variables, self.now).map_err(|source| match source.refused() {
+            Some(message) => Error::ChatRefused { message: message.to_owned() },
+            None => Error::ChatTemplate { source },
+        })
     }
 }
 
@@ -202,56 +203,4 @@ impl ChatFormat for ChatTemplate {
         };
         Ok(ChatTemplate::render(self, messages, tools.as_ref(), true)?)
     }
-}
-
-/// A message that a template raises.
-#[derive(Debug)]
-struct Refused(String);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Refused {}
-
-/// The message that a template has raised, if that is why it failed.
-fn refusal(error: &minijinja::Error) -> Option<String> {
-    let mut source = error.source();
-    while let Some(error) = source {
-        if let Some(Refused(message)) = error.downcast_ref() {
-            return Some(message.clone());
-        }
-        source = error.source();
-    }
-    None
-}
-
-/// The filter `tojson`, with the arguments that `transformers` gives it.
-fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let indent = kwargs.get::<Option<Value>>("indent")?;
-    let separators = kwargs.get::<Option<Vec<String>>>("separators")?;
-    kwargs.assert_all_used()?;
-    let invalid = |what| minijinja::Error::new(ErrorKind::InvalidOperation, what);
-    let indent = match indent {
-        None => None,
-        Some(text) if text.kind() == ValueKind::String => text.as_str().map(str::to_owned),
-        Some(width) => {
-            let width = width.as_i64().filter(|width| *width <= 64);
-            let width = width.ok_or_else(|| invalid("indent is a string or a number up to 64"))?;
-            Some(" ".repeat(usize::try_from(width).unwrap_or(0)))
-        }
-    };
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => return Err(invalid("separators are two strings")),
-        None => (if indent.is_some() { "," } else { ", " }, ": "),
-    };
-    let style = python::JsonStyle { ensure_ascii, sort_keys, indent: indent.as_deref(), item, key };
-    let mut out = String::new();
-    style.write(value, 0, &mut out)?;
-    Ok(Value::from(out))
 }

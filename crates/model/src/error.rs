@@ -302,11 +302,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A chat template that does not parse or render.
-    #[error("the chat template failed")]
+    #[error("the chat template fails")]
     ChatTemplate {
         /// Where and why.
         #[source]
-        source: minijinja::Error,
+        source: crate::chat::TemplateError,
     },
     /// A chat template refuses the conversation with a message of its own.
     #[error("the chat template refuses the conversation: {message}")]

@@ -77,9 +77,71 @@ fn prompts_equal_jinja2() {
     }
 }
 
+/// Fragments of templates with Jinja2's answers; `None` is an error.
+#[derive(Deserialize)]
+struct Fragments {
+    /// JSON, the keys in their order.
+    variables: String,
+    cases: Vec<(String, Option<String>)>,
+}
+
+/// Written by `data/make_jinja_cases.py`.
+#[test]
+fn fragments_equal_jinja2() {
+    let Fragments { variables, cases } =
+        serde_json::from_str(include_str!("../data/jinja_cases.json")).unwrap();
+    assert!(cases.len() >= 1000);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_736_000_000);
+    let variables = Json::parse(&variables).unwrap();
+    let mut wrong = Vec::new();
+    for (source, expected) in cases {
+        let found = ChatTemplate::new(source.clone())
+            .and_then(|template| template.with_time(now).render_with(&variables));
+        if found.as_ref().ok() != expected.as_ref() {
+            wrong.push(format!("{source:?}: {found:?}, expected {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn deep_templates_are_typed_errors() {
+    for (head, part, tail) in [
+        ("{{ ", "(", "1 }}"),
+        ("{{ ", "-", "1 }}"),
+        ("{{ ", "not ", "1 }}"),
+        ("{{ 1", " + 1", " }}"),
+        ("{{ 1", "|abs", " }}"),
+        ("{{ a", ".b", " }}"),
+        ("{{ 1", " if 1 else 1", " }}"),
+        ("", "{% if 1 %}", ""),
+        ("{{ ", "[", "1 }}"),
+    ] {
+        let source = format!("{head}{}{tail}", part.repeat(10_000));
+        let failed = ChatTemplate::new(source);
+        assert!(matches!(failed, Err(Error::ChatTemplate { .. })), "{part}");
+    }
+}
+
 #[test]
 fn a_base_model_has_no_template() {
     assert!(ChatTemplate::from_metadata(&Metadata::new()).unwrap().is_none());
+    let mut metadata = Metadata::new();
+    metadata.insert("tokenizer.chat_template", "").unwrap();
+    assert!(ChatTemplate::from_metadata(&metadata).unwrap().is_none());
+}
+
+#[test]
+fn a_template_that_ignores_the_conversation_says_so() {
+    for (source, ignores) in [
+        ("Hello", true),
+        ("{{ message }}", true),
+        ("{{ 'messages' }}", true),
+        ("{% for m in messages %}{% endfor %}", false),
+        ("{% macro f() %}{{ messages|length }}{% endmacro %}", false),
+    ] {
+        assert_eq!(ChatTemplate::new(source).unwrap().ignores_messages(), ignores, "{source}");
+    }
 }
 
 #[test]
@@ -123,7 +185,16 @@ fn broken_templates_are_typed_errors() {
         "{{ messages | tojson(indent=1000000) }}",
         "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-        "{{ strftime_now('%Q') }}",
+        "{{ strftime_now(1) }}",
+        "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        "{{ 'x'.ljust(10 ** 12) }}",
+        "{{ '%999999999999d' % 1 }}",
+        "{{ 'a' * 10 ** 15 }}",
+        "{{ [1] | batch(10 ** 12, 1) | list }}",
+        "{{ 2 ** 119 * 4 }}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(1000) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+        "{% include 'other' %}",
         "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
     ] {
