@@ -160,6 +160,9 @@ impl From<Error> for CallError {
             Error::Sampling(SamplingError::Parameter { name, .. }) => {
                 CallError::bad_request(*name, error.to_string())
             }
+            Error::Sampling(SamplingError::InvalidToken { .. }) => {
+                CallError::bad_request("logit_bias", error.to_string())
+            }
             Error::InvalidToken { .. } => CallError::bad_request("prompt", error.to_string()),
             Error::Unsupported { model, feature } => CallError::unsupported(model, *feature),
             _ => CallError::failed(error),

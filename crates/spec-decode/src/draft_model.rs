@@ -144,7 +144,10 @@ impl<M: LanguageModel> ModelDrafter<M> {
             Output::ArgMax(token) => Ok((token, None, None)),
             Output::TopK(best) => best.first().map(|b| (b.token, Some(b.logprob.exp()), None)).ok_or(missing),
             Output::Logits(mut logits) => {
-                logits.truncate(request.vocab_size);
+                if request.vocab_size < usize::MAX {
+                    // A token that the draft model lacks is one that it excludes.
+                    logits.resize(request.vocab_size, f32::NEG_INFINITY);
+                }
                 let q = request.sampling.distribution(&logits, history)?;
                 if self.samples(request) {
                     let token = request.chance.draw(&q);
@@ -188,9 +191,9 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
         let room = self.model.info().max_context - context.len() + 1;
         let max_tokens = request.max_tokens.min(room);
         let samples = self.samples(request);
-        // The most likely token does not depend on the temperature; a penalty needs the logits. Its probability
-        // costs a pass over the vocabulary, which is left out where nobody asks for it.
-        let want = match samples || request.sampling.repetition_penalty != 1.0 {
+        // The most likely token does not depend on the temperature; penalties and biases need the logits. Its
+        // probability costs a pass over the vocabulary, which is left out where nobody asks for it.
+        let want = match samples || request.sampling.changes_logits() {
             true => Want::Logits,
             false if request.is_adaptive() || self.config.min_probability > 0.0 => Want::TopK(1),
             false => Want::ArgMax,

@@ -1,0 +1,4 @@
+//! Tests of this crate as its users see it.
+
+mod reference;
+mod sampling;
