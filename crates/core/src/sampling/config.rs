@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::exp::{exp_nonpositive, exp_nonpositive_f64, sum, sum_exp};
+use super::exp::{append_exp, sum, sum_exp};
 use super::logits::{check, largest_of};
 use super::select::{Tokens, bound_of_largest};
 use super::{Distribution, SamplingError};
@@ -239,13 +239,12 @@ impl SamplingConfig {
         }
 
         let Tokens { logits: kept, weights, .. } = tokens;
-        weights.extend(kept.iter().map(|&l| exp_nonpositive_f64((f64::from(l) - max_64) * inverse)));
+        append_exp(weights, kept, max_64, inverse);
         if self.top_p < 1.0 {
             let mut total = sum(weights);
             if !limited {
                 // Those that were not collected weigh so little that f32 is enough for them.
-                let rough: f64 = kept.iter().map(|&l| f64::from(exp_nonpositive((l - max) * scale))).sum();
-                total += (rough_total - rough).max(0.0);
+                total += (rough_total - sum_exp(kept, max, scale)).max(0.0);
             }
             tokens.keep_heaviest(f64::from(self.top_p) * total, true);
         }

@@ -7,6 +7,40 @@
 /// Numbers that are looked at together, so that the compiler takes several at a time.
 pub(super) const LANES: usize = 16;
 
+/// A function that is compiled for several widths of registers, of which a call takes the widest that the
+/// processor has. As nothing is fused and the order of sums is written down, all give the same bits.
+macro_rules! widest {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty $body:block) => {
+        $(#[$doc])*
+        pub(super) fn $name($($arg: $type),*) -> $out {
+            #[inline(always)]
+            fn any($($arg: $type),*) -> $out $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use std::arch::is_x86_feature_detected as has;
+                #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+                fn avx512($($arg: $type),*) -> $out {
+                    any($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) -> $out {
+                    any($($arg),*)
+                }
+                if has!("avx512f") && has!("avx512dq") && has!("avx512vl") {
+                    // SAFETY: the processor has these instructions.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has!("avx2") {
+                    // SAFETY: the processor has these instructions.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            any($($arg),*)
+        }
+    };
+}
+pub(super) use widest;
+
 /// eˣ for x ≤ 0, within 2 units in the last place, and 0 below −87. NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp_nonpositive(x: f32) -> f32 {
@@ -59,18 +93,32 @@ pub(super) fn exp_nonpositive_f64(x: f64) -> f64 {
     if x < -708.0 { 0.0 } else { p * power }
 }
 
-/// Σ exp((logit − max)·scale). Exponentials have the precision of `f32`, their sum that of `f64`.
-pub(super) fn sum_exp(logits: &[f32], max: f32, scale: f32) -> f64 {
-    let weight = |l: f32| exp_nonpositive((l - max) * scale) as f64;
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    let mut lanes = [0.0f64; LANES];
-    for chunk in chunks {
-        for (lane, &l) in lanes.iter_mut().zip(chunk) {
-            *lane += weight(l);
+widest! {
+    /// Σ exp((logit − max)·scale). Exponentials have the precision of `f32`, their sum that of `f64`.
+    fn sum_exp(logits: &[f32], max: f32, scale: f32) -> f64 {
+        let weight = |l: f32| exp_nonpositive((l - max) * scale) as f64;
+        let (chunks, rest) = logits.as_chunks::<LANES>();
+        let mut lanes = [0.0f64; LANES];
+        for chunk in chunks {
+            for (lane, &l) in lanes.iter_mut().zip(chunk) {
+                *lane += weight(l);
+            }
         }
+        let rest: f64 = rest.iter().map(|&l| weight(l)).sum();
+        lanes.iter().sum::<f64>() + rest
     }
-    let rest: f64 = rest.iter().map(|&l| weight(l)).sum();
-    lanes.iter().sum::<f64>() + rest
+}
+
+widest! {
+    /// Appends exp((logit − max)·scale) of each logit.
+    fn append_exp(weights: &mut Vec<f64>, logits: &[f32], max: f64, scale: f64) -> () {
+        let weight = |l: f32| exp_nonpositive_f64((f64::from(l) - max) * scale);
+        let (chunks, rest) = logits.as_chunks::<LANES>();
+        for chunk in chunks {
+            weights.extend_from_slice(&chunk.map(weight));
+        }
+        weights.extend(rest.iter().map(|&l| weight(l)));
+    }
 }
 
 /// Σ numbers, in an order that the compiler can vectorize.
@@ -115,5 +163,26 @@ mod tests {
         assert_eq!([exp_nonpositive_f64(-1e9), exp_nonpositive_f64(f64::NEG_INFINITY)], [0.0, 0.0]);
         assert_eq!(exp_nonpositive_f64(f64::MIN), 0.0);
         assert!(exp_nonpositive_f64(f64::NAN).is_nan());
+    }
+
+    /// What [`widest`] relies on: the code for wide registers gives the bits of that for narrow ones.
+    #[test]
+    fn bits_do_not_depend_on_the_width_of_registers() {
+        let logits: Vec<f32> =
+            (0..1003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 * -1e-6).collect();
+        let (mut found, max) = (Vec::new(), 0.0f32);
+        append_exp(&mut found, &logits, 0.25, 1.5);
+        let one_by_one = logits.iter().map(|&l| exp_nonpositive_f64((f64::from(l) - 0.25) * 1.5));
+        assert!(found.iter().map(|w| w.to_bits()).eq(one_by_one.map(f64::to_bits)));
+        let mut lanes = [0.0; LANES];
+        for chunk in logits.as_chunks::<LANES>().0 {
+            lanes
+                .iter_mut()
+                .zip(chunk)
+                .for_each(|(lane, &l)| *lane += f64::from(exp_nonpositive((l - max) * 0.7)));
+        }
+        let rest = logits.as_chunks::<LANES>().1.iter().map(|&l| f64::from(exp_nonpositive((l - max) * 0.7)));
+        let expected = lanes.iter().sum::<f64>() + rest.sum::<f64>();
+        assert_eq!(sum_exp(&logits, max, 0.7).to_bits(), expected.to_bits());
     }
 }

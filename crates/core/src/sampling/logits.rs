@@ -1,7 +1,7 @@
 //! Rows of logits: the largest, the most likely, log-probabilities.
 
 use super::SamplingError;
-use super::exp::{LANES, exp_nonpositive_f64, sum_exp};
+use super::exp::{LANES, exp_nonpositive_f64, sum_exp, widest};
 use super::select::{Tokens, bound_of_largest};
 use crate::{TokenId, TokenLogprob};
 
@@ -127,21 +127,28 @@ pub fn kullback_leibler(p: &[f32], q: &[f32]) -> Result<f64, SamplingError> {
             check(row)?;
         }
     }
-    let term = |p: f32, q: f32| {
-        let log_p = f64::from(p) - zp;
-        let term = exp_nonpositive_f64(log_p) * (log_p - (f64::from(q) - zq));
-        // What is beyond the reach of a float's exponent adds nothing.
-        if log_p > -80.0 { term } else { 0.0 }
-    };
-    let ((p_chunks, p_rest), (q_chunks, q_rest)) = (p.as_chunks::<LANES>(), q.as_chunks::<LANES>());
-    let mut lanes = [0.0f64; LANES];
-    for (p, q) in p_chunks.iter().zip(q_chunks) {
-        for (lane, (&p, &q)) in lanes.iter_mut().zip(p.iter().zip(q)) {
-            *lane += term(p, q);
+    Ok(divergence_given(p, zp, q, zq).max(0.0))
+}
+
+widest! {
+    /// [`kullback_leibler`] where the logarithms of the sums are known.
+    fn divergence_given(p: &[f32], zp: f64, q: &[f32], zq: f64) -> f64 {
+        let term = |p: f32, q: f32| {
+            let log_p = f64::from(p) - zp;
+            let term = exp_nonpositive_f64(log_p) * (log_p - (f64::from(q) - zq));
+            // What is beyond the reach of a float's exponent adds nothing.
+            if log_p > -80.0 { term } else { 0.0 }
+        };
+        let ((p_chunks, p_rest), (q_chunks, q_rest)) = (p.as_chunks::<LANES>(), q.as_chunks::<LANES>());
+        let mut lanes = [0.0f64; LANES];
+        for (p, q) in p_chunks.iter().zip(q_chunks) {
+            for (lane, (&p, &q)) in lanes.iter_mut().zip(p.iter().zip(q)) {
+                *lane += term(p, q);
+            }
         }
+        let rest: f64 = p_rest.iter().zip(q_rest).map(|(&p, &q)| term(p, q)).sum();
+        lanes.iter().sum::<f64>() + rest
     }
-    let rest: f64 = p_rest.iter().zip(q_rest).map(|(&p, &q)| term(p, q)).sum();
-    Ok((lanes.iter().sum::<f64>() + rest).max(0.0))
 }
 
 /// Up to this many best tokens are found by insertion instead of selection.

@@ -14,7 +14,9 @@ pub(super) struct Tokens {
     pub(super) logits: Vec<f32>,
     /// Not normalized; empty while they are not known.
     pub(super) weights: Vec<f64>,
-    /// What [`keep_heaviest`](Self::keep_heaviest) looks at, of one round and of the next.
+    /// See [`key`].
+    keys: Vec<u32>,
+    /// Indices that [`keep_heaviest`](Self::keep_heaviest) looks at, of one round and of the next.
     members: [Vec<u32>; 2],
 }
 
@@ -50,54 +52,61 @@ impl Tokens {
     }
 
     /// Keeps the smallest beginning of the order whose weights sum to `target`, at least one token. Weights are
-    /// not negative; `None`: each weighs 1.
+    /// not negative; without `weigh` each is 1.
     ///
     /// Buckets of equal width over the range of logits are summed up, the one in which the sum reaches the
     /// target is divided again, and so on, until it holds equal logits only, of which the first ids are taken.
     pub(super) fn keep_heaviest(&mut self, target: f64, weigh: bool) {
-        let Self { ids, logits, weights, members } = self;
+        let Self { logits, weights, keys, members: [members, next], .. } = self;
+        keys.clear();
+        keys.extend(logits.iter().map(|&logit| key(logit)));
         let weight = |i: usize| if weigh { weights[i] } else { 1.0 };
-        let [members, next] = members;
-        members.clear();
-        members.extend(0..ids.len() as u32);
+        let range = |(low, high): (u32, u32), key: u32| (low.min(key), high.max(key));
+        let (mut low, mut high) = keys.iter().copied().fold((u32::MAX, 0), range);
         let mut sum = 0.0;
-        let (last_key, last_idx) = loop {
-            let keys = members.iter().map(|&i| key(logits[i as usize]));
-            let (low, high) = keys.fold((u32::MAX, 0), |(low, high), key| (low.min(key), high.max(key)));
-            if low >= high {
-                // Equal ones, or none at all.
-                let end = members.iter().find(|&&i| {
-                    sum += weight(i as usize);
-                    sum >= target
-                });
-                break (low, end.or(members.last()).copied().unwrap_or(0));
-            }
+        // The first round looks at all tokens, later ones at members.
+        members.clear();
+        let mut is_first = true;
+        while low < high {
             let shift = (u32::BITS - (high - low).leading_zeros()).saturating_sub(BUCKET_BITS);
-            let bucket = |i: u32| ((key(logits[i as usize]) - low) >> shift) as usize;
             let mut sums = [0.0; BUCKETS];
-            let mut counts = [0u32; BUCKETS];
-            for &i in members.iter() {
-                sums[bucket(i)] += weight(i as usize);
-                counts[bucket(i)] += 1;
+            let mut add = |key: u32, weight: f64| sums[((key - low) >> shift) as usize % BUCKETS] += weight;
+            match (is_first, weigh) {
+                (true, true) => keys.iter().zip(&*weights).for_each(|(&key, &weight)| add(key, weight)),
+                (true, false) => keys.iter().for_each(|&key| add(key, 1.0)),
+                (false, _) => members.iter().for_each(|&i| add(keys[i as usize], weight(i as usize))),
             }
-            let mut filled = (0..BUCKETS).rev().filter(|&b| counts[b] > 0).peekable();
-            let mut reached = 0;
-            while let Some(b) = filled.next() {
-                reached = b;
-                // The last bucket is reached at the latest: rounding may have left the sum below the target.
-                if sum + sums[b] >= target || filled.peek().is_none() {
-                    break;
-                }
-                sum += sums[b];
+            // The highest bucket holds the highest key. The lowest is reached at the latest: rounding may have
+            // left the sum below the target.
+            let mut bucket = (high - low) >> shift;
+            while bucket > 0 && sum + sums[bucket as usize] < target {
+                sum += sums[bucket as usize];
+                bucket -= 1;
             }
+            let first_key = low + (bucket << shift);
+            let is_member = |key: u32| key >= first_key && (key - first_key) >> shift == 0;
             next.clear();
-            next.extend(members.iter().copied().filter(|&i| bucket(i) == reached));
+            if is_first {
+                next.extend((0..).zip(&*keys).filter(|(_, key)| is_member(**key)).map(|(i, _)| i));
+            } else {
+                next.extend(members.iter().copied().filter(|&i| is_member(keys[i as usize])));
+            }
             std::mem::swap(members, next);
-        };
-        self.retain(|i, logit, _| {
-            let key = key(logit);
-            key > last_key || (key == last_key && i <= last_idx as usize)
+            is_first = false;
+            (low, high) = members.iter().map(|&i| keys[i as usize]).fold((u32::MAX, 0), range);
+        }
+        // Equal ones.
+        if is_first {
+            members.extend(0..keys.len() as u32);
+        }
+        let end = members.iter().find(|&&i| {
+            sum += weight(i as usize);
+            sum >= target
         });
+        let (last_key, last_idx) = (low, end.or(members.last()).copied().unwrap_or(0) as usize);
+        let keys = std::mem::take(&mut self.keys);
+        self.retain(|i, _, _| keys[i] > last_key || (keys[i] == last_key && i <= last_idx));
+        self.keys = keys;
     }
 
     /// Keeps the tokens of which something is true: of their index, logit and weight.
