@@ -3,10 +3,22 @@ use std::path::PathBuf;
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in a statistic or a report.
+/// What can go wrong in a measurement, a statistic or a report.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A language model failed, or was asked for what it cannot do.
+    #[error(transparent)]
+    Model(#[from] breakers_core::Error),
+    /// The model excludes a token of the text, so that the text's likelihood is zero.
+    #[error("the model gives token {token} of the text no probability at all")]
+    Impossible {
+        /// The token.
+        token: breakers_core::TokenId,
+    },
+    /// A text could not be turned into tokens.
+    #[error("the text could not be turned into tokens: {0}")]
+    Tokenizer(#[source] breakers_core::BoxError),
     /// Too few values for the statistic.
     #[error("{what} needs at least {expected} values, got {found}")]
     TooFewValues {

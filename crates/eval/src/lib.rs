@@ -1,8 +1,16 @@
-//! Statistics and reports for benchmarks of language models.
+//! What a language model is worth: scores of given texts, and statistics and reports for benchmarks.
 //!
-//! [`stats`] holds the numbers that a benchmark may claim: medians, quantiles, and confidence intervals by a
-//! seeded bootstrap, also for the ratio of two programs measured in turn. [`report`] puts them, with charts and
-//! with the [`Provenance`] of the run, into `report.json`, `report.md` and SVG files.
+//! | for | there is |
+//! |---|---|
+//! | log-probabilities of a given text | [`score::score`] |
+//! | perplexity of a text | [`score::perplexity`] |
+//! | how far one model's predictions are from another's | [`divergence::divergence`] |
+//! | whether a fact in a long text is found | [`needle::needles`] |
+//! | medians, quantiles, bootstrap intervals | [`stats`] |
+//! | tables and charts as JSON, Markdown and SVG | [`Report`], with the [`Provenance`] of the run |
+//!
+//! Measurements take any [`LanguageModel`](breakers_core::LanguageModel); there is no model in this crate.
+//! Confidence intervals come from a seeded bootstrap, also for the ratio of two programs measured in turn.
 //!
 //! # Example
 //! ```
@@ -20,10 +28,19 @@
 //! # Ok::<(), breakers_eval::Error>(())
 //! ```
 
+pub mod divergence;
 mod error;
+mod feed;
+pub mod needle;
 pub mod report;
+pub mod score;
 pub mod stats;
 
 pub use error::{Error, Result};
 pub use report::{BarChart, Cell, Chart, Column, HeatMap, LineChart, ModelFile, Provenance, Report, Table};
 pub use stats::{BootstrapConfig, Estimate};
+
+/// The README, so that its example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

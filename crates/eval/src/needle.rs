@@ -1,39 +1,46 @@
 //! A needle in a haystack: a fact at some depth of a long text, asked for at its end.
+//!
+//! # Source
+//! Kamradt, "Needle in a haystack", 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack). Deviations: facts are
+//! numbers of five digits, and what counts is the part of the answer's tokens that the model finds likeliest, each
+//! behind those before it; no other model judges.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use breakers_core::{BoxError, LanguageModel, SequenceId, Step, TokenId, Want};
 
-use breakers::cli::{Bar, CacheKind, Result};
-use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
-use breakers_eval::{BootstrapConfig, Estimate, stats};
-use breakers_kv_cache::Eviction;
-use breakers_kv_cache::presses::{HeadBudgets, HeadView, LayerBudgets, LayerView, Press};
-use breakers_model::tokenizer::EncodeOptions;
-use breakers_model::{Model, Runner};
+use crate::{BootstrapConfig, Error, Estimate, Result, stats};
 
 /// One text of one length with the needle at one depth.
-#[derive(Clone, Debug)]
-pub(crate) struct Needle {
-    pub(crate) length: usize,
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Needle {
+    /// Tokens of the text, needle, question and answer included.
+    pub length: usize,
     /// Where the needle stands, in percent of the length.
-    pub(crate) depth: usize,
-    /// For each cache and fact: the part of the answer's tokens that the model finds likeliest, in their places.
-    pub(crate) found: Vec<Vec<f64>>,
+    pub depth: usize,
+    /// For each contestant and fact: the part of the answer's tokens that the model finds likeliest, in their
+    /// places.
+    pub found: Vec<Vec<f64>>,
 }
 
 impl Needle {
-    /// What a cache found of all facts.
-    pub(crate) fn part(&self, cache: usize) -> f64 {
-        self.found[cache].iter().sum::<f64>() / self.found[cache].len().max(1) as f64
+    /// The mean over facts of what a contestant found; 0 for one that does not exist.
+    pub fn part(&self, contestant: usize) -> f64 {
+        let found = self.found.get(contestant).map_or(&[][..], Vec::as_slice);
+        found.iter().sum::<f64>() / found.len().max(1) as f64
     }
 }
 
-/// By how much a cache finds more than another one, needle by needle.
-pub(crate) fn advantage(needles: &[Needle], cache: usize, other: usize) -> Result<Estimate> {
-    let both = needles.iter().flat_map(|needle| needle.found[cache].iter().zip(&needle.found[other]));
+/// By how many percentage points a contestant finds more than another one, needle by needle, with a bootstrap
+/// interval.
+///
+/// # Errors
+/// Those of [`stats::bootstrap`].
+pub fn advantage(needles: &[Needle], contestant: usize, other: usize) -> Result<Estimate> {
+    let of = |needle: &Needle, which: usize| needle.found.get(which).cloned().unwrap_or_default();
+    let both = needles.iter().flat_map(|needle| of(needle, contestant).into_iter().zip(of(needle, other)));
     let differences: Vec<f64> = both.map(|(a, b)| 100.0 * (a - b)).collect();
     let mean = |values: &mut [f64]| values.iter().sum::<f64>() / values.len() as f64;
-    Ok(stats::bootstrap(&differences, mean, &BootstrapConfig::default())?)
+    stats::bootstrap(&differences, mean, &BootstrapConfig::default())
 }
 
 /// Things that are hidden, and what is hidden about them.
@@ -46,44 +53,71 @@ const FACTS: [(&str, &str); 6] = [
     ("museum", "83951"),
 ];
 
-/// Hides a number in the text at each of `depths`, `n_facts` times, and asks each cache for it.
-pub(crate) fn measure(
-    model: &Model,
-    caches: &[CacheKind],
-    text: &[TokenId],
-    lengths: &[usize],
-    depths: &[usize],
-    n_facts: usize,
-) -> Result<Vec<Needle>> {
-    let plain = EncodeOptions { add_special: false, parse_special: false };
+/// Which needles are hidden.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeedleConfig {
+    /// Lengths of texts, in tokens.
+    pub lengths: Vec<usize>,
+    /// Where the needle stands, in percent of the length.
+    pub depths: Vec<usize>,
+    /// How many facts are hidden at each place, one a text: 1 to 6.
+    pub n_facts: usize,
+}
+
+impl NeedleConfig {
+    /// How many texts are read.
+    pub fn n_texts(&self) -> usize {
+        self.lengths.len() * self.depths.len() * self.facts().len()
+    }
+
+    fn facts(&self) -> &'static [(&'static str, &'static str)] {
+        &FACTS[..self.n_facts.clamp(1, FACTS.len())]
+    }
+}
+
+/// Hides a number in a text at each of the depths and asks for it.
+///
+/// `haystack`: the tokens of a text, repeated where they do not suffice. `encode`: the tokens of a piece of text,
+/// without any around it. `answers(prompt, answer)`: for each contestant the part of `answer` that it gives by itself
+/// behind `prompt`, such as [`found_by`] says. `progress` is told of the length and the depth before each text.
+///
+/// # Errors
+/// [`Error::Parameter`] for a depth above 100 %, [`Error::Length`] for an empty haystack, and those of the closures.
+pub fn needles<E: From<Error>>(
+    config: &NeedleConfig,
+    haystack: &[TokenId],
+    encode: impl Fn(&str) -> Result<Vec<TokenId>, BoxError>,
+    mut answers: impl FnMut(&[TokenId], &[TokenId]) -> Result<Vec<f64>, E>,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Vec<Needle>, E> {
+    if let Some(&depth) = config.depths.iter().find(|depth| **depth > 100) {
+        let found = depth as f64;
+        return Err(Error::Parameter { name: "depth", found, expected: "0 to 100 percent" }.into());
+    }
+    if haystack.is_empty() {
+        return Err(Error::TooFewValues { what: "a haystack", expected: 1, found: 0 }.into());
+    }
+    let encode = |text: String| encode(&text).map_err(Error::Tokenizer);
     let mut needles = Vec::new();
-    let facts = &FACTS[..n_facts.clamp(1, FACTS.len())];
-    let bar = Bar::new(lengths.len() * depths.len() * facts.len(), "needles");
-    for &length in lengths {
-        for &depth in depths {
-            bar.doing(&format!("{length} tokens, needle at {depth} %"));
-            let mut found = vec![Vec::new(); caches.len()];
-            for (at, (place, number)) in facts.iter().enumerate() {
-                let needle = format!("\n\nThe secret number of the {place} is {number}.\n\n");
-                let question = format!(
+    for &length in &config.lengths {
+        for &depth in &config.depths {
+            let mut found: Vec<Vec<f64>> = Vec::new();
+            for (at, (place, number)) in config.facts().iter().enumerate() {
+                progress(length, depth);
+                let needle = encode(format!("\n\nThe secret number of the {place} is {number}.\n\n"))?;
+                let question = encode(format!(
                     "\n\nQuestion: What is the secret number of the {place}?\nAnswer: The secret number of the {place} is"
-                );
-                let needle = model.tokenizer().encode(&needle, plain)?;
-                let question = model.tokenizer().encode(&question, plain)?;
-                let answer = model.tokenizer().encode(&format!(" {number}"), plain)?;
+                ))?;
+                let answer = encode(format!(" {number}"))?;
                 let n_text = length.saturating_sub(needle.len() + question.len() + answer.len());
                 // Another stretch of the text for each fact.
-                let haystack: Vec<TokenId> =
-                    text.iter().cycle().skip(at * 331).take(n_text).copied().collect();
-                let split = n_text * depth / 100;
-                let mut tokens = haystack[..split].to_vec();
-                tokens.extend(&needle);
-                tokens.extend(&haystack[split..]);
-                tokens.extend(&question);
-                for (part, found) in answers(model, caches, &tokens, &answer)?.into_iter().zip(&mut found) {
-                    found.push(part);
-                }
-                bar.step();
+                let text: Vec<TokenId> =
+                    haystack.iter().cycle().skip(at * 331 % haystack.len()).take(n_text).copied().collect();
+                let (before, after) = text.split_at(n_text * depth / 100);
+                let prompt = [before, &needle, after, &question].concat();
+                let parts = answers(&prompt, &answer)?;
+                found.resize(found.len().max(parts.len()), Vec::new());
+                parts.into_iter().zip(&mut found).for_each(|(part, found)| found.push(part));
             }
             needles.push(Needle { length, depth, found });
         }
@@ -91,123 +125,40 @@ pub(crate) fn measure(
     Ok(needles)
 }
 
-/// For each cache the part of `answer` that the model gives by itself behind `prompt`, token by token.
-fn answers(model: &Model, caches: &[CacheKind], prompt: &[TokenId], answer: &[TokenId]) -> Result<Vec<f64>> {
-    // The last token comes behind the press: what follows it is the first thing said over what is left.
-    let (prompt, question) = prompt.split_at(prompt.len() - 1);
-    let together = Together::of(caches);
-    let mut found = vec![0.0; caches.len()];
-    for (at, cache) in caches.iter().enumerate() {
-        if together.as_ref().is_none_or(|together| !together.members.contains(&at)) {
-            let mut runner = cache.runner(model)?;
-            let sequence = read(&mut runner, prompt)?;
-            runner.commit(sequence, prompt.len())?;
-            found[at] = said(&mut runner, sequence, question, answer)?;
-        }
-    }
-    if let Some(together) = together {
-        let mut runner = CacheKind::Pressed(together.eviction.clone()).runner(model)?;
-        let sequence = read(&mut runner, prompt)?;
-        for (press, &at) in together.members.iter().enumerate() {
-            let fork = runner.fork(sequence)?;
-            together.press.store(press, Ordering::Relaxed);
-            runner.commit(fork, prompt.len())?;
-            found[at] = said(&mut runner, fork, question, answer)?;
-            runner.close(fork);
-        }
-    }
-    Ok(found)
+/// The part of `answer` that a model gives by itself behind `prompt`, token by token.
+///
+/// All of the prompt but its last token is read and made final before anything is said, so that a cache that lets
+/// tokens go has let them go.
+///
+/// # Errors
+/// [`StepError::Empty`](breakers_core::StepError::Empty) for a prompt of less than two tokens, and those of
+/// [`LanguageModel::forward`].
+pub fn found_by(model: &mut impl LanguageModel, prompt: &[TokenId], answer: &[TokenId]) -> Result<f64> {
+    let (prompt, question) = prompt.split_at(prompt.len().saturating_sub(1));
+    crate::feed::with_sequence(model, |model, sequence| {
+        model.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
+        model.commit(sequence, prompt.len())?;
+        said(model, sequence, question, answer)
+    })
 }
 
-fn read(runner: &mut Runner, prompt: &[TokenId]) -> Result<SequenceId> {
-    let sequence = runner.open()?;
-    runner.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
-    Ok(sequence)
-}
-
-/// The part of `answer` that the model would say itself, each token behind those before it.
-fn said(runner: &mut Runner, sequence: SequenceId, question: &[TokenId], answer: &[TokenId]) -> Result<f64> {
+/// The part of `answer` that a model would say itself in an open sequence, each token behind `question` and those
+/// before it. The tokens stay in the sequence.
+///
+/// # Errors
+/// Those of [`LanguageModel::forward`].
+pub fn said(
+    model: &mut impl LanguageModel,
+    sequence: SequenceId,
+    question: &[TokenId],
+    answer: &[TokenId],
+) -> Result<f64> {
     let mut n_right = 0;
     for (next, token) in question.iter().chain(answer).zip(answer) {
         let mut steps = [Step::last(sequence, vec![*next], Want::ArgMax)];
-        runner.forward(&mut steps)?;
+        model.forward(&mut steps)?;
         let best = steps[0].outputs.last().and_then(|row| row.output.best());
         n_right += usize::from(best == Some(*token));
     }
     Ok(n_right as f64 / answer.len().max(1) as f64)
-}
-
-/// Presses that differ in nothing else: a prompt is read once for all of them.
-struct Together {
-    /// Whose press is one after the other of theirs.
-    eviction: Eviction,
-    /// Which caches they are.
-    members: Vec<usize>,
-    press: Arc<AtomicUsize>,
-}
-
-impl Together {
-    fn of(caches: &[CacheKind]) -> Option<Self> {
-        let plain = |eviction: &Eviction| {
-            (&eviction.layers, &eviction.heads) == (&LayerBudgets::Uniform, &HeadBudgets::Uniform)
-                && eviction.compression.is_none()
-                && eviction.every.is_none()
-        };
-        let pressed = caches.iter().enumerate().filter_map(|(at, cache)| match cache {
-            CacheKind::Pressed(eviction) if plain(eviction) => Some((at, eviction)),
-            _ => None,
-        });
-        let (_, first) = pressed.clone().next()?;
-        let (members, presses): (Vec<_>, Vec<_>) = pressed
-            .filter(|(_, eviction)| eviction.budget == first.budget)
-            .map(|(at, eviction)| (at, Arc::clone(&eviction.press)))
-            .unzip();
-        let press = Arc::new(AtomicUsize::new(0));
-        let eviction =
-            Eviction { press: Arc::new(OneOf { presses, at: Arc::clone(&press) }), ..first.clone() };
-        Some(Self { eviction, members, press })
-    }
-}
-
-/// One of several presses, which may change.
-struct OneOf {
-    presses: Vec<Arc<dyn Press>>,
-    at: Arc<AtomicUsize>,
-}
-
-impl OneOf {
-    fn most(&self, of: impl Fn(&dyn Press) -> usize) -> usize {
-        self.presses.iter().map(|press| of(&**press)).max().unwrap_or(0)
-    }
-}
-
-impl Press for OneOf {
-    fn name(&self) -> String {
-        let names: Vec<String> = self.presses.iter().map(|press| press.name()).collect();
-        format!("one of {}", names.join(", "))
-    }
-
-    fn n_queries(&self) -> usize {
-        self.most(|press| press.n_queries())
-    }
-
-    fn window(&self) -> usize {
-        self.most(|press| press.window())
-    }
-
-    fn scores(&self, layer: &LayerView<'_>) -> Vec<Vec<f32>> {
-        let Some(press) = self.presses.get(self.at.load(Ordering::Relaxed)) else { return Vec::new() };
-        // It sees no more queries than it has asked for.
-        let n = press.n_queries().min(layer.n_queries()) * layer.n_heads * layer.head_dim;
-        let copy = |head: &HeadView| HeadView {
-            keys: head.keys.clone(),
-            values: head.values.clone(),
-            positions: head.positions.clone(),
-        };
-        press.scores(&LayerView {
-            heads: layer.heads.iter().map(copy).collect(),
-            queries: &layer.queries[layer.queries.len() - n..],
-            ..*layer
-        })
-    }
 }

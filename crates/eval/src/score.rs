@@ -1,9 +1,25 @@
 //! How well a model predicts given text: log-likelihoods and perplexity.
+//!
+//! # Example
+//! ```
+//! use breakers_core::LanguageModel;
+//! use breakers_eval::score::{perplexity, score};
+//!
+//! fn report(model: &mut impl LanguageModel, text: &[u32]) -> breakers_eval::Result<()> {
+//!     let (prompt, rest) = text.split_at(1);
+//!     let total: f32 = score(model, prompt, rest, 128, 0)?.iter().map(|token| token.logprob).sum();
+//!     let result = perplexity(model, text, 512, None, |_done, _all| ())?;
+//!     println!("{total} nats; perplexity {:.2} over {} tokens", result.perplexity, result.n_tokens);
+//!     Ok(())
+//! }
+//! ```
 
 use breakers_core::{
-    LanguageModel, Output, Result, SequenceId, Step, StepError, TokenId, TokenLogprob, Want, log_sum_exp,
-    top_k,
+    Error as CoreError, LanguageModel, StepError, TokenId, TokenLogprob, log_probability, top_k,
 };
+
+use crate::feed::{WINDOW_ROWS, check_tokens, visit, windows, with_sequence};
+use crate::{Error, Result};
 
 /// A given token and what the model thought of its place.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +40,9 @@ pub struct ScoredToken {
 /// `continuation`.
 ///
 /// # Errors
-/// [`StepError::Empty`] for an empty prompt, and those of [`LanguageModel::forward`].
+/// [`StepError::Empty`] for an empty prompt; [`breakers_core::Error::InvalidToken`] for any token outside of the
+/// vocabulary, also one that is never fed; [`breakers_core::SamplingError::NotFinite`]; and those of
+/// [`LanguageModel::forward`].
 pub fn score(
     model: &mut impl LanguageModel,
     prompt: &[TokenId],
@@ -32,21 +50,21 @@ pub fn score(
     n_rows: usize,
     n_top: usize,
 ) -> Result<Vec<ScoredToken>> {
+    if prompt.is_empty() {
+        return Err(CoreError::from(StepError::Empty).into());
+    }
+    check_tokens(model, prompt.iter().chain(continuation))?;
+    let tokens = [prompt, continuation].concat();
+    let mut scored = Vec::with_capacity(continuation.len());
     with_sequence(model, |model, sequence| {
-        if prompt.is_empty() {
-            return Err(StepError::Empty.into());
-        }
-        let mut tokens = prompt.to_vec();
-        tokens.extend_from_slice(continuation);
-        let mut scored = Vec::with_capacity(continuation.len());
         visit(model, sequence, &tokens, prompt.len() - 1, n_rows, |token, logits| {
-            let z = log_sum_exp(logits);
-            let logprob = (logits[token as usize] as f64 - z) as f32;
-            scored.push(ScoredToken { token, logprob, top: top_k(logits, n_top)? });
+            let logprob = log_probability(logits, token).map_err(CoreError::from)? as f32;
+            let top = top_k(logits, n_top).map_err(CoreError::from)?;
+            scored.push(ScoredToken { token, logprob, top });
             Ok(())
-        })?;
-        Ok(scored)
-    })
+        })
+    })?;
+    Ok(scored)
 }
 
 /// Perplexity of a text.
@@ -60,9 +78,6 @@ pub struct Perplexity {
     pub n_tokens: usize,
 }
 
-/// Rows fed at a time: bounds the memory of their logits.
-pub(crate) const WINDOW_ROWS: usize = 128;
-
 /// Perplexity over non-overlapping windows, as llama.cpp's `perplexity` program defines it.
 ///
 /// The text is cut into windows of `context` tokens, a remainder is dropped. With `bos`, the first token of
@@ -72,8 +87,10 @@ pub(crate) const WINDOW_ROWS: usize = 128;
 /// `progress` is told (windows done, windows in all).
 ///
 /// # Errors
-/// [`StepError::OutOfRange`] if the text is shorter than one window or the window shorter than 4 tokens, and those
-/// of [`LanguageModel::forward`].
+/// [`StepError::OutOfRange`] if the text is shorter than one window or the window shorter than 4 tokens;
+/// [`breakers_core::Error::InvalidToken`]; [`breakers_core::SamplingError::NotFinite`] for logits that are no
+/// prediction; [`Error::Impossible`] for a token that the model excludes; and those of
+/// [`LanguageModel::forward`].
 pub fn perplexity(
     model: &mut impl LanguageModel,
     tokens: &[TokenId],
@@ -81,78 +98,27 @@ pub fn perplexity(
     bos: Option<TokenId>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Perplexity> {
-    if context < 4 {
-        return Err(StepError::OutOfRange {
-            what: "tokens in a window (4 at least)",
-            requested: context,
-            available: 4,
-        }
-        .into());
-    }
-    if tokens.len() < context {
-        return Err(StepError::OutOfRange {
-            what: "tokens of text for one window",
-            requested: context,
-            available: tokens.len(),
-        }
-        .into());
-    }
-    let n_windows = tokens.len() / context;
+    let windows = windows(tokens, context, bos)?;
+    check_tokens(model, windows.iter().flatten())?;
     let (mut sum, mut n_tokens) = (0.0, 0);
-    for (i, window) in tokens.chunks_exact(context).enumerate() {
-        let mut window = window.to_vec();
-        if let Some(bos) = bos {
-            window[0] = bos;
-        }
+    for (i, window) in windows.iter().enumerate() {
         with_sequence(model, |model, sequence| {
-            visit(model, sequence, &window, context / 2, WINDOW_ROWS, |token, logits| {
-                sum += log_sum_exp(logits) - logits[token as usize] as f64;
+            visit(model, sequence, window, context / 2, WINDOW_ROWS, |token, logits| {
+                sum += surprise(logits, token)?;
                 n_tokens += 1;
                 Ok(())
             })
         })?;
-        progress(i + 1, n_windows);
+        progress(i + 1, windows.len());
     }
     let nll = sum / n_tokens as f64;
     Ok(Perplexity { perplexity: nll.exp(), nll, n_tokens })
 }
 
-/// Opens a sequence for the length of a closure.
-pub(crate) fn with_sequence<M: LanguageModel, R>(
-    model: &mut M,
-    f: impl FnOnce(&mut M, SequenceId) -> Result<R>,
-) -> Result<R> {
-    let sequence = model.open()?;
-    let result = f(model, sequence);
-    model.close(sequence);
-    result
-}
-
-/// Feeds all tokens but the last, and shows the logits of rows `first..` together with the token that
-/// followed each.
-pub(crate) fn visit(
-    model: &mut impl LanguageModel,
-    sequence: SequenceId,
-    tokens: &[TokenId],
-    first: usize,
-    n_rows: usize,
-    mut see: impl FnMut(TokenId, &[f32]) -> Result<()>,
-) -> Result<()> {
-    let fed = tokens.len() - 1;
-    let mut from = 0;
-    while from < fed {
-        let to = fed.min(from + n_rows.max(1));
-        let mut steps = [Step::each(sequence, tokens[from..to].to_vec(), Want::Logits)];
-        let n_wanted = to - first.clamp(from, to);
-        steps[0].wants.truncate(n_wanted);
-        model.forward(&mut steps)?;
-        model.commit(sequence, to - from)?;
-        for (next, row) in tokens[from + 1..].iter().zip(&steps[0].outputs) {
-            if let Output::Logits(logits) = &row.output {
-                see(*next, logits)?;
-            }
-        }
-        from = to;
+/// Negative log-likelihood of a token, in nats; always finite.
+pub(crate) fn surprise(logits: &[f32], token: TokenId) -> Result<f64> {
+    match -log_probability(logits, token).map_err(CoreError::from)? {
+        f64::INFINITY => Err(Error::Impossible { token }),
+        nats => Ok(nats),
     }
-    Ok(())
 }

@@ -3,10 +3,8 @@
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
-//! - [`score`] judges a given text;
 //! - with the feature `bert`, `Bert` turns texts into vectors;
 //! - [`tokenizer`] turns text into token ids and back;
-//! - [`divergence`] says how far a model's predictions are from another's;
 //! - [`quantize`](mod@quantize) writes a model's file with smaller matrices;
 //! - [`walk`] leads a text through one block after the other, for those who change the weights on the way;
 //! - [`chat`] renders a conversation into the prompt that a model was trained on;
@@ -41,10 +39,8 @@ mod runner;
 mod weights;
 
 pub mod chat;
-pub mod divergence;
 pub mod ops;
 pub mod quantize;
-pub mod score;
 pub mod tokenizer;
 pub mod walk;
 

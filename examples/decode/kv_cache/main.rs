@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use breakers::cli::{CacheKind, Error, ModelArgs, Result, finish, print_json, read_text, run};
+use breakers_eval::needle::NeedleConfig;
 use breakers_kv_cache::Compression;
 use breakers_model::tokenizer::EncodeOptions;
 use clap::Parser;
@@ -130,8 +131,12 @@ fn main() -> ExitCode {
         {
             return Err(Error::Usage(format!("needles lie at 0 to 100 % of at most {limit} tokens")));
         }
-        let (lengths, places) = (&arguments.needle_lengths, &arguments.needle_depths);
-        let needles = needle::measure(model, &caches, &ids, lengths, places, arguments.needles)?;
+        let config = NeedleConfig {
+            lengths: arguments.needle_lengths.clone(),
+            depths: arguments.needle_depths.clone(),
+            n_facts: arguments.needles,
+        };
+        let needles = needle::measure(model, &caches, &ids, &config)?;
         if arguments.memory_tokens > limit {
             return Err(Error::Usage(format!("--memory-tokens: {} takes {limit} tokens", loaded.name)));
         }

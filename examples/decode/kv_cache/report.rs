@@ -1,11 +1,11 @@
 //! Tables and charts.
 
 use breakers::cli::Result;
+use breakers_eval::needle::{Needle, advantage};
 use breakers_eval::{Cell, Column, HeatMap, LineChart, Provenance, Report, Table};
 use breakers_model::Model;
 
 use crate::memory::Memory;
-use crate::needle::{Needle, advantage};
 use crate::quality::{Quality, elements_per_token};
 use crate::speed::Speed;
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use breakers::cli::{
     CacheArgs, Error, ModelArgs, N_TOP, Result, ScoredStep, print, print_json, read_ids, run, step_json,
 };
-use breakers_model::score::{ScoredToken, score};
+use breakers_eval::score::{ScoredToken, score};
 use breakers_model::tokenizer::{DecodeOptions, Tokenizer};
 use clap::Parser;
 use serde_json::{Value, json};

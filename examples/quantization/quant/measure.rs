@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use breakers::cli::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_memory, reset_peak_memory};
 use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
+use breakers_eval::divergence::{Divergence, divergence};
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, Format, MatrixFile, matrix_file};
-use breakers_model::divergence::{Divergence, divergence};
 use breakers_model::quantize::parts_folder;
 
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.

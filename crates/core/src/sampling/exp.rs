@@ -115,7 +115,11 @@ widest! {
         let weight = |l: f32| exp_nonpositive_f64((f64::from(l) - max) * scale);
         let (chunks, rest) = logits.as_chunks::<LANES>();
         for chunk in chunks {
-            weights.extend_from_slice(&chunk.map(weight));
+            let mut block = [0.0; LANES];
+            for (weight_of, &l) in block.iter_mut().zip(chunk) {
+                *weight_of = weight(l);
+            }
+            weights.extend_from_slice(&block);
         }
         weights.extend(rest.iter().map(|&l| weight(l)));
     }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use breakers_core::TokenId;
+use breakers_core::{TokenId, kullback_leibler};
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, QuantizedMatrix};
 use breakers_linear::QuantizedLinear;
@@ -24,7 +24,6 @@ use super::Plan;
 use super::job::file_of;
 use super::plan::fitting;
 use crate::Error;
-use crate::divergence::kullback_leibler;
 use crate::walk::BlockWalk;
 
 /// What a format would do to a matrix.
@@ -186,7 +185,8 @@ fn loss_of(
     }
     let found = logits(file, &walk)?;
     let rows = reference.iter().zip(&found);
-    let sum: f64 = rows.map(|(expected, found)| kullback_leibler(expected, found)).sum();
+    let divergences = rows.map(|(expected, found)| kullback_leibler(expected, found));
+    let sum = divergences.sum::<Result<f64, _>>()?;
     Ok(sum / reference.len().max(1) as f64)
 }
 

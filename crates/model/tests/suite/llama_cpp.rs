@@ -1,6 +1,26 @@
 //! Teacher-forced on llama.cpp's own greedy continuations, the models agree with it.
 
-use breakers_model::score::score;
+use breakers_core::{LanguageModel, Output, Step, TokenId, Want, argmax, log_probability};
+
+/// For each token of a continuation its log-probability and the best token of its place.
+fn score(
+    model: &mut impl LanguageModel,
+    prompt: &[TokenId],
+    continuation: &[TokenId],
+) -> Vec<(f64, TokenId)> {
+    let tokens = [prompt, &continuation[..continuation.len() - 1]].concat();
+    let sequence = model.open().unwrap();
+    let mut steps = [Step::each(sequence, tokens, Want::Logits)];
+    steps[0].wants.truncate(continuation.len());
+    model.forward(&mut steps).unwrap();
+    model.close(sequence);
+    let outputs = &steps[0].outputs[prompt.len() - 1..];
+    let scored = outputs.iter().zip(continuation).map(|(row, &token)| match &row.output {
+        Output::Logits(logits) => (log_probability(logits, token).unwrap(), argmax(logits).unwrap()),
+        other => panic!("{other:?}"),
+    });
+    scored.collect()
+}
 
 /// Where llama.cpp's best token leads by more than this, in nats, ours must be the same.
 const CLEAR_MARGIN: f64 = 0.5;
@@ -21,14 +41,15 @@ fn greedy_continuations_of_llama_cpp_are_scored_alike() {
             let prompt: Vec<u32> = serde_json::from_value(case["prompt_ids"].clone()).unwrap();
             let steps: Vec<(u32, f64, f64)> = serde_json::from_value(case["steps"].clone()).unwrap();
             let continuation: Vec<u32> = steps.iter().map(|s| s.0).collect();
-            let scored = score(&mut runner, &prompt, &continuation, 512, 1).unwrap();
-            for (ours, &(best, logprob, second)) in scored.iter().zip(&steps) {
+            let scored = score(&mut runner, &prompt, &continuation);
+            assert_eq!(scored.len(), steps.len());
+            for (&(ours, token), &(best, logprob, second)) in scored.iter().zip(&steps) {
                 let clear = logprob - second > CLEAR_MARGIN;
                 assert!(
-                    !clear || ours.top[0].token == best,
-                    "{name}: {ours:?}, llama.cpp says {best} at {logprob}"
+                    !clear || token == best,
+                    "{name}: {token} at {ours}, llama.cpp says {best} at {logprob}"
                 );
-                differences.push((ours.logprob as f64 - logprob).abs());
+                differences.push((ours - logprob).abs());
             }
         }
         differences.sort_by(f64::total_cmp);

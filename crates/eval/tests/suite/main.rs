@@ -1,0 +1,5 @@
+//! Measurements of a model whose predictions are known.
+
+mod needle;
+mod score;
+mod toy;
