@@ -249,7 +249,9 @@ impl SamplingConfig {
             tokens.keep_heaviest(f64::from(self.top_p) * total, true);
         }
         let least = f64::from(self.min_p).max(f64::MIN_POSITIVE);
-        tokens.retain(|_, _, weight| weight >= least);
+        if tokens.weights.iter().fold(false, |any, &weight| any | (weight < least)) {
+            tokens.retain(|_, _, weight| weight >= least);
+        }
         let total = sum(&tokens.weights);
         tokens.weights.iter_mut().for_each(|weight| *weight /= total);
         Ok(())

@@ -105,22 +105,26 @@ impl Tokens {
         });
         let (last_key, last_idx) = (low, end.or(members.last()).copied().unwrap_or(0) as usize);
         let keys = std::mem::take(&mut self.keys);
-        self.retain(|i, _, _| keys[i] > last_key || (keys[i] == last_key && i <= last_idx));
+        self.retain(|i, _, _| (keys[i] > last_key) | ((keys[i] == last_key) & (i <= last_idx)));
         self.keys = keys;
     }
 
     /// Keeps the tokens of which something is true: of their index, logit and weight.
     pub(super) fn retain(&mut self, keep: impl Fn(usize, f32, f64) -> bool) {
         let Self { ids, logits, weights, .. } = self;
+        // Nothing branches on what is kept, which nobody could predict.
         let mut n = 0;
-        for i in 0..ids.len() {
-            let weight = weights.get(i).copied();
-            if keep(i, logits[i], weight.unwrap_or(1.0)) {
-                (ids[n], logits[n]) = (ids[i], logits[i]);
-                if let Some(weight) = weight {
-                    weights[n] = weight;
-                }
-                n += 1;
+        if weights.is_empty() {
+            for i in 0..ids.len().min(logits.len()) {
+                let logit = logits[i];
+                (ids[n], logits[n]) = (ids[i], logit);
+                n += usize::from(keep(i, logit, 1.0));
+            }
+        } else {
+            for i in 0..ids.len().min(logits.len()).min(weights.len()) {
+                let (logit, weight) = (logits[i], weights[i]);
+                (ids[n], logits[n], weights[n]) = (ids[i], logit, weight);
+                n += usize::from(keep(i, logit, weight));
             }
         }
         ids.truncate(n);
