@@ -19,7 +19,7 @@
 use crate::{Error, Result};
 use burn::{
     backend::DispatchDevice,
-    tensor::{Device, DeviceType},
+    tensor::{DType, Device, DeviceType, Tensor},
 };
 use std::{
     fmt,
@@ -233,6 +233,29 @@ fn parse(name: &str) -> Result<(Kind, usize)> {
             .map_err(|_| Error::DeviceIndex { device: name.to_owned(), index: text.to_owned() })?,
     };
     Ok((kind, index))
+}
+
+/// A tensor's elements as `f32`, in row-major order; waits until the device has computed them.
+///
+/// # Errors
+/// [`Error::Read`] if the device fails.
+///
+/// # Example
+/// ```
+/// use breakers_backend::device;
+/// use burn::tensor::Tensor;
+///
+/// let device = device::open("flex").unwrap();
+/// let tensor = Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device);
+/// assert_eq!(device::read(tensor.transpose()).unwrap(), [1.0, 3.0, 2.0, 4.0]);
+/// ```
+pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    if tensor.dims().contains(&0) {
+        return Ok(Vec::new());
+    }
+    let data = tensor.cast(DType::F32).try_into_data();
+    let data = data.map_err(|error| Error::Read { reason: error.to_string() })?;
+    data.try_into_vec().map_err(|error| Error::Read { reason: format!("{error:?}") })
 }
 
 fn devices_of(kind: Kind) -> Result<&'static [Device]> {

@@ -58,6 +58,12 @@ pub enum Error {
         /// The driver's words.
         reason: String,
     },
+    /// A result could not be read from its device.
+    #[error("a tensor could not be read from its device: {reason}")]
+    Read {
+        /// Burn's words.
+        reason: String,
+    },
     /// Our kernels do not run on the device.
     #[error(
         "{device} has none of this build's kernels; open devices by name through breakers_backend::device"

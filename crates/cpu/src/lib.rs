@@ -4,9 +4,11 @@
 //! | what | for which wish |
 //! |---|---|
 //! | [`Isa`], [`isa()`], [`with_isa`], [`force`] | know, or choose, the instruction set of the kernels |
+//! | [`simd`] | write a kernel once, over registers of sixteen lanes |
 //! | [`per_isa!`] | compile a plain loop once for each instruction set |
 //! | [`pool`] | use all cores for pieces of work of some microseconds |
 //! | [`math`] | elementary functions with the same bits on every instruction set |
+//! | [`float16`] | sixteen-bit floats that do not overflow |
 //! | [`hadamard`] | rotate vectors so that outliers disappear |
 //! | [`activations`] | quantize rows to eight bits, once for every product that reads them |
 //! | [`random`] | numbers that mean the same for a seed in every version |
@@ -39,11 +41,13 @@
 
 pub mod activations;
 mod error;
+pub mod float16;
 pub mod hadamard;
 mod isa;
 pub mod math;
 pub mod pool;
 pub mod random;
+pub mod simd;
 
 pub use error::{Error, Result};
 pub use isa::{Isa, available, detect, force, has_avx_vnni, has_avx512_bf16, isa, with_isa};

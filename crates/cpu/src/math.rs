@@ -1,79 +1,7 @@
 //! Elementary functions that give the same bits on every instruction set.
 //!
 //! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
-//! a loop over them vectorizes inside [`per_isa!`] and rounds alike in scalar, AVX2 and AVX-512 code.
-
-/// Evaluates an expression compiled for an instruction set; for one that the machine lacks, the plain code.
-///
-/// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`isa`](crate::isa()) once,
-/// before they fork into the pool, and pass it on.
-///
-/// The expression is compiled once for each instruction set, inside a function with the wider features turned
-/// on, where the compiler vectorizes it and fused multiply-adds are single instructions. That reaches only what
-/// is inlined: let the expression be a loop over, or a call of, `#[inline(always)]` functions, and pass no
-/// closures through it. The result has the same bits on every path, because Rust neither fuses nor reorders
-/// floating-point operations by itself.
-///
-/// # Example
-/// ```
-/// use breakers_cpu::per_isa;
-///
-/// #[inline(always)]
-/// fn dot(a: &[f32; 64], b: &[f32; 64]) -> f32 {
-///     let mut lanes = [0.0; 16];
-///     for i in 0..64 {
-///         lanes[i % 16] = a[i].mul_add(b[i], lanes[i % 16]);
-///     }
-///     lanes.iter().sum()
-/// }
-///
-/// let (a, b) = ([1.0; 64], [0.5; 64]);
-/// assert_eq!(per_isa!(breakers_cpu::isa(), || dot(&a, &b)), 32.0);
-/// ```
-#[macro_export]
-macro_rules! per_isa {
-    ($isa:expr, || $body:expr) => {
-        // A closure that is called from one place only is inlined there, whatever its size; hence three of them.
-        match $isa {
-            #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx512 if $crate::Isa::Avx512.is_available() => {
-                // SAFETY: the processor has the features.
-                unsafe { $crate::math::with_avx512(|| $body) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx2 if $crate::Isa::Avx2.is_available() => {
-                // SAFETY: the processor has the features.
-                unsafe { $crate::math::with_avx2(|| $body) }
-            }
-            _ => $crate::math::with_nothing(|| $body),
-        }
-    };
-}
-/// # Safety
-/// The processor must have these features.
-#[doc(hidden)]
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub unsafe fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-/// # Safety
-/// The processor must have these features.
-#[doc(hidden)]
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-#[doc(hidden)]
-#[inline(always)]
-pub fn with_nothing<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
+//! a loop over them vectorizes inside [`per_isa!`](crate::per_isa!) and rounds alike in scalar, AVX2 and AVX-512 code.
 
 /// eˣ, within 2 units in the last place; 0 below −87.3, e^88.7 above 88.7.
 ///
@@ -117,6 +45,7 @@ pub fn exp(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::Isa;
+    use crate::per_isa;
 
     #[test]
     fn exp_is_within_two_ulp() {

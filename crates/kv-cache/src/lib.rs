@@ -44,7 +44,6 @@ mod error;
 mod pages;
 pub mod presses;
 mod shape;
-mod simd;
 mod tree;
 
 pub use attention::visible::Visible;

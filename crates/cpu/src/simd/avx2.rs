@@ -2,13 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{Quad, Simd};
-use crate::Element;
-use crate::pages::page::{F16_MAX, Stored};
+use super::{Quad, Simd, Stored};
+use crate::{Isa, float16::MAX as F16_MAX};
 
 /// Needs AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub struct Avx2;
 
 // SAFETY of all blocks: the trait's contract gives the instructions and the validity of pointers.
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
@@ -21,10 +20,8 @@ impl Simd for Avx2 {
     type Factors = [__m256i; 2];
     type Sum = [__m256i; 2];
     // Of 16 registers, 2 each; a tile of 3 rows and 2 blocks would spill.
+    const ISA: Isa = Isa::Avx2;
     const ACCUMULATORS: usize = 5;
-    const TILE_ROWS: usize = 6;
-    const PACKED_ROWS: usize = 4;
-    const PACKED_SUMS: usize = 3;
     const HAS_PLANES: bool = false;
 
     #[inline(always)]
@@ -40,12 +37,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn widen<E: Stored>(from: *const E) -> Self::V {
         unsafe {
-            match E::ELEMENT {
-                Element::F16 => [
+            if E::IS_HALF {
+                [
                     _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
                     _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
-                ],
-                Element::F32 => Self::load(from.cast()),
+                ]
+            } else {
+                Self::load(from.cast())
             }
         }
     }
@@ -74,12 +72,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
         unsafe {
-            match E::ELEMENT {
-                Element::F16 => {
-                    narrow_half(to.cast(), x[0]);
-                    narrow_half(to.add(8).cast(), x[1]);
-                }
-                Element::F32 => Self::store(to.cast(), x),
+            if E::IS_HALF {
+                narrow_half(to.cast(), x[0]);
+                narrow_half(to.add(8).cast(), x[1]);
+            } else {
+                Self::store(to.cast(), x)
             }
         }
     }

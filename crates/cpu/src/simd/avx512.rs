@@ -2,13 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{Quad, ROUND, Simd};
-use crate::Element;
-use crate::pages::page::{F16_MAX, Stored};
+use super::{Quad, ROUND, Simd, Stored};
+use crate::{Isa, float16::MAX as F16_MAX};
 
 /// Needs AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub struct Avx512;
 
 // SAFETY of all blocks: the trait's contract gives the instructions and the validity of pointers.
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
@@ -19,10 +18,8 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Factors = [__m512i; 2];
     type Sum = [__m512i; 2];
+    const ISA: Isa = Isa::Avx512;
     const ACCUMULATORS: usize = 24;
-    const TILE_ROWS: usize = 7;
-    const PACKED_ROWS: usize = 6;
-    const PACKED_SUMS: usize = 24;
     const HAS_PLANES: bool = true;
 
     #[inline(always)]
@@ -38,9 +35,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn widen<E: Stored>(from: *const E) -> Self::V {
         unsafe {
-            match E::ELEMENT {
-                Element::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
-                Element::F32 => _mm512_loadu_ps(from.cast()),
+            if E::IS_HALF {
+                _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+            } else {
+                _mm512_loadu_ps(from.cast())
             }
         }
     }
@@ -77,14 +75,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V) {
         unsafe {
-            match E::ELEMENT {
-                Element::F16 => {
-                    let largest = _mm512_set1_ps(F16_MAX);
-                    let x = _mm512_max_ps(_mm512_min_ps(x, largest), _mm512_set1_ps(-F16_MAX));
-                    let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-                    _mm256_storeu_si256(to.cast(), halves);
-                }
-                Element::F32 => _mm512_storeu_ps(to.cast(), x),
+            if E::IS_HALF {
+                let largest = _mm512_set1_ps(F16_MAX);
+                let x = _mm512_max_ps(_mm512_min_ps(x, largest), _mm512_set1_ps(-F16_MAX));
+                let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+                _mm256_storeu_si256(to.cast(), halves);
+            } else {
+                _mm512_storeu_ps(to.cast(), x)
             }
         }
     }

@@ -2,12 +2,12 @@
 
 use std::arch::aarch64::*;
 
-use super::{Quad, Simd};
-use crate::pages::page::{LANES, Stored};
+use super::{LANES, Quad, Simd, Stored};
+use crate::Isa;
 
 /// Needs Advanced SIMD, which every 64-bit Arm processor has.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon;
+pub struct Neon;
 
 // SAFETY of all blocks: the trait's contract gives the instructions and the validity of pointers.
 #[allow(clippy::undocumented_unsafe_blocks)] // The same one-line reason for each intrinsic stands above.
@@ -19,10 +19,8 @@ impl Simd for Neon {
     type Bytes = [[int16x8_t; 4]; 2];
     type Factors = [int16x8_t; 2];
     type Sum = [int32x4_t; 4];
+    const ISA: Isa = Isa::Neon;
     const ACCUMULATORS: usize = 6;
-    const TILE_ROWS: usize = 6;
-    const PACKED_ROWS: usize = 4;
-    const PACKED_SUMS: usize = 3;
     const HAS_PLANES: bool = false;
 
     #[inline(always)]

@@ -1,11 +1,11 @@
 //! Plain Rust, for any processor: the reference of the other instruction sets.
 
-use super::{Quad, Simd};
-use crate::pages::page::{LANES, Stored};
+use super::{LANES, Quad, Simd, Stored};
+use crate::Isa;
 
 /// Sixteen numbers in an array.
 #[derive(Clone, Copy)]
-pub(crate) struct Scalar;
+pub struct Scalar;
 
 #[inline(always)]
 fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
@@ -32,10 +32,8 @@ impl Simd for Scalar {
     type Bytes = [u32; LANES];
     type Factors = [i32; 4];
     type Sum = [i32; LANES];
+    const ISA: Isa = Isa::Scalar;
     const ACCUMULATORS: usize = 4;
-    const TILE_ROWS: usize = 4;
-    const PACKED_ROWS: usize = 1;
-    const PACKED_SUMS: usize = 1;
     const HAS_PLANES: bool = false;
 
     #[inline(always)]

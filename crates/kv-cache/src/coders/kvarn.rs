@@ -153,14 +153,14 @@ impl TileCoder for Kvarn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coders::random::Random;
+    use breakers_cpu::random::SplitMix64;
 
     #[test]
     fn spreads_become_even() {
-        let mut random = Random::new(1);
+        let mut random = SplitMix64::new(1);
         let dim = 32;
         let rows: Vec<f32> = (0..PAGE_TOKENS * dim)
-            .map(|i| random.normal() * ((i % dim) as f32 * 0.2).exp() * (1.0 + (i / dim) as f32))
+            .map(|i| random.next_normal() * ((i % dim) as f32 * 0.2).exp() * (1.0 + (i / dim) as f32))
             .collect();
         let tile = Tile { rows: &rows, head_dim: dim, n_exact: 0, weights: &[] };
         let (channels, tokens) = spreads(tile.coded_rows(), dim, 16);

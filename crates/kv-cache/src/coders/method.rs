@@ -1,11 +1,10 @@
 //! The list of methods, and what a cache needs to know of each.
 
-use breakers_cpu::hadamard::Rotation;
+use breakers_cpu::{hadamard::Rotation, random::SplitMix64};
 
 use super::block::Block;
 use super::kivi::{KiviKeys, KiviValues};
 use super::kvarn::Kvarn;
-use super::random::Random;
 use super::turbo_cache::{Turbo, TurboProd, is_rescaled};
 use super::turbo_quant::{rotation, sketch_matrix};
 use super::water_filling::WaterFillingKeys;
@@ -103,7 +102,7 @@ impl Method {
                                 let (what, expected) = ("TurboQuant's sketch", "a whole number of");
                                 return Err(Error::BitWidth { what, expected, found: *bits });
                             }
-                            sketch = sketch_matrix(dim, *kind, &mut Random::new(SEEDS[2]));
+                            sketch = sketch_matrix(dim, *kind, &mut SplitMix64::new(SEEDS[2]));
                             Box::new(TurboProd::new(dim, *bits as u32, *estimator, sketch.clone())?)
                         }
                         _ => Box::new(Turbo::new(dim, *bits, is_rescaled(*estimator))?),

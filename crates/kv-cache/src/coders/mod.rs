@@ -17,7 +17,6 @@ mod kivi;
 mod kvarn;
 mod lloyd_max;
 mod method;
-mod random;
 mod turbo_cache;
 mod turbo_quant;
 mod water_filling;
@@ -30,4 +29,3 @@ pub use turbo_quant::{Estimator, RotationKind, Sketch, TurboCode, TurboQuant, Tu
 pub use water_filling::WaterFillingConfig;
 
 pub(crate) use method::Coders;
-pub(crate) use random::Random;

@@ -15,11 +15,10 @@
 
 use std::f32::consts::PI;
 
-use breakers_cpu::hadamard::Rotation;
+use breakers_cpu::{float16, hadamard::Rotation, random::SplitMix64};
 use half::f16;
 
 use super::lloyd_max::Codebook;
-use super::random::Random;
 use crate::{Error, Result};
 
 /// How inner products with a coded vector are estimated.
@@ -142,7 +141,7 @@ impl TurboQuant {
         }
         // Checks the range of bits before one of them is taken away.
         let whole = Codebook::new(dim, config.bits)?;
-        let mut random = Random::new(config.seed ^ 0x5bd1_e995);
+        let mut random = SplitMix64::new(config.seed ^ 0x5bd1_e995);
         let rotation = match config.rotation {
             RotationKind::Hadamard => Turn::Fast(rotation(dim, config.seed)?),
             RotationKind::Dense => Turn::Dense(random.orthogonal(dim)),
@@ -288,9 +287,9 @@ pub(crate) fn rotation(dim: usize, seed: u64) -> Result<Rotation> {
 }
 
 /// *prod*'s random matrix.
-pub(crate) fn sketch_matrix(dim: usize, sketch: Sketch, random: &mut Random) -> Vec<f32> {
+pub(crate) fn sketch_matrix(dim: usize, sketch: Sketch, random: &mut SplitMix64) -> Vec<f32> {
     match sketch {
-        Sketch::Gaussian => (0..dim * dim).map(|_| random.normal()).collect(),
+        Sketch::Gaussian => (0..dim * dim).map(|_| random.next_normal()).collect(),
         Sketch::Orthogonal => random.orthogonal(dim),
     }
 }
@@ -337,7 +336,7 @@ pub(crate) fn root_mean_square(y: &[f32]) -> f32 {
 
 /// Rounded to 16 bits; beyond their range the largest finite one.
 pub(crate) fn to_f16(x: f32) -> f16 {
-    f16::from_f32(x.clamp(-crate::pages::page::F16_MAX, crate::pages::page::F16_MAX))
+    float16::saturating(x)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -7,8 +7,9 @@ use breakers_backend::device::max_buffer_bytes;
 use breakers_core::StepError;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::pages::page::{F16_MAX, PAGE_TOKENS};
+use crate::pages::page::PAGE_TOKENS;
 use crate::{Element, Error, LayerShape, Result, Visible, attention};
+use breakers_cpu::float16;
 
 #[derive(Clone)]
 pub(crate) struct DevicePages {
@@ -126,7 +127,7 @@ impl DevicePages {
     /// In the type of the stored elements.
     fn rounded(&self, tensor: Tensor<3>) -> Tensor<3> {
         match self.element {
-            Element::F16 => tensor.clamp(-F16_MAX, F16_MAX).cast(DType::F16),
+            Element::F16 => tensor.clamp(-float16::MAX, float16::MAX).cast(DType::F16),
             Element::F32 => tensor.cast(DType::F32),
         }
     }

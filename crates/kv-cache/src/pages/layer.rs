@@ -8,9 +8,9 @@ use breakers_cpu::Isa;
 use breakers_cpu::pool;
 use half::f16;
 
-use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored, copy_token, move_token, write_token};
-use crate::simd::{self, Kernel, Simd};
+use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, copy_token, move_token, write_token};
 use crate::{Element, LayerShape};
+use breakers_cpu::simd::{self, Kernel, Simd, Stored};
 
 /// Where a NaN or an infinity was found: 0, 1 or 2 for queries, keys or values, and the row.
 pub(crate) type BadRow = (usize, usize);

@@ -11,65 +11,24 @@
 //! `PAGE_TOKENS · n_kv_heads · (head_dim + head_dim rounded up to 16)` elements.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 use memmap2::MmapMut;
 
-use crate::simd::Simd;
 use crate::{Element, LayerShape};
+use breakers_cpu::simd::{self, Simd, Stored};
 
 /// Slots of a page. Pages begin at multiples of it.
 pub(crate) const PAGE_TOKENS: usize = 64;
-/// Lanes of the widest register that the kernels are written for.
-pub(crate) const LANES: usize = 16;
+/// Slots of a block of keys: a register holds one element of each.
+pub(crate) const LANES: usize = simd::LANES;
 /// Blocks of keys in a page.
 pub(crate) const PAGE_BLOCKS: usize = PAGE_TOKENS / LANES;
 /// Elements of a value that one panel holds.
 pub(crate) const PANEL: usize = 64;
 
-/// The largest finite 16-bit float.
-pub(crate) const F16_MAX: f32 = 65_504.0;
-
 /// A cache line: makes the page's storage aligned.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
-
-/// An element type of the storage.
-pub(crate) trait Stored: Pod {
-    /// The element type's name in the interface.
-    const ELEMENT: Element;
-    /// Rounds to nearest even; magnitudes beyond the largest finite value become that value.
-    fn from_f32(x: f32) -> Self;
-    fn to_f32(self) -> f32;
-}
-
-impl Stored for f16 {
-    const ELEMENT: Element = Element::F16;
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        f16::from_f32(x.clamp(-F16_MAX, F16_MAX))
-    }
-
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-}
-
-impl Stored for f32 {
-    const ELEMENT: Element = Element::F32;
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
 
 /// Where things stand in the pages of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,13 +117,13 @@ impl Page {
     }
 
     pub(crate) fn region<E: Stored>(&self, layout: &PageLayout, head: usize) -> &[E] {
-        debug_assert_eq!(E::ELEMENT, layout.element);
+        debug_assert_eq!(E::IS_HALF, layout.element == Element::F16);
         let n = layout.region_elements();
         &bytemuck::cast_slice(self.storage())[head * n..][..n]
     }
 
     pub(crate) fn region_mut<E: Stored>(&mut self, layout: &PageLayout, head: usize) -> &mut [E] {
-        debug_assert_eq!(E::ELEMENT, layout.element);
+        debug_assert_eq!(E::IS_HALF, layout.element == Element::F16);
         let n = layout.region_elements();
         let storage: &mut [u8] = match &mut self.storage {
             Storage::Heap(lines) => bytemuck::cast_slice_mut(lines),
@@ -273,7 +232,8 @@ pub(crate) fn move_token<E: Stored>(layout: &PageLayout, region: &mut [E], from_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::Scalar;
+    use breakers_cpu::simd::Scalar;
+    use half::f16;
 
     #[test]
     fn every_element_has_its_own_place() {

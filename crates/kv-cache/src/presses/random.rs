@@ -1,7 +1,7 @@
 //! Tokens drawn at random: what every press has to beat.
 
 use super::{LayerView, Press};
-use crate::coders::Random;
+use breakers_cpu::random::SplitMix64;
 
 /// Keeps tokens at random.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl Press for RandomPress {
         let score = |(head, view): (usize, &super::HeadView)| {
             let score = |position: &usize| {
                 let seed = self.seed ^ (*position as u64) << 20 ^ (head as u64) << 8;
-                Random::new(seed).uniform() as f32
+                SplitMix64::new(seed).next_unit() as f32
             };
             view.positions.iter().map(score).collect()
         };

@@ -20,7 +20,7 @@ use crate::{
     distance::norm_squared,
     metric::{check_dimension, check_length},
 };
-use breakers_backend::{device, harness};
+use breakers_backend::device;
 use burn::{
     backend::Dispatch,
     tensor::{DType, Device, Tensor, TensorData},
@@ -182,14 +182,14 @@ impl DeviceScan {
             let n_queries = batch.len() / self.dimension;
             let tensor = TensorData::new(batch.to_vec(), [n_queries, self.dimension]);
             let tensor = Tensor::<2>::from_data(tensor, (&self.device, DType::F32));
-            let found: Vec<Vec<f32>> = self
+            let found = self
                 .pieces
                 .iter()
                 .map(|piece| {
                     let (base, offsets) = (piece.base.clone(), piece.offsets.clone());
-                    harness::values(nearest_of_blocks(base, offsets, tensor.clone(), wide))
+                    device::read(nearest_of_blocks(base, offsets, tensor.clone(), wide))
                 })
-                .collect();
+                .collect::<Result<Vec<Vec<f32>>, _>>()?;
             for (at, query) in batch.chunks_exact(self.dimension).enumerate() {
                 results.push(self.join(query, at, &found, k, wide));
             }

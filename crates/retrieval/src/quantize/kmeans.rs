@@ -1,6 +1,6 @@
 //! Lloyd's k-means, for coarse lists and codebooks.
 
-use breakers_cpu::{self as cpu, per_isa, pool};
+use breakers_cpu::{self as cpu, per_isa, pool, random::SplitMix64};
 
 /// Centers laid out by coordinate, `[dimension, k]`, so that the distances to all centers are a loop over lanes.
 #[derive(Debug, Clone)]
@@ -61,10 +61,10 @@ pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize
     let n = rows.len() / dimension;
     let row = |i: usize| &rows[i * dimension..][..dimension];
     // Rows spread over the sample begin as centers.
-    let mut state = seed;
+    let mut random = SplitMix64::new(seed);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        order.swap(i, next(&mut state) as usize % (i + 1));
+        order.swap(i, random.next() as usize % (i + 1));
     }
     let mut centers: Vec<f32> = (0..k).flat_map(|i| row(order[i % n])).copied().collect();
     let mut assigned = vec![(0usize, 0.0f32); n];
@@ -86,7 +86,7 @@ pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize
             let place = &mut centers[center * dimension..][..dimension];
             if counts[center] == 0 {
                 // A center that nothing is near to moves to a row.
-                place.copy_from_slice(row(next(&mut state) as usize % n));
+                place.copy_from_slice(row(random.next() as usize % n));
             } else {
                 let sum = &sums[center * dimension..][..dimension];
                 place.iter_mut().zip(sum).for_each(|(c, s)| *c = (s / counts[center] as f64) as f32);
@@ -94,15 +94,6 @@ pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize
         }
     }
     Centers::new(&centers, dimension)
-}
-
-/// SplitMix64.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

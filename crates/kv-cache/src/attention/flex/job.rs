@@ -22,9 +22,9 @@ use super::workspace::{Workspace, grow};
 use super::{packed, page as kernel};
 use crate::attention::visible::TreeRows;
 use crate::pages::packed::layer::PackedLayer;
-use crate::pages::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, Stored, copy_token};
-use crate::simd::{self, Kernel, Simd};
+use crate::pages::page::{LANES, Line, PAGE_TOKENS, Page, PageLayout, copy_token};
 use crate::{Element, Visible};
+use breakers_cpu::simd::{self, Kernel, Simd, Stored};
 
 /// Keys whose softmax is computed together. A multiple of [`PAGE_TOKENS`].
 pub(crate) const CHUNK_TOKENS: usize = 256;

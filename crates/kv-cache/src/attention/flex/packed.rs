@@ -29,7 +29,7 @@ use crate::pages::packed::{
     MAX_CODED, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of,
 };
 use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
-use crate::simd::{self, Kernel, Simd};
+use breakers_cpu::simd::{self, Kernel, Simd};
 
 /// Lets `spans.len()` rows attend to one head of a packed page, and fetches what is read next meanwhile.
 ///

@@ -12,12 +12,22 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout, Stored};
-use crate::simd::{self, Simd};
+use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout};
+use breakers_cpu::Isa;
+use breakers_cpu::simd::{self, Simd, Stored};
 
 /// Query rows that are processed together at most, by the instruction set with the most registers. Seven, because
 /// that is how many heads share keys and values in some models (Qwen2.5-0.5B).
 pub(crate) const TILE_ROWS: usize = 7;
+
+/// The same by instruction set: what its registers hold.
+const fn tile_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => TILE_ROWS,
+        Isa::Avx2 | Isa::Neon => 6,
+        _ => 4,
+    }
+}
 
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
@@ -97,7 +107,7 @@ pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
     rows: Rows,
     spans: &[Span],
 ) {
-    let n_tiles = spans.len().div_ceil(S::TILE_ROWS);
+    let n_tiles = spans.len().div_ceil(tile_rows(S::ISA));
     let mut start = 0;
     for tile in 0..n_tiles {
         let end = spans.len() * (tile + 1) / n_tiles;

@@ -3,7 +3,8 @@
 use bytemuck::Zeroable;
 
 use crate::attention::flex::page::{Rows, Span, TILE_ROWS};
-use crate::pages::page::{LANES, Line, PAGE_TOKENS, PageLayout, Stored};
+use crate::pages::page::{LANES, Line, PAGE_TOKENS, PageLayout};
+use breakers_cpu::simd::Stored;
 
 /// Makes `buffer` hold at least `len` elements.
 pub(super) fn grow<T: Zeroable + Copy>(buffer: &mut Vec<T>, len: usize) {

@@ -14,8 +14,9 @@ use half::f16;
 
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
 use crate::pages::layer::LayerPages;
-use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, Stored};
+use crate::pages::page::{PAGE_TOKENS, Page, PageLayout};
 use crate::{Element, LayerShape, Result};
+use breakers_cpu::simd::Stored;
 
 /// How one layer is packed.
 pub(crate) struct Packing {

@@ -11,18 +11,14 @@ use breakers_cpu::Isa;
 use crate::pages::packed::TABLE;
 use crate::pages::packed::run::{Place, QUAD, Run};
 use crate::pages::page::LANES;
-use crate::simd::{self, Kernel, Quad, Simd};
+use breakers_cpu::simd::{self, Kernel, Quad, Simd};
 
 /// Rows of a tile at most.
 pub(crate) const ROWS: usize = 6;
 
 /// Rows that go together, of `left` ones: [`accumulate`] takes as many.
 pub(crate) fn tile_rows(isa: Isa, left: usize) -> usize {
-    let most = match isa {
-        Isa::Avx512 => 6,
-        Isa::Scalar => 1,
-        _ => 4,
-    };
+    let most = rows(isa);
     match left {
         _ if left <= most && left != 5 => left,
         // Even tiles, since a row alone keeps few of the units busy.
@@ -129,6 +125,27 @@ fn with_rows<const KIND: usize, const PLANES: usize>(isa: Isa, n_rows: usize, su
     }
 }
 
+/// Query rows that are processed together, 1, 4 or 6.
+const fn rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => ROWS,
+        Isa::Avx2 | Isa::Neon => 4,
+        _ => 1,
+    }
+}
+
+/// Sums that are added up together, a factor's planes apart: codes want registers, too.
+const fn sums(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 24,
+        Isa::Avx2 | Isa::Neon => 3,
+        _ => 1,
+    }
+}
+
+// The tables are those that registers look up.
+const _: () = assert!(TABLE == simd::TABLE);
+
 /// Sums of `R` rows.
 struct Accumulate<'a, const KIND: usize, const PLANES: usize, const R: usize> {
     sums: Sums,
@@ -140,9 +157,9 @@ struct Tile<S, const PLANES: usize, const R: usize>(S);
 
 impl<S: Simd, const PLANES: usize, const R: usize> Tile<S, PLANES, R> {
     const SUMS: usize = if S::HAS_PLANES { R * PLANES } else { R };
-    const EXISTS: bool = R <= S::PACKED_ROWS;
-    const FOUR_BLOCKS: bool = Self::SUMS * 4 <= S::PACKED_SUMS;
-    const TWO_BLOCKS: bool = Self::SUMS * 2 <= S::PACKED_SUMS;
+    const EXISTS: bool = R <= rows(S::ISA);
+    const FOUR_BLOCKS: bool = Self::SUMS * 4 <= sums(S::ISA);
+    const TWO_BLOCKS: bool = Self::SUMS * 2 <= sums(S::ISA);
 }
 
 impl<const KIND: usize, const PLANES: usize, const R: usize> Kernel for Accumulate<'_, KIND, PLANES, R> {

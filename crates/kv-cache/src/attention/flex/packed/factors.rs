@@ -5,7 +5,7 @@
 //! of codes are exact, so the whole error is that of the factors: 3·10⁻⁵ of the largest one at most, and 4·10⁻³.
 
 use crate::pages::page::LANES;
-use crate::simd::{LARGEST, LARGEST_BYTE, Quad, Simd};
+use breakers_cpu::simd::{LARGEST, LARGEST_BYTE, Quad, Simd};
 
 use crate::pages::packed::run::QUAD;
 

@@ -5,7 +5,7 @@ use super::tile::{Scratch, Tile};
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{Group, MAX_CODED, MAX_GROUPS};
 use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
-use crate::simd::{Kernel, Simd};
+use breakers_cpu::simd::{Kernel, Simd};
 
 /// Puts the steps of one set of channels into the queries, and makes integers of them.
 pub(super) struct Prepare<'a, const R: usize> {

@@ -4,7 +4,7 @@ use super::factors::{self, Rounded};
 use crate::attention::flex::page::{Rows, scale_query};
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{MAX_HEAD_DIM, PackedFormat};
-use crate::simd::{Quad, Simd};
+use breakers_cpu::simd::{Quad, Simd};
 
 /// Rows' queries: for each row the sums of the groups of channels, then the quads of all groups.
 #[derive(Clone, Copy)]

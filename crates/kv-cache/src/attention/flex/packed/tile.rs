@@ -11,7 +11,7 @@ use crate::attention::flex::page::{Rows, Span};
 use crate::pages::packed::run::{Place, QUAD};
 use crate::pages::packed::{MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat};
 use crate::pages::page::PAGE_TOKENS;
-use crate::simd::Quad;
+use breakers_cpu::simd::Quad;
 
 /// One head's region of a packed page, and what all tiles need of it.
 #[derive(Clone, Copy)]

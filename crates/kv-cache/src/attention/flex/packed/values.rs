@@ -7,7 +7,7 @@ use super::tile::{Scratch, Tile};
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{Group, MAX_CODED, MAX_GROUPS, MAX_HEAD_DIM, PackedFormat};
 use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
-use crate::simd::{self, Kernel, LARGEST, Simd};
+use breakers_cpu::simd::{self, Kernel, LARGEST, Simd};
 
 /// What all rows need of the values' scales.
 pub(super) struct Values {

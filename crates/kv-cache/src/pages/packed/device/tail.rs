@@ -6,7 +6,8 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, f16};
 
 use crate::Result;
-use crate::pages::page::{F16_MAX, PAGE_TOKENS};
+use crate::pages::page::PAGE_TOKENS;
+use breakers_cpu::float16;
 
 /// The sequence's exact first tokens, and all tokens from slot `base` on.
 #[derive(Clone)]
@@ -88,7 +89,7 @@ impl Tail {
         }
         let at = self.row(first);
         if let Some([old_k, old_v]) = self.stored.take() {
-            let half = |x: Tensor<3>| x.clamp(-F16_MAX, F16_MAX).cast(DType::F16);
+            let half = |x: Tensor<3>| x.clamp(-float16::MAX, float16::MAX).cast(DType::F16);
             self.stored = Some([self.write(old_k, at, half(k)), self.write(old_v, at, half(v))]);
         }
         Ok(())
