@@ -345,17 +345,12 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
 
     /// Deterministic values of very different sizes.
     fn values(n: usize) -> Vec<f32> {
-        let mut state = 1u32;
-        (0..n)
-            .map(|i| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let uniform = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
-                uniform * 10f32.powi(i as i32 / 64 % 9 - 4)
-            })
-            .collect()
+        let mut random = SplitMix64::new(1);
+        (0..n).map(|i| random.next_symmetric() * 10f32.powi(i as i32 / 64 % 9 - 4)).collect()
     }
 
     type Bits = (Vec<i8>, [Vec<u32>; 2], Vec<i32>, Vec<[i32; 2]>);

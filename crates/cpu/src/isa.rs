@@ -39,8 +39,24 @@ impl Isa {
         }
     }
 
-    /// Whether this machine can run the path.
+    /// Whether this machine can run the path; cheap enough for the start of a kernel of some nanoseconds.
+    #[inline]
     pub fn is_available(self) -> bool {
+        /// A bit for each path, 0 before the first look.
+        static AVAILABLE: AtomicU8 = AtomicU8::new(0);
+        #[cold]
+        fn look() -> u8 {
+            let found = Isa::ALL.into_iter().filter(|isa| isa.is_found());
+            let available = found.fold(0, |bits, isa| bits | 1 << isa as u8);
+            AVAILABLE.store(available, Ordering::Relaxed);
+            available
+        }
+        let known = AVAILABLE.load(Ordering::Relaxed);
+        (if known == 0 { look() } else { known }) >> self as u8 & 1 == 1
+    }
+
+    /// Whether the processor says that it has the instructions.
+    fn is_found(self) -> bool {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
@@ -206,6 +222,14 @@ mod tests {
         for name in ["", "sse9", "avx-512"] {
             assert_eq!(name.parse::<Isa>(), Err(Error::UnknownIsa { name: name.to_owned() }));
         }
+    }
+
+    #[test]
+    fn what_is_available_is_what_the_processor_has() {
+        for _ in 0..2 {
+            assert!(Isa::ALL.into_iter().all(|isa| isa.is_available() == isa.is_found()));
+        }
+        assert!(Isa::Scalar.is_available());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`pool`] | use all cores for pieces of work of some microseconds |
 //! | [`math`] | elementary functions with the same bits on every instruction set |
 //! | [`float16`] | sixteen-bit floats that do not overflow |
+//! | [`matrix`] | transpose, on all cores |
 //! | [`hadamard`] | rotate vectors so that outliers disappear |
 //! | [`activations`] | quantize rows to eight bits, once for every product that reads them |
 //! | [`random`] | numbers that mean the same for a seed in every version |
@@ -45,6 +46,7 @@ pub mod float16;
 pub mod hadamard;
 mod isa;
 pub mod math;
+pub mod matrix;
 pub mod pool;
 pub mod random;
 pub mod simd;

@@ -192,7 +192,7 @@ pub enum GroupScales {
 impl GroupScales {
     /// Stores scales and offsets `[row][group]`, rounding them. (Formats without offsets pass these over.)
     pub fn store(format: GroupFormat, wanted: &[(f32, f32)]) -> Self {
-        let half = |x: f32| half::f16::from_f32(x.clamp(-65504.0, 65504.0)).to_bits();
+        let half = |x: f32| breakers_cpu::float16::saturating(x).to_bits();
         match format {
             GroupFormat::Affine { .. } => {
                 GroupScales::Affine(wanted.iter().map(|w| [half(w.0), half(w.1)]).collect())

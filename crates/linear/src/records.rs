@@ -59,7 +59,7 @@ pub(crate) fn from_groups(groups: &GroupMatrix) -> Result<Vec<u8>> {
     let format = groups.format();
     let row_bytes = row_bytes(Encoding::Groups(format), groups.n_cols())?;
     let (columns, bytes, scale_bytes) = block(format);
-    let half = |x: f32| half::f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+    let half = |x: f32| breakers_cpu::float16::saturating(x).to_le_bytes();
     let (per_row, code_bytes) = (groups.n_cols() / columns, bytes - scale_bytes);
     let mut out = vec![0; groups.n_rows() * row_bytes];
     if out.is_empty() {

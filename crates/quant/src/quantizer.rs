@@ -4,9 +4,10 @@ mod chosen;
 
 use crate::{
     Error, Result,
-    linalg::{Operand, Part, add_product, transposed},
+    linalg::{Operand, Part, add_product},
     statistics::{Statistics, StatisticsConfig},
 };
+use breakers_cpu::matrix::transposed;
 use breakers_gguf::QuantizedMatrix;
 pub(crate) use chosen::{Chosen, group_ranges};
 use std::time::Duration;

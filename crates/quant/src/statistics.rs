@@ -9,9 +9,9 @@
 
 use crate::{
     Error, Result,
-    linalg::{Operand, Part, add_product, mirror, transposed},
+    linalg::{Operand, Part, add_product, mirror},
 };
-use breakers_cpu::pool;
+use breakers_cpu::{matrix::transposed, pool};
 use std::collections::BTreeMap;
 
 /// Rows that are added to the Hessian at a time, so that it passes through memory rarely.

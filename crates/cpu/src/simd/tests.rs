@@ -131,11 +131,8 @@ fn products_are_those_of_integers() {
 
 #[test]
 fn instruction_sets_agree_to_the_bit() {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 20) as f32 - 8.0
-    };
+    let mut random = crate::random::SplitMix64::new(1);
+    let mut next = || 8.0 * random.next_symmetric();
     for _ in 0..200 {
         let a: [f32; LANES] = std::array::from_fn(|_| next());
         let b: [f32; LANES] = std::array::from_fn(|_| next() * 1e-3);

@@ -47,7 +47,7 @@ fn pack_codes<C: Codes>(groups: &GroupMatrix, offset: u8, from: usize, row: usiz
 fn pack_scales<C: Codes>(groups: &GroupMatrix, from: usize, row: usize, scales: &mut [u8]) {
     let (group, columns) = (groups.format().group(), C::SCALES.blocks() * BLOCK);
     let first = from * (groups.n_cols() / group);
-    let half = |x: f32| half::f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+    let half = |x: f32| breakers_cpu::float16::saturating(x).to_le_bytes();
     for (i, lines) in scales.chunks_exact_mut(C::SCALES.bytes()).enumerate() {
         let at = first + i * columns / group;
         let mut put =

@@ -1,6 +1,6 @@
 //! Changes of basis that leave a model's function as it is: rotated hidden states, scaled channels.
 
-use breakers_cpu::hadamard::Rotation;
+use breakers_cpu::{hadamard::Rotation, matrix::transposed};
 use breakers_quant::statistics::Statistics;
 
 use crate::Error;
@@ -56,21 +56,6 @@ impl HiddenRotation {
             Ok(self.rotation.forward(rows)?)
         })?)
     }
-}
-
-/// The transpose of `[n_rows, n_cols]`.
-pub(super) fn transposed(values: &[f32], n_cols: usize) -> Vec<f32> {
-    let n_rows = values.len() / n_cols.max(1);
-    let mut out = vec![0.0; values.len()];
-    breakers_cpu::pool::parallel_chunks_mut(&mut out, 32 * n_rows.max(1), |start, lines| {
-        let first = start / n_rows;
-        for row in 0..n_rows {
-            for (col, line) in lines.chunks_exact_mut(n_rows).enumerate() {
-                line[row] = values[row * n_cols + first + col];
-            }
-        }
-    });
-    out
 }
 
 /// Multiplies the columns of `[out, in]`.

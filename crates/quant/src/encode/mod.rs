@@ -178,7 +178,7 @@ impl BlockScales {
 /// The nearest half-precision number that is finite.
 #[inline(always)]
 fn to_half(x: f32) -> half::f16 {
-    half::f16::from_f32(x.clamp(-65504.0, 65504.0))
+    breakers_cpu::float16::saturating(x)
 }
 
 #[inline(always)]

@@ -20,21 +20,5 @@ pub(crate) use cholesky::{cholesky, mirror};
 pub(crate) use kernel::{MR, NR, kernel};
 pub(crate) use product::{Operand, Part, add_product};
 
-/// The transpose of a matrix `[n_rows, n_cols]`.
-pub(crate) fn transposed(values: &[f32], n_cols: usize) -> Vec<f32> {
-    let n_rows = values.len().checked_div(n_cols).unwrap_or(0);
-    let mut out = vec![0.0; n_rows * n_cols];
-    // Blocks of 32 columns: their lines stay in the cache while the rows pass by.
-    breakers_cpu::pool::parallel_chunks_mut(&mut out, 32 * n_rows.max(1), |start, lines| {
-        let first = start / n_rows.max(1);
-        for row in 0..n_rows {
-            for (col, line) in lines.chunks_exact_mut(n_rows).enumerate() {
-                line[row] = values[row * n_cols + first + col];
-            }
-        }
-    });
-    out
-}
-
 #[cfg(test)]
 mod tests;

@@ -8,14 +8,15 @@
 use crate::{
     Error, Result,
     grid::inverse,
-    linalg::transposed,
     quantizer::{
         Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, output_squares,
     },
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_cpu::{
-    self as cpu, per_isa,
+    self as cpu,
+    matrix::transposed,
+    per_isa,
     pool::{self, DisjointMut},
 };
 use breakers_gguf::{Encoding, GroupFormat};

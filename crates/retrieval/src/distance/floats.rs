@@ -1,7 +1,5 @@
-use breakers_cpu::{self as cpu, Isa};
+use breakers_cpu::simd::{self, Kernel, LANES, Simd};
 
-/// Numbers in a register of the widest path.
-const LANES: usize = 16;
 /// Registers of partial sums, so that one addition need not wait for the one before it.
 const REGISTERS: usize = 4;
 /// What is added up: the sums of register `i`, lane `j` are those of the numbers `64 k + 16 i + j`, on every path; the
@@ -42,15 +40,7 @@ fn fold<const DIFFERENCES: bool>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let (registers_a, tail_a) = a.as_chunks::<LANES>();
     let (registers_b, tail_b) = b.as_chunks::<LANES>();
-    let mut sums = match cpu::isa() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has the instructions; both have as many registers.
-        Isa::Avx512 => unsafe { x86::avx512::<DIFFERENCES>(registers_a, registers_b) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::avx2::<DIFFERENCES>(registers_a, registers_b) },
-        _ => scalar::<DIFFERENCES>(registers_a, registers_b),
-    };
+    let mut sums = simd::dispatch(breakers_cpu::isa(), Fold::<DIFFERENCES>(registers_a, registers_b));
     for (lane, (a, b)) in tail_a.iter().zip(tail_b).enumerate() {
         sums[REGISTERS - 1][lane] = step::<DIFFERENCES>(*a, *b, sums[REGISTERS - 1][lane]);
     }
@@ -70,98 +60,62 @@ fn step<const DIFFERENCES: bool>(a: f32, b: f32, sum: f32) -> f32 {
     if DIFFERENCES { (a - b).mul_add(a - b, sum) } else { a.mul_add(b, sum) }
 }
 
-fn scalar<const DIFFERENCES: bool>(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> Sums {
-    let mut sums = [[0.0; LANES]; REGISTERS];
-    for (register, (a, b)) in a.iter().zip(b).enumerate() {
-        for (sum, (a, b)) in sums[register % REGISTERS].iter_mut().zip(a.iter().zip(b)) {
-            *sum = step::<DIFFERENCES>(*a, *b, *sum);
+/// Adds up whole registers: named ones, because of a loop over lanes the compiler makes single numbers in some programs
+/// and not in others.
+struct Fold<'a, const DIFFERENCES: bool>(&'a [[f32; LANES]], &'a [[f32; LANES]]);
+
+impl<const DIFFERENCES: bool> Kernel for Fold<'_, DIFFERENCES> {
+    type Output = Sums;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Sums {
+        let n = self.0.len().min(self.1.len());
+        let (a, b) = (self.0.as_ptr(), self.1.as_ptr());
+        let whole = n / REGISTERS * REGISTERS;
+        let mut out = [[0.0; LANES]; REGISTERS];
+        // SAFETY: the caller has the instructions; both have `n` registers, and each of `out` has sixteen numbers.
+        unsafe {
+            let mut sums = [S::splat(0.0); REGISTERS];
+            for first in (0..whole).step_by(REGISTERS) {
+                sums[0] = one_more::<S, DIFFERENCES>(a.add(first), b.add(first), sums[0]);
+                sums[1] = one_more::<S, DIFFERENCES>(a.add(first + 1), b.add(first + 1), sums[1]);
+                sums[2] = one_more::<S, DIFFERENCES>(a.add(first + 2), b.add(first + 2), sums[2]);
+                sums[3] = one_more::<S, DIFFERENCES>(a.add(first + 3), b.add(first + 3), sums[3]);
+            }
+            for at in whole..n {
+                sums[at - whole] = one_more::<S, DIFFERENCES>(a.add(at), b.add(at), sums[at - whole]);
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                S::store(out.as_mut_ptr(), sum);
+            }
         }
+        out
     }
-    sums
 }
 
-/// With intrinsics: of the loop over lanes the compiler makes single numbers in some programs and not in others.
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, REGISTERS, Sums};
-    use std::arch::x86_64::*;
-
-    /// # Safety
-    /// The processor must have the instructions, and `b` as many registers as `a`.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn avx512<const DIFFERENCES: bool>(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> Sums {
-        let mut sums = [_mm512_setzero_ps(); REGISTERS];
-        let step = |at: usize, sum: __m512| {
-            // SAFETY: the caller has the instructions; `at` is below the number of registers of both.
-            unsafe {
-                let a = _mm512_loadu_ps(a.get_unchecked(at).as_ptr());
-                let b = _mm512_loadu_ps(b.get_unchecked(at).as_ptr());
-                let (a, b) = if DIFFERENCES { (_mm512_sub_ps(a, b), _mm512_sub_ps(a, b)) } else { (a, b) };
-                _mm512_fmadd_ps(a, b, sum)
-            }
-        };
-        let whole = a.len() / REGISTERS * REGISTERS;
-        for first in (0..whole).step_by(REGISTERS) {
-            sums[0] = step(first, sums[0]);
-            sums[1] = step(first + 1, sums[1]);
-            sums[2] = step(first + 2, sums[2]);
-            sums[3] = step(first + 3, sums[3]);
-        }
-        for at in whole..a.len() {
-            sums[at - whole] = step(at, sums[at - whole]);
-        }
-        let mut out = [[0.0; LANES]; REGISTERS];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            // SAFETY: sixteen numbers.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-        }
-        out
-    }
-
-    /// # Safety
-    /// As [`avx512`].
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2<const DIFFERENCES: bool>(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> Sums {
-        let mut sums = [_mm256_setzero_ps(); 2 * REGISTERS];
-        let step = |at: usize, half: usize, sum: __m256| {
-            // SAFETY: as above; a half is eight numbers.
-            unsafe {
-                let a = _mm256_loadu_ps(a.get_unchecked(at).as_ptr().add(half * LANES / 2));
-                let b = _mm256_loadu_ps(b.get_unchecked(at).as_ptr().add(half * LANES / 2));
-                let (a, b) = if DIFFERENCES { (_mm256_sub_ps(a, b), _mm256_sub_ps(a, b)) } else { (a, b) };
-                _mm256_fmadd_ps(a, b, sum)
-            }
-        };
-        let whole = a.len() / REGISTERS * REGISTERS;
-        for first in (0..whole).step_by(REGISTERS) {
-            for half in 0..2 {
-                sums[half] = step(first, half, sums[half]);
-                sums[2 + half] = step(first + 1, half, sums[2 + half]);
-                sums[4 + half] = step(first + 2, half, sums[4 + half]);
-                sums[6 + half] = step(first + 3, half, sums[6 + half]);
-            }
-        }
-        for at in whole..a.len() {
-            for half in 0..2 {
-                let sum = &mut sums[2 * (at - whole) + half];
-                *sum = step(at, half, *sum);
-            }
-        }
-        let mut out = [[0.0; LANES]; REGISTERS];
-        for (out, sums) in out.iter_mut().zip(sums.as_chunks::<2>().0) {
-            // SAFETY: two halves of eight numbers.
-            unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-                _mm256_storeu_ps(out.as_mut_ptr().add(LANES / 2), sums[1]);
-            }
-        }
-        out
+/// [`step`] of a register.
+///
+/// # Safety
+/// - The processor has `S`'s instructions.
+/// - Both pointers are valid.
+#[inline(always)]
+unsafe fn one_more<S: Simd, const DIFFERENCES: bool>(
+    a: *const [f32; LANES],
+    b: *const [f32; LANES],
+    sum: S::V,
+) -> S::V {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let (a, b) = (S::load(a.cast()), S::load(b.cast()));
+        let (a, b) = if DIFFERENCES { (S::sub(a, b), S::sub(a, b)) } else { (a, b) };
+        S::fma(a, b, sum)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use breakers_cpu::{self as cpu, Isa};
     use rand::{RngExt as _, SeedableRng as _};
 
     #[test]
