@@ -274,7 +274,11 @@ fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
     Ok(match want {
         Want::ArgMax => Output::ArgMax(argmax(logits)?),
         Want::TopK(k) => Output::TopK(top_k(logits, k)?),
-        Want::Logits => Output::Logits(logits.to_vec()),
+        Want::Logits => {
+            // The same check as for the other answers.
+            argmax(logits)?;
+            Output::Logits(logits.to_vec())
+        }
         _ => Output::Nothing,
     })
 }
@@ -292,7 +296,8 @@ fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (
     if wants.iter().all(|want| *want == Want::Logits) {
         let vocab = logits.dims()[1];
         let rows = to_vec(logits).map_err(all)?;
-        return Ok(rows.chunks_exact(vocab).map(|row| Output::Logits(row.to_vec())).collect());
+        let each = rows.chunks_exact(vocab).zip(wants).enumerate();
+        return each.map(|(i, (row, want))| output(row, *want).map_err(|error| (Some(i), error))).collect();
     }
     let each = wants.iter().enumerate().map(|(row, want)| {
         if let Some(k) = n_best(want).filter(|k| (1..=most).contains(k)) {

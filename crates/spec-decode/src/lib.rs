@@ -1,17 +1,21 @@
-//! Lossless speculative decoding: a cheap drafter guesses several tokens, the target model looks at all of
-//! them in one forward pass, and exactly those are kept that it would have produced itself.
+//! Decoding for any [`LanguageModel`]: plain and speculative, streamed, constrained, in batches.
 //!
-//! The text is the one of plain decoding: the same tokens under greedy decoding, the same distribution under
-//! sampling (and the same tokens for the same seed, unless the drafter samples, too). This rests on
-//! [`LanguageModel`]'s promise that a row's logits do not depend on how many rows are in the call.
+//! In speculative decoding a cheap drafter guesses several tokens, the target model looks at all of them in one forward
+//! pass, and exactly those are kept that it would have produced itself. The text is the one of plain decoding: the same
+//! tokens under greedy decoding, the same distribution under sampling (and the same tokens for the same seed, unless the
+//! drafter samples, too). This rests on [`LanguageModel`]'s promise that a row's logits do not depend on how many rows
+//! are in the call.
 //!
-//! - [`Drafter`]: [`NgramDrafter`] (prompt lookup by a suffix automaton), [`ModelDrafter`] (a small model with
-//!   the same tokenizer), [`NoDrafter`] (plain decoding, the baseline).
-//! - [`verify`]: the two rules of acceptance, for chains and token trees.
-//! - [`AdaptiveLength`]: how many tokens to draft, from measured costs; turns itself off where it would lose.
-//! - [`Speculator`] and [`speculate`]: generate a text; [`BatchSpeculator`]: several at a time; [`Decoding`] is the
-//!   state machine underneath, for those who schedule passes themselves.
-//! - [`Stats`] and [`theory`]: what a run cost, and what it should.
+//! | wish | type |
+//! |---|---|
+//! | answer requests, from several threads at once | [`Engine`], a [`ChatModel`](breakers_core::ChatModel) |
+//! | generate a text | [`Speculator`] and [`speculate`]; several given at once: [`BatchSpeculator`] |
+//! | text as it comes, stop strings, a constraint, log-probabilities | [`Decoding`], the state machine underneath |
+//! | texts that join and leave | [`Batch`] |
+//! | guesses | [`NgramDrafter`] (a suffix automaton), [`ModelDrafter`] (a small model), [`NoDrafter`] (plain decoding) |
+//! | a drafter of one's own | [`Drafter`], with the rules of acceptance in [`verify`] |
+//! | how many tokens to draft | [`AdaptiveLength`], from measured costs; it turns itself off where it would lose |
+//! | what a run cost, and what it should | [`Stats`], [`theory`] |
 //!
 //! # Example
 //! ```
@@ -86,3 +90,8 @@ pub use speculator::{Speculator, speculate};
 pub use stats::{PositionStats, RowStats, Stats};
 pub use text::{StopStrings, TextOutput};
 pub use verify::{Chance, Verdict};
+
+/// The README, so that its example is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -310,3 +310,31 @@ fn a_text_that_fails_leaves_the_others_alone() {
         assert_eq!((text.tokens, text.finish), plain(&target, &jobs[i]), "text {i}");
     }
 }
+
+#[test]
+fn a_step_that_fails_in_the_middle_can_be_repeated() {
+    let target = repetitive(VOCAB, 3);
+    let job = &jobs(1, &SamplingConfig::temperature(1.0), true)[0];
+    let mut model = Toy::new(VOCAB, target.clone());
+    let config = Config { draft_length: DraftLength::Fixed(4), ..job.config.clone() };
+    let job = Job { config, prompt: job.prompt.clone(), language: job.language.clone() };
+    let mut text = decoding(&mut model, &job);
+    let mut n_failed = 0;
+    while let Some(step) = text.plan(&mut NoDrafter, usize::MAX).unwrap() {
+        let mut steps = [step];
+        model.forward(&mut steps).unwrap();
+        if steps[0].tokens.len() > 2 && n_failed % 2 == 0 {
+            // The first draft token is accepted, and the constraint has followed it, when the step fails.
+            steps[0].outputs.truncate(2);
+            let error = text.absorb(&mut model, &mut NoDrafter, &steps[0], 0.0).unwrap_err();
+            assert!(matches!(error, Error::MissingOutput { row: 2, .. }), "{error:?}");
+            n_failed += 1;
+            continue;
+        }
+        n_failed += n_failed % 2;
+        text.absorb(&mut model, &mut NoDrafter, &steps[0], 0.0).unwrap();
+    }
+    assert!(n_failed >= 4, "{n_failed}");
+    let result = text.into_result();
+    assert_eq!((result.tokens, result.finish), plain(&target, &job));
+}
