@@ -20,6 +20,7 @@ pub mod rabitq;
 mod top;
 mod tune;
 mod vectors;
+mod watch;
 
 #[cfg(feature = "device")]
 pub use device::DeviceScan;

@@ -1,6 +1,6 @@
 //! How a query is answered, and why.
 
-use super::{Graph, Index as _, Neighbor, Search};
+use super::{Graph, GraphConfig, Index as _, Neighbor, Search, watch::Watch};
 use crate::Result;
 use std::fmt;
 
@@ -77,7 +77,12 @@ impl Graph {
             }
         };
         let k = search.k.min(n_matching);
-        let effort = search.effort.unwrap_or(self.config.effort).max(k);
+        let watch = self.watch(search);
+        let effort = match search.effort {
+            Some(effort) => effort,
+            None => watch.map_or(self.config.effort, |watch| watch.widened(self.config.effort)),
+        };
+        let effort = effort.max(k);
         // So wide that it holds `effort` matching points if they are spread evenly.
         let slots = self.flat.n_slots() as f64;
         let wide = (effort as f64 * slots / n_matching.max(1) as f64).ceil().max(1.0);
@@ -100,8 +105,19 @@ impl Graph {
             effort: wide as usize,
             walk_cost,
             scan_cost,
-            notes: Vec::new(),
+            notes: watch
+                .and_then(Watch::recall)
+                .map(|recall| format!("walks that were compared with a scan found {:.1} %", 100.0 * recall))
+                .into_iter()
+                .collect(),
         }
+    }
+
+    /// What watches walks of this kind: of a width that nobody chose.
+    fn watch(&self, search: &Search<'_>) -> Option<&Watch> {
+        let is_filtered = search.allowed.is_some();
+        let is_chosen = search.effort.is_some() || self.config.effort != GraphConfig::default().effort;
+        (is_filtered || !is_chosen).then(|| &self.watches[usize::from(is_filtered)]).filter(|_| search.effort.is_none())
     }
 
     /// Answers a query, whose vector is prepared, in this way.
@@ -117,6 +133,13 @@ impl Graph {
             Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, k, search.allowed),
             Strategy::Walk | Strategy::FilteredWalk => {
                 let found = self.walk(prepared, k, plan.effort, search.allowed)?;
+                if let Some(watch) = self.watch(search)
+                    && watch.is_sample(plan.scan_cost / plan.walk_cost)
+                {
+                    let truth = self.flat.scan(prepared, k, search.allowed)?;
+                    watch.note(&found, &truth);
+                    return Ok(truth);
+                }
                 // What matches may lie far from the query: then little of the beam does.
                 if found.len() < k { self.flat.scan(prepared, k, search.allowed) } else { Ok(found) }
             }

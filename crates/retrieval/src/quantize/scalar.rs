@@ -203,6 +203,12 @@ impl ScalarCodes {
         }
     }
 
+    /// Whether two slots have the same codes, as copies of a vector do.
+    pub(crate) fn is_copy(&self, a: u32, b: u32) -> bool {
+        let (a, b) = (a as usize, b as usize);
+        self.tails[a] == self.tails[b] && self.row(a) == self.row(b)
+    }
+
     /// What [`gather_from`](Self::gather_from) leaves out, so that with it distances between stored vectors compare.
     pub(crate) fn base(&self, slot: u32) -> f32 {
         match self.metric {

@@ -9,3 +9,4 @@ mod memory;
 mod model;
 mod rabitq;
 mod reports;
+mod zoo;

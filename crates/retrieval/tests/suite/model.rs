@@ -26,7 +26,8 @@ fn payload(random: &mut StdRng) -> Option<Payload> {
     }
     let word = |random: &mut StdRng| ["", "a", "ä", "b\0c", "a.b"][random.random_range(0..5)].to_owned();
     let long = |random: &mut StdRng| "x".repeat(198) + ["é", "éa", "éb", ""][random.random_range(0..4)];
-    let number = |random: &mut StdRng| match random.random_range(0..4) {
+    let number = |random: &mut StdRng| match random.random_range(0..5) {
+        4 => json!(u64::MAX - random.random_range(0u64..3)),
         0 => json!(random.random_range(-3i64..4)),
         1 => json!(f64::from(random.random_range(-6i32..7)) / 2.0),
         2 => json!(9_007_199_254_740_992i64 + random.random_range(0i64..3)),
@@ -51,7 +52,9 @@ fn payload(random: &mut StdRng) -> Option<Payload> {
 }
 
 fn scalar(random: &mut StdRng) -> Scalar {
-    match random.random_range(0..7) {
+    match random.random_range(0..9) {
+        7 => Scalar::from(u64::MAX - random.random_range(0u64..3)),
+        8 => Scalar::Float(18_446_744_073_709_551_616.0),
         0 => Scalar::Bool(random.random_bool(0.5)),
         1 => Scalar::Integer(random.random_range(-3..4)),
         2 => Scalar::Integer(9_007_199_254_740_992 + random.random_range(0..3)),
@@ -109,8 +112,13 @@ fn nearest(model: &Model, metric: Metric, query: &[f32], k: usize, filter: Optio
 
 fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut StdRng, signs: bool) {
     assert_eq!(collection.len().unwrap(), model.len());
-    for _ in 0..6 {
-        let filter = random.random_bool(0.8).then(|| filter(random, 3));
+    // Two that are asked every time, so that what is kept of them is used.
+    let usual = [Filter::not(Filter::exists("n")), Filter::within("mix", -1..=2)];
+    for i in 0..6 {
+        let filter = match usual.get(i) {
+            Some(usual) => Some(usual.clone()),
+            None => random.random_bool(0.8).then(|| filter(random, 3)),
+        };
         let query = vector(random, signs);
         let k = random.random_range(0..12);
         let expected = nearest(model, metric, &query, k, filter.as_ref());
@@ -140,9 +148,57 @@ fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut St
     }
 }
 
+const FOLDER: &str = "BREAKERS_TEST_MODEL_FOLDER";
+const SEED: &str = "BREAKERS_TEST_MODEL_SEED";
+
+/// One random write, to the collection and to the model.
+fn write(collection: &Collection, model: &mut Model, random: &mut StdRng, signs: bool) {
+    if random.random_bool(0.6) {
+        let points: Vec<Point> = (0..random.random_range(0..8))
+            .map(|_| Point { id: random.random_range(0..60), vector: vector(random, signs), payload: payload(random) })
+            .collect();
+        collection.upsert(&points).unwrap();
+        // A later point of a batch replaces an earlier one of the same id.
+        model.extend(points.into_iter().map(|p| (p.id, p)));
+    } else {
+        let ids: Vec<u64> = (0..random.random_range(0..6)).map(|_| random.random_range(0..70)).collect();
+        let before: Vec<u64> = collection.scroll(0, usize::MAX, None).unwrap().iter().map(|p| p.id).collect();
+        let n_there = before.iter().filter(|id| ids.contains(id)).count();
+        model.retain(|id, _| !ids.contains(id));
+        assert_eq!(collection.delete(&ids).unwrap(), n_there);
+    }
+}
+
+/// What another process does, and this one repeats on the model.
+fn writes_of_a_process(seed: u64, collection: &Collection, model: &mut Model) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let signs = collection.config().element != Element::F32;
+    (0..6).for_each(|_| write(collection, model, &mut random, signs));
+}
+
+/// Not a test: what the other process runs.
+#[test]
+fn child() {
+    let (Ok(folder), Ok(seed)) = (std::env::var(FOLDER), std::env::var(SEED)) else { return };
+    let collection = Store::open(folder).unwrap().collection("c").unwrap();
+    writes_of_a_process(seed.parse().unwrap(), &collection, &mut Model::new());
+}
+
+/// The store's folder in another process, while this one has it open.
+fn run_process(folder: &std::path::Path, seed: u64) {
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "model::child", "--test-threads", "1"])
+        .env(FOLDER, folder)
+        .env(SEED, seed.to_string())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
 fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usize) {
     let mut random = StdRng::seed_from_u64(seed);
-    let folder = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
     let signs = element != Element::F32;
     let config = Config { links: 4, build_effort: 20, ..Config::new(DIMENSION, metric) }
         .element(element)
@@ -150,47 +206,59 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
     // Like another process: it asks the database every time.
     let mut options = Options::default();
     options.refresh = Duration::ZERO;
-    let open = || Store::open_with(folder.path(), options.clone()).unwrap().create("c", &config).unwrap();
-    let (mut first, mut second) = (open(), open());
+    let open = |folder: &std::path::Path| {
+        let store = Store::open_with(folder, options.clone()).unwrap();
+        let collection = store.create("c", &config).unwrap();
+        (store, collection)
+    };
+    let mut folder = home.path().join("0");
+    let (mut first, mut second) = (open(&folder), open(&folder));
     let mut model = Model::new();
     for step in 0..steps {
-        match random.random_range(0..20) {
-            0..10 => {
-                let points: Vec<Point> = (0..random.random_range(0..8))
-                    .map(|_| Point {
-                        id: random.random_range(0..60),
-                        vector: vector(&mut random, signs),
-                        payload: payload(&mut random),
-                    })
-                    .collect();
-                first.upsert(&points).unwrap();
-                // A later point of a batch replaces an earlier one of the same id.
-                model.extend(points.into_iter().map(|p| (p.id, p)));
+        match random.random_range(0..60) {
+            0..44 => write(&first.1, &mut model, &mut random, signs),
+            44..46 => first.1.save_index().unwrap(),
+            46..48 => first = open(&folder),
+            48..52 => first.1.rebuild_index().unwrap(),
+            52 => first.0.compact().unwrap(),
+            53 => drop(first.1.tune(&[vector(&mut random, signs)], 3, 0.9).map(|_| ()).unwrap()),
+            54 => assert_eq!(first.0.verify().unwrap().n_points, model.len()),
+            55 => {
+                // On with a copy, in another folder.
+                let backup = home.path().join("backup");
+                first.0.backup(&backup).unwrap();
+                let next = home.path().join(format!("{}", step + 1));
+                drop(Store::restore(&backup, &next, options.clone()).unwrap());
+                (first, second) = (open(&next), open(&next));
+                std::fs::remove_dir_all(&folder).unwrap();
+                folder = next;
             }
-            10..17 => {
-                let ids: Vec<u64> =
-                    (0..random.random_range(0..6)).map(|_| random.random_range(0..70)).collect();
-                let before = model.len();
-                model.retain(|id, _| !ids.contains(id));
-                assert_eq!(first.delete(&ids).unwrap(), before - model.len());
+            56 => {
+                let seed = random.random_range(0..1 << 40);
+                run_process(&folder, seed);
+                // The same on the model, by a store that ends with it.
+                let mirror = tempfile::tempdir().unwrap();
+                let (_store, collection) = open(mirror.path());
+                let points: Vec<Point> = model.values().cloned().collect();
+                collection.upsert(&points).unwrap();
+                writes_of_a_process(seed, &collection, &mut model);
             }
-            17 => first.save_index().unwrap(),
-            18 => first = open(),
             _ => std::mem::swap(&mut first, &mut second),
         }
-        if step % 5 == 0 {
-            check(&first, &model, metric, &mut random, signs);
-            check(&second, &model, metric, &mut random, signs);
+        if step % 4 == 0 {
+            check(&first.1, &model, metric, &mut random, signs);
+            check(&second.1, &model, metric, &mut random, signs);
         }
     }
     let ids: Vec<u64> = (0..70).collect();
     let expected: Vec<Option<Point>> = ids.iter().map(|id| model.get(id).cloned()).collect();
-    assert_eq!(first.get(&ids).unwrap(), expected);
+    assert_eq!(first.1.get(&ids).unwrap(), expected);
 }
 
+/// A step is a call, and every fourth is followed by about fifty that ask. `BREAKERS_SOAK` makes it a million calls.
 #[test]
 fn the_store_does_what_the_model_does() {
-    let steps = if std::env::var_os("BREAKERS_SOAK").is_some() { 5000 } else { 150 };
+    let steps = if std::env::var_os("BREAKERS_SOAK").is_some() { 13_000 } else { 200 };
     for (seed, metric) in (1..).zip(Metric::ALL) {
         run(metric, Element::F32, Indexed::All, seed, steps);
     }

@@ -162,6 +162,7 @@ impl Graph {
             retired: VecDeque::new(),
             swept: 0,
             scratch: None,
+            watches: Default::default(),
         })
     }
 }

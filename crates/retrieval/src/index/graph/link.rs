@@ -5,6 +5,8 @@ use crate::{Result, quantize::ScalarQuery};
 
 /// Kept links that a candidate is held against at a time.
 const CHUNK: usize = 4;
+/// Copies of a vector that it links to: enough for a chain through all of them.
+const MAX_COPIES: usize = 2;
 
 /// Where a new vector belongs.
 #[derive(Debug)]
@@ -166,6 +168,9 @@ impl Graph {
         kept: &mut Vec<u32>,
     ) {
         kept.clear();
+        // Copies of `slot` are as near to everything as it is: they would occlude all others, and fill the list.
+        let mut copies = [NONE; MAX_COPIES];
+        let mut n_copies = 0;
         let codes = &self.flat.codes;
         let base = codes.base(slot);
         let mut left_pinned = candidates.iter().filter(|&&(_, id)| pinned(id)).count();
@@ -178,7 +183,14 @@ impl Graph {
                 kept.push(id);
                 continue;
             }
-            if kept.len() + left_pinned >= n {
+            if codes.is_copy(slot, id) {
+                if n_copies < MAX_COPIES {
+                    copies[n_copies] = id;
+                    n_copies += 1;
+                }
+                continue;
+            }
+            if kept.len() + n_copies + left_pinned >= n {
                 if left_pinned == 0 {
                     break;
                 }
@@ -195,6 +207,9 @@ impl Graph {
                 kept.push(id);
             }
         }
+        // Pinned links and copies together may be more than there is room for.
+        let room = n.saturating_sub(kept.len()).min(n_copies);
+        kept.extend_from_slice(&copies[..room]);
     }
 
     pub(super) fn add_pivot(&mut self, slot: u32) {

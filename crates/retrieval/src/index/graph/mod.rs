@@ -32,7 +32,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use super::{Exact, Index, Neighbor, Search, Strategy, TopK};
+use super::{Exact, Index, Neighbor, Search, Strategy, TopK, watch::Watch};
 use crate::{Bitset, Error, Metric, Result, quantize::Tail};
 use beam::{SCRATCH, Scratch, distance_of, slot_of};
 use breakers_files::Buffer;
@@ -99,6 +99,8 @@ pub struct Graph {
     retired: VecDeque<(u32, u64)>,
     swept: u64,
     scratch: Option<Box<Scratch>>,
+    /// Of walks among all vectors, and among those that match a filter.
+    pub(super) watches: [Watch; 2],
 }
 
 impl Graph {
@@ -122,6 +124,7 @@ impl Graph {
             retired: VecDeque::new(),
             swept: 0,
             scratch: None,
+            watches: Default::default(),
         })
     }
 

@@ -1,0 +1,106 @@
+//! Whether walks find what they should: some are compared with an exact scan, and where too little was found, the beam is
+//! widened, until a scan is the cheaper way.
+//!
+//! A graph over eight-bit codes finds nearly all of the nearest on vectors as models make them. On others it may not: where
+//! codes cannot tell neighbors apart, because all vectors lie far from the origin or one coordinate drowns the others, or
+//! where many vectors are copies of each other. That is seen only by looking.
+
+use super::Neighbor;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// The first so many walks of a width are all compared.
+const FIRST: u64 = 16;
+/// After that, comparing takes about so small a part of the time.
+const SHARE: f64 = 1.0 / 64.0;
+/// Of the neighbors that were compared, at least this share must have been found.
+const ENOUGH: f64 = 0.97;
+/// Fewer neighbors than this say nothing.
+const MIN_WANTED: u64 = 32;
+/// Of samples, older ones count half each time that there are so many.
+const MEMORY: u64 = 4096;
+
+/// What samples of walks say, and how wide the beam is because of it.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// How often the beam was doubled.
+    doublings: AtomicUsize,
+    /// Walks of this width.
+    walks: AtomicU64,
+    found: AtomicU64,
+    wanted: AtomicU64,
+}
+
+impl Watch {
+    /// The width of the beam in place of this one.
+    pub(super) fn widened(&self, effort: usize) -> usize {
+        effort.checked_shl(self.doublings.load(Relaxed) as u32).unwrap_or(usize::MAX).max(effort)
+    }
+
+    /// Counts a walk; whether it is to be compared with a scan, which costs so much more.
+    pub(super) fn is_sample(&self, cost_ratio: f64) -> bool {
+        let walk = self.walks.fetch_add(1, Relaxed);
+        let every = (cost_ratio.max(1.0) / SHARE).min(1e9) as u64;
+        walk < FIRST || walk.is_power_of_two() || walk.is_multiple_of(every)
+    }
+
+    /// Takes in what a walk found of the truth.
+    pub(super) fn note(&self, walked: &[Neighbor], truth: &[Neighbor]) {
+        // By distance, so that of equally near vectors any will do.
+        let bound = truth.last().map_or(f32::NEG_INFINITY, |last| last.distance);
+        let found = walked.iter().filter(|n| n.distance <= bound).count().min(truth.len()) as u64;
+        let found = self.found.fetch_add(found, Relaxed) + found;
+        let wanted = self.wanted.fetch_add(truth.len() as u64, Relaxed) + truth.len() as u64;
+        if wanted >= MIN_WANTED && (found as f64) < ENOUGH * wanted as f64 {
+            // Threads that note at the same time may double twice, which is only wider.
+            self.doublings.fetch_update(Relaxed, Relaxed, |n| Some((n + 1).min(24))).ok();
+            for count in [&self.walks, &self.found, &self.wanted] {
+                count.store(0, Relaxed);
+            }
+        } else if wanted >= MEMORY {
+            self.found.store(found / 2, Relaxed);
+            self.wanted.store(wanted / 2, Relaxed);
+        }
+    }
+
+    /// What the samples of this width found, if there are any.
+    pub(super) fn recall(&self) -> Option<f64> {
+        let wanted = self.wanted.load(Relaxed);
+        (wanted > 0).then(|| self.found.load(Relaxed) as f64 / wanted as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn neighbors(distances: &[f32]) -> Vec<Neighbor> {
+        distances.iter().zip(0..).map(|(&distance, slot)| Neighbor { slot, distance }).collect()
+    }
+
+    #[test]
+    fn the_beam_widens_where_too_little_is_found() {
+        let truth = neighbors(&[0.0, 1.0, 2.0, 3.0]);
+        for (walked, widens) in [
+            (neighbors(&[0.0, 1.0, 2.0, 3.0]), false),
+            (neighbors(&[0.0, 1.0, 3.0, 3.0]), false),
+            (neighbors(&[0.0, 1.0, 2.0, 4.0]), true),
+            (neighbors(&[]), true),
+        ] {
+            let watch = Watch::default();
+            for _ in 0..8 {
+                assert_eq!(watch.widened(100), 100);
+                assert!(watch.is_sample(5.0));
+                watch.note(&walked, &truth);
+            }
+            assert_eq!(watch.widened(100), if widens { 200 } else { 100 }, "{walked:?}");
+            assert_eq!(watch.recall().is_none(), widens);
+        }
+    }
+
+    #[test]
+    fn samples_become_seldom() {
+        let watch = Watch::default();
+        let n = (0..100_000).filter(|_| watch.is_sample(2.0)).count();
+        assert!((700..1000).contains(&n), "{n}");
+    }
+}
