@@ -117,7 +117,9 @@ impl Graph {
     fn watch(&self, search: &Search<'_>) -> Option<&Watch> {
         let is_filtered = search.allowed.is_some();
         let is_chosen = search.effort.is_some() || self.config.effort != GraphConfig::default().effort;
-        (is_filtered || !is_chosen).then(|| &self.watches[usize::from(is_filtered)]).filter(|_| search.effort.is_none())
+        (is_filtered || !is_chosen)
+            .then(|| &self.watches[usize::from(is_filtered)])
+            .filter(|_| search.effort.is_none())
     }
 
     /// Answers a query, whose vector is prepared, in this way.

@@ -155,7 +155,11 @@ const SEED: &str = "BREAKERS_TEST_MODEL_SEED";
 fn write(collection: &Collection, model: &mut Model, random: &mut StdRng, signs: bool) {
     if random.random_bool(0.6) {
         let points: Vec<Point> = (0..random.random_range(0..8))
-            .map(|_| Point { id: random.random_range(0..60), vector: vector(random, signs), payload: payload(random) })
+            .map(|_| Point {
+                id: random.random_range(0..60),
+                vector: vector(random, signs),
+                payload: payload(random),
+            })
             .collect();
         collection.upsert(&points).unwrap();
         // A later point of a batch replaces an earlier one of the same id.
