@@ -325,7 +325,12 @@ impl Decoding {
         M: LanguageModel + ?Sized,
         D: Drafter + ?Sized,
     {
+        let position = self.sampler.position();
         let settled = self.settle(model, drafter, step, seconds);
+        if settled.is_err() {
+            // A step that is repeated draws what it would have drawn.
+            self.sampler.rewind(position);
+        }
         settled.inspect_err(|_| self.abandon(model))
     }
 

@@ -107,6 +107,16 @@ impl Sampler {
         distribution.at(self.uniform())
     }
 
+    /// How far its random numbers have been used, for [`rewind`](Self::rewind).
+    pub fn position(&self) -> u128 {
+        self.rng.get_word_pos()
+    }
+
+    /// Goes back to a position, so that the same random numbers come again: for a step that is repeated.
+    pub fn rewind(&mut self, position: u128) {
+        self.rng.set_word_pos(position);
+    }
+
     /// A uniform number in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
         self.rng.random()
