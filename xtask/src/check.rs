@@ -12,6 +12,7 @@ use crate::{Result, bench, cuda, exact, fetch};
 const ARROWS: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("files", &[]),
+    ("remote", &["core"]),
     ("hub", &["files"]),
     ("cpu", &[]),
     ("gguf", &["cpu", "files"]),

@@ -1,0 +1,44 @@
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an endpoint cannot be used. What goes wrong while it is called is a [`CallError`](breakers_core::CallError).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address is none.
+    #[error("{url:?} is no address of an endpoint: expected {expected}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is needed.
+        expected: &'static str,
+    },
+    /// A header cannot be sent. Its value is not shown, since it may be a secret.
+    #[error("the header {name:?} cannot be sent: a name or value holds bytes that HTTP does not allow")]
+    Header {
+        /// Its name.
+        name: String,
+    },
+    /// An https address, in a build without TLS.
+    #[error("{url:?} needs TLS, which this build lacks: the Cargo feature `tls` of breakers-remote")]
+    NoTls {
+        /// The address.
+        url: String,
+    },
+    /// A setting out of its range.
+    #[error("{name} is {found}; expected {expected}")]
+    Parameter {
+        /// The setting.
+        name: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+    /// A variable of the environment is not there.
+    #[error("the environment variable {name} is not set")]
+    NoVariable {
+        /// Its name.
+        name: &'static str,
+    },
+}

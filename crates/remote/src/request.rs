@@ -1,0 +1,233 @@
+//! A request as an endpoint's JSON.
+
+use breakers_core::{
+    CallError, ChatRequest, Message, Prompt, ResponseFormat, Role, SamplingConfig, ToolChoice,
+};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Dialect, RemoteConfig};
+
+/// Which of an endpoint's two ways of completing is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `/chat/completions`.
+    Chat,
+    /// `/completions`, for texts and tokens that are continued as they are.
+    Text,
+}
+
+impl Route {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Route::Chat => "chat/completions",
+            Route::Text => "completions",
+        }
+    }
+}
+
+/// The body of a request, and where it goes.
+///
+/// # Errors
+/// [`CallError::Unsupported`] for what the card or the dialect lacks, [`CallError::BadRequest`] for what no model can do.
+pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Route, Value), CallError> {
+    let card = &config.card;
+    let can = &card.capabilities;
+    let need = |has: bool, feature: &str| {
+        if has { Ok(()) } else { Err(CallError::unsupported(&card.id, feature)) }
+    };
+    let mut body = Map::new();
+    body.insert("model".to_owned(), json!(card.id));
+    let route = match &request.prompt {
+        Prompt::Chat(messages) => {
+            need(can.chat, "conversations")?;
+            if messages.is_empty() {
+                return Err(CallError::bad_request("messages", "a conversation needs a message"));
+            }
+            let messages: Result<Vec<Value>, _> = messages.iter().map(message).collect();
+            body.insert("messages".to_owned(), messages?.into());
+            Route::Chat
+        }
+        Prompt::Text(text) => {
+            need(can.text, "texts that are continued as they are")?;
+            body.insert("prompt".to_owned(), json!(text));
+            Route::Text
+        }
+        Prompt::Tokens(tokens) => {
+            need(can.tokens, "prompts of tokens")?;
+            body.insert("prompt".to_owned(), json!(tokens));
+            Route::Text
+        }
+        _ => return Err(CallError::unsupported(&card.id, "a prompt of this kind")),
+    };
+    let ChatRequest { max_tokens, sampling, seed, stop, top_logprobs, .. } = request;
+    if let Some(max_tokens) = max_tokens {
+        if *max_tokens == 0 {
+            return Err(CallError::bad_request("max_tokens", "at least one token is needed"));
+        }
+        // OpenAI's reasoning models know the new name only, other servers often the old one only.
+        let name = match (config.dialect, route) {
+            (Dialect::OpenAi, Route::Chat) => "max_completion_tokens",
+            _ => "max_tokens",
+        };
+        body.insert(name.to_owned(), json!(max_tokens));
+    }
+    sample(config, sampling, &mut body)?;
+    if let Some(seed) = seed {
+        if config.dialect == Dialect::LlamaCpp && *seed >= u64::from(u32::MAX) {
+            return Err(CallError::bad_request("seed", "this server has seeds below 2^32 - 1 only"));
+        }
+        // Half of the numbers do not fit the signed ones of the protocol; their bits do.
+        body.insert("seed".to_owned(), json!(seed.cast_signed()));
+    }
+    if stop.iter().any(String::is_empty) {
+        return Err(CallError::bad_request("stop", "an empty text ends nothing"));
+    }
+    if !stop.is_empty() {
+        body.insert("stop".to_owned(), json!(stop));
+    }
+    if let Some(n) = top_logprobs {
+        need(can.logprobs, "log-probabilities")?;
+        match route {
+            Route::Chat => {
+                body.insert("logprobs".to_owned(), json!(true));
+                body.insert("top_logprobs".to_owned(), json!(n));
+            }
+            Route::Text => {
+                body.insert("logprobs".to_owned(), json!(n));
+            }
+        }
+    }
+    respond(request, route, &need, &mut body)?;
+    if config.stream {
+        body.insert("stream".to_owned(), json!(true));
+        body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+    }
+    for (name, value) in &config.body {
+        let value = serde_json::from_str(value.as_str());
+        body.insert(name.clone(), value.map_err(|error| CallError::bad_request(name, error.to_string()))?);
+    }
+    Ok((route, body.into()))
+}
+
+/// Tools, and the form of the answer.
+fn respond(
+    request: &ChatRequest,
+    route: Route,
+    need: &impl Fn(bool, &str) -> Result<(), CallError>,
+    body: &mut Map<String, Value>,
+) -> Result<(), CallError> {
+    let bad = |param: &str, message: &str| Err(CallError::bad_request(param, message));
+    let is_chat = route == Route::Chat;
+    if request.tools.is_empty() {
+        if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+            return bad("tool_choice", "there are no tools to choose from");
+        }
+        if request.parallel_tool_calls.is_some() {
+            return bad("parallel_tool_calls", "there are no tools");
+        }
+    } else {
+        need(is_chat, "tools for a text that is continued as it is")?;
+        let tools: Result<Vec<Value>, _> = request.tools.iter().map(|tool| value(&tool.to_json())).collect();
+        body.insert("tools".to_owned(), tools?.into());
+        let choice = match &request.tool_choice {
+            ToolChoice::Auto => json!("auto"),
+            ToolChoice::None => json!("none"),
+            ToolChoice::Required => json!("required"),
+            ToolChoice::Function(name) => {
+                if !request.tools.iter().any(|tool| tool.name == *name) {
+                    return bad("tool_choice", "there is no tool of this name");
+                }
+                json!({"type": "function", "function": {"name": name}})
+            }
+            _ => return bad("tool_choice", "a choice that this build does not know"),
+        };
+        body.insert("tool_choice".to_owned(), choice);
+        if let Some(parallel) = request.parallel_tool_calls {
+            body.insert("parallel_tool_calls".to_owned(), json!(parallel));
+        }
+    }
+    let format = match &request.response {
+        ResponseFormat::Text => return Ok(()),
+        ResponseFormat::JsonObject => json!({"type": "json_object"}),
+        ResponseFormat::JsonSchema(schema) => {
+            let (name, strict) = (&schema.name, schema.strict);
+            let schema = value(&schema.schema)?;
+            json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": strict}})
+        }
+        _ => return bad("response", "a form that this build does not know"),
+    };
+    need(is_chat, "a form for a text that is continued as it is")?;
+    body.insert("response_format".to_owned(), format);
+    Ok(())
+}
+
+/// How tokens are drawn. What changes nothing is not sent.
+fn sample(
+    config: &RemoteConfig,
+    sampling: &SamplingConfig,
+    body: &mut Map<String, Value>,
+) -> Result<(), CallError> {
+    sampling.validate()?;
+    let SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty, repetition_window } = sampling;
+    // Through the shortest decimal form, which is what the caller wrote.
+    let number = |x: &f32| serde_json::from_str(&x.to_string()).unwrap_or_else(|_| json!(x));
+    body.insert("temperature".to_owned(), number(temperature));
+    let knows = |feature: &str, dialects: &[Dialect]| {
+        let ok = dialects.contains(&config.dialect);
+        if ok { Ok(()) } else { Err(CallError::unsupported(&config.card.id, feature)) }
+    };
+    let is_drawn = !sampling.is_greedy();
+    if is_drawn && *top_p < 1.0 {
+        body.insert("top_p".to_owned(), number(top_p));
+    }
+    if is_drawn && *top_k > 0 {
+        knows("top_k", &[Dialect::LlamaCpp, Dialect::Vllm])?;
+        body.insert("top_k".to_owned(), json!(top_k));
+    }
+    if is_drawn && *min_p > 0.0 {
+        knows("min_p", &[Dialect::LlamaCpp, Dialect::Vllm])?;
+        body.insert("min_p".to_owned(), number(min_p));
+    }
+    if *repetition_penalty != 1.0 {
+        knows("repetition_penalty", &[Dialect::LlamaCpp])?;
+        body.insert("repeat_penalty".to_owned(), number(repetition_penalty));
+        body.insert("repeat_last_n".to_owned(), json!(repetition_window));
+    }
+    if config.dialect == Dialect::LlamaCpp && is_drawn {
+        // Its own defaults are others than none.
+        body.entry("top_k").or_insert(json!(0));
+        body.entry("top_p").or_insert(json!(1));
+        body.entry("min_p").or_insert(json!(0));
+    }
+    Ok(())
+}
+
+fn message(message: &Message) -> Result<Value, CallError> {
+    let mut out = Map::new();
+    out.insert("role".to_owned(), json!(message.role.as_str()));
+    let text = message.text();
+    // Null is for a turn that only calls functions.
+    let content = if text.is_empty() && !message.tool_calls.is_empty() { Value::Null } else { json!(text) };
+    out.insert("content".to_owned(), content);
+    if !message.tool_calls.is_empty() {
+        if message.role != Role::Assistant {
+            return Err(CallError::bad_request("messages", "only the model calls functions"));
+        }
+        let calls = message.tool_calls.iter().map(|call| {
+            let function = json!({"name": call.name, "arguments": call.arguments});
+            json!({"id": call.id, "type": "function", "function": function})
+        });
+        out.insert("tool_calls".to_owned(), calls.collect());
+    }
+    if let Some(id) = &message.tool_call_id {
+        out.insert("tool_call_id".to_owned(), json!(id));
+    }
+    for (name, field) in &message.fields {
+        out.insert(name.clone(), value(field)?);
+    }
+    Ok(out.into())
+}
+
+fn value(json: &breakers_core::Json) -> Result<Value, CallError> {
+    serde_json::from_str(json.as_str()).map_err(|error| CallError::bad_request("request", error.to_string()))
+}
