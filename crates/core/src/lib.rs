@@ -37,6 +37,8 @@ mod models;
 mod prompt;
 mod sampling;
 mod scripted;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod vocabulary;
 
 pub use call_error::{CallError, TimeoutPhase};

@@ -182,8 +182,12 @@ impl RemoteConfig {
         least("max_concurrent", self.max_concurrent)?;
         least("max_answer", self.max_answer)?;
         let Timeouts { connect, first_token, next_token, total } = self.timeouts;
-        let limits =
-            [("connect", connect), ("first_token", first_token), ("next_token", next_token), ("total", total)];
+        let limits = [
+            ("connect", connect),
+            ("first_token", first_token),
+            ("next_token", next_token),
+            ("total", total),
+        ];
         for (name, limit) in limits {
             if limit.is_zero() {
                 return Err(Error::Parameter { name, expected: "more than 0 s", found: "0 s".to_owned() });

@@ -65,7 +65,8 @@ fn classify(
     let code = error.code.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
     let kind = error.r#type.as_deref().unwrap_or_default();
     let is = |word: &str| code.contains(word) || kind.contains(word);
-    let message: String = error.message.as_deref().unwrap_or("no message").chars().take(MAX_MESSAGE).collect();
+    let message: String =
+        error.message.as_deref().unwrap_or("no message").chars().take(MAX_MESSAGE).collect();
     let failed = |status: u16, message: String| HttpStatus { status, message };
 
     // Words say more than numbers, which gateways change.
@@ -114,7 +115,9 @@ fn names_context(message: &str) -> bool {
     ["maximum context length", "context size", "context length", "context window"]
         .iter()
         .any(|words| message.contains(words))
-        && ["exceed", "too long", "maximum", "longer than", "however"].iter().any(|words| message.contains(words))
+        && ["exceed", "too long", "maximum", "longer than", "however"]
+            .iter()
+            .any(|words| message.contains(words))
 }
 
 /// Tokens needed and tokens that fit, if a message has exactly these two as its largest and smallest numbers above 15.
@@ -124,10 +127,12 @@ fn context_numbers(message: &str) -> (Option<usize>, Option<usize>) {
     let numbers: Vec<usize> = numbers.collect();
     let lower = message.to_ascii_lowercase();
     // "maximum context length is 4097 tokens. However, you requested 5000 tokens (3000 in the messages, 2000 …)"
-    let limit = ["context length is", "context size (", "context size of", "context length of", "context window of"];
+    let limit =
+        ["context length is", "context size (", "context size of", "context length of", "context window of"];
     let limit = limit.iter().find_map(|words| {
         let after = &lower[lower.find(words)? + words.len()..];
-        let digits: String = after.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == ',').collect();
+        let digits: String =
+            after.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == ',').collect();
         digits.replace(',', "").parse::<usize>().ok()
     });
     let needed = limit.and_then(|limit| numbers.iter().copied().find(|&n| n > limit));

@@ -57,7 +57,8 @@ impl RemoteModel {
     /// [`Error`] for a config that cannot be used.
     pub fn new(config: RemoteConfig) -> Result<Self, Error> {
         config.check()?;
-        let Timeouts { connect, total, .. } = config.timeouts;
+        // From the connection on, `Limits` has them all.
+        let connect = config.timeouts.connect.min(config.timeouts.total);
         let mut http = Agent::config_builder()
             .http_status_as_error(false)
             // A key must not follow to another host.
@@ -68,8 +69,7 @@ impl RemoteModel {
             .accept_encoding("")
             .max_idle_connections_per_host(config.max_concurrent)
             .timeout_resolve(Some(connect))
-            .timeout_connect(Some(connect))
-            .timeout_global(Some(total));
+            .timeout_connect(Some(connect));
         if config.is_local() {
             http = http.proxy(None);
         }
@@ -134,8 +134,9 @@ impl ChatModel for RemoteModel {
         let replies = Mutex::new(Vec::with_capacity(requests.len()));
         let work = || {
             let keep = &mut |_: Delta| std::ops::ControlFlow::Continue(());
-            // The guard is gone before the call.
-            while let Some((i, request)) = crate::lock(&next).next() {
+            loop {
+                // In a statement of its own, so that the lock is not held during the call.
+                let Some((i, request)) = crate::lock(&next).next() else { break };
                 let reply = self.chat(request, keep);
                 crate::lock(&replies).push((i, reply));
             }
@@ -249,11 +250,8 @@ impl Answer<'_> {
         mut reader: impl Read,
         on_delta: &mut OnDelta<'_>,
     ) -> Result<ChatReply, CallError> {
-        let result = if is_stream {
-            self.stream(&mut reader, on_delta)
-        } else {
-            self.whole(&mut reader, on_delta)
-        };
+        let result =
+            if is_stream { self.stream(&mut reader, on_delta) } else { self.whole(&mut reader, on_delta) };
         self.finish(result)
     }
 

@@ -71,7 +71,9 @@ impl<'a> Reply<'a> {
         if let Some(logprobs) = &choice.logprobs {
             self.tokens(logprobs, on_delta)?;
         }
-        for WireMessage { content, refusal, tool_calls } in [choice.delta, choice.message].into_iter().flatten() {
+        for WireMessage { content, refusal, tool_calls } in
+            [choice.delta, choice.message].into_iter().flatten()
+        {
             self.text(content, on_delta)?;
             self.refusal.extend(refusal);
             for call in tool_calls.unwrap_or_default() {

@@ -160,4 +160,3 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
         replies
     }
 }
-

@@ -107,7 +107,9 @@ impl SseParser {
         if let Some(event) = self.next_event()? {
             return Ok(Some(event));
         }
-        if !self.line.is_empty() {
+        // A character that was cut off is the end of the stream's fault; the line that it is in never came.
+        let is_cut = std::str::from_utf8(&self.line).is_err_and(|error| error.error_len().is_none());
+        if !self.line.is_empty() && !is_cut {
             self.end_line()?;
         }
         Ok(self.dispatch())

@@ -22,7 +22,10 @@ pub(super) fn answer(
     let body = http.json();
     let request = match &body {
         Some(body) if is_chat || http.path.ends_with("/completions") => parse(body),
-        _ => Err(CallError::BadRequest { param: None, message: format!("{} is no JSON for a model", http.path) }),
+        _ => Err(CallError::BadRequest {
+            param: None,
+            message: format!("{} is no JSON for a model", http.path),
+        }),
     };
     let request = match request {
         Ok(request) => request,
@@ -96,7 +99,9 @@ fn error_of(error: &CallError) -> (u16, Vec<(&'static str, String)>, Value) {
     };
     let message = match error {
         ContextTooLong { needed: Some(needed), limit: Some(limit) } => {
-            format!("This model's maximum context length is {limit} tokens. However, you requested {needed} tokens.")
+            format!(
+                "This model's maximum context length is {limit} tokens. However, you requested {needed} tokens."
+            )
         }
         ContentFiltered { message } | BadRequest { message, .. } | Auth { message } => message.clone(),
         other => other.to_string(),

@@ -196,8 +196,16 @@ fn configs_that_cannot_be_used() {
     check("HTTP://[::1]:80", "fine");
     check("https://example.org/v1", https);
     for url in [
-        "", "localhost", "/v1", "ftp://x", "http://", "http:///v1", "http://a b/", "http://user:pw@host/v1",
-        "http://host/v1?key=1", "http://host/v1#x",
+        "",
+        "localhost",
+        "/v1",
+        "ftp://x",
+        "http://",
+        "http:///v1",
+        "http://a b/",
+        "http://user:pw@host/v1",
+        "http://host/v1?key=1",
+        "http://host/v1#x",
     ] {
         check(url, "url");
     }

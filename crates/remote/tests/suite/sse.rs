@@ -89,12 +89,24 @@ fn what_lacks_its_end_is_known_at_the_end() {
         ("data: a\ndata: b", Some("a\nb")),
         ("data: a\n: ping", Some("a")),
         ("event: x\n", None),
+        ("data: a\ndata: \u{20ac}", Some("a\n\u{20ac}")),
         ("", None),
     ] {
         let mut parser = SseParser::new(100);
         parser.feed(text.as_bytes());
         while parser.next_event().unwrap().is_some() {}
         assert_eq!(parser.finish().unwrap().map(|event| event.data).as_deref(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn a_character_that_is_cut_off_takes_its_line_along() {
+    for n in 1..4 {
+        let bytes = "data: a\ndata: \u{1f642}".as_bytes();
+        let mut parser = SseParser::new(100);
+        parser.feed(&bytes[..bytes.len() - n]);
+        assert_eq!(parser.next_event().unwrap(), None);
+        assert_eq!(parser.finish().unwrap().unwrap().data, "a");
     }
 }
 

@@ -22,10 +22,13 @@ fn hear<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, then: Option<io::ErrorKi
         deltas.push(delta);
         ControlFlow::Continue(())
     });
-    (reply.map(|mut reply| {
-        reply.timings = Default::default();
-        reply
-    }), deltas)
+    (
+        reply.map(|mut reply| {
+            reply.timings = Default::default();
+            reply
+        }),
+        deltas,
+    )
 }
 
 /// A stream of these chunks, with its end.
@@ -86,7 +89,10 @@ fn check_full((reply, deltas): &Heard) {
     assert_eq!(reply.text, "Gr\u{fc}\u{df}e \u{1f642}\n");
     let calls = [ToolCall::new("c1", "weather", "{\"city\": \"Oslo\"}"), ToolCall::new("c2", "time", "{}")];
     assert_eq!(reply.tool_calls, calls);
-    assert_eq!((reply.finish, reply.model.as_str(), reply.seed), (FinishReason::ToolCalls, "served", Some(7)));
+    assert_eq!(
+        (reply.finish, reply.model.as_str(), reply.seed),
+        (FinishReason::ToolCalls, "served", Some(7))
+    );
     let usage = reply.usage;
     assert_eq!((usage.prompt, usage.cached_prompt, usage.completion, usage.reasoning), (12, 8, 5, 1));
     assert_eq!((usage.accepted, usage.drafted), (2, 5));
@@ -122,12 +128,13 @@ fn a_stream_cut_anywhere_is_truncated_unless_it_has_ended() {
     let text = full();
     let bytes = text.as_bytes();
     // Behind the reason for its end, an answer is whole, though its usage may be missing.
-    let whole = text.find("\"tool_calls\"}],").map_or_else(|| text.find("\"finish_reason\":\"tool_calls\"").unwrap(), |at| at);
+    let whole = text.find("\"finish_reason\":\"tool_calls\"").unwrap();
     let line_end = whole + text[whole..].find('\n').unwrap();
     for at in 0..bytes.len() {
         for then in [None, Some(io::ErrorKind::ConnectionReset), Some(io::ErrorKind::UnexpectedEof)] {
             let (reply, deltas) = hear([&bytes[..at]], then);
-            if at > line_end || (at == line_end && then.is_none()) {
+            // A connection that ends may leave the empty line behind the event out; one that breaks may not.
+            if at > line_end + 1 || (at >= line_end && then.is_none()) {
                 let reply = reply.unwrap();
                 assert_eq!((reply.finish, reply.tool_calls.len()), (FinishReason::ToolCalls, 2), "{at}");
                 continue;
@@ -232,10 +239,18 @@ fn lies_are_found() {
         ("no JSON", "data: {\n\n".to_owned(), "Malformed"),
         ("another kind of JSON", "data: [1]\n\n".to_owned(), "Malformed"),
         ("a number for a text", stream(&[piece(json!({"content": 1}))]), "Malformed"),
-        ("half of a surrogate pair", "data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\"}}]}\n\n".to_owned(), "Malformed"),
+        (
+            "half of a surrogate pair",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\"}}]}\n\n".to_owned(),
+            "Malformed",
+        ),
         ("a deep nest", format!("data: {{\"x\":{}\n\n", "[".repeat(100_000)), "Malformed"),
         ("bytes that are no text", "data: \u{0}\n\n".to_owned(), "Malformed"),
-        ("a second choice", stream(&[json!({"choices": [{"index": 1, "delta": {"content": "x"}}]})]), "Malformed"),
+        (
+            "a second choice",
+            stream(&[json!({"choices": [{"index": 1, "delta": {"content": "x"}}]})]),
+            "Malformed",
+        ),
         ("text after the end", stream(&[end("stop"), piece(json!({"content": "x"}))]), "Malformed"),
         ("two ends", stream(&[end("stop"), end("length")]), "Malformed"),
         ("an unknown end", stream(&[end("whim")]), "Malformed"),
@@ -257,10 +272,17 @@ fn lies_are_found() {
         ("comments without end", ": ping\n".repeat(1 << 18), "Malformed"),
         (
             "an error in the middle",
-            format!("data: {}\n\ndata: {{\"error\": {{\"message\": \"busy\", \"code\": 503}}}}\n\n", piece(json!({"content": "x"}))),
+            format!(
+                "data: {}\n\ndata: {{\"error\": {{\"message\": \"busy\", \"code\": 503}}}}\n\n",
+                piece(json!({"content": "x"}))
+            ),
             "Truncated",
         ),
-        ("an error at the start", "data: {\"error\": {\"message\": \"busy\", \"code\": 503}}\n\n".to_owned(), "Overloaded"),
+        (
+            "an error at the start",
+            "data: {\"error\": {\"message\": \"busy\", \"code\": 503}}\n\n".to_owned(),
+            "Overloaded",
+        ),
         ("an error as text", "event: error\ndata: {\"error\": \"broken\"}\n\n".to_owned(), "Failed"),
     ];
     for (what, text, expected) in &cases {
@@ -294,9 +316,8 @@ fn a_receiver_ends_the_answer_at_every_piece() {
 
 #[test]
 fn whole_answers() {
-    let read = |body: &str| {
-        read_answer(&question(), false, body.as_bytes(), &mut |_| ControlFlow::Continue(()))
-    };
+    let read =
+        |body: &str| read_answer(&question(), false, body.as_bytes(), &mut |_| ControlFlow::Continue(()));
     let message = json!({"role": "assistant", "content": "Hi", "refusal": null});
     let body = json!({"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}});
@@ -354,8 +375,25 @@ fn any_chunk() -> impl Strategy<Value = Value> {
         words.prop_map(Value::from),
     ];
     let keys = prop::sample::select(vec![
-        "choices", "delta", "message", "content", "tool_calls", "index", "id", "function", "name", "arguments",
-        "finish_reason", "usage", "prompt_tokens", "logprobs", "token", "logprob", "error", "code", "text",
+        "choices",
+        "delta",
+        "message",
+        "content",
+        "tool_calls",
+        "index",
+        "id",
+        "function",
+        "name",
+        "arguments",
+        "finish_reason",
+        "usage",
+        "prompt_tokens",
+        "logprobs",
+        "token",
+        "logprob",
+        "error",
+        "code",
+        "text",
     ]);
     leaf.prop_recursive(6, 40, 4, move |inner| {
         prop_oneof![

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use breakers_core::{
-    CallError, ChatModel, ChatRequest, FinishReason, Scripted, ScriptedModel, TimeoutPhase,
-};
+use breakers_core::{CallError, ChatModel, ChatRequest, FinishReason, Scripted, ScriptedModel, TimeoutPhase};
 use breakers_remote::{
     RemoteConfig, RemoteModel, RetryConfig, Retrying, Timeouts,
     testing::{Connection, FakeEndpoint},
@@ -96,7 +94,9 @@ fn each_wait_has_its_limit() {
         (
             "half of an answer that is whole",
             |connection| {
-                connection.raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")?;
+                connection.raw(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+                )?;
                 while !connection.is_closed() {
                     sleep(Duration::from_millis(5));
                 }
@@ -183,7 +183,10 @@ fn an_end_that_is_never_closed_is_an_end() {
 }
 
 /// A model that is tried again, and the pauses that it made.
-fn retrying(model: impl ChatModel, config: RetryConfig) -> (Retrying<impl ChatModel>, Arc<Mutex<Vec<Duration>>>) {
+fn retrying(
+    model: impl ChatModel,
+    config: RetryConfig,
+) -> (Retrying<impl ChatModel>, Arc<Mutex<Vec<Duration>>>) {
     let pauses = Arc::new(Mutex::new(Vec::new()));
     let made = Arc::clone(&pauses);
     let model = Retrying::new(model, config).unwrap();
@@ -195,7 +198,8 @@ fn calls_that_may_heal_are_tried_again() {
     let after = |ms| Some(Duration::from_millis(ms));
     let busy = || Scripted::from(CallError::Overloaded { retry_after: None });
     let ask_again = |ms| Scripted::from(CallError::RateLimited { retry_after: after(ms) });
-    let begun = || Scripted::Fail { after: "a".to_owned(), error: CallError::Overloaded { retry_after: None } };
+    let begun =
+        || Scripted::Fail { after: "a".to_owned(), error: CallError::Overloaded { retry_after: None } };
     let wrong = || Scripted::from(CallError::bad_request("x", "y"));
     let good = || Scripted::from("good");
     let cases: Vec<(Vec<Scripted>, &str, usize)> = vec![
