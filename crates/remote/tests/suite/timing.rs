@@ -122,8 +122,8 @@ fn each_wait_has_its_limit() {
 fn slow_answers_within_their_limits_are_answers() {
     let endpoint = FakeEndpoint::start(|_, connection| {
         connection.start_events()?;
-        for text in ["a", "b", "c", "d"] {
-            sleep(Duration::from_millis(60));
+        for text in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
+            sleep(Duration::from_millis(120));
             connection.send(b": ping\n\n")?;
             connection.event(&piece(text))?;
         }
@@ -132,12 +132,14 @@ fn slow_answers_within_their_limits_are_answers() {
         connection.end()
     });
     let mut config = RemoteConfig::new(endpoint.url(), "test");
-    // Shorter than all of it, longer than each wait.
-    (config.timeouts.first_token, config.timeouts.next_token) = (SHORT + SHORT / 3, SHORT + SHORT / 3);
+    // Shorter than all of it, much longer than each wait.
+    let limit = Duration::from_secs(1);
+    (config.timeouts.first_token, config.timeouts.next_token) = (limit, limit);
     let reply = ask(&RemoteModel::new(config).unwrap()).unwrap();
     let first = reply.timings.first_token.unwrap();
-    assert_eq!(reply.text, "abcd");
-    assert!(first >= Duration::from_millis(60) && reply.timings.total >= first + Duration::from_millis(180));
+    assert_eq!(reply.text, "abcdefghij");
+    assert!(first >= Duration::from_millis(120) && first <= reply.timings.total);
+    assert!(reply.timings.total >= Duration::from_millis(1200));
 }
 
 #[test]
