@@ -168,7 +168,17 @@ fn sample(
     body: &mut Map<String, Value>,
 ) -> Result<(), CallError> {
     sampling.validate()?;
-    let SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty, repetition_window } = sampling;
+    let SamplingConfig {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        frequency_penalty,
+        presence_penalty,
+        repetition_window,
+        logit_bias,
+    } = sampling;
     // Through the shortest decimal form, which is what the caller wrote.
     let number = |x: &f32| serde_json::from_str(&x.to_string()).unwrap_or_else(|_| json!(x));
     body.insert("temperature".to_owned(), number(temperature));
@@ -192,6 +202,23 @@ fn sample(
         knows("repetition_penalty", &[Dialect::LlamaCpp])?;
         body.insert("repeat_penalty".to_owned(), number(repetition_penalty));
         body.insert("repeat_last_n".to_owned(), json!(repetition_window));
+    }
+    // OpenAI's penalties look at all of the answer.
+    if *frequency_penalty != 0.0 || *presence_penalty != 0.0 {
+        for (name, penalty) in
+            [("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)]
+        {
+            if *penalty != 0.0 {
+                body.insert(name.to_owned(), number(penalty));
+            }
+        }
+        if config.dialect == Dialect::LlamaCpp {
+            body.insert("repeat_last_n".to_owned(), json!(repetition_window));
+        }
+    }
+    if !logit_bias.is_empty() {
+        let bias = logit_bias.iter().map(|(token, bias)| (token.to_string(), number(bias)));
+        body.insert("logit_bias".to_owned(), Value::Object(bias.collect()));
     }
     if config.dialect == Dialect::LlamaCpp && is_drawn {
         // Its own defaults are others than none.
