@@ -9,6 +9,7 @@
 //! | generate text, plain or speculative, streamed or in batches | `decode` | `decode` |
 //! | keep keys and values in fewer bits, or fewer tokens | `kv-cache` | `kv_cache` |
 //! | read and write GGUF files and files of quantized matrices | `gguf` | `gguf` |
+//! | text to token ids and back, conversations to prompts | `tokenizer` | `tokenizer` |
 //! | products with quantized weights | `linear` | `linear` |
 //! | quantize weights | `quant` | `quant` |
 //! | obtain models by name | `hub` | `hub` |
@@ -46,6 +47,8 @@ pub use breakers_quant as quant;
 pub use breakers_retrieval as retrieval;
 #[cfg(feature = "decode")]
 pub use breakers_spec_decode as decode;
+#[cfg(feature = "tokenizer")]
+pub use breakers_tokenizer as tokenizer;
 
 #[cfg(feature = "cli")]
 pub mod cli;

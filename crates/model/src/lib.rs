@@ -1,13 +1,10 @@
-//! Language models from GGUF files and sentence embeddings from safetensors: tokenizers, chat templates,
-//! transformer blocks.
+//! Language models from GGUF files and sentence embeddings from safetensors.
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
 //! - with the feature `bert`, `Bert` turns texts into vectors;
-//! - [`tokenizer`] turns text into token ids and back;
 //! - [`quantize`](mod@quantize) writes a model's file with smaller matrices;
 //! - [`walk`] leads a text through one block after the other, for those who change the weights on the way;
-//! - [`chat`] renders a conversation into the prompt that a model was trained on;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
 //!
 //! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its `Engine`
@@ -38,10 +35,8 @@ mod runner;
 #[cfg(feature = "bert")]
 mod weights;
 
-pub mod chat;
 pub mod ops;
 pub mod quantize;
-pub mod tokenizer;
 pub mod walk;
 
 #[cfg(feature = "bert")]

@@ -14,9 +14,9 @@ use crate::arch::{
     self,
     decoder::{Decoder, ProductCost},
 };
-use crate::chat::ChatTemplate;
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Runner};
+use breakers_tokenizer::ChatTemplate;
+use breakers_tokenizer::Tokenizer;
 
 /// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no longer fits
 /// the caches, and is so large that the allocator takes fresh pages from the system each time.

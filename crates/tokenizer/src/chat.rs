@@ -12,9 +12,9 @@
 //! # Example
 //! ```
 //! use breakers_core::Message;
-//! use breakers_model::chat::ChatTemplate;
+//! use breakers_tokenizer::ChatTemplate;
 //!
-//! # fn main() -> Result<(), breakers_model::Error> {
+//! # fn main() -> Result<(), breakers_tokenizer::Error> {
 //! let template = ChatTemplate::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}")?;
 //! let prompt = template.render(&[Message::user("Hi!")], None, true)?;
 //! assert_eq!(prompt, "<user>Hi!\n");
@@ -96,7 +96,7 @@ impl ChatTemplate {
     /// The template of a GGUF file; `None` if it has none or an empty one, like that of a base model.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] if it does not parse, [`Error::Quant`] if it is not a string.
+    /// [`Error::ChatTemplate`] if it does not parse, [`Error::Gguf`] if it is not a string.
     pub fn from_gguf(file: &File) -> Result<Option<Self>> {
         Self::from_metadata(file.metadata())
     }
@@ -147,8 +147,8 @@ impl ChatTemplate {
     /// The prompt for a conversation, with the start of the model's answer if `add_generation_prompt`.
     ///
     /// `tools` is a JSON array of the functions that the model may call. Encode the prompt with
-    /// [`parse_special`](crate::tokenizer::EncodeOptions::parse_special), without
-    /// [`add_special`](crate::tokenizer::EncodeOptions::add_special) if the template writes `bos_token`.
+    /// [`parse_special`](crate::EncodeOptions::parse_special), without
+    /// [`add_special`](crate::EncodeOptions::add_special) if the template writes `bos_token`.
     ///
     /// # Errors
     /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::Json`] for values that

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use breakers::cli::{CacheKind, Error, ModelArgs, Result, finish, print_json, read_text, run};
 use breakers_eval::needle::NeedleConfig;
 use breakers_kv_cache::Compression;
-use breakers_model::tokenizer::EncodeOptions;
+use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 
 /// The book's own pages: enough text for a first look.

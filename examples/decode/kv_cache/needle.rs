@@ -9,7 +9,7 @@ use breakers_eval::needle::{Needle, NeedleConfig, found_by, needles, said};
 use breakers_kv_cache::Eviction;
 use breakers_kv_cache::presses::{HeadBudgets, HeadView, LayerBudgets, LayerView, Press};
 use breakers_model::Model;
-use breakers_model::tokenizer::EncodeOptions;
+use breakers_tokenizer::EncodeOptions;
 
 /// Hides numbers in the text and asks each cache for them.
 pub(crate) fn measure(

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use breakers::cli::{Bar, CacheArgs, Error, ModelArgs, print, print_json, read_text, run, tokens_per_second};
 use breakers_eval::score::perplexity;
-use breakers_model::tokenizer::EncodeOptions;
+use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 use serde_json::json;
 

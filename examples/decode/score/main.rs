@@ -14,7 +14,7 @@ use breakers::cli::{
     CacheArgs, Error, ModelArgs, N_TOP, Result, ScoredStep, print, print_json, read_ids, run, step_json,
 };
 use breakers_eval::score::{ScoredToken, score};
-use breakers_model::tokenizer::{DecodeOptions, Tokenizer};
+use breakers_tokenizer::{DecodeOptions, Tokenizer};
 use clap::Parser;
 use serde_json::{Value, json};
 

@@ -22,11 +22,12 @@ use breakers::cli::{
     run,
 };
 use breakers_core::{Message, TokenId};
-use breakers_model::tokenizer::EncodeOptions;
+use breakers_tokenizer::EncodeOptions;
 use breakers_spec_decode::{
     BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,
     TokenizerFingerprint,
 };
+use breakers_tokenizer::{EncodeOptions, Tokenizer};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::{Contestant, Measurement, Prompt};

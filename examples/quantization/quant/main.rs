@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use breakers::cli::{Bar, Error, JobSpec, ModelArgs, Result, print, print_json, read_text, run};
 use breakers_eval::{Cell, Column, LineChart, Report, Table};
-use breakers_model::tokenizer::EncodeOptions;
+use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 
 use measure::{Contestant, Measurement};

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use breakers::cli::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
 use breakers_gguf as gguf;
 use breakers_gguf::matrix_file;
-use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
+use breakers_tokenizer::{EncodeOptions, Tokenizer};
 use clap::Parser;
 use serde_json::json;
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use breakers::cli::{Error, ModelArgs, Result, print, print_json, read_text, run};
 use breakers_core::TokenId;
 use breakers_gguf as gguf;
-use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
 use clap::Parser;
 use serde_json::json;
 

@@ -4,19 +4,7 @@ mod allocations;
 mod formats;
 mod hostile;
 mod matrix_file;
+mod models;
 mod mutations;
 mod round_trip;
 mod sample;
-
-/// The file `<name>.gguf` in the folder that `BREAKERS_TEST_MODELS` names; `None`, with a note, where it is not. (The
-/// same as that of `breakers-backend`, whose Burn these tests do without.)
-fn model_path(name: &str) -> Option<std::path::PathBuf> {
-    let folder = std::env::var_os("BREAKERS_TEST_MODELS").map(std::path::PathBuf::from);
-    let found = folder.map(|folder| folder.join(format!("{name}.gguf"))).filter(|path| path.exists());
-    let required = std::env::var("BREAKERS_REQUIRE_MODELS").is_ok_and(|value| value == "1");
-    assert!(found.is_some() || !required, "{name} is not in the folder of BREAKERS_TEST_MODELS");
-    if found.is_none() {
-        eprintln!("skipped: {name} is not in the folder of BREAKERS_TEST_MODELS");
-    }
-    found
-}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use breakers_gguf::{Array, Error, File, Format, Metadata, Value, Writer};
 use proptest::prelude::*;
 
-use crate::{model_path, sample};
+use crate::{models::model_path, sample};
 
 fn many<T: std::fmt::Debug>(element: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
     prop::collection::vec(element, 0..9)

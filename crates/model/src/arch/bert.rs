@@ -22,8 +22,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::tokenizer::Tokenizer;
 use crate::weights::{WeightFile, Weights, vector};
+use breakers_tokenizer::Tokenizer;
 
 /// Tokens in one forward pass; more texts take several.
 const TOKENS_PER_PASS: usize = 2048;

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use breakers_backend::harness::model_path;
 use breakers_core::Embedder;
-use breakers_model::{Bert, Error, LoadOptions, Model, tokenizer::EncodeOptions};
+use breakers_model::{Bert, Error, LoadOptions, Model};
+use breakers_tokenizer::EncodeOptions;
 use burn::tensor::Device;
 use rand::{RngExt as _, SeedableRng as _};
 use safetensors::{Dtype, tensor::TensorView};

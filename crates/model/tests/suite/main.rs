@@ -1,14 +1,10 @@
-//! The crate's tests: tokenizers and chat templates against their originals, and real models.
+//! The crate's tests: real models, small ones made up, and quantized files.
 //!
 //! One program, because each one links all of Burn.
 
 mod bert;
-mod chat;
 mod device;
 mod invariance;
 mod llama_cpp;
 mod quantize;
 mod support;
-mod tokenizer;
-mod tokenizer_hostile;
-mod tokenizer_json;

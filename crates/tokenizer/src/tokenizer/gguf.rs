@@ -130,7 +130,7 @@ impl Tokenizer {
     /// # Errors
     /// - [`Error::UnknownTokenizer`], [`Error::UnknownPreTokenizer`]: the file asks for a rule that is not
     ///   implemented;
-    /// - [`Error::Quant`]: a key is missing or of another type;
+    /// - [`Error::Gguf`]: a key is missing or of another type;
     /// - [`Error::VocabularyLength`], [`Error::DuplicateToken`], [`Error::InvalidMerge`],
     ///   [`Error::InvalidScore`], [`Error::InvalidByteToken`], [`Error::SpecialTokenOutOfRange`],
     ///   [`Error::MissingSpecialToken`]: the metadata contradicts itself.
@@ -145,7 +145,7 @@ impl Tokenizer {
     ///
     /// ```
     /// use breakers_gguf::Metadata;
-    /// use breakers_model::tokenizer::{EncodeOptions, Tokenizer};
+    /// use breakers_tokenizer::{EncodeOptions, Tokenizer};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut metadata = Metadata::new();

@@ -88,9 +88,9 @@ impl Tokenizer {
     ///
     /// # Example
     /// ```
-    /// use breakers_model::tokenizer::{DecodeOptions, Tokenizer};
+    /// use breakers_tokenizer::{DecodeOptions, Tokenizer};
     ///
-    /// # fn main() -> Result<(), breakers_model::Error> {
+    /// # fn main() -> Result<(), breakers_tokenizer::Error> {
     /// let tokenizer = Tokenizer::from_tokenizer_json(
     ///     br###"{
     ///         "pre_tokenizer": { "type": "BertPreTokenizer" },

@@ -1,41 +1,4 @@
-//! Text to token ids and back.
-//!
-//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
-//! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
-//! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
-//!
-//! With the feature `tokenizer-json` it comes from a tokenizer.json too (`Tokenizer::from_tokenizer_json`), with
-//! any of the models of such files: WordPiece (BERT), byte-pair encoding, Unigram. Token ids equal those of Hugging
-//! Face's `tokenizers`.
-//!
-//! # Special tokens
-//! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
-//! they are recognized only with [`EncodeOptions::parse_special`], which is meant for the output of a
-//! [chat template](crate::chat). User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
-//! recognized always.
-//!
-//! # Round trip
-//! `decode(encode(text)) == text` for every text when [`Tokenizer::is_lossless`] holds. Some vocabularies
-//! have no token for certain bytes (SmolLM2's lacks a few control characters); these are dropped, as
-//! llama.cpp drops them.
-//!
-//! # Deviations
-//! Decoding never tidies text up: llama.cpp takes spaces before punctuation away for some models (GPT-2,
-//! Llama 3), which would break the round trip. The space that SentencePiece models put before a text is
-//! taken away after a leading control token too.
-//!
-//! # Example
-//! ```
-//! use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
-//!
-//! # fn main() -> Result<(), breakers_model::Error> {
-//! let tokenizer = Tokenizer::bytes();
-//! let ids = tokenizer.encode("héllo", EncodeOptions::default())?;
-//! assert_eq!(ids, [104, 195, 169, 108, 108, 111]);
-//! assert_eq!(tokenizer.decode(&ids, DecodeOptions::default())?, "héllo");
-//! # Ok(())
-//! # }
-//! ```
+//! The tokenizer, over the algorithms that files name.
 
 mod bpe;
 mod gguf;
@@ -176,14 +139,12 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut short.
-    #[cfg(feature = "bert")]
-    pub(crate) fn encode_at_most(
-        &self,
-        limit: usize,
-        text: &str,
-        parse_special: bool,
-    ) -> Result<Vec<TokenId>> {
+    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut short, never
+    /// what stands around it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_at_most(&self, limit: usize, text: &str, parse_special: bool) -> Result<Vec<TokenId>> {
         let Inner { prefix, suffix, .. } = &*self.0;
         let mut out = self.encode(text, EncodeOptions { add_special: true, parse_special })?;
         if out.len() > limit {

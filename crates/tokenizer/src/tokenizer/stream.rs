@@ -13,9 +13,9 @@ use crate::Result;
 /// that at most three bytes ever wait.
 ///
 /// ```
-/// use breakers_model::tokenizer::{DecodeOptions, Tokenizer};
+/// use breakers_tokenizer::{DecodeOptions, Tokenizer};
 ///
-/// # fn main() -> Result<(), breakers_model::Error> {
+/// # fn main() -> Result<(), breakers_tokenizer::Error> {
 /// // Each byte is a token here, and "é" is two of them.
 /// let mut stream = Tokenizer::bytes().stream(DecodeOptions::default());
 /// assert_eq!(stream.push(0x6e)?, "n");

@@ -7,7 +7,7 @@ use std::{
 
 use breakers_core::{Json, Message, Tool, ToolCall};
 use breakers_gguf::Metadata;
-use breakers_model::{Error, chat::ChatTemplate};
+use breakers_tokenizer::{ChatTemplate, Error};
 use proptest::prelude::*;
 use serde::Deserialize;
 

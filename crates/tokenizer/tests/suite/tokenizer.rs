@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use breakers_backend::harness::model_path;
+use crate::models::model_path;
 use breakers_gguf::File;
-use breakers_model::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -1,10 +1,7 @@
 //! Metadata that contradict themselves, and round trips through vocabularies made up at random.
 
 use breakers_gguf::{Metadata, Value};
-use breakers_model::{
-    Error,
-    tokenizer::{DecodeOptions, EncodeOptions, Tokenizer},
-};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions, Error, Tokenizer};
 use proptest::prelude::*;
 
 /// A small vocabulary that is in order.

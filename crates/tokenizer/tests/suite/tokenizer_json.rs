@@ -4,10 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use breakers_model::{
-    Error,
-    tokenizer::{DecodeOptions, EncodeOptions, Tokenizer},
-};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions, Error, Tokenizer};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -1,0 +1,53 @@
+//! Text to token ids and back, and conversations to prompts.
+//!
+//! | you want to | use |
+//! |---|---|
+//! | the tokenizer of a GGUF file | [`Tokenizer::from_gguf`] |
+//! | that of a tokenizer.json | `Tokenizer::from_tokenizer_json`, with the feature `tokenizer-json` |
+//! | text of tokens as they come, in whole characters | [`TextStream`] |
+//! | the prompt that a model was trained on, from messages | [`ChatTemplate`] |
+//!
+//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
+//! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
+//! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
+//!
+//! With the feature `tokenizer-json` it comes from a tokenizer.json too (`Tokenizer::from_tokenizer_json`), with
+//! any of the models of such files: WordPiece (BERT), byte-pair encoding, Unigram. Token ids equal those of Hugging
+//! Face's `tokenizers`.
+//!
+//! # Special tokens
+//! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
+//! they are recognized only with [`EncodeOptions::parse_special`], which is meant for the output of a
+//! [chat template](ChatTemplate). User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
+//! recognized always.
+//!
+//! # Round trip
+//! `decode(encode(text)) == text` for every text when [`Tokenizer::is_lossless`] holds. Some vocabularies
+//! have no token for certain bytes (SmolLM2's lacks a few control characters); these are dropped, as
+//! llama.cpp drops them.
+//!
+//! # Deviations
+//! Decoding never tidies text up: llama.cpp takes spaces before punctuation away for some models (GPT-2,
+//! Llama 3), which would break the round trip. The space that SentencePiece models put before a text is
+//! taken away after a leading control token too.
+//!
+//! # Example
+//! ```
+//! use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+//!
+//! # fn main() -> Result<(), breakers_tokenizer::Error> {
+//! let tokenizer = Tokenizer::bytes();
+//! let ids = tokenizer.encode("héllo", EncodeOptions::default())?;
+//! assert_eq!(ids, [104, 195, 169, 108, 108, 111]);
+//! assert_eq!(tokenizer.decode(&ids, DecodeOptions::default())?, "héllo");
+//! # Ok(())
+//! # }
+//! ```
+
+mod chat;
+mod error;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, TemplateError};
+pub use error::{Error, Result};
+pub use tokenizer::{DecodeOptions, EncodeOptions, TextStream, Tokenizer};

@@ -1,0 +1,8 @@
+//! Tokenizers and chat templates against their originals, and files that mean harm.
+
+mod chat;
+#[path = "../../../gguf/tests/container/models.rs"]
+mod models;
+mod tokenizer;
+mod tokenizer_hostile;
+mod tokenizer_json;
