@@ -7,9 +7,9 @@ use std::sync::Arc;
 use breakers::cli::{LoadedModel, Result, print};
 use breakers_core::{Error, LanguageModel as _, Message, SequenceId, StepError, TokenId};
 use breakers_model::Runner;
+use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::ChatTemplate;
 use breakers_tokenizer::EncodeOptions;
-use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 
 const HELP: &str = "/reset begins anew, /exit (or end of input) ends";
 

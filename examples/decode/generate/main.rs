@@ -24,8 +24,8 @@ use breakers::cli::{
     print, print_json, read_ids, run, step_json, tokens_per_second,
 };
 use breakers_core::{FinishReason, LanguageModel, Step, TokenId, Want};
-use breakers_tokenizer::EncodeOptions;
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
+use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 use serde_json::{Value, json};
 

@@ -22,11 +22,11 @@ use breakers::cli::{
     run,
 };
 use breakers_core::{Message, TokenId};
-use breakers_tokenizer::EncodeOptions;
 use breakers_spec_decode::{
     BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,
     TokenizerFingerprint,
 };
+use breakers_tokenizer::EncodeOptions;
 use breakers_tokenizer::{EncodeOptions, Tokenizer};
 use clap::{Parser, ValueEnum};
 
