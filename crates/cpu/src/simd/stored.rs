@@ -4,9 +4,9 @@ use half::f16;
 use super::sealed::Sealed;
 use crate::float16;
 
-/// How numbers are stored: [`f16`] or [`f32`].
+/// How numbers are stored: [`struct@f16`] or [`f32`].
 pub trait Stored: Pod + Sealed {
-    /// Whether it is [`f16`].
+    /// Whether it is [`struct@f16`].
     const IS_HALF: bool;
     /// Rounds to nearest even; magnitudes beyond the largest finite value become that value.
     fn from_f32(x: f32) -> Self;
