@@ -53,6 +53,7 @@ use crate::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
+    io::{BufReader, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -168,8 +169,9 @@ impl Journal {
         mut each: impl FnMut(u64, &str) -> Result<()>,
     ) -> Result<Self> {
         let mut file = open_locked(path, &config)?;
+        file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
         let handle = file.try_clone().map_err(Error::io("read", path))?;
-        let mut lines = reader::Lines::new(handle, path, &config);
+        let mut lines = reader::Lines::new(BufReader::new(handle), path, &config);
         while let Some((number, text)) = lines.next_line()? {
             each(number, text)?;
         }

@@ -19,6 +19,9 @@ pub enum Error {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// A file cannot be replaced: something else than a file is in its place.
+    #[error(transparent)]
+    File(Box<breakers_files::Error>),
     /// A sink given to the writer failed.
     #[error("writing GGUF: {source}")]
     Write {
@@ -337,4 +340,13 @@ fn describe_magic(found: &[u8]) -> String {
     }
     let hex: Vec<String> = found.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("\"{}\", bytes {}", found.escape_ascii(), hex.join(" "))
+}
+
+impl From<breakers_files::Error> for Error {
+    fn from(error: breakers_files::Error) -> Self {
+        match error {
+            breakers_files::Error::Io { path, source, .. } => Self::Io { path, source },
+            error => Self::File(Box::new(error)),
+        }
+    }
 }

@@ -21,6 +21,7 @@ use crate::{
     Encoding, Error, GroupFormat, GroupMatrix, GroupScales, Parts, QuantizedMatrix, Result,
     groups::NF4_SCALES,
 };
+use breakers_files::Replacement;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use std::{
@@ -151,21 +152,10 @@ fn persist(
     views: Vec<(String, TensorView<'_>)>,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".breakers-").suffix(".safetensors.part");
-    // Temporary files are private by default; the finished one is to be an ordinary file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = builder.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
-    let permissions = temporary.as_file().metadata().map_err(io)?.permissions();
-    serialize(temporary.path(), views, metadata)?;
-    // The writer puts a private file of its own in that one's place.
-    let written = std::fs::OpenOptions::new().write(true).open(temporary.path()).map_err(io)?;
-    written.set_permissions(permissions).and_then(|()| written.sync_all()).map_err(io)?;
-    temporary.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+    // The container's writer takes a name, and puts a private file of its own in that one's place.
+    let file = Replacement::by_name(path)?;
+    serialize(file.temporary(), views, metadata)?;
+    Ok(file.commit()?)
 }
 
 /// The tensors of a matrix.

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
+    io::{BufRead, BufReader, Read as _},
     marker::PhantomData,
     path::{Path, PathBuf},
 };
@@ -27,8 +27,8 @@ use std::{
 /// # Ok::<(), breakers_files::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Reader<T> {
-    lines: Lines,
+pub struct Reader<T, R = BufReader<File>> {
+    lines: Lines<R>,
     ended: bool,
     record: PhantomData<fn() -> T>,
 }
@@ -40,8 +40,14 @@ impl<T: DeserializeOwned> Reader<T> {
     /// [`Error::NotAFile`], [`Error::Io`], also if there is none.
     pub fn open(path: impl AsRef<Path>, config: &JournalConfig) -> Result<Self> {
         let path = path.as_ref();
-        let lines = Lines::new(crate::open(path)?, path, config);
-        Ok(Self { lines, ended: false, record: PhantomData })
+        Ok(Self::new(BufReader::new(crate::open(path)?), path, config))
+    }
+}
+
+impl<T: DeserializeOwned, R: BufRead> Reader<T, R> {
+    /// Reads the lines of a journal from anywhere; the path is for messages.
+    pub fn new(source: R, path: impl AsRef<Path>, config: &JournalConfig) -> Self {
+        Self { lines: Lines::new(source, path.as_ref(), config), ended: false, record: PhantomData }
     }
 
     /// What was read so far: all of it, once the records have ended.
@@ -50,7 +56,7 @@ impl<T: DeserializeOwned> Reader<T> {
     }
 }
 
-impl<T: DeserializeOwned> Iterator for Reader<T> {
+impl<T: DeserializeOwned, R: BufRead> Iterator for Reader<T, R> {
     type Item = Result<T>;
 
     fn next(&mut self) -> Option<Result<T>> {
@@ -70,8 +76,8 @@ impl<T: DeserializeOwned> Iterator for Reader<T> {
 
 /// The whole lines of a journal.
 #[derive(Debug)]
-pub(super) struct Lines {
-    source: BufReader<File>,
+pub(super) struct Lines<R> {
+    source: R,
     path: PathBuf,
     max_line: usize,
     accept_unchecked: bool,
@@ -81,7 +87,6 @@ pub(super) struct Lines {
     number: u64,
     good_bytes: u64,
     recovery: Recovery,
-    begun: bool,
     /// Whether the line just read lacks its end.
     unended: bool,
 }
@@ -95,10 +100,10 @@ struct Bad {
     may_be_torn: bool,
 }
 
-impl Lines {
-    pub(super) fn new(file: File, path: &Path, config: &JournalConfig) -> Self {
+impl<R: BufRead> Lines<R> {
+    pub(super) fn new(source: R, path: &Path, config: &JournalConfig) -> Self {
         Self {
-            source: BufReader::new(file),
+            source,
             path: path.to_owned(),
             max_line: config.max_line,
             accept_unchecked: config.accept_unchecked,
@@ -107,7 +112,6 @@ impl Lines {
             number: 0,
             good_bytes: 0,
             recovery: Recovery::default(),
-            begun: false,
             unended: false,
         }
     }
@@ -128,10 +132,6 @@ impl Lines {
 
     /// The next line's number and object. Ends before an interrupted write.
     pub(super) fn next_line(&mut self) -> Result<Option<(u64, &str)>> {
-        if !self.begun {
-            self.source.seek(SeekFrom::Start(0)).map_err(Error::io("read", &self.path))?;
-            self.begun = true;
-        }
         let Some(n_bytes) = self.read()? else { return Ok(None) };
         match self.check() {
             Ok(()) => {

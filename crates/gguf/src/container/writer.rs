@@ -1,5 +1,6 @@
 //! Writing: a plan of the header, then the bytes of the tensors as a stream.
 
+use breakers_files::Replacement;
 use std::{
     collections::HashSet,
     io::{BufWriter, Write},
@@ -101,21 +102,11 @@ impl Writer {
     /// [`FileWriter::finish`] renames it, so that no half-written file ever stands at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] when the temporary file cannot be made, and those of [`write_to`](Self::write_to).
+    /// [`Error::Io`] and [`Error::File`] when the temporary file cannot be made, and those of [`write_to`](Self::write_to).
     pub fn create(self, path: impl AsRef<Path>) -> Result<FileWriter> {
         let path = path.as_ref().to_owned();
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".breakers-").suffix(".gguf.part");
-        // Temporary files are private by default; the finished one is to be an ordinary file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let failed = |source| Error::Io { path: path.clone(), source };
-        let temporary = builder.tempfile_in(folder).map_err(failed)?;
-        let inner = self.write_to(BufWriter::with_capacity(1 << 20, temporary))?;
+        let file = Replacement::new(&path)?;
+        let inner = self.write_to(BufWriter::with_capacity(1 << 20, file))?;
         Ok(FileWriter { inner, path })
     }
 
@@ -233,7 +224,7 @@ impl<W: Write> TensorWriter<W> {
 /// Dropped before, it leaves nothing behind.
 #[derive(Debug)]
 pub struct FileWriter {
-    inner: TensorWriter<BufWriter<tempfile::NamedTempFile>>,
+    inner: TensorWriter<BufWriter<Replacement<'static>>>,
     path: PathBuf,
 }
 
@@ -249,14 +240,12 @@ impl FileWriter {
     /// Ends the file, brings it to the disk and moves it to its place, over what was there.
     ///
     /// # Errors
-    /// [`Error::Length`] when the bytes of a declared tensor are missing, [`Error::Write`] or [`Error::Io`]
-    /// when the disk or the move fails.
+    /// [`Error::Length`] when the bytes of a declared tensor are missing, [`Error::Write`],
+    /// [`Error::Io`] or [`Error::File`] when the disk or the move fails.
     pub fn finish(self) -> Result<()> {
         let path = self.path;
         let failed = |source| Error::Io { path: path.clone(), source };
-        let temporary = self.inner.finish()?.into_inner().map_err(|error| failed(error.into_error()))?;
-        temporary.as_file().sync_all().map_err(failed)?;
-        temporary.persist(&path).map_err(|error| failed(error.error))?;
-        Ok(())
+        let file = self.inner.finish()?.into_inner().map_err(|error| failed(error.into_error()))?;
+        Ok(file.commit()?)
     }
 }
