@@ -157,6 +157,35 @@ impl EntryFolder {
         }
     }
 
+    /// Removes the entry's files and our own beside them; returns their bytes. The caller holds the lock.
+    pub(crate) fn remove(&self, entry: &Entry) -> Result<u64> {
+        // First the marker: half an entry must not count as verified.
+        self.unmark();
+        let mut freed = folder_bytes(&self.parts());
+        match std::fs::remove_dir_all(self.parts()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &self.parts(), error));
+            }
+            _ => {}
+        }
+        self.remove_stale();
+        for spec in &entry.files {
+            let path = self.file(spec);
+            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            match std::fs::remove_file(&path) {
+                Ok(()) => freed += bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("remove", &path, error)),
+            }
+            // Folders of the entry, from the inside out; one that holds files of others stays.
+            let inside = path.ancestors().skip(1).take_while(|folder| *folder != self.path);
+            inside.for_each(|folder| drop(std::fs::remove_dir(folder)));
+        }
+        let _ = std::fs::remove_file(self.path.join(".lock"));
+        let _ = std::fs::remove_dir(&self.path);
+        Ok(freed)
+    }
+
     /// Removes what processes that are gone have left. The caller holds the lock.
     pub(crate) fn remove_stale(&self) {
         let starting_with = |folder: &Path, start: &str| -> Vec<PathBuf> {

@@ -233,6 +233,22 @@ impl Hub {
         result
     }
 
+    /// Removes this entry from the cache, with what an interrupted fetch left of it, and returns the bytes that this
+    /// frees. Files that the hub did not make stay, and their folder with them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownName`]; [`Error::Interrupted`] if `progress` asks to stop while another process fetches the entry;
+    /// [`Error::Permission`] or [`Error::Io`] for a file that cannot be removed.
+    pub fn remove(&self, name: &str, progress: &mut dyn Progress) -> Result<u64> {
+        let entry = self.entry(name)?;
+        let folder = EntryFolder::new(&self.cache, entry);
+        if !folder.path.exists() {
+            return Ok(0);
+        }
+        let _lock = folder.lock(&entry.name, progress)?;
+        folder.remove(entry)
+    }
+
     fn resolve_entry(
         &self,
         entry: &Entry,

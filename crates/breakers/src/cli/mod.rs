@@ -19,11 +19,13 @@
 //! assert_eq!(arguments.model.threads, Some(2));
 //! ```
 
+pub mod bench;
 mod cache;
 mod draft;
 mod input;
 mod memory;
 mod model;
+pub mod models;
 mod output;
 mod progress;
 mod quantization;

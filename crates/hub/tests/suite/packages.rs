@@ -270,6 +270,29 @@ fn a_file_placed_by_hand_counts_when_its_hash_is_right() {
 }
 
 #[test]
+fn a_removed_entry_leaves_nothing_of_ours_and_all_of_others() {
+    let (world, registry, thing) = world(2);
+    let hub = world.hub(&thing.catalog(&[thing.pypi()]));
+    assert_eq!(hub.remove("thing", &mut ()).unwrap(), 0);
+    assert!(matches!(hub.remove("thin", &mut ()).unwrap_err(), Error::UnknownName { .. }));
+    let folder = world.cache().join("thing");
+    for foreign in [None, Some("notes.txt")] {
+        hub.resolve("thing", &python(&registry), &mut ()).unwrap();
+        // As an interrupted fetch leaves it.
+        fs::create_dir_all(folder.join(".parts/work-1-0-0")).unwrap();
+        fs::write(folder.join(".parts/work-1-0-0/wheel"), [0; 100]).unwrap();
+        if let Some(name) = foreign {
+            fs::write(folder.join(name), "mine").unwrap();
+        }
+        assert_eq!(hub.remove("thing", &mut ()).unwrap(), thing.content.len() as u64 + 100);
+        assert!(hub.cached("thing").unwrap().is_none());
+        let left: Vec<_> =
+            fs::read_dir(&folder).into_iter().flatten().map(|i| i.unwrap().file_name()).collect();
+        assert_eq!(left, foreign.into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn several_files_nested_archives_and_tarballs() {
     let world = World::new();
     let registry = Registry::new(world.at("registry"));

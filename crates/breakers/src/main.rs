@@ -1,0 +1,49 @@
+//! The program `breakers`: local language models from the command line.
+
+use std::process::ExitCode;
+
+use breakers::cli::{bench, models, print, run};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Local language models: obtain, run, measure, quantize.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List models and data sets, and which of them are on this disk.
+    #[command(visible_alias = "ls")]
+    List(models::ListArgs),
+    /// Obtain models or data sets by name.
+    Pull(models::PullArgs),
+    /// Remove models or data sets from this disk.
+    Rm(models::RemoveArgs),
+    /// Measure a model's speed on prompts and in decoding.
+    Bench(bench::BenchArgs),
+    /// Print a script that completes this program's flags in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    run(|| match &command {
+        Command::List(arguments) => models::list(arguments),
+        Command::Pull(arguments) => models::pull(arguments),
+        Command::Rm(arguments) => models::remove(arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "breakers", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    })
+}
