@@ -241,7 +241,7 @@ impl Hub {
     /// [`Error::Permission`] or [`Error::Io`] for a file that cannot be removed.
     pub fn remove(&self, name: &str, progress: &mut dyn Progress) -> Result<u64> {
         let entry = self.entry(name)?;
-        let folder = EntryFolder::new(&self.cache, entry);
+        let folder = self.folder(entry)?;
         if !folder.path.exists() {
             return Ok(0);
         }

@@ -45,7 +45,7 @@ pub fn list(arguments: &ListArgs) -> Result<ExitCode> {
     let hub = Hub::new()?;
     let mut rows = Vec::new();
     for entry in hub.entries() {
-        let cached = hub.cached(&entry.name)?;
+        let cached = if hub.cache().is_some() { hub.cached(&entry.name)? } else { None };
         if cached.is_some() || !arguments.cached {
             rows.push((entry, cached));
         }
@@ -75,7 +75,10 @@ pub fn list(arguments: &ListArgs) -> Result<ExitCode> {
             entry.license
         ))?;
     }
-    eprintln!("cache: {}", hub.cache().display());
+    match hub.cache() {
+        Some(folder) => eprintln!("cache: {}", folder.display()),
+        None => eprintln!("no cache: the system names no folder for it, and BREAKERS_CACHE none either"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
