@@ -1,6 +1,7 @@
 //! Chores of the workspace: `cargo xtask --help`.
 #![allow(clippy::print_stdout)] // A command-line program.
 
+mod api;
 mod bench;
 mod check;
 mod cuda;
@@ -61,6 +62,8 @@ enum Chore {
     },
     /// The run book for a GPU: kernel tests, speed and exactness of programs built before, as a report.
     GpuReport(gpu::Options),
+    /// Compare the public interface of each crate with its snapshot.
+    Api(api::Options),
     /// Build the documentation: the book if mdBook is installed, and the API pages.
     Docs {
         /// Where the book goes.
@@ -70,6 +73,9 @@ enum Chore {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = api::as_rustdoc() {
+        return code;
+    }
     let done = match Arguments::parse().chore {
         Chore::Check { full } => check::run(full),
         Chore::Fetch { names } => fetch::run(&names),
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
         Chore::CudaSetup => cuda::setup().map(|folder| println!("{}", folder.display())),
         Chore::CudaBuild { small, tests } => cuda::build(small, tests),
         Chore::GpuReport(options) => gpu::run(&options),
+        Chore::Api(options) => api::run(&options),
         Chore::Docs { out } => docs::run(&out),
     };
     match done {
