@@ -5,7 +5,6 @@
 //! dependency again.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use serde_json::Value;
