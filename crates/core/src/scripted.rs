@@ -235,7 +235,7 @@ mod tests {
         });
         let reply = reply.unwrap();
         assert_eq!((&reply.tool_calls[..], reply.finish), (&[call.clone()][..], FinishReason::ToolCalls));
-        assert_eq!(reply.message().tool_calls, [call.clone()]);
+        assert_eq!(reply.message().tool_calls, reply.tool_calls);
         let expected =
             [ToolCallDelta::start(0, "c1", "weather"), ToolCallDelta::arguments(0, call.arguments)];
         assert_eq!(parts, expected.map(Delta::ToolCall));

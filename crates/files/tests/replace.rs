@@ -18,8 +18,10 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+type Write = fn(&FaultyDisk, &Path, &[u8]) -> breakers_files::Result<()>;
+
 /// Writes a file through every way there is.
-const WAYS: [(&str, fn(&FaultyDisk, &Path, &[u8]) -> breakers_files::Result<()>); 3] = [
+const WAYS: [(&str, Write); 3] = [
     ("in pieces", |disk, path, content| {
         let mut file = Replacement::on(disk, path)?;
         for piece in content.chunks(3) {

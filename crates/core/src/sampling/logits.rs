@@ -32,7 +32,7 @@ pub(super) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
 /// NaN or +∞.
 #[inline(always)]
 fn is_bad(logit: f32) -> bool {
-    !(logit < f32::INFINITY)
+    logit.is_nan() || logit == f32::INFINITY
 }
 
 /// The largest number; −∞ of none. NaNs do not count.

@@ -7,9 +7,11 @@ use breakers_core::{
     argmax, top_k,
 };
 
+type Logits = dyn Fn(&[TokenId]) -> Vec<f32>;
+
 pub(crate) struct Toy {
     info: ModelInfo,
-    logits: Box<dyn Fn(&[TokenId]) -> Vec<f32>>,
+    logits: Box<Logits>,
     sequences: BTreeMap<SequenceId, Vec<TokenId>>,
     next: u64,
 }

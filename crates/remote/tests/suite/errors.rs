@@ -79,7 +79,8 @@ fn statuses_and_words() {
 #[test]
 fn when_to_try_again() {
     let ms = |n| Some(Duration::from_millis(n));
-    let cases: &[(&[(&str, &str)], Option<Duration>)] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<Duration>);
+    let cases: &[Case<'_>] = &[
         (&[], None),
         (&[("retry-after", "7")], ms(7000)),
         (&[("retry-after", "0.25")], ms(250)),

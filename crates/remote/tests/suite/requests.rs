@@ -154,7 +154,8 @@ fn what_cannot_be_honoured_is_refused() {
     let incapable = |config: &mut RemoteConfig| config.card.capabilities = Capabilities::default();
     let texts = |config: &mut RemoteConfig| config.card.capabilities.text = true;
     let llama = |config: &mut RemoteConfig| config.dialect = Dialect::LlamaCpp;
-    let cases: Vec<(ChatRequest, &dyn Fn(&mut RemoteConfig), &str)> = vec![
+    type Case<'a> = (ChatRequest, &'a dyn Fn(&mut RemoteConfig), &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (ChatRequest::new("text"), &nothing, "Unsupported"),
         (ChatRequest::new(vec![1u32]), &nothing, "Unsupported"),
         (ChatRequest::new(Prompt::Chat(Vec::new())), &nothing, "BadRequest"),

@@ -182,14 +182,11 @@ impl DeviceScan {
             let n_queries = batch.len() / self.dimension;
             let tensor = TensorData::new(batch.to_vec(), [n_queries, self.dimension]);
             let tensor = Tensor::<2>::from_data(tensor, (&self.device, DType::F32));
-            let found = self
-                .pieces
-                .iter()
-                .map(|piece| {
-                    let (base, offsets) = (piece.base.clone(), piece.offsets.clone());
-                    device::read(nearest_of_blocks(base, offsets, tensor.clone(), wide))
-                })
-                .collect::<Result<Vec<Vec<f32>>, _>>()?;
+            let mut found = Vec::with_capacity(self.pieces.len());
+            for piece in &self.pieces {
+                let (base, offsets) = (piece.base.clone(), piece.offsets.clone());
+                found.push(device::read(nearest_of_blocks(base, offsets, tensor.clone(), wide))?);
+            }
             for (at, query) in batch.chunks_exact(self.dimension).enumerate() {
                 results.push(self.join(query, at, &found, k, wide));
             }

@@ -311,8 +311,8 @@ pub(super) fn filter(
                 return fail("division by zero");
             }
             let slices = check_size(usize::try_from(slices.max(0)).unwrap_or(usize::MAX))?;
-            let (each, more) =
-                if slices == 0 { (0, 0) } else { (items.len() / slices, items.len() % slices) };
+            let each = items.len().checked_div(slices).unwrap_or(0);
+            let more = items.len() - each * slices;
             let mut rest = items.into_iter();
             let mut out = Vec::new();
             for i in 0..slices {
