@@ -26,7 +26,6 @@ use breakers_spec_decode::{
     BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,
     TokenizerFingerprint,
 };
-use breakers_tokenizer::EncodeOptions;
 use breakers_tokenizer::{EncodeOptions, Tokenizer};
 use clap::{Parser, ValueEnum};
 

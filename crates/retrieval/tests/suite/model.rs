@@ -225,7 +225,7 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
             46..48 => first = open(&folder),
             48..52 => first.1.rebuild_index().unwrap(),
             52 => first.0.compact().unwrap(),
-            53 => drop(first.1.tune(&[vector(&mut random, signs)], 3, 0.9).map(|_| ()).unwrap()),
+            53 => drop(first.1.tune(&[vector(&mut random, signs)], 3, 0.9).unwrap()),
             54 => assert_eq!(first.0.verify().unwrap().n_points, model.len()),
             55 => {
                 // On with a copy, in another folder.
