@@ -26,7 +26,7 @@ use breakers_spec_decode::{
     BatchSpeculator, Config, DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter,
     TokenizerFingerprint,
 };
-use breakers_tokenizer::{EncodeOptions, Tokenizer};
+use breakers_tokenizer::EncodeOptions;
 use clap::{Parser, ValueEnum};
 
 use crate::measure::{Contestant, Measurement, Prompt};
