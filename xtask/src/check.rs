@@ -4,80 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+use crate::arrows::Arrows;
 use crate::licenses::Rules;
 use crate::workspace::{self, Package};
 use crate::{Result, bench, cuda, exact, fetch};
-
-/// Which rooms a room may depend on: the arrows of ARCHITECTURE.md, written out transitively.
-const ARROWS: &[(&str, &[&str])] = &[
-    ("core", &[]),
-    ("files", &[]),
-    ("remote", &["core"]),
-    ("hub", &["files"]),
-    ("cpu", &[]),
-    ("gguf", &["cpu", "files"]),
-    ("tokenizer", &["core", "cpu", "files", "gguf"]),
-    ("backend", &["core", "cpu"]),
-    ("linear", &["core", "cpu", "files", "gguf", "backend"]),
-    ("quant", &["core", "cpu", "files", "gguf"]),
-    ("kv-cache", &["core", "cpu", "backend"]),
-    ("moe", &["core", "cpu", "files", "gguf", "backend", "linear"]),
-    (
-        "model",
-        &["core", "cpu", "files", "gguf", "tokenizer", "backend", "linear", "quant", "kv-cache", "moe"],
-    ),
-    (
-        "serve",
-        &["core", "cpu", "files", "gguf", "tokenizer", "backend", "linear", "kv-cache", "moe", "model"],
-    ),
-    (
-        "train",
-        &[
-            "core",
-            "cpu",
-            "files",
-            "gguf",
-            "tokenizer",
-            "backend",
-            "linear",
-            "quant",
-            "kv-cache",
-            "moe",
-            "model",
-        ],
-    ),
-    ("spec-decode", &["core"]),
-    ("structured", &["core"]),
-    ("router", &["core"]),
-    ("retrieval", &["core", "cpu", "backend", "files"]),
-    ("agents", &["core"]),
-    ("eval", &["core", "files"]),
-    ("sandbox", &["core"]),
-    (
-        "breakers",
-        &[
-            "core",
-            "cpu",
-            "files",
-            "backend",
-            "hub",
-            "gguf",
-            "tokenizer",
-            "linear",
-            "quant",
-            "kv-cache",
-            "moe",
-            "model",
-            "spec-decode",
-            "retrieval",
-            "eval",
-        ],
-    ),
-    ("xtask", &["core", "files", "hub", "eval"]),
-];
-
-/// Compose everything; are never dependencies.
-const EXAMPLES: &str = "examples-";
 
 /// Features that choose a device; a crate with a kernel forwards them to all crates with kernels below it.
 const DEVICE_FEATURES: [&str; 5] = ["cube", "wgpu", "vulkan", "cuda", "metal"];
@@ -102,7 +32,7 @@ pub(crate) fn run(full: bool) -> Result {
     let rules = Rules::parse(&std::fs::read_to_string(root.join("deny.toml"))?)?;
     let members: Vec<&Package> = packages.iter().filter(|p| p.is_member).collect();
     let sections = [
-        ("dependency arrows", arrow_problems(&members)),
+        ("dependency arrows", Arrows::read(&root)?.problems(&members)),
         ("device features", feature_problems(&members)),
         ("licenses and sources", rules.problems(&packages)),
         ("package metadata", metadata_problems(&members)),
@@ -137,31 +67,6 @@ fn run_full(members: &[&Package]) -> Result {
     exact::run(&exact::Options::default())?;
     bench::run(&bench::Options::default())?;
     cuda::build(true, true)
-}
-
-fn arrow_problems(members: &[&Package]) -> Vec<String> {
-    let rooms: BTreeSet<&str> = members.iter().map(|p| p.room()).collect();
-    let mut problems = Vec::new();
-    for package in members {
-        let from = package.room();
-        let allowed = ARROWS.iter().find(|(room, _)| *room == from).map(|(_, allowed)| *allowed);
-        if allowed.is_none() && !from.starts_with(EXAMPLES) {
-            problems.push(format!("{from} has no place in the arrows (xtask/src/check.rs)"));
-            continue;
-        }
-        let targets: BTreeSet<&str> = package
-            .dependencies
-            .iter()
-            .map(|name| name.strip_prefix("breakers-").unwrap_or(name))
-            .filter(|room| rooms.contains(room))
-            .collect();
-        for to in targets {
-            if to.starts_with(EXAMPLES) || allowed.is_some_and(|allowed| !allowed.contains(&to)) {
-                problems.push(format!("{from} must not depend on {to}"));
-            }
-        }
-    }
-    problems
 }
 
 /// Enabling a device feature of a package must enable it in every package below that has it.
@@ -253,7 +158,11 @@ fn metadata_problems(members: &[&Package]) -> Vec<String> {
         match std::fs::read_to_string(&library) {
             Err(error) => problems.push(format!("{}: {error}", library.display())),
             Ok(source) => {
-                let fences = source.lines().filter(|l| l.starts_with("//! ```")).count();
+                // A README that is the crate's documentation counts as such.
+                let readme = std::fs::read_to_string(package.folder().join("README.md")).unwrap_or_default();
+                let readme = if source.contains("include_str!(\"../README.md\")") { &readme } else { "" };
+                let lines = source.lines().filter_map(|l| l.strip_prefix("//! ")).chain(readme.lines());
+                let fences = lines.filter(|l| l.starts_with("```")).count();
                 if fences < 2 {
                     problems.push(format!("{}: the crate's documentation has no example", package.name));
                 }
@@ -335,34 +244,6 @@ mod tests {
             .collect();
         let ids: Vec<&str> = specs.iter().map(|s| s.0).collect();
         parse_metadata(&json!({ "workspace_members": ids, "packages": packages })).unwrap()
-    }
-
-    #[test]
-    fn arrows() {
-        let cases: &[(&[Spec<'_>], &[&str])] = &[
-            (&[("breakers-core", &["serde"], &[]), ("breakers-backend", &["breakers-core"], &[])], &[]),
-            (
-                &[("breakers-core", &["breakers-backend"], &[]), ("breakers-backend", &[], &[])],
-                &["core must not depend on backend"],
-            ),
-            (
-                &[("breakers-spec-decode", &["breakers-model"], &[]), ("breakers-model", &[], &[])],
-                &["spec-decode must not depend on model"],
-            ),
-            (
-                &[
-                    ("breakers-eval", &["breakers-examples-decode"], &[]),
-                    ("breakers-examples-decode", &["breakers-eval"], &[]),
-                ],
-                &["eval must not depend on examples-decode"],
-            ),
-            (&[("breakers-kitchen", &[], &[])], &["kitchen has no place in the arrows (xtask/src/check.rs)"]),
-        ];
-        for (specs, expected) in cases {
-            let packages = members(specs);
-            let packages: Vec<&Package> = packages.iter().collect();
-            assert_eq!(arrow_problems(&packages), *expected);
-        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)] // A command-line program.
 
 mod api;
+mod arrows;
 mod bench;
 mod check;
 mod cuda;

@@ -13,6 +13,7 @@
 //! | products with quantized weights | `linear` | `linear` |
 //! | quantize weights | `quant` | `quant` |
 //! | obtain models by name | `hub` | `hub` |
+//! | talk to a model behind an OpenAI-compatible endpoint | `remote` | `remote` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |
 //! | statistics and reports | `eval` | `eval` |
 //! | the program `breakers`, and flags and progress bars for programs like it | `cli` | `cli` |
@@ -43,6 +44,8 @@ pub use breakers_linear as linear;
 pub use breakers_model as model;
 #[cfg(feature = "quant")]
 pub use breakers_quant as quant;
+#[cfg(feature = "remote")]
+pub use breakers_remote as remote;
 #[cfg(feature = "retrieval")]
 pub use breakers_retrieval as retrieval;
 #[cfg(feature = "decode")]
