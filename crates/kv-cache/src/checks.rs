@@ -5,12 +5,12 @@ use burn::tensor::{Device, Tensor};
 use burn_flex::{Flex, FlexTensor};
 
 use crate::pages::layer::BadRow;
-use crate::{CacheHook, Error, LayerShape, Result};
+use crate::{Error, LayerShape, Result};
 
 const NAMES: [&str; 3] = ["q", "k", "v"];
 
-/// Fails unless queries, keys and values fit the step, the layer and the cache's device; returns the number of query
-/// heads.
+/// Fails unless queries, keys and values are those of `n_rows` rows, the layer and the cache's device; returns
+/// the number of query heads.
 pub(crate) fn check(
     n_rows: usize,
     shape: &LayerShape,
@@ -53,22 +53,16 @@ impl HostRows {
     }
 
     /// The error that names the number which is not finite.
-    pub(crate) fn not_finite(&self, (at, row): BadRow) -> Error {
-        not_finite(NAMES[at], &self.0[at], row)
+    pub(crate) fn not_finite(&self, bad: BadRow) -> Error {
+        self.not_finite_behind(0, bad)
     }
-}
 
-/// Shows hooks what was appended to a layer behind the first `first` tokens.
-pub(crate) fn show(
-    hooks: &mut [Box<dyn CacheHook>],
-    layer: usize,
-    [q, k, v]: &[Tensor<3>; 3],
-    first: usize,
-    depths: &[usize],
-) {
-    let positions: Vec<usize> = depths.iter().map(|depth| first + depth).collect();
-    for hook in hooks {
-        hook.appended(layer, q, k, v, &positions);
+    /// The same, for a row that is counted behind the first `first`.
+    pub(crate) fn not_finite_behind(&self, first: usize, (at, row): BadRow) -> Error {
+        match not_finite(NAMES[at], &self.0[at], first + row) {
+            Error::NotFinite { tensor, value, .. } => Error::NotFinite { tensor, row, value },
+            other => other,
+        }
     }
 }
 

@@ -1,6 +1,16 @@
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What can go wrong with one of the sequences of [`attend_many`](crate::attend_many).
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("sequence {segment} of the call: {source}")]
+pub struct SegmentError {
+    /// Index of the segment.
+    pub segment: usize,
+    /// What is wrong with it; rows are those of its own step.
+    pub source: Error,
+}
+
 /// What can go wrong with a cache.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -194,6 +204,16 @@ pub enum Error {
     BudgetFraction {
         /// Fraction found.
         found: f64,
+    },
+    /// A press did not give every token a score.
+    #[error("{press} gave {found:?} scores to the tokens of each head, which are {expected:?}")]
+    PressScores {
+        /// The press's name.
+        press: String,
+        /// Tokens of each key-value head.
+        expected: Vec<usize>,
+        /// Scores of each head.
+        found: Vec<usize>,
     },
     /// Tokens that were coded cannot be let go again.
     #[error("a press that works again and again cannot be combined with a quantizer")]

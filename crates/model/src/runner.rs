@@ -7,10 +7,9 @@ use breakers_core::{
     Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
     SequenceId, Step, StepError, TokenLogprob, Want, argmax, top_k,
 };
-use breakers_kv_cache::{CacheShape, KvCache, PlainCache};
+use breakers_kv_cache::{CacheShape, KvCache, PageMeter, PlainCache, Segment};
 use burn::tensor::Tensor;
 
-use crate::arch::decoder::Segment;
 use crate::ops::best::{MAX_K, MAX_VOCAB, best};
 use crate::{Error, Model};
 
@@ -63,6 +62,20 @@ impl Runner {
     /// The model underneath.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Bytes of the pages that the sequences hold, each page once, however many of them share it.
+    pub fn page_bytes(&self) -> usize {
+        let mut meters: Vec<&PageMeter> = Vec::new();
+        let mut unmetered = 0;
+        for cache in self.sequences.values() {
+            match cache.page_meter() {
+                Some(meter) if meters.iter().any(|known| known.is_same(meter)) => {}
+                Some(meter) => meters.push(meter),
+                None => unmetered += cache.bytes(),
+            }
+        }
+        unmetered + meters.into_iter().map(PageMeter::bytes).sum::<usize>()
     }
 
     /// Bytes that the sequences' caches hold. Shared pages count for each sequence.
@@ -162,8 +175,7 @@ fn run(
         let step = &steps[part.step];
         let parents = step.parents.as_deref();
         let at_step = |error: breakers_kv_cache::Error| Error::from(error).at_step(part.step);
-        positions.extend(cache.positions(part.rows.len(), parents).map_err(at_step)?);
-        cache.begin(part.rows.len(), parents).map_err(at_step)?;
+        positions.extend(cache.begin(part.rows.len(), parents).map_err(at_step)?);
         let all = step.taps.contains(&LayerTap::Final);
         for row in part.rows.clone() {
             if all || step.want(row) != Want::Nothing {

@@ -2,23 +2,24 @@
 
 mod head;
 
-use breakers_core::StepError;
 use std::sync::Arc;
 
-use breakers_backend::{device, flex};
-use breakers_cpu as cpu;
+use breakers_backend::device;
+use breakers_core::StepError;
 use burn::tensor::{Device, Tensor};
-use burn_flex::Flex;
 
 use self::head::{Head, Positions, best, group_queries};
-use crate::cache::ledger::Ledger;
-use crate::cache::quantized::{Layer, NEVER};
-use crate::checks::{self, HostRows, require};
+use super::driver::{Cache, HostCall, Layers, Storage};
+use super::ledger::Step;
+use super::quantized::{Layer, NEVER, QueryHeads, Seen};
+use crate::attention::flex::job::Job;
+use crate::checks::require;
 use crate::coders::Method;
 use crate::pages::layer::BadRow;
+use crate::pages::meter::PageMeter;
 use crate::pages::page::PAGE_TOKENS;
 use crate::presses::{HeadBudgets, LayerBudgets, LayerView, Press};
-use crate::{CacheHook, CacheShape, Compression, Error, KvCache, LayerShape, Result};
+use crate::{CacheShape, Compression, Error, LayerShape, Result};
 
 /// How many tokens stay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,7 +65,7 @@ impl Eviction {
     }
 
     fn validate(&self) -> Result<()> {
-        let least = self.press.window() + 1;
+        let least = self.press.window().saturating_add(1);
         match self.budget {
             Budget::Tokens(tokens) if tokens < least => Err(Error::Budget { least, found: tokens }),
             Budget::Fraction(found) if !(found > 0.0 && found <= 1.0) => Err(Error::BudgetFraction { found }),
@@ -109,25 +110,30 @@ impl Eviction {
 /// # Ok(())
 /// # }
 /// ```
-pub struct EvictingCache {
-    shape: Arc<CacheShape>,
-    device: Device,
+pub type EvictingCache = Cache<EvictingStorage>;
+
+/// The layers of an [`EvictingCache`].
+#[derive(Clone)]
+pub struct EvictingStorage {
     eviction: Arc<Eviction>,
-    layers: Vec<PressedLayer>,
-    ledger: Ledger,
-    /// Tokens that had to stand the press.
+    shapes: Arc<Vec<LayerShape>>,
+    layers: Vec<EvictingLayer>,
+    /// Tokens that the press has looked at.
     pressed: usize,
-    hooks: Vec<Box<dyn CacheHook>>,
+    meter: PageMeter,
 }
 
 #[derive(Clone)]
-struct PressedLayer {
+struct EvictingLayer {
     heads: Vec<Head>,
     /// The last queries, `[rows, n_heads, head_dim]`, as the pages hold keys.
     queries: Vec<f32>,
     n_heads: usize,
     scale: f32,
 }
+
+/// Of each key-value head of a layer the tokens that stay, as indices of those that it holds.
+type Chosen = Vec<Vec<usize>>;
 
 impl EvictingCache {
     /// An empty cache on the CPU.
@@ -144,6 +150,10 @@ impl EvictingCache {
         if !device::is_cpu(device) {
             return Err(Error::EvictionDevice { device: format!("{device:?}") });
         }
+        if let Some(compression) = &eviction.compression {
+            compression.check_plain_layers(shape.layers.len())?;
+        }
+        let meter = PageMeter::default();
         let mut layers = Vec::new();
         for (at, layer) in shape.layers.iter().enumerate() {
             let one = LayerShape { n_kv_heads: 1, ..layer.clone() };
@@ -151,38 +161,33 @@ impl EvictingCache {
             let head = match compression {
                 Some(compression) => {
                     let lag = compression.lag()?;
-                    Layer::new(&one, &compression.method, compression.exact_tokens, lag)?
+                    Layer::new(&one, &compression.method, compression.exact_tokens, lag, &meter)?
                 }
-                None => Layer::new(&one, &Method::Q8_0, 0, NEVER)?,
+                None => Layer::new(&one, &Method::Q8_0, 0, NEVER, &meter)?,
             };
             let head = Head { layer: head, kept: Positions::default() };
             let heads = vec![head; layer.n_kv_heads];
-            layers.push(PressedLayer { heads, queries: Vec::new(), n_heads: 0, scale: 1.0 });
+            layers.push(EvictingLayer { heads, queries: Vec::new(), n_heads: 0, scale: 1.0 });
         }
-        let ledger = Ledger::new(shape.layers.len(), shape.max_tokens);
-        Ok(Self {
-            shape: Arc::new(shape),
-            device: device.clone(),
-            eviction: Arc::new(eviction),
-            layers,
-            ledger,
-            pressed: 0,
-            hooks: Vec::new(),
-        })
+        let shapes = Arc::new(shape.layers.clone());
+        let storage = EvictingStorage { eviction: Arc::new(eviction), shapes, layers, pressed: 0, meter };
+        Ok(Self::with_storage(shape, device, storage))
     }
 
     /// Positions of the tokens that a head of a layer keeps, ascending; none for a head that is not there.
     pub fn kept(&self, layer: usize, head: usize) -> Vec<usize> {
-        let Some(head) = self.layers.get(layer).and_then(|layer| layer.heads.get(head)) else {
+        let storage = &self.storage;
+        let Some(head) = storage.layers.get(layer).and_then(|layer| layer.heads.get(head)) else {
             return Vec::new();
         };
-        head.kept.iter().chain(self.pressed..self.ledger.len()).collect()
+        head.kept.iter().chain(storage.pressed..crate::KvCache::len(self)).collect()
     }
+}
 
+impl EvictingStorage {
     /// Last queries that are kept of final tokens.
     fn n_queries(&self) -> usize {
-        let weighs =
-            self.layers.first().is_some_and(|layer| layer.heads[0].layer.pages.packing.weighs_channels);
+        let weighs = self.layers.iter().any(|layer| layer.heads[0].layer.pages.packing.weighs_channels);
         self.eviction.press.n_queries().max(if weighs { PAGE_TOKENS } else { 0 })
     }
 
@@ -192,13 +197,9 @@ impl EvictingCache {
         lets_go && (self.pressed == 0 || self.eviction.every.is_some())
     }
 
-    /// Drops the queries behind the first `len` tokens, of `before`.
-    fn cut_queries(&mut self, before: usize, len: usize) {
-        for layer in &mut self.layers {
-            let width = layer.n_heads * layer.heads[0].layer.pages.plain.layout.head_dim;
-            let cut = (before - len) * width;
-            layer.queries.truncate(layer.queries.len().saturating_sub(cut));
-        }
+    /// Whether a layer's queries are kept for a press.
+    fn keeps_queries(&self, layer: usize) -> bool {
+        self.may_press() && self.n_queries() > 0 && self.shapes[layer].window.is_none()
     }
 
     fn truncate_heads(&mut self, len: usize) {
@@ -208,98 +209,145 @@ impl EvictingCache {
         }
     }
 
-    fn press(&mut self) {
-        let committed = self.ledger.committed();
+    /// What the press keeps of the first `committed` tokens, of `len`, if it is due; none of a layer with a
+    /// window, all of whose tokens stay.
+    fn choose(&self, committed: usize, len: usize) -> Result<Option<Vec<Option<Chosen>>>> {
         let due = match self.eviction.every {
             Some(every) => committed >= self.pressed + every,
             None => self.pressed == 0,
         };
         let Some(budget) = self.eviction.budget(committed).filter(|budget| due && *budget < committed) else {
-            return;
+            return Ok(None);
         };
-        let provisional = self.ledger.len() - committed;
-        let (n_layers, pressed) = (self.layers.len(), self.pressed);
-        for (at, layer) in self.layers.iter_mut().enumerate() {
-            let shape = &self.shape.layers[at];
-            if shape.window.is_some() {
-                // All tokens stay: they count as having stood the press.
-                layer.heads.iter_mut().for_each(|head| head.kept.extend(pressed..committed));
+        let press = &self.eviction.press;
+        let n_layers = self.layers.len();
+        let mut all = Vec::with_capacity(n_layers);
+        for (at, layer) in self.layers.iter().enumerate() {
+            if self.shapes[at].window.is_some() {
+                all.push(None);
                 continue;
             }
-            let width = layer.n_heads * shape.head_dim;
-            let queries = layer.queries.len().saturating_sub(provisional * width);
-            let heads = layer.heads.iter().map(|head| head.view(pressed, committed)).collect();
-            let view = LayerView {
-                head_dim: shape.head_dim,
-                n_heads: layer.n_heads,
-                scale: layer.scale,
-                heads,
-                queries: &layer.queries[..queries],
-                last_position: committed.saturating_sub(1),
-            };
-            let scores = self.eviction.press.scores(&view);
-            let mean =
-                self.eviction.layers.of(at, n_layers, budget, committed).max(self.eviction.press.window());
+            let view = layer.view(self.pressed, committed, len);
+            let scores = press.scores(&view);
+            let expected: Vec<usize> = view.heads.iter().map(|head| head.positions.len()).collect();
+            let found: Vec<usize> = scores.iter().map(Vec::len).collect();
+            if found != expected {
+                return Err(Error::PressScores { press: press.name(), expected, found });
+            }
+            let mean = self.eviction.layers.of(at, n_layers, budget, committed).max(press.window());
             let budgets = self.eviction.heads.of(&scores, mean);
+            all.push(Some(scores.iter().zip(budgets).map(|(scores, n)| best(scores, n)).collect()));
+        }
+        Ok(Some(all))
+    }
+
+    /// Lets go of what was not chosen.
+    fn press(&mut self, chosen: &[Option<Chosen>], committed: usize, len: usize) {
+        let pressed = self.pressed;
+        for ((layer, shape), chosen) in self.layers.iter_mut().zip(&*self.shapes).zip(chosen) {
+            let Some(chosen) = chosen else {
+                // The tokens count as having been looked at.
+                layer.heads.iter_mut().for_each(|head| head.kept.extend(pressed..committed));
+                continue;
+            };
+            let LayerView { heads: views, queries, n_heads, .. } = layer.view(pressed, committed, len);
             let one = LayerShape { n_kv_heads: 1, ..shape.clone() };
-            for (index, head) in layer.heads.iter_mut().enumerate() {
-                let chosen = best(&scores[index], budgets[index]);
-                let queries = group_queries(&view, index);
-                let queries = (queries.as_slice(), view.n_heads / view.heads.len());
-                head.keep(&one, &view.heads[index], &chosen, (committed, provisional), queries);
+            let group = n_heads / views.len();
+            let queries: Vec<Vec<f32>> = (0..views.len())
+                .map(|head| group_queries(queries, n_heads * shape.head_dim, head, group * shape.head_dim))
+                .collect();
+            for (((head, view), chosen), queries) in
+                layer.heads.iter_mut().zip(&views).zip(chosen).zip(&queries)
+            {
+                head.keep(&one, view, chosen, len - committed, (queries, group));
             }
         }
         self.pressed = committed;
     }
 }
 
-impl PressedLayer {
-    /// Appends the tokens behind the first `first` ones, of which `pressed` stood the press, and attends.
-    fn attend(
-        &mut self,
-        (first, pressed): (usize, usize),
-        [q, k, v]: [&[f32]; 3],
-        depths: &[usize],
-        paths: Option<&Arc<Vec<Vec<usize>>>>,
-    ) -> Result<Vec<f32>, BadRow> {
-        let (n_rows, n_kv_heads) = (depths.len(), self.heads.len());
-        let dim = k.len() / n_rows / n_kv_heads;
-        let group = self.n_heads / n_kv_heads;
+impl EvictingLayer {
+    /// Elements of a token's queries.
+    fn width(&self) -> usize {
+        self.n_heads * self.heads[0].layer.pages.plain.layout.head_dim
+    }
+
+    /// The first `committed` tokens, of `len`; of those before `pressed` the ones that were kept.
+    fn view(&self, pressed: usize, committed: usize, len: usize) -> LayerView<'_> {
+        let n = self.queries.len().saturating_sub((len - committed) * self.width());
+        LayerView {
+            head_dim: self.heads[0].layer.pages.plain.layout.head_dim,
+            n_heads: self.n_heads,
+            scale: self.scale,
+            heads: self.heads.iter().map(|head| head.view(pressed, committed)).collect(),
+            queries: &self.queries[..n],
+            last_position: committed.saturating_sub(1),
+        }
+    }
+
+    /// Drops the queries of the last `n_rows` tokens.
+    fn cut_queries(&mut self, n_rows: usize) {
+        let cut = n_rows * self.width();
+        self.queries.truncate(self.queries.len().saturating_sub(cut));
+    }
+}
+
+impl Layers for EvictingStorage {
+    fn is_on_host(&self) -> bool {
+        true
+    }
+
+    fn stage<'a>(
+        &'a mut self,
+        layer: usize,
+        step: &Step,
+        call: HostCall<'a>,
+        jobs: &mut Vec<Job<'a>>,
+    ) -> Result<(), BadRow> {
+        let pressed = self.pressed;
+        let layer = &mut self.layers[layer];
+        (layer.n_heads, layer.scale) = (call.n_heads, call.scale);
+        let n_kv_heads = layer.heads.len();
+        let dim = call.k.len() / step.n_rows / n_kv_heads;
+        let group = call.n_heads / n_kv_heads;
         let part = |rows: &[f32], head: usize, width: usize| -> Vec<f32> {
             rows.chunks_exact(n_kv_heads * width)
                 .flat_map(|row| &row[head * width..][..width])
                 .copied()
                 .collect()
         };
-        let mut out = vec![0.0; q.len()];
-        for (at, head) in self.heads.iter_mut().enumerate() {
-            let (q, k, v) = (part(q, at, group * dim), part(k, at, dim), part(v, at, dim));
-            let slot = head.slot(first, pressed);
-            let result = head.layer.attend(slot, [&q, &k, &v], group, depths, paths, self.scale)?;
-            let width = group * dim;
-            for (row, result) in out.chunks_exact_mut(n_kv_heads * width).zip(result.chunks_exact(width)) {
-                row[at * width..][..width].copy_from_slice(result);
-            }
+        let seen = Seen { depths: &step.depths, paths: step.paths(), visible: None };
+        for (at, head) in layer.heads.iter_mut().enumerate() {
+            let rows = [part(call.q, at, group * dim), part(call.k, at, dim), part(call.v, at, dim)];
+            let slot = head.slot(step.first, pressed);
+            let heads = QueryHeads { n_heads: group, scale: call.scale, out_column: at * group * dim };
+            head.layer.stage(slot, rows.map(Into::into), heads, &seen, jobs)?;
         }
-        Ok(out)
+        Ok(())
+    }
+
+    fn attended(&mut self, layer: usize, call: HostCall<'_>) {
+        if self.keeps_queries(layer) {
+            let layer = &mut self.layers[layer];
+            let turned = layer.heads[0].layer.turn_keys(call.q);
+            layer.queries.extend_from_slice(&turned);
+        }
+    }
+
+    fn attend_on_device(
+        &mut self,
+        _layer: usize,
+        _step: &Step,
+        [q, ..]: [Tensor<3>; 3],
+        _scale: f32,
+    ) -> Result<Tensor<2>> {
+        Err(Error::EvictionDevice { device: format!("{:?}", q.device()) })
     }
 }
 
-impl KvCache for EvictingCache {
-    fn shape(&self) -> &CacheShape {
-        &self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.ledger.len()
-    }
-
-    fn committed(&self) -> usize {
-        self.ledger.committed()
-    }
-
+impl Storage for EvictingStorage {
     fn bytes(&self) -> usize {
-        let layer = |layer: &PressedLayer| {
+        let layer = |layer: &EvictingLayer| {
             let heads = layer.heads.iter();
             let heads = heads.map(|h| h.layer.pages.bytes() + h.kept.bytes());
             heads.sum::<usize>() + layer.queries.capacity() * size_of::<f32>()
@@ -307,123 +355,90 @@ impl KvCache for EvictingCache {
         self.layers.iter().map(layer).sum()
     }
 
-    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
-        self.ledger.begin(n_rows, parents)
+    fn shared_bytes(&self) -> usize {
+        self.layers.iter().flat_map(|layer| &layer.heads).map(|head| head.layer.pages.shared_bytes()).sum()
     }
 
-    fn attend(
-        &mut self,
-        layer: usize,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
-        scale: f32,
-    ) -> Result<Tensor<2>> {
-        let step = self.ledger.layer(layer)?;
-        let shape = &self.shape.layers[layer];
-        let n_heads = checks::check(step.n_rows, shape, &self.device, [&q, &k, &v], scale)?;
-        let first = self.ledger.len();
-        let paths = step.tree.as_ref().map(|tree| &tree.paths);
-        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
-        let rows = HostRows::new(q, k, v)?;
-        let size = [step.n_rows, n_heads * shape.head_dim];
-        let keeps_queries = self.may_press() && self.n_queries() > 0 && shape.window.is_none();
-        let pressed = &mut self.layers[layer];
-        (pressed.n_heads, pressed.scale) = (n_heads, scale);
-        let out = pressed
-            .attend((first, self.pressed), rows.slices(), &step.depths, paths)
-            .map_err(|bad| rows.not_finite(bad))?;
-        if keeps_queries {
-            let turned = pressed.heads[0].layer.turn_keys(rows.slices()[0]);
-            pressed.queries.extend(turned);
-        }
-        if let Some(tensors) = for_hooks {
-            checks::show(&mut self.hooks, layer, &tensors, first, &step.depths);
-        }
-        self.ledger.layer_done();
-        Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, size)))
+    fn bytes_per_token(&self) -> f64 {
+        self.layers.iter().flat_map(|layer| &layer.heads).map(|head| head.layer.bytes_per_token()).sum()
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.ledger.end()
+    fn meter(&self) -> &PageMeter {
+        &self.meter
     }
 
-    fn abort(&mut self) {
-        let Ok(step) = self.ledger.step("abort") else { return };
+    /// What the press kept depends on where the prompt ended.
+    fn shareable(&self) -> bool {
+        self.pressed == 0
+    }
+
+    fn abort(&mut self, step: &Step) {
         // Layers that the step did not reach have no queries of it.
-        let (n_rows, n_done) = (step.n_rows, step.n_layers);
-        for layer in &mut self.layers[..n_done] {
-            let width = layer.n_heads * layer.heads[0].layer.pages.plain.layout.head_dim;
-            layer.queries.truncate(layer.queries.len().saturating_sub(n_rows * width));
+        for layer in 0..step.n_layers {
+            if self.keeps_queries(layer) {
+                self.layers[layer].cut_queries(step.n_rows);
+            }
         }
-        self.ledger.abort();
-        self.truncate_heads(self.ledger.len());
-        self.hooks.iter_mut().for_each(|hook| hook.aborted());
+        self.truncate_heads(step.first);
     }
 
-    fn retain(&mut self, rows: &[usize]) -> Result<()> {
-        self.ledger.check_retain(rows)?;
-        let (first, before) = (self.ledger.committed(), self.ledger.len());
+    fn retain(&mut self, first: usize, rows: &[usize], len: usize) {
         let pressed = self.pressed;
         for layer in &mut self.layers {
             for head in &mut layer.heads {
                 let slot = head.slot(first, pressed);
                 head.layer.pages.retain(slot, rows);
             }
-            let width = layer.n_heads * layer.heads[0].layer.pages.plain.layout.head_dim;
-            if let Some(start) = layer.queries.len().checked_sub((before - first) * width) {
+            let width = layer.width();
+            if let Some(start) = layer.queries.len().checked_sub((len - first) * width) {
                 for (kept, row) in rows.iter().enumerate() {
                     let from = start + row * width;
                     layer.queries.copy_within(from..from + width, start + kept * width);
                 }
             }
         }
-        self.ledger.retained(rows.len());
-        self.cut_queries(before, self.ledger.len());
-        self.truncate_heads(self.ledger.len());
-        self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
-        Ok(())
     }
 
-    fn commit(&mut self, n_tokens: usize) -> Result<()> {
-        self.ledger.commit(n_tokens)?;
-        self.press();
-        let (committed, isa, pressed) = (self.ledger.committed(), cpu::isa(), self.pressed);
-        let provisional = self.ledger.len() - committed;
-        let may_press = self.may_press();
-        let n_queries = if may_press { self.n_queries() } else { 0 };
-        for (layer, shape) in self.layers.iter_mut().zip(&self.shape.layers) {
+    fn commit(&mut self, committed: usize, len: usize) -> Result<()> {
+        if let Some(chosen) = self.choose(committed, len)? {
+            self.press(&chosen, committed, len);
+        }
+        let (may_press, pressed) = (self.may_press(), self.pressed);
+        let n_queries = if may_press { self.n_queries().saturating_add(len - committed) } else { 0 };
+        for (layer, shape) in self.layers.iter_mut().zip(&*self.shapes) {
             // A press reads the plain pages, so they stay beside the packed ones until it has come. Layers with a
             // window are never pressed.
             if !may_press || shape.window.is_some() {
                 for head in &mut layer.heads {
                     let slots = head.slot(committed, pressed);
-                    head.layer.pages.release(isa, slots);
+                    head.layer.pages.release(slots);
                 }
             }
-            let width = layer.n_heads * layer.heads[0].layer.pages.plain.layout.head_dim;
-            let keep = n_queries.saturating_add(provisional).saturating_mul(width);
+            let keep = n_queries.saturating_mul(layer.width());
             let surplus = layer.queries.len().saturating_sub(keep);
             if surplus > 0 {
                 layer.queries = layer.queries[surplus..].to_vec();
             }
         }
-        self.hooks.iter_mut().for_each(|hook| hook.committed(n_tokens));
         Ok(())
     }
 
-    fn truncate(&mut self, len: usize) -> Result<()> {
-        self.ledger.check_truncate(len)?;
-        let before = self.ledger.len();
-        if len < self.pressed && len > 0 {
+    fn check_truncate(&self, len: usize, committed: usize) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        if len < self.pressed {
             return Err(StepError::TruncateEvicted { requested: len, evicted_from: 0 }.into());
         }
-        if len < self.ledger.committed() && len > 0 {
+        if len < committed {
             for head in self.layers.iter().flat_map(|layer| &layer.heads) {
                 head.layer.pages.check_truncate(head.slot(len, self.pressed))?;
             }
         }
-        self.ledger.truncated(len);
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize, before: usize) {
         if len == 0 {
             self.pressed = 0;
             for layer in &mut self.layers {
@@ -431,27 +446,8 @@ impl KvCache for EvictingCache {
                 layer.heads.iter_mut().for_each(|head| head.kept = Positions::default());
             }
         } else {
-            self.cut_queries(before, len);
+            self.layers.iter_mut().for_each(|layer| layer.cut_queries(before - len));
         }
         self.truncate_heads(len);
-        self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
-        Ok(())
-    }
-
-    fn fork(&self) -> Result<Box<dyn KvCache>> {
-        self.ledger.closed("fork")?;
-        Ok(Box::new(Self {
-            shape: Arc::clone(&self.shape),
-            device: self.device.clone(),
-            eviction: Arc::clone(&self.eviction),
-            layers: self.layers.clone(),
-            ledger: self.ledger.clone(),
-            pressed: self.pressed,
-            hooks: Vec::new(),
-        }))
-    }
-
-    fn add_hook(&mut self, hook: Box<dyn CacheHook>) {
-        self.hooks.push(hook);
     }
 }

@@ -1,27 +1,47 @@
 //! The bookkeeping of steps: which tokens are final, which provisional, and what a step may do.
 
-use breakers_core::StepError;
 use std::sync::Arc;
 
+use breakers_core::StepError;
+
 use crate::tree;
-use crate::{Error, Result};
+use crate::{CacheShape, Error, Result, Visible};
 
 /// An open step.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) n_rows: usize,
+    /// Tokens before the step.
+    pub(crate) first: usize,
     /// Layers appended so far.
     pub(crate) n_layers: usize,
     /// Ancestors of each row in the step.
     pub(crate) depths: Vec<usize>,
     /// Parents and paths, if the step is not a chain.
     pub(crate) tree: Option<StepTree>,
+    /// What rows see in layers of each window.
+    visible: Vec<(Option<usize>, Arc<Visible>)>,
+}
+
+impl Step {
+    /// Paths of the rows, if the step is not a chain.
+    pub(crate) fn paths(&self) -> Option<&Arc<Vec<Vec<usize>>>> {
+        self.tree.as_ref().map(|tree| &tree.paths)
+    }
+
+    /// What rows see in a layer with this window that keeps all tokens.
+    pub(crate) fn visible(&self, window: Option<usize>) -> Arc<Visible> {
+        match self.visible.iter().find(|(of, _)| *of == window) {
+            Some((_, visible)) => Arc::clone(visible),
+            None => Arc::new(Visible::step(self.first, &self.depths, self.paths(), window)),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct StepTree {
     parents: Vec<Option<usize>>,
-    pub(crate) paths: Arc<Vec<Vec<usize>>>,
+    paths: Arc<Vec<Vec<usize>>>,
 }
 
 /// Final and provisional tokens of one sequence.
@@ -29,6 +49,8 @@ pub(crate) struct StepTree {
 pub(crate) struct Ledger {
     n_layers: usize,
     max_tokens: usize,
+    /// The layers' windows, each once.
+    windows: Vec<Option<usize>>,
     len: usize,
     committed: usize,
     /// Parents of the last tokens, where they form a tree: the first of them stands at `len` minus their
@@ -38,8 +60,12 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(n_layers: usize, max_tokens: usize) -> Self {
-        Self { n_layers, max_tokens, len: 0, committed: 0, tree: Vec::new(), step: None }
+    pub(crate) fn new(shape: &CacheShape) -> Self {
+        let mut windows: Vec<Option<usize>> = shape.layers.iter().map(|layer| layer.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let (n_layers, max_tokens) = (shape.layers.len(), shape.max_tokens);
+        Self { n_layers, max_tokens, windows, len: 0, committed: 0, tree: Vec::new(), step: None }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,7 +85,8 @@ impl Ledger {
         if self.step.is_some() { Err(Error::StepOpen { operation }) } else { Ok(()) }
     }
 
-    pub(crate) fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
+    /// Opens a step; gives the rows' positions.
+    pub(crate) fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
         self.closed("begin")?;
         if n_rows == 0 {
             return Err(StepError::Empty.into());
@@ -75,23 +102,21 @@ impl Ledger {
         let tree = parents
             .filter(|parents| !tree::is_chain(parents))
             .map(|parents| StepTree { parents: parents.to_vec(), paths: Arc::new(tree::paths(parents)) });
-        self.step = Some(Step { n_rows, n_layers: 0, depths, tree });
-        Ok(())
+        let first = self.len;
+        let positions = depths.iter().map(|depth| first + depth).collect();
+        let mut step = Step { n_rows, first, n_layers: 0, depths, tree, visible: Vec::new() };
+        step.visible = self.windows.iter().map(|&window| (window, step.visible(window))).collect();
+        self.step = Some(step);
+        Ok(positions)
     }
 
     /// The open step, if `layer` is the next one.
-    pub(crate) fn layer(&self, layer: usize) -> Result<&Step> {
-        let step = self.step("attend")?;
+    pub(crate) fn layer(&mut self, layer: usize) -> Result<&mut Step> {
+        let step = self.step.as_mut().ok_or(Error::NoStep { operation: "attend" })?;
         if step.n_layers != layer || layer >= self.n_layers {
             return Err(Error::LayerOrder { expected: step.n_layers, found: layer });
         }
         Ok(step)
-    }
-
-    pub(crate) fn layer_done(&mut self) {
-        if let Some(step) = &mut self.step {
-            step.n_layers += 1;
-        }
     }
 
     pub(crate) fn end(&mut self) -> Result<()> {
@@ -106,9 +131,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes the open step back; whether there was one.
-    pub(crate) fn abort(&mut self) -> bool {
-        self.step.take().is_some()
+    /// Takes the open step back, if there is one.
+    pub(crate) fn abort(&mut self) -> Option<Step> {
+        self.step.take()
     }
 
     /// The parent of a provisional token, both counted from the first provisional one.
@@ -145,7 +170,8 @@ impl Ledger {
         self.tree.clear();
     }
 
-    pub(crate) fn commit(&mut self, n_tokens: usize) -> Result<()> {
+    /// Fails unless the first `n_tokens` provisional tokens can become final.
+    pub(crate) fn check_commit(&self, n_tokens: usize) -> Result<()> {
         self.closed("commit")?;
         let available = self.len - self.committed;
         if n_tokens > available {
@@ -155,8 +181,12 @@ impl Ledger {
             // Rows of the tree become final: they must be a chain, and so must what would follow them.
             return Err(Error::UnresolvedTree { operation: "commit" });
         }
-        self.committed += n_tokens;
         Ok(())
+    }
+
+    /// Notes that the first `n_tokens` provisional tokens became final.
+    pub(crate) fn commit(&mut self, n_tokens: usize) {
+        self.committed += n_tokens;
     }
 
     pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {

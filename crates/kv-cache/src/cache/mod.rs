@@ -1,5 +1,6 @@
 //! The cache trait, and the caches.
 
+pub(crate) mod driver;
 pub(crate) mod evicting;
 pub(crate) mod ledger;
 pub(crate) mod plain;
@@ -7,6 +8,8 @@ pub(crate) mod quantized;
 
 use burn::tensor::Tensor;
 
+use self::driver::Lane;
+use crate::pages::meter::PageMeter;
 use crate::{CacheShape, Result};
 
 /// Keys and values of one sequence, and attention over them.
@@ -47,22 +50,26 @@ pub trait KvCache: Send {
     /// Bytes that the cache keeps resident, pages that it shares with forks included.
     fn bytes(&self) -> usize;
 
-    /// Positions that the rows of a step would have, which is what rotary embeddings need: for a chain
-    /// `len`, `len + 1`, …; for a tree `len` plus the number of the row's ancestors in the step.
-    ///
-    /// # Errors
-    /// [`StepError::RowCount`](breakers_core::StepError::RowCount) and
-    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) for parents that fit no tree.
-    fn positions(&self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
-        let first = self.len();
-        let depths = crate::tree::depths(n_rows, parents)?;
-        Ok(depths.into_iter().map(|depth| first + depth).collect())
+    /// Bytes that a final token takes in all layers together, before a window or a press lets it go.
+    fn bytes_per_token(&self) -> f64;
+
+    /// Counts the bytes of the pages of this cache and its forks, each page once; `None` for a cache that does not
+    /// count them.
+    fn page_meter(&self) -> Option<&PageMeter> {
+        None
     }
+
+    /// Whether another text with the same beginning may go on from a fork, as it would from its own cache: what is
+    /// kept depends on the tokens before alone, and neither on where a prompt ended nor on what followed.
+    fn shareable(&self) -> bool;
 
     /// Opens a step of `n_rows` tokens.
     ///
     /// `parents`: `None` for a chain, each row following the one before it. For a tree, the parent of each
     /// row in this step; rows without one follow the last token of the cache.
+    ///
+    /// Returns the rows' positions, which is what rotary embeddings need: for a chain `len`, `len + 1`, …; for
+    /// a tree `len` plus the number of the row's ancestors in the step.
     ///
     /// # Errors
     /// [`StepError::Empty`](breakers_core::StepError::Empty), [`Error::StepOpen`](crate::Error::StepOpen),
@@ -70,7 +77,7 @@ pub trait KvCache: Send {
     /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent),
     /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull), and
     /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if an earlier step's tree still has branches.
-    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()>;
+    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>>;
 
     /// Appends the step's keys and values of one layer and attends: row i sees the tokens before the step
     /// (as far as the layer's window reaches), its ancestors in the step, and itself.
@@ -137,44 +144,20 @@ pub trait KvCache: Send {
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn truncate(&mut self, len: usize) -> Result<()>;
 
-    /// A second cache with the same tokens. Storage is shared until one of them writes to it. Hooks are not
-    /// taken along.
+    /// A second cache with the same tokens. Storage is shared until one of them writes to it.
     ///
     /// # Errors
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn fork(&self) -> Result<Box<dyn KvCache>>;
 
-    /// Adds an observer of what is appended.
-    fn add_hook(&mut self, hook: Box<dyn CacheHook>);
-}
-
-/// An observer of a cache: sees what is appended, and how the cache changes afterwards.
-///
-/// Methods that choose tokens by the attention of recent queries, and tools that record keys and values for
-/// calibration, are built on it.
-pub trait CacheHook: Send {
-    /// A layer's queries, keys and values of the open step.
+    /// The layer that comes next, for [`attend_many`](crate::attend_many); `None` for a cache that attends by
+    /// itself.
     ///
-    /// # Shapes
-    /// `q`: `[n_rows, n_heads, head_dim]`; `k`, `v`: `[n_rows, n_kv_heads, head_dim]`, as they came, before
-    /// rounding; `positions`: one for each row.
-    fn appended(&mut self, layer: usize, q: &Tensor<3>, k: &Tensor<3>, v: &Tensor<3>, positions: &[usize]);
-
-    /// The open step was taken back: what was appended since its first layer is void.
-    fn aborted(&mut self) {}
-
-    /// Of the provisional tokens only those with these indices were kept.
-    fn retained(&mut self, rows: &[usize]) {
-        let _ = rows;
-    }
-
-    /// The first `n_tokens` provisional tokens became final.
-    fn committed(&mut self, n_tokens: usize) {
-        let _ = n_tokens;
-    }
-
-    /// The cache was shortened to `len` tokens.
-    fn truncated(&mut self, len: usize) {
-        let _ = len;
+    /// # Errors
+    /// [`Error::NoStep`](crate::Error::NoStep), [`Error::LayerOrder`](crate::Error::LayerOrder).
+    #[doc(hidden)]
+    fn lane(&mut self, layer: usize) -> Result<Option<Lane<'_>>> {
+        let _ = layer;
+        Ok(None)
     }
 }

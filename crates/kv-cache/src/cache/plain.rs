@@ -1,18 +1,20 @@
 //! The plain cache: every token's keys and values, in pages that forks share.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
-use breakers_backend::{device, flex};
+use breakers_backend::device;
 use breakers_cpu as cpu;
 use burn::tensor::{Device, Tensor};
-use burn_flex::Flex;
 
+use super::driver::{Cache, HostCall, Layers, Storage};
+use super::ledger::Step;
 use crate::attention::flex::job::Job;
-use crate::cache::ledger::Ledger;
-use crate::checks::{self, HostRows, require};
+use crate::checks::require;
 use crate::pages::device::DevicePages;
-use crate::pages::layer::LayerPages;
-use crate::{CacheHook, CacheShape, Element, KvCache, Result, Visible};
+use crate::pages::layer::{BadRow, LayerPages};
+use crate::pages::meter::PageMeter;
+use crate::pages::page::PAGE_TOKENS;
+use crate::{CacheShape, Element, Error, Result, attention};
 
 /// A cache that keeps every token's keys and values as they are.
 ///
@@ -41,13 +43,15 @@ use crate::{CacheHook, CacheShape, Element, KvCache, Result, Visible};
 /// # Ok(())
 /// # }
 /// ```
-pub struct PlainCache {
-    shape: Arc<CacheShape>,
+pub type PlainCache = Cache<PlainStorage>;
+
+/// The layers of a [`PlainCache`].
+#[derive(Clone)]
+pub struct PlainStorage {
     element: Element,
-    device: Device,
     layers: Vec<Layer>,
-    ledger: Ledger,
-    hooks: Vec<Box<dyn CacheHook>>,
+    windows: Vec<Option<usize>>,
+    meter: PageMeter,
 }
 
 /// Where a layer's keys and values are.
@@ -64,33 +68,86 @@ impl PlainCache {
     /// # Errors
     /// [`Error::NoLayers`](crate::Error::NoLayers), [`Error::ZeroDimension`](crate::Error::ZeroDimension),
     /// [`Error::UnsupportedDevice`](crate::Error::UnsupportedDevice), and
-    /// [`Error::UnsupportedElement`](crate::Error::UnsupportedElement) if the device cannot store elements of this type.
+    /// [`Error::UnsupportedElement`](crate::Error::UnsupportedElement) if the device cannot store elements of
+    /// this type.
     pub fn new(shape: CacheShape, element: Element, device: &Device) -> Result<Self> {
         require(device)?;
         let on_host = device::is_cpu(device);
-        Self::with_storage(shape, element, device, on_host)
+        Self::stored(shape, element, device, on_host)
     }
 
     /// An empty cache whose storage is pages in the host's memory, or tensors on the device.
-    fn with_storage(shape: CacheShape, element: Element, device: &Device, on_host: bool) -> Result<Self> {
+    fn stored(shape: CacheShape, element: Element, device: &Device, on_host: bool) -> Result<Self> {
         shape.validate()?;
+        let meter = PageMeter::default();
         let layer = |layer| match on_host {
-            true => Ok(Layer::Host(LayerPages::new(layer, element))),
-            false => DevicePages::new(layer, shape.max_tokens, element, device).map(Layer::Device),
+            true => Ok(Layer::Host(LayerPages::new(layer, element, &meter))),
+            false => DevicePages::new(layer, shape.max_tokens, element, device, &meter).map(Layer::Device),
         };
         let layers = shape.layers.iter().map(layer).collect::<Result<_>>()?;
-        let ledger = Ledger::new(shape.layers.len(), shape.max_tokens);
-        let device = device.clone();
-        Ok(Self { shape: Arc::new(shape), element, device, layers, ledger, hooks: Vec::new() })
+        let windows = shape.layers.iter().map(|layer| layer.window).collect();
+        Ok(Self::with_storage(shape, device, PlainStorage { element, layers, windows, meter }))
     }
 
     /// Type of the stored elements.
     pub fn element(&self) -> Element {
-        self.element
+        self.storage.element
+    }
+}
+
+impl Layers for PlainStorage {
+    fn is_on_host(&self) -> bool {
+        matches!(self.layers[..], [Layer::Host(_), ..])
     }
 
-    /// Bytes of the pages that other caches hold, too. On a GPU, whose storage is one piece a layer, 0.
-    pub fn shared_bytes(&self) -> usize {
+    fn stage<'a>(
+        &'a mut self,
+        layer: usize,
+        step: &Step,
+        call: HostCall<'a>,
+        jobs: &mut Vec<Job<'a>>,
+    ) -> Result<(), BadRow> {
+        let Layer::Host(pages) = &mut self.layers[layer] else { return Ok(()) };
+        pages.append(cpu::isa(), step.first, call.k, call.v)?;
+        jobs.push(Job {
+            source: Box::new(&*pages),
+            q: call.q.into(),
+            sketch: Cow::default(),
+            n_heads: call.n_heads,
+            scale: call.scale,
+            visible: step.visible(self.windows[layer]),
+            turned: None,
+            out_row: 0,
+            out_column: 0,
+        });
+        Ok(())
+    }
+
+    fn attend_on_device(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        [q, k, v]: [Tensor<3>; 3],
+        scale: f32,
+    ) -> Result<Tensor<2>> {
+        let Layer::Device(pages) = &mut self.layers[layer] else {
+            return Err(Error::UnsupportedDevice { device: format!("{:?}", q.device()) });
+        };
+        let [k, v] = pages.append(step.first, k, v)?;
+        attention(q, k, v, &step.visible(self.windows[layer]), scale)
+    }
+}
+
+impl Storage for PlainStorage {
+    fn bytes(&self) -> usize {
+        let bytes = |layer: &Layer| match layer {
+            Layer::Host(pages) => pages.bytes(),
+            Layer::Device(pages) => pages.bytes(),
+        };
+        self.layers.iter().map(bytes).sum()
+    }
+
+    fn shared_bytes(&self) -> usize {
         let shared = |layer: &Layer| match layer {
             Layer::Host(pages) => pages.shared_bytes(),
             Layer::Device(_) => 0,
@@ -98,8 +155,36 @@ impl PlainCache {
         self.layers.iter().map(shared).sum()
     }
 
-    /// Gives back the storage behind the first `len` tokens.
-    fn shrink(&mut self, len: usize) {
+    fn bytes_per_token(&self) -> f64 {
+        let bytes = |layer: &Layer| match layer {
+            Layer::Host(pages) => pages.layout.page_bytes() as f64 / PAGE_TOKENS as f64,
+            Layer::Device(pages) => pages.token_bytes() as f64,
+        };
+        self.layers.iter().map(bytes).sum()
+    }
+
+    fn meter(&self) -> &PageMeter {
+        &self.meter
+    }
+
+    fn retain(&mut self, first: usize, rows: &[usize], _len: usize) {
+        for layer in &mut self.layers {
+            match layer {
+                Layer::Host(pages) => pages.retain(first, rows),
+                Layer::Device(pages) => pages.retain(first, rows),
+            }
+        }
+    }
+
+    fn commit(&mut self, _committed: usize, _len: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_truncate(&self, _len: usize, _committed: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize, _before: usize) {
         for layer in &mut self.layers {
             match layer {
                 Layer::Host(pages) => pages.truncate(len),
@@ -109,143 +194,10 @@ impl PlainCache {
     }
 }
 
-impl Layer {
-    /// Appends the tokens behind the first `first` ones and attends.
-    fn attend(
-        &mut self,
-        first: usize,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
-        visible: &Visible,
-        scale: f32,
-    ) -> Result<Tensor<2>> {
-        let pages = match self {
-            Self::Host(pages) => pages,
-            Self::Device(pages) => return pages.attend(first, q, k, v, visible, scale),
-        };
-        let [n_rows, n_heads, head_dim] = q.dims();
-        let rows = HostRows::new(q, k, v)?;
-        let [q, k, v] = rows.slices();
-        let isa = cpu::isa();
-        // What is written before an error is found stands behind the cache's end.
-        pages.append(isa, first, k, v).map_err(|bad| rows.not_finite(bad))?;
-        let (layout, pages) = (pages.layout, &pages.pages);
-        let job = Job { layout, pages, q, n_heads, scale, visible, packed: None };
-        let out = job.run(isa).map_err(|row| rows.not_finite((0, row)))?;
-        Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, [n_rows, n_heads * head_dim])))
-    }
-}
-
-impl KvCache for PlainCache {
-    fn shape(&self) -> &CacheShape {
-        &self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.ledger.len()
-    }
-
-    fn committed(&self) -> usize {
-        self.ledger.committed()
-    }
-
-    fn bytes(&self) -> usize {
-        let bytes = |layer: &Layer| match layer {
-            Layer::Host(pages) => pages.bytes(),
-            Layer::Device(pages) => pages.bytes(),
-        };
-        self.layers.iter().map(bytes).sum()
-    }
-
-    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
-        self.ledger.begin(n_rows, parents)
-    }
-
-    fn attend(
-        &mut self,
-        layer: usize,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
-        scale: f32,
-    ) -> Result<Tensor<2>> {
-        let step = self.ledger.layer(layer)?;
-        let shape = &self.shape.layers[layer];
-        checks::check(step.n_rows, shape, &self.device, [&q, &k, &v], scale)?;
-        let first = self.ledger.len();
-        let paths = step.tree.as_ref().map(|tree| &tree.paths);
-        let visible = Visible::step(first, &step.depths, paths, shape.window);
-        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
-        let out = self.layers[layer].attend(first, q, k, v, &visible, scale)?;
-        if let Some(tensors) = for_hooks {
-            checks::show(&mut self.hooks, layer, &tensors, first, &step.depths);
-        }
-        self.ledger.layer_done();
-        Ok(out)
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.ledger.end()
-    }
-
-    fn abort(&mut self) {
-        if self.ledger.abort() {
-            self.shrink(self.ledger.len());
-            self.hooks.iter_mut().for_each(|hook| hook.aborted());
-        }
-    }
-
-    fn retain(&mut self, rows: &[usize]) -> Result<()> {
-        self.ledger.check_retain(rows)?;
-        let first = self.ledger.committed();
-        for layer in &mut self.layers {
-            match layer {
-                Layer::Host(pages) => pages.retain(first, rows),
-                Layer::Device(pages) => pages.retain(first, rows),
-            }
-        }
-        self.ledger.retained(rows.len());
-        self.shrink(self.ledger.len());
-        self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
-        Ok(())
-    }
-
-    fn commit(&mut self, n_tokens: usize) -> Result<()> {
-        self.ledger.commit(n_tokens)?;
-        self.hooks.iter_mut().for_each(|hook| hook.committed(n_tokens));
-        Ok(())
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<()> {
-        self.ledger.check_truncate(len)?;
-        self.ledger.truncated(len);
-        self.shrink(len);
-        self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
-        Ok(())
-    }
-
-    fn fork(&self) -> Result<Box<dyn KvCache>> {
-        self.ledger.closed("fork")?;
-        Ok(Box::new(Self {
-            shape: Arc::clone(&self.shape),
-            element: self.element,
-            device: self.device.clone(),
-            layers: self.layers.clone(),
-            ledger: self.ledger.clone(),
-            hooks: Vec::new(),
-        }))
-    }
-
-    fn add_hook(&mut self, hook: Box<dyn CacheHook>) {
-        self.hooks.push(hook);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LayerShape;
+    use crate::{KvCache, LayerShape};
     use breakers_backend::harness::{Inputs, Operation, Outputs, Tolerance};
     use burn::tensor::{Distribution, TensorData};
 
@@ -257,7 +209,7 @@ mod tests {
         let shape = CacheShape { layers: vec![layer.clone(), layer.with_window(40)], max_tokens: 200 };
         for element in [Element::F16, Element::F32] {
             let cache = |on_host| {
-                let cache = PlainCache::with_storage(shape.clone(), element, &device, on_host).unwrap();
+                let cache = PlainCache::stored(shape.clone(), element, &device, on_host).unwrap();
                 Box::new(cache) as Box<dyn KvCache>
             };
             let mut caches = [cache(true), cache(false)];

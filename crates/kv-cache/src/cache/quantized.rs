@@ -1,28 +1,31 @@
 //! The compressed cache: packed pages for what is final, plain ones for what may still be taken back.
 
-use breakers_core::StepError;
-use std::sync::Arc;
-
-use breakers_cpu as cpu;
-use breakers_cpu::hadamard::Rotation;
-use burn::tensor::{Device, Tensor};
-
-use crate::attention::flex::job::{Job, Packed};
-use crate::cache::ledger::Ledger;
-use crate::checks::{self, require};
-use crate::coders::{Coders, Method};
-use crate::pages::layer::BadRow;
-use crate::pages::packed::PackedFormat;
-use crate::pages::packed::layer::{PackedLayer, Packing};
-use crate::pages::page::{LANES, PAGE_TOKENS};
-use crate::{CacheHook, CacheShape, Error, KvCache, LayerShape, Result, Visible};
-
 #[cfg(feature = "cube")]
 pub(crate) mod device;
 mod presets;
 mod storage;
 
-use storage::Storage;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use breakers_cpu as cpu;
+use breakers_cpu::hadamard::Rotation;
+use breakers_core::StepError;
+use burn::tensor::{Device, Tensor};
+
+use self::storage::{LayerStorage, Place};
+use super::driver::{Cache, HostCall, Layers, Storage};
+use super::ledger::Step;
+use crate::attention::flex::job::Job;
+use crate::checks::require;
+use crate::coders::{Coders, Method};
+use crate::pages::layer::BadRow;
+use crate::pages::meter::PageMeter;
+use crate::pages::packed::PackedFormat;
+use crate::pages::packed::layer::{PackedLayer, Packing};
+use crate::pages::page::{LANES, PAGE_TOKENS};
+use crate::pages::source::PageSource;
+use crate::{CacheShape, Error, LayerShape, Result, Visible};
 
 /// How a cache is compressed.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +46,14 @@ impl Compression {
     /// A method with four exact tokens at the beginning and no window.
     pub fn new(method: Method) -> Self {
         Self { method, exact_tokens: 4, window: 0, plain_layers: Vec::new() }
+    }
+
+    /// Fails for a plain layer that is not there.
+    pub(crate) fn check_plain_layers(&self, n_layers: usize) -> Result<()> {
+        if let Some(&requested) = self.plain_layers.iter().find(|layer| **layer >= n_layers) {
+            return Err(StepError::OutOfRange { what: "plain layers", requested, available: n_layers }.into());
+        }
+        Ok(())
     }
 
     /// Whole pages that stay plain behind a row's own.
@@ -94,12 +105,13 @@ impl Compression {
 /// # Ok(())
 /// # }
 /// ```
-pub struct QuantizedCache {
-    shape: Arc<CacheShape>,
-    device: Device,
-    layers: Vec<Storage>,
-    ledger: Ledger,
-    hooks: Vec<Box<dyn CacheHook>>,
+pub type QuantizedCache = Cache<QuantizedStorage>;
+
+/// The layers of a [`QuantizedCache`].
+#[derive(Clone)]
+pub struct QuantizedStorage {
+    layers: Vec<LayerStorage>,
+    meter: PageMeter,
 }
 
 /// Whole pages that a layer keeps plain if it is never packed.
@@ -133,41 +145,39 @@ impl QuantizedCache {
         shape.validate()?;
         let lag = compression.lag()?;
         let n_layers = shape.layers.len();
-        if let Some(&requested) = compression.plain_layers.iter().find(|layer| **layer >= n_layers) {
-            return Err(StepError::OutOfRange { what: "plain layers", requested, available: n_layers }.into());
-        }
-        let mut layers: Vec<Storage> = Vec::with_capacity(n_layers);
+        compression.check_plain_layers(n_layers)?;
+        let meter = PageMeter::default();
+        let mut layers: Vec<LayerStorage> = Vec::with_capacity(n_layers);
         for (at, layer) in shape.layers.iter().enumerate() {
             let lag = if compression.plain_layers.contains(&at) { NEVER } else { lag };
             layers.push(match layers.iter().find_map(|made| made.like(layer, lag)) {
                 Some(made) => made,
-                None => Storage::new(layer, compression, lag, (shape.max_tokens, device))?,
+                None => LayerStorage::new(layer, compression, lag, Place { max_tokens: shape.max_tokens, device, meter: &meter })?,
             });
         }
-        let ledger = Ledger::new(n_layers, shape.max_tokens);
-        Ok(Self { shape: Arc::new(shape), device: device.clone(), layers, ledger, hooks: Vec::new() })
-    }
-
-    /// Bytes of the pages that other caches hold, too. On a GPU 0: it does not tell.
-    pub fn shared_bytes(&self) -> usize {
-        self.layers.iter().map(Storage::shared_bytes).sum()
+        Ok(Self::with_storage(shape, device, QuantizedStorage { layers, meter }))
     }
 }
 
 /// Rows `[n_rows, n_heads, head_dim]` with every head rotated.
-fn turn(rotation: &Option<Rotation>, rows: &[f32]) -> Vec<f32> {
-    let mut rows = rows.to_vec();
-    if let Some(rotation) = rotation {
-        // The rows are whole heads, whose width the rotation was made for.
-        let turned = rotation.forward(&mut rows);
-        debug_assert!(turned.is_ok());
-    }
-    rows
+fn turn<'a>(rotation: Option<&Rotation>, rows: Cow<'a, [f32]>) -> Cow<'a, [f32]> {
+    let Some(rotation) = rotation else { return rows };
+    let mut rows = rows.into_owned();
+    // The rows are whole heads, whose width the rotation was made for.
+    let turned = rotation.forward(&mut rows);
+    debug_assert!(turned.is_ok());
+    rows.into()
 }
 
 impl Layer {
     /// A layer, or a head of one.
-    pub(crate) fn new(shape: &LayerShape, method: &Method, n_exact: usize, lag: usize) -> Result<Self> {
+    pub(crate) fn new(
+        shape: &LayerShape,
+        method: &Method,
+        n_exact: usize,
+        lag: usize,
+        meter: &PageMeter,
+    ) -> Result<Self> {
         // The tables of a layer that is never packed are never read.
         let head_dim = if lag == NEVER { LANES } else { shape.head_dim };
         let coders = method.coders(head_dim)?;
@@ -180,58 +190,67 @@ impl Layer {
         };
         let weighs_channels = weighs_channels && lag != NEVER;
         let packing = Packing { format, keys, values, lag, weighs_channels };
-        Ok(Self { pages: PackedLayer::new(shape, Arc::new(packing)), turns: Arc::new(turns) })
+        Ok(Self { pages: PackedLayer::new(shape, Arc::new(packing), meter), turns: Arc::new(turns) })
     }
 
     /// An empty layer that shares all tables with this one.
     pub(crate) fn like(&self, shape: &LayerShape) -> Self {
         Self {
-            pages: PackedLayer::new(shape, Arc::clone(&self.pages.packing)),
+            pages: PackedLayer::new(shape, Arc::clone(&self.pages.packing), self.pages.plain.meter()),
             turns: Arc::clone(&self.turns),
         }
     }
 
     /// Queries, or keys, as the pages hold keys.
-    pub(crate) fn turn_keys(&self, rows: &[f32]) -> Vec<f32> {
-        turn(&self.turns.keys, rows)
+    pub(crate) fn turn_keys<'a>(&self, rows: &'a [f32]) -> Cow<'a, [f32]> {
+        turn(self.turns.keys.as_ref(), rows.into())
     }
 
-    /// Appends the tokens behind the first `first` ones and attends.
-    pub(crate) fn attend(
-        &mut self,
+    /// Appends the tokens behind the first `first` ones and adds their attention to the jobs.
+    pub(crate) fn stage<'a>(
+        &'a mut self,
         first: usize,
-        [q, k, v]: [&[f32]; 3],
-        n_heads: usize,
-        depths: &[usize],
-        paths: Option<&Arc<Vec<Vec<usize>>>>,
-        scale: f32,
-    ) -> Result<Vec<f32>, BadRow> {
-        let isa = cpu::isa();
-        let keys = &self.turns.keys;
-        let (q_rows, k_rows, v_rows) = (turn(keys, q), turn(keys, k), turn(&self.turns.values, v));
-        self.pages.plain.append(isa, first, &k_rows, &v_rows)?;
-        self.pages.note_queries(first, &q_rows, n_heads, paths.is_some());
-        let end = first + depths.iter().max().map_or(0, |depth| depth + 1);
-        let sketch = self.project(&q_rows);
-        let bad_query = |row| (0, row);
-        let mut out = match paths {
-            // A page that some of the rows see packed holds other tokens for each of them.
-            Some(paths) if self.pages.n_packed_for(end - 1) * PAGE_TOKENS > first => {
-                let parts = [&q_rows, &k_rows, &v_rows].map(|rows| rows.as_slice());
-                self.attend_paths(first, parts, &sketch, paths, n_heads, scale).map_err(bad_query)?
-            }
-            _ => {
-                self.pages.pack(isa, end);
-                let visible = Visible::step(first, depths, paths, self.pages.window);
-                self.run(&q_rows, &sketch, n_heads, scale, &visible).map_err(bad_query)?
-            }
+        [q, k, v]: [Cow<'a, [f32]>; 3],
+        heads: QueryHeads,
+        seen: &Seen<'_>,
+        jobs: &mut Vec<Job<'a>>,
+    ) -> Result<(), BadRow> {
+        let (keys, values) = (self.turns.keys.as_ref(), self.turns.values.as_ref());
+        let (q, k, v) = (turn(keys, q), turn(keys, k), turn(values, v));
+        // Pages that a step packed before it failed hold what is overwritten now.
+        self.pages.forget(first);
+        self.pages.plain.append(cpu::isa(), first, &k, &v)?;
+        self.pages.note_queries(first, &q, heads.n_heads, seen.paths.is_some());
+        let end = first + seen.depths.iter().max().map_or(0, |depth| depth + 1);
+        let sketch = self.project(&q);
+        let (window, turned) = (self.pages.window, self.turns.values.as_ref());
+        let job = |source: Box<dyn PageSource + 'a>, q, sketch, visible| {
+            let QueryHeads { n_heads, scale, out_column } = heads;
+            Job { source, q, sketch, n_heads, scale, visible, turned, out_row: 0, out_column }
         };
-        if let Some(rotation) = &self.turns.values {
-            // As above.
-            let turned = rotation.inverse(&mut out);
-            debug_assert!(turned.is_ok());
+        let paths = seen.paths.filter(|_| self.pages.n_packed_for(end - 1) * PAGE_TOKENS > first);
+        let Some(paths) = paths else {
+            self.pages.pack(end);
+            let visible = match seen.visible {
+                Some(visible) => Arc::clone(visible),
+                None => Arc::new(Visible::step(first, seen.depths, seen.paths, window)),
+            };
+            jobs.push(job(Box::new(&self.pages), q, sketch.into(), visible));
+            return Ok(());
+        };
+        // Each row sees its own path as a chain.
+        let part = |rows: &[f32], row: usize| -> Vec<f32> {
+            let width = rows.len() / paths.len();
+            rows[row * width..][..width].to_vec()
+        };
+        for (row, pages) in self.pages.pack_paths(first, end, paths).into_iter().enumerate() {
+            let own = Arc::new(vec![paths[row].clone()]);
+            let visible = Arc::new(Visible::step(first, &[paths[row].len() - 1], Some(&own), window));
+            let mut job = job(Box::new(pages), part(&q, row).into(), part(&sketch, row).into(), visible);
+            job.out_row = row;
+            jobs.push(job);
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Queries times the sketch's matrix.
@@ -250,157 +269,100 @@ impl Layer {
         out
     }
 
-    /// Fails with the first row whose query is not finite.
-    fn run(
-        &self,
-        q: &[f32],
-        sketch: &[f32],
-        n_heads: usize,
-        scale: f32,
-        visible: &Visible,
-    ) -> Result<Vec<f32>, usize> {
-        let plain = &self.pages.plain;
-        let isa = cpu::isa();
-        let packed = Some(Packed { layer: &self.pages, isa, sketch });
-        let job = Job { layout: plain.layout, pages: &plain.pages, q, n_heads, scale, visible, packed };
-        job.run(isa)
-    }
-
-    /// Attention of a tree's rows, one by one, each over its own path as a chain.
-    fn attend_paths(
-        &self,
-        first: usize,
-        [q, k, v]: [&[f32]; 3],
-        sketch: &[f32],
-        paths: &[Vec<usize>],
-        n_heads: usize,
-        scale: f32,
-    ) -> Result<Vec<f32>, usize> {
-        let isa = cpu::isa();
-        let (n_rows, width) = (paths.len(), k.len() / paths.len());
-        let mut out = Vec::with_capacity(q.len());
-        for (row, path) in paths.iter().enumerate() {
-            let mut chain = self.clone();
-            chain.pages.truncate(first);
-            let pick = |rows: &[f32], width: usize| -> Vec<f32> {
-                path.iter().flat_map(|&row| &rows[row * width..][..width]).copied().collect()
-            };
-            let part = |rows: &[f32]| rows.len() / n_rows;
-            // They were found finite when all rows were appended.
-            let appended = chain.pages.plain.append(isa, first, &pick(k, width), &pick(v, width));
-            appended.map_err(|(_, row)| row)?;
-            chain.pages.note_queries(first, &pick(q, part(q)), n_heads, false);
-            chain.pages.pack(isa, first + path.len());
-            let own = row..row + 1;
-            let visible = Visible::causal(first + path.len() - 1, 1, self.pages.window);
-            let slice = |rows: &'_ [f32]| rows[own.start * part(rows)..own.end * part(rows)].to_vec();
-            let result = chain.run(&slice(q), &slice(sketch), n_heads, scale, &visible);
-            out.extend(result.map_err(|_| row)?);
-        }
-        Ok(out)
+    /// Bytes of a final token.
+    pub(crate) fn bytes_per_token(&self) -> f64 {
+        let page = match self.pages.packing.lag {
+            NEVER => self.pages.plain.layout.page_bytes(),
+            _ => self.pages.packing.format.page_bytes(),
+        };
+        page as f64 / PAGE_TOKENS as f64
     }
 }
 
-impl KvCache for QuantizedCache {
-    fn shape(&self) -> &CacheShape {
-        &self.shape
+/// The query heads of a call, and where their results go.
+#[derive(Clone, Copy)]
+pub(crate) struct QueryHeads {
+    pub(crate) n_heads: usize,
+    pub(crate) scale: f32,
+    /// Element of the result's rows that the first head writes to.
+    pub(crate) out_column: usize,
+}
+
+/// What the rows of a step see.
+pub(crate) struct Seen<'a> {
+    pub(crate) depths: &'a [usize],
+    pub(crate) paths: Option<&'a Arc<Vec<Vec<usize>>>>,
+    /// The same, if it is known already.
+    pub(crate) visible: Option<&'a Arc<Visible>>,
+}
+
+impl Layers for QuantizedStorage {
+    fn is_on_host(&self) -> bool {
+        matches!(self.layers[..], [LayerStorage::Host(_), ..])
     }
 
-    fn len(&self) -> usize {
-        self.ledger.len()
+    fn stage<'a>(
+        &'a mut self,
+        layer: usize,
+        step: &Step,
+        call: HostCall<'a>,
+        jobs: &mut Vec<Job<'a>>,
+    ) -> Result<(), BadRow> {
+        #[cfg_attr(not(feature = "cube"), expect(irrefutable_let_patterns))]
+        let LayerStorage::Host(layer) = &mut self.layers[layer] else { return Ok(()) };
+        let HostCall { q, k, v, n_heads, scale } = call;
+        let visible = step.visible(layer.pages.window);
+        let seen = Seen { depths: &step.depths, paths: step.paths(), visible: Some(&visible) };
+        let heads = QueryHeads { n_heads, scale, out_column: 0 };
+        layer.stage(step.first, [q, k, v].map(Cow::from), heads, &seen, jobs)
     }
 
-    fn committed(&self) -> usize {
-        self.ledger.committed()
-    }
-
-    fn bytes(&self) -> usize {
-        self.layers.iter().map(Storage::bytes).sum()
-    }
-
-    fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<()> {
-        self.ledger.begin(n_rows, parents)
-    }
-
-    fn attend(
+    fn attend_on_device(
         &mut self,
         layer: usize,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
+        step: &Step,
+        tensors: [Tensor<3>; 3],
         scale: f32,
     ) -> Result<Tensor<2>> {
-        let step = self.ledger.layer(layer)?;
-        let shape = &self.shape.layers[layer];
-        checks::check(step.n_rows, shape, &self.device, [&q, &k, &v], scale)?;
-        let first = self.ledger.len();
-        let paths = step.tree.as_ref().map(|tree| &tree.paths);
-        let for_hooks = (!self.hooks.is_empty()).then(|| [q.clone(), k.clone(), v.clone()]);
-        let out = self.layers[layer].attend(first, [q, k, v], &step.depths, paths, scale)?;
-        if let Some(tensors) = for_hooks {
-            checks::show(&mut self.hooks, layer, &tensors, first, &step.depths);
-        }
-        self.ledger.layer_done();
-        Ok(out)
+        self.layers[layer].attend_on_device(step, tensors, scale)
+    }
+}
+
+impl Storage for QuantizedStorage {
+    fn bytes(&self) -> usize {
+        self.layers.iter().map(LayerStorage::bytes).sum()
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.ledger.end()
+    fn shared_bytes(&self) -> usize {
+        self.layers.iter().map(LayerStorage::shared_bytes).sum()
     }
 
-    fn abort(&mut self) {
-        if self.ledger.abort() {
-            let len = self.ledger.len();
-            self.layers.iter_mut().for_each(|layer| layer.truncate(len));
-            self.hooks.iter_mut().for_each(|hook| hook.aborted());
-        }
+    fn bytes_per_token(&self) -> f64 {
+        self.layers.iter().map(LayerStorage::bytes_per_token).sum()
     }
 
-    fn retain(&mut self, rows: &[usize]) -> Result<()> {
-        self.ledger.check_retain(rows)?;
-        let first = self.ledger.committed();
+    fn meter(&self) -> &PageMeter {
+        &self.meter
+    }
+
+    fn retain(&mut self, first: usize, rows: &[usize], _len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.retain(first, rows));
-        self.ledger.retained(rows.len());
-        let len = self.ledger.len();
-        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
-        self.hooks.iter_mut().for_each(|hook| hook.retained(rows));
-        Ok(())
     }
 
-    fn commit(&mut self, n_tokens: usize) -> Result<()> {
-        let mut ledger = self.ledger.clone();
-        ledger.commit(n_tokens)?;
-        let (committed, len) = (ledger.committed(), ledger.len());
+    fn commit(&mut self, committed: usize, len: usize) -> Result<()> {
         self.layers.iter_mut().try_for_each(|layer| layer.pack(committed))?;
-        self.ledger = ledger;
         self.layers.iter_mut().for_each(|layer| layer.release(committed, len));
-        self.hooks.iter_mut().for_each(|hook| hook.committed(n_tokens));
         Ok(())
     }
 
-    fn truncate(&mut self, len: usize) -> Result<()> {
-        self.ledger.check_truncate(len)?;
-        if len < self.ledger.committed() {
+    fn check_truncate(&self, len: usize, committed: usize) -> Result<()> {
+        if len < committed {
             self.layers.iter().try_for_each(|layer| layer.check_truncate(len))?;
         }
-        self.ledger.truncated(len);
-        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
-        self.hooks.iter_mut().for_each(|hook| hook.truncated(len));
         Ok(())
     }
 
-    fn fork(&self) -> Result<Box<dyn KvCache>> {
-        self.ledger.closed("fork")?;
-        Ok(Box::new(Self {
-            shape: Arc::clone(&self.shape),
-            device: self.device.clone(),
-            layers: self.layers.clone(),
-            ledger: self.ledger.clone(),
-            hooks: Vec::new(),
-        }))
-    }
-
-    fn add_hook(&mut self, hook: Box<dyn CacheHook>) {
-        self.hooks.push(hook);
+    fn truncate(&mut self, len: usize, _before: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
     }
 }

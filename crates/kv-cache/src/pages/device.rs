@@ -3,12 +3,15 @@
 //! One tensor each for keys and values, which doubles when it is full. Forks share it until one of them
 //! appends, which copies all of it.
 
+use std::sync::Arc;
+
 use breakers_backend::device::max_buffer_bytes;
 use breakers_core::StepError;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use super::meter::{Lease, PageMeter};
 use crate::pages::page::PAGE_TOKENS;
-use crate::{Element, Error, LayerShape, Result, Visible, attention};
+use crate::{Element, Error, LayerShape, Result};
 use breakers_cpu::float16;
 
 #[derive(Clone)]
@@ -22,6 +25,8 @@ pub(crate) struct DevicePages {
     device: Device,
     /// Keys and values, `[capacity, n_kv_heads, head_dim]` each.
     stored: Option<[Tensor<3>; 2]>,
+    meter: PageMeter,
+    lease: Option<Arc<Lease>>,
 }
 
 impl DevicePages {
@@ -30,6 +35,7 @@ impl DevicePages {
         max_tokens: usize,
         element: Element,
         device: &Device,
+        meter: &PageMeter,
     ) -> Result<Self> {
         if !device.supports_dtype(dtype(element)) {
             return Err(Error::UnsupportedElement { element, device: format!("{device:?}") });
@@ -37,8 +43,8 @@ impl DevicePages {
         let LayerShape { n_kv_heads, head_dim, .. } = *layer;
         let token_bytes = n_kv_heads.saturating_mul(head_dim).saturating_mul(element.bytes());
         let buffer_tokens = max_buffer_bytes(device).checked_div(token_bytes).unwrap_or(usize::MAX);
-        let device = device.clone();
-        Ok(Self { n_kv_heads, head_dim, max_tokens, buffer_tokens, element, device, stored: None })
+        let (device, meter) = (device.clone(), meter.clone());
+        Ok(Self { n_kv_heads, head_dim, max_tokens, buffer_tokens, element, device, stored: None, meter, lease: None })
     }
 
     fn capacity(&self) -> usize {
@@ -46,13 +52,13 @@ impl DevicePages {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        2 * self.capacity() * self.n_kv_heads * self.head_dim * self.element.bytes()
+        self.capacity() * self.token_bytes()
     }
 
     /// Gives the storage back if nothing is left in it.
     pub(crate) fn truncate(&mut self, len: usize) {
         if len == 0 {
-            self.stored = None;
+            (self.stored, self.lease) = (None, None);
         }
     }
 
@@ -101,16 +107,8 @@ impl DevicePages {
         Ok(())
     }
 
-    /// Appends the tokens behind the first `first` ones and attends.
-    pub(crate) fn attend(
-        &mut self,
-        first: usize,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
-        visible: &Visible,
-        scale: f32,
-    ) -> Result<Tensor<2>> {
+    /// Writes tokens behind the first `first` ones; gives all keys and values, `[n_tokens, n_kv_heads, head_dim]`.
+    pub(crate) fn append(&mut self, first: usize, k: Tensor<3>, v: Tensor<3>) -> Result<[Tensor<3>; 2]> {
         let len = first + k.dims()[0];
         self.reserve(first, len)?;
         let Some([old_k, old_v]) = self.stored.take() else {
@@ -118,10 +116,24 @@ impl DevicePages {
         };
         let k = self.write(old_k, first, self.rounded(k));
         let v = self.write(old_v, first, self.rounded(v));
-        let seen = |tensor: &Tensor<3>| tensor.clone().narrow(0, 0, len);
-        let out = attention(q, seen(&k), seen(&v), visible, scale);
+        let seen = [&k, &v].map(|tensor| tensor.clone().narrow(0, 0, len));
         self.stored = Some([k, v]);
-        out
+        self.count();
+        Ok(seen)
+    }
+
+    /// Lets the meter count what is stored now. A fork is counted by itself once it has written.
+    fn count(&mut self) {
+        let bytes = self.bytes();
+        let is_own = |lease: &Arc<Lease>| lease.bytes() == bytes && Arc::strong_count(lease) == 1;
+        if !self.lease.as_ref().is_some_and(is_own) {
+            self.lease = Some(Arc::new(self.meter.lease(bytes)));
+        }
+    }
+
+    /// Bytes of a token.
+    pub(crate) fn token_bytes(&self) -> usize {
+        2 * self.n_kv_heads * self.head_dim * self.element.bytes()
     }
 
     /// In the type of the stored elements.
@@ -148,16 +160,15 @@ mod tests {
     fn what_no_buffer_holds_is_refused_and_changes_nothing() {
         let device = Device::flex();
         let layer = LayerShape::new(1, 8);
-        let mut pages = DevicePages::new(&layer, 100, Element::F32, &device).unwrap();
+        let mut pages = DevicePages::new(&layer, 100, Element::F32, &device, &PageMeter::default()).unwrap();
         pages.buffer_tokens = 5;
-        let mut attend = |first: usize, n_rows: usize| {
+        let mut append = |first: usize, n_rows: usize| {
             let ones = || Tensor::<3>::ones([n_rows, 1, 8], &device);
-            let visible = Visible::causal(first, n_rows, None);
-            pages.attend(first, ones(), ones(), ones(), &visible, 1.0).map(|out| out.dims())
+            pages.append(first, ones(), ones()).map(|[k, _]| k.dims())
         };
-        assert_eq!(attend(0, 4), Ok([4, 8]));
-        assert_eq!(attend(4, 2), Err(StepError::ContextFull { needed: 6, limit: 5 }.into()));
-        assert_eq!(attend(4, 1), Ok([1, 8]));
+        assert_eq!(append(0, 4), Ok([4, 1, 8]));
+        assert_eq!(append(4, 2), Err(StepError::ContextFull { needed: 6, limit: 5 }.into()));
+        assert_eq!(append(4, 1), Ok([5, 1, 8]));
         assert_eq!(pages.bytes(), 2 * 5 * 8 * 4);
     }
 }

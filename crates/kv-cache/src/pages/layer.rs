@@ -8,6 +8,7 @@ use breakers_cpu::Isa;
 use breakers_cpu::pool;
 use half::f16;
 
+use super::meter::PageMeter;
 use crate::pages::page::{PAGE_TOKENS, Page, PageLayout, copy_token, move_token, write_token};
 use crate::{Element, LayerShape};
 use breakers_cpu::simd::{self, Kernel, Simd, Stored};
@@ -20,18 +21,24 @@ pub(crate) type BadRow = (usize, usize);
 pub(crate) struct LayerPages {
     pub(crate) layout: PageLayout,
     pub(crate) pages: Vec<Arc<Page>>,
+    meter: PageMeter,
     /// What makes a new page.
-    zeroed: fn(&PageLayout) -> Page,
+    zeroed: fn(&PageLayout, &PageMeter) -> Page,
 }
 
 impl LayerPages {
-    pub(crate) fn new(layer: &LayerShape, element: Element) -> Self {
-        Self { layout: PageLayout::new(layer, element), pages: Vec::new(), zeroed: Page::zeroed }
+    pub(crate) fn new(layer: &LayerShape, element: Element, meter: &PageMeter) -> Self {
+        let (layout, meter) = (PageLayout::new(layer, element), meter.clone());
+        Self { layout, pages: Vec::new(), meter, zeroed: Page::zeroed }
     }
 
     /// Pages that do not stay.
-    pub(crate) fn transient(layer: &LayerShape, element: Element) -> Self {
-        Self { zeroed: Page::zeroed_apart, ..Self::new(layer, element) }
+    pub(crate) fn transient(layer: &LayerShape, element: Element, meter: &PageMeter) -> Self {
+        Self { zeroed: Page::zeroed_apart, ..Self::new(layer, element, meter) }
+    }
+
+    pub(crate) fn meter(&self) -> &PageMeter {
+        &self.meter
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -66,7 +73,7 @@ impl LayerPages {
         let width = layout.n_kv_heads * layout.head_dim;
         let end = first + k.len() / width;
         while self.pages.len() * PAGE_TOKENS < end {
-            self.pages.push(Arc::new((self.zeroed)(&layout)));
+            self.pages.push(Arc::new((self.zeroed)(&layout, &self.meter)));
         }
         let first_page = first / PAGE_TOKENS;
         let bad_row = AtomicUsize::new(usize::MAX);

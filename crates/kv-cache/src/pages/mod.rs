@@ -4,5 +4,7 @@
 
 pub(crate) mod device;
 pub(crate) mod layer;
+pub(crate) mod meter;
 pub(crate) mod packed;
 pub(crate) mod page;
+pub(crate) mod source;

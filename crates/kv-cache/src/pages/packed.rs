@@ -18,6 +18,8 @@ pub(crate) mod run;
 
 use half::f16;
 
+use super::meter::{Lease, PageMeter};
+
 use crate::pages::page::{LANES, Line, PAGE_BLOCKS, PAGE_TOKENS};
 use bytemuck::Zeroable;
 use run::{Place, QUAD, Run, n_words};
@@ -334,6 +336,7 @@ pub(crate) trait TileCoder: Send + Sync {
 
 /// The storage of one page.
 pub(crate) struct PackedPage {
+    lease: Option<Lease>,
     lines: Box<[Line]>,
     /// Keys and values of exact slots, `[n_kv_heads, n_exact, 2, head_dim]`.
     exact: Box<[f16]>,
@@ -342,16 +345,19 @@ pub(crate) struct PackedPage {
 impl PackedPage {
     /// A page that holds nothing and takes no memory, for slots that no row sees any more.
     pub(crate) fn evicted() -> Self {
-        Self { lines: Box::default(), exact: Box::default() }
+        Self { lease: None, lines: Box::default(), exact: Box::default() }
     }
 
-    pub(crate) fn zeroed(format: &PackedFormat, n_exact: usize) -> Self {
+    pub(crate) fn zeroed(format: &PackedFormat, n_exact: usize, meter: &PageMeter) -> Self {
         let n_lines = format.page_bytes().div_ceil(size_of::<Line>());
         let n_halves = format.n_kv_heads * n_exact * 2 * format.head_dim;
-        Self {
+        let mut page = Self {
+            lease: None,
             lines: vec![Line::zeroed(); n_lines].into_boxed_slice(),
             exact: vec![f16::ZERO; n_halves].into_boxed_slice(),
-        }
+        };
+        page.lease = Some(meter.lease(page.bytes()));
+        page
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -13,6 +13,7 @@
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
+use super::meter::{Lease, PageMeter};
 use crate::{Element, LayerShape};
 use breakers_cpu::simd::{self, Simd, Stored};
 
@@ -73,6 +74,7 @@ impl PageLayout {
 /// The storage of one page.
 pub(crate) struct Page {
     storage: Storage,
+    lease: Option<Lease>,
 }
 
 enum Storage {
@@ -85,24 +87,29 @@ enum Storage {
 const LEAST_APART: usize = 32 << 10;
 
 impl Page {
-    pub(crate) fn zeroed(layout: &PageLayout) -> Self {
+    pub(crate) fn zeroed(layout: &PageLayout, meter: &PageMeter) -> Self {
         let n_lines = layout.page_bytes().div_ceil(size_of::<Line>());
-        Self { storage: Storage::Heap(vec![Line::zeroed(); n_lines].into_boxed_slice()) }
+        Self::new(Storage::Heap(vec![Line::zeroed(); n_lines].into_boxed_slice()), meter)
+    }
+
+    fn new(storage: Storage, meter: &PageMeter) -> Self {
+        let lease = Some(meter.lease(storage.bytes().len()));
+        Self { storage, lease }
     }
 
     /// A page that is dropped before its neighbors: on the heap it would leave a hole, which other sizes fill badly.
-    pub(crate) fn zeroed_apart(layout: &PageLayout) -> Self {
+    pub(crate) fn zeroed_apart(layout: &PageLayout, meter: &PageMeter) -> Self {
         let n_bytes = layout.page_bytes();
         let map = (n_bytes >= LEAST_APART).then(|| MmapMut::map_anon(n_bytes));
         match map {
-            Some(Ok(map)) => Self { storage: Storage::Apart(map) },
-            _ => Self::zeroed(layout),
+            Some(Ok(map)) => Self::new(Storage::Apart(map), meter),
+            _ => Self::zeroed(layout, meter),
         }
     }
 
     /// A page without storage, for slots that nobody reads any more.
     pub(crate) fn empty() -> Self {
-        Self { storage: Storage::Heap(Box::default()) }
+        Self { storage: Storage::Heap(Box::default()), lease: None }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -110,10 +117,7 @@ impl Page {
     }
 
     fn storage(&self) -> &[u8] {
-        match &self.storage {
-            Storage::Heap(lines) => bytemuck::cast_slice(lines),
-            Storage::Apart(map) => map,
-        }
+        self.storage.bytes()
     }
 
     pub(crate) fn region<E: Stored>(&self, layout: &PageLayout, head: usize) -> &[E] {
@@ -147,7 +151,16 @@ impl Clone for Page {
             // Mappings are aligned, too.
             None => Storage::Heap(bytemuck::cast_slice(self.storage()).into()),
         };
-        Self { storage }
+        Self { storage, lease: self.lease.clone() }
+    }
+}
+
+impl Storage {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Heap(lines) => bytemuck::cast_slice(lines),
+            Self::Apart(map) => map,
+        }
     }
 }
 
@@ -256,7 +269,8 @@ mod tests {
         let layout = PageLayout::new(&LayerShape::new(1, 80), Element::F16);
         let key: Vec<f32> = (0..80).map(|i| i as f32 * 0.5).collect();
         let value: Vec<f32> = (0..80).map(|i| -(i as f32)).collect();
-        let (mut a, mut b) = (Page::zeroed(&layout), Page::zeroed(&layout));
+        let meter = PageMeter::default();
+        let (mut a, mut b) = (Page::zeroed(&layout, &meter), Page::zeroed(&layout, &meter));
         // SAFETY: plain Rust runs everywhere.
         let finite =
             unsafe { write_token::<Scalar, f16>(&layout, a.region_mut(&layout, 0), 5, &key, &value) };

@@ -1,10 +1,8 @@
 //! The plain cache as a state machine: what is provisional, final, shared and refused.
 
 use breakers_core::StepError;
-use std::sync::{Arc, Mutex};
-
 use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
-use breakers_kv_cache::{CacheHook, CacheShape, Element, Error, KvCache, LayerShape, PlainCache};
+use breakers_kv_cache::{CacheShape, Element, Error, KvCache, LayerShape, PlainCache};
 use burn::tensor::{Device, Tensor};
 use proptest::prelude::*;
 
@@ -52,10 +50,12 @@ fn tokens_are_provisional_until_committed() {
 fn positions_count_ancestors() {
     let mut cache = cache(1, 100);
     Tokens::random(HEADS, 5, 1).feed(&mut cache, None);
-    assert_eq!(cache.positions(3, None).unwrap(), [5, 6, 7]);
+    assert_eq!(cache.begin(3, None).unwrap(), [5, 6, 7]);
+    cache.abort();
     let tree = [None, Some(0), Some(0), Some(2), None];
-    assert_eq!(cache.positions(5, Some(&tree)).unwrap(), [5, 6, 6, 7, 5]);
-    let wrong = cache.positions(4, Some(&tree));
+    assert_eq!(cache.begin(5, Some(&tree)).unwrap(), [5, 6, 6, 7, 5]);
+    cache.abort();
+    let wrong = cache.begin(4, Some(&tree));
     assert_eq!(wrong, Err(StepError::RowCount { what: "parents", expected: 4, found: 5 }.into()));
 }
 
@@ -75,7 +75,7 @@ fn steps_go_through_all_layers_in_order() {
     assert_eq!(attend(&mut cache, 0), Err(Error::LayerOrder { expected: 1, found: 0 }));
     assert_eq!(cache.end(), Err(Error::StepIncomplete { expected: 2, found: 1 }));
     for (operation, result) in [
-        ("begin", cache.begin(1, None)),
+        ("begin", cache.begin(1, None).map(|_| ())),
         ("retain", cache.retain(&[])),
         ("commit", cache.commit(0)),
         ("truncate", cache.truncate(0)),
@@ -187,7 +187,7 @@ fn trees_are_thinned_out_before_they_go_on() {
     tokens.range(2..7).feed(&mut cache, Some(&parents));
     assert_eq!(cache.len(), 7);
     let unresolved = |operation| Err(Error::UnresolvedTree { operation });
-    assert_eq!(cache.begin(1, None), unresolved("begin"));
+    assert_eq!(cache.begin(1, None).map(|_| ()), unresolved("begin"));
     assert_eq!(cache.commit(2), unresolved("commit"));
     let not_a_chain = |row, expected, found| Err(Error::NotAChain { row, expected, found });
     assert_eq!(cache.retain(&[0, 1, 4, 5]), not_a_chain(4, Some(2), Some(1)));
@@ -202,7 +202,7 @@ fn trees_are_thinned_out_before_they_go_on() {
     cache.commit(4).unwrap();
     // A tree that is cut back to a chain needs no thinning out.
     tokens.range(7..9).feed(&mut cache, Some(&[None, None]));
-    assert_eq!(cache.begin(1, None), unresolved("begin"));
+    assert_eq!(cache.begin(1, None).map(|_| ()), unresolved("begin"));
     cache.truncate(6).unwrap();
     cache.commit(1).unwrap();
     assert_eq!(probe(&cache), probe_of(&tokens.pick(&[0, 1, 2, 3, 6, 7])));
@@ -250,64 +250,27 @@ fn bytes_are_those_of_the_pages() {
     }
 }
 
-#[derive(Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn add(&self, text: String) {
-        self.0.lock().unwrap().push(text);
-    }
-}
-
-impl CacheHook for Log {
-    fn appended(&mut self, layer: usize, q: &Tensor<3>, k: &Tensor<3>, v: &Tensor<3>, positions: &[usize]) {
-        self.add(format!("{layer} {:?} {:?} {:?} {positions:?}", q.dims(), k.dims(), v.dims()));
-    }
-
-    fn aborted(&mut self) {
-        self.add("aborted".into());
-    }
-
-    fn retained(&mut self, rows: &[usize]) {
-        self.add(format!("retained {rows:?}"));
-    }
-
-    fn committed(&mut self, n_tokens: usize) {
-        self.add(format!("committed {n_tokens}"));
-    }
-
-    fn truncated(&mut self, len: usize) {
-        self.add(format!("truncated {len}"));
-    }
-}
-
 #[test]
-fn hooks_see_what_happens() {
-    let log = Log::default();
-    let lines = Arc::clone(&log.0);
-    let mut cache = cache(2, 100);
-    cache.add_hook(Box::new(log));
-    let tokens = Tokens::random(HEADS, 3, 1);
-    tokens.range(0..1).feed(&mut cache, None);
-    tokens.feed(&mut cache, Some(&[None, None, Some(1)]));
-    cache.retain(&[0, 2, 3]).unwrap();
-    cache.commit(2).unwrap();
-    cache.truncate(1).unwrap();
-    cache.begin(1, None).unwrap();
-    cache.abort();
-    cache.abort();
-    assert!(cache.commit(9).is_err());
-    let want = [
-        "0 [1, 4, 16] [1, 2, 16] [1, 2, 16] [0]",
-        "1 [1, 4, 16] [1, 2, 16] [1, 2, 16] [0]",
-        "0 [3, 4, 16] [3, 2, 16] [3, 2, 16] [1, 1, 2]",
-        "1 [3, 4, 16] [3, 2, 16] [3, 2, 16] [1, 1, 2]",
-        "retained [0, 2, 3]",
-        "committed 2",
-        "truncated 1",
-        "aborted",
-    ];
-    assert_eq!(*lines.lock().unwrap(), want);
+fn pages_are_counted_once_however_many_caches_share_them() {
+    let tokens = Tokens::random(HEADS, 200, 3);
+    let page = 64 * 2 * 2 * 16 * 2;
+    let mut cache = cache(1, 1000);
+    let meter = cache.page_meter().unwrap().clone();
+    tokens.range(0..150).feed(&mut cache, None);
+    assert_eq!(meter.bytes(), 3 * page);
+    let mut fork = cache.fork().unwrap();
+    assert!(fork.page_meter().unwrap().is_same(&meter));
+    assert_eq!(meter.bytes(), 3 * page);
+    // A copy of the page that was not full, and a new one.
+    tokens.range(150..200).feed(&mut *fork, None);
+    assert_eq!(meter.bytes(), 5 * page);
+    assert_eq!(cache.bytes_per_token(), 2.0 * 2.0 * 16.0 * 2.0);
+    drop(cache);
+    assert_eq!(meter.bytes(), 4 * page);
+    fork.truncate(64).unwrap();
+    assert_eq!(meter.bytes(), page);
+    drop(fork);
+    assert_eq!(meter.bytes(), 0);
 }
 
 proptest! {

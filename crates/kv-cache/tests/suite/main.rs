@@ -8,4 +8,5 @@ mod common;
 mod compressed;
 mod compressed_device;
 mod distortion;
+mod many;
 mod presses;

@@ -3,7 +3,7 @@
 use breakers_backend::norm::rms_norm;
 use breakers_gguf as gguf;
 use breakers_gguf::{MatrixFile, QuantizedMatrix};
-use breakers_kv_cache::{CacheShape, KvCache, LayerShape};
+use breakers_kv_cache::{CacheShape, LayerShape, Segment, attend_many};
 use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
 use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -38,12 +38,6 @@ pub(crate) struct Block {
     gate_up: QuantizedLinear,
     down: QuantizedLinear,
     post_feed_forward_norm: Option<Tensor<1>>,
-}
-
-/// The rows of one sequence in a forward pass.
-pub(crate) struct Segment<'a> {
-    pub(crate) cache: &'a mut dyn KvCache,
-    pub(crate) n_rows: usize,
 }
 
 /// Hidden states that a forward pass keeps.
@@ -267,20 +261,8 @@ fn collect(taps: Vec<Option<Tensor<2>>>) -> Vec<Tensor<2>> {
 
 /// Attention of each segment over its own cache.
 fn attend(segments: &mut [Segment<'_>], layer: usize, heads: Heads, scale: f32) -> Result<Tensor<2>, Error> {
-    if let [only] = segments {
-        let attended = only.cache.attend(layer, heads.q, heads.k, heads.v, scale);
-        return attended.map_err(|error| Error::from(error).at_step(0));
-    }
-    let mut from = 0;
-    let mut parts = Vec::with_capacity(segments.len());
-    for (i, segment) in segments.iter_mut().enumerate() {
-        let range = from..from + segment.n_rows;
-        let part = |t: &Tensor<3>| t.clone().slice([range.clone()]);
-        let attended = segment.cache.attend(layer, part(&heads.q), part(&heads.k), part(&heads.v), scale);
-        parts.push(attended.map_err(|error| Error::from(error).at_step(i))?);
-        from = range.end;
-    }
-    Ok(Tensor::cat(parts, 0))
+    let attended = attend_many(segments, layer, heads.q, heads.k, heads.v, scale);
+    attended.map_err(|error| Error::from(error.source).at_step(error.segment))
 }
 
 /// The rows at the given indices, which ascend.

@@ -3,7 +3,11 @@
 pub(crate) mod job;
 pub(crate) mod packed;
 pub(crate) mod page;
+pub(crate) mod schedule;
 mod workspace;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use breakers_backend::flex;
 use breakers_cpu as cpu;
@@ -11,9 +15,10 @@ use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
 use super::AttentionOps;
-use crate::attention::flex::job::Job;
+use self::job::Job;
 use crate::checks::{HostRows, primitive};
 use crate::pages::layer::LayerPages;
+use crate::pages::meter::PageMeter;
 use crate::{Element, LayerShape, Result, Visible};
 
 impl AttentionOps for Flex {
@@ -54,8 +59,19 @@ fn attention_flex(
     let rows = HostRows::of([q, k, v]);
     let [q, k, v] = rows.slices();
     let isa = cpu::isa();
-    let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32);
+    let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32, &PageMeter::default());
     pages.append(isa, 0, k, v).map_err(|bad| rows.not_finite(bad))?;
-    let job = Job { layout: pages.layout, pages: &pages.pages, q, n_heads, scale, visible, packed: None };
-    Ok(flex::from_vec(job.run(isa).map_err(|row| rows.not_finite((0, row)))?, size))
+    let job = Job {
+        source: Box::new(&pages),
+        q: q.into(),
+        sketch: Cow::default(),
+        n_heads,
+        scale,
+        visible: Arc::new(visible.clone()),
+        turned: None,
+        out_row: 0,
+        out_column: 0,
+    };
+    let out = schedule::run(isa, &[job], size).map_err(|row| rows.not_finite((0, row)))?;
+    Ok(flex::from_vec(out, size))
 }

@@ -23,7 +23,7 @@ use self::queries::Queries;
 use self::tile::{Head, Scratch, Tile};
 use self::values::{AddValues, PrepareValues, ScaleWeights, Values, Weigh};
 use crate::attention::flex::page::{Rows, Span};
-use crate::pages::packed::layer::Next;
+use crate::pages::source::Next;
 use crate::pages::packed::run::{Place, QUAD};
 use crate::pages::packed::{
     MAX_CODED, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of,

@@ -6,7 +6,7 @@ use half::f16;
 use crate::LayerShape;
 use crate::cache::quantized::Layer;
 use crate::pages::page::PAGE_TOKENS;
-use crate::presses::{HeadView, LayerView};
+use crate::presses::HeadView;
 
 /// One key-value head.
 #[derive(Clone)]
@@ -73,10 +73,10 @@ pub(super) fn best(scores: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// The last page's worth of queries of the heads that read one key-value head.
-pub(super) fn group_queries(view: &LayerView<'_>, head: usize) -> Vec<f32> {
-    let group = view.n_heads / view.heads.len() * view.head_dim;
-    let rows = view.queries.chunks_exact(view.n_heads * view.head_dim);
+/// The last page's worth of queries, of rows of `width` elements, of the heads that read key-value head `head`,
+/// which are `group` elements.
+pub(super) fn group_queries(queries: &[f32], width: usize, head: usize, group: usize) -> Vec<f32> {
+    let rows = queries.chunks_exact(width);
     let skip = rows.len().saturating_sub(PAGE_TOKENS);
     rows.skip(skip).flat_map(|row| &row[head * group..][..group]).copied().collect()
 }
@@ -107,13 +107,13 @@ impl Head {
         HeadView { keys, values, positions: self.kept.iter().chain(pressed..committed).collect() }
     }
 
-    /// Keeps the chosen tokens of those in `view`, and `provisional` ones behind the first `committed`.
+    /// Keeps the chosen tokens of those in `view`, and `provisional` ones behind them.
     pub(super) fn keep(
         &mut self,
         shape: &LayerShape,
         view: &HeadView,
         chosen: &[usize],
-        (committed, provisional): (usize, usize),
+        provisional: usize,
         (queries, group): (&[f32], usize),
     ) {
         let dim = shape.head_dim;
@@ -131,7 +131,6 @@ impl Head {
         if !queries.is_empty() {
             layer.pages.note_queries(0, queries, group, false);
         }
-        debug_assert!(chosen.last().is_none_or(|&at| view.positions[at] < committed));
         self.kept = chosen.iter().map(|&at| view.positions[at]).collect();
         self.layer = layer;
     }

@@ -21,6 +21,7 @@ use crate::pages::packed::device::packing::Packing;
 use crate::pages::packed::device::tail::{Tail, select};
 use crate::pages::packed::device::words::Words;
 use crate::pages::packed::layer::check_truncate;
+use crate::pages::meter::{Lease, PageMeter};
 use crate::pages::page::PAGE_TOKENS;
 use crate::{Element, Error, LayerShape, Result};
 
@@ -41,6 +42,8 @@ pub(crate) struct DeviceLayer {
     queries: Option<Tensor<3>>,
     /// What came of them: `[n_kv_heads, head_dim]`.
     weights: Option<Arc<Vec<f32>>>,
+    meter: PageMeter,
+    lease: Option<Arc<Lease>>,
 }
 
 fn turn_by(x: Tensor<3>, matrix: &Option<Tensor<2>>) -> Result<Tensor<3>> {
@@ -60,21 +63,22 @@ impl DeviceLayer {
         n_exact: usize,
         lag: usize,
         device: &Device,
+        meter: &PageMeter,
     ) -> Result<Self> {
         if !device.supports_dtype(DType::F16) {
             let element = Element::F16;
             return Err(Error::UnsupportedElement { element, device: format!("{device:?}") });
         }
         let packing = Packing::new(shape, method, n_exact, lag, device)?;
-        Ok(Self::with(Arc::new(packing), shape, device))
+        Ok(Self::with(Arc::new(packing), shape, device, meter))
     }
 
     /// An empty layer that shares all tables with this one.
     pub(crate) fn like(&self, shape: &LayerShape) -> Self {
-        Self::with(Arc::clone(&self.packing), shape, &self.device)
+        Self::with(Arc::clone(&self.packing), shape, &self.device, &self.meter)
     }
 
-    fn with(packing: Arc<Packing>, shape: &LayerShape, device: &Device) -> Self {
+    fn with(packing: Arc<Packing>, shape: &LayerShape, device: &Device, meter: &PageMeter) -> Self {
         let token_bytes = packing.n_kv_heads.saturating_mul(packing.head_dim * size_of::<f16>());
         let limit = (max_buffer_bytes(device) / token_bytes.max(1)).saturating_sub(packing.n_exact);
         let window_pages = shape.window.map(|window| window.div_ceil(PAGE_TOKENS));
@@ -88,6 +92,8 @@ impl DeviceLayer {
             n_evicted: 0,
             queries: None,
             weights: None,
+            meter: meter.clone(),
+            lease: None,
         }
     }
 
@@ -100,6 +106,19 @@ impl DeviceLayer {
         let queries = self.queries.as_ref().map_or(0, |queries| queries.shape().num_elements());
         let weights = self.weights.as_ref().map_or(0, |weights| weights.len());
         self.tail.bytes() + self.words.bytes() + (queries + weights) * size_of::<f32>()
+    }
+
+    /// Bytes of a final token.
+    pub(crate) fn bytes_per_token(&self) -> f64 {
+        (self.packing.page_words() * size_of::<u32>()) as f64 / PAGE_TOKENS as f64
+    }
+
+    /// Lets the meter count what is stored now. A fork is counted by itself once it has written.
+    fn count(&mut self) {
+        let bytes = self.bytes();
+        if !self.lease.as_ref().is_some_and(|lease| lease.bytes() == bytes && Arc::strong_count(lease) == 1) {
+            self.lease = (bytes > 0).then(|| Arc::new(self.meter.lease(bytes)));
+        }
     }
 
     /// Pages that a row at `position` sees packed.
@@ -128,6 +147,7 @@ impl DeviceLayer {
         let coded = coded.unwrap_or_else(|| q.clone());
         self.tail.append(first, k.clone(), v.clone())?;
         self.note_queries(first, &q, paths.is_some());
+        self.count();
         let end = first + depths.iter().max().map_or(0, |depth| depth + 1);
         let out = match paths {
             // A page that some of the rows see packed holds other tokens for each of them.
@@ -312,6 +332,7 @@ impl DeviceLayer {
             self.n_evicted = self.n_evicted.max(n_evicted);
             self.words.evict(self.n_evicted);
         }
+        self.count();
     }
 
     /// Fails unless the layer can be shortened to `len` tokens.
@@ -326,6 +347,7 @@ impl DeviceLayer {
         if len == 0 {
             self.queries = None;
         }
+        self.count();
     }
 
     /// Drops what was made of tokens behind the first `len`, which changed.

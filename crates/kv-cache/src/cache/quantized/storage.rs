@@ -1,23 +1,29 @@
 //! Where a layer's keys and values are: in the host's memory, or on a GPU.
 
-use std::sync::Arc;
-
-use breakers_backend::{device, flex};
-use breakers_cpu as cpu;
+use breakers_backend::device;
 use burn::tensor::{Device, Tensor};
-use burn_flex::Flex;
 
 use super::{Compression, Layer};
 #[cfg(feature = "cube")]
 use super::{NEVER, device::DeviceLayer};
-use crate::checks::HostRows;
+use crate::cache::ledger::Step;
+use crate::pages::meter::PageMeter;
 #[cfg(feature = "cube")]
-use crate::{Element, Visible, pages::device::DevicePages};
+use crate::{Element, attention, pages::device::DevicePages};
 use crate::{LayerShape, Result};
+
+/// Where a layer is to be stored.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// Most tokens of the sequence.
+    pub(super) max_tokens: usize,
+    pub(super) device: &'a Device,
+    pub(super) meter: &'a PageMeter,
+}
 
 #[derive(Clone)]
 #[allow(clippy::large_enum_variant)] // A cache has a few dozen of them; their size does not matter.
-pub(super) enum Storage {
+pub(super) enum LayerStorage {
     Host(Layer),
     #[cfg(feature = "cube")]
     Device(DeviceLayer),
@@ -29,25 +35,21 @@ pub(super) enum Storage {
     },
 }
 
-impl Storage {
-    /// An empty layer of a sequence of at most `max_tokens`.
-    pub(super) fn new(
-        shape: &LayerShape,
-        compression: &Compression,
-        lag: usize,
-        (max_tokens, device): (usize, &Device),
-    ) -> Result<Self> {
+impl LayerStorage {
+    /// An empty layer.
+    pub(super) fn new(shape: &LayerShape, compression: &Compression, lag: usize, place: Place<'_>) -> Result<Self> {
         let (method, n_exact) = (&compression.method, compression.exact_tokens);
+        let Place { max_tokens, device, meter } = place;
         if device::is_cpu(device) {
-            return Layer::new(shape, method, n_exact, lag).map(Self::Host);
+            return Layer::new(shape, method, n_exact, lag, meter).map(Self::Host);
         }
         #[cfg(feature = "cube")]
         return match lag {
             NEVER => {
-                let pages = DevicePages::new(shape, max_tokens, Element::F16, device)?;
+                let pages = DevicePages::new(shape, max_tokens, Element::F16, device, meter)?;
                 Ok(Self::Plain { pages, window: shape.window })
             }
-            _ => DeviceLayer::new(shape, method, n_exact, lag, device).map(Self::Device),
+            _ => DeviceLayer::new(shape, method, n_exact, lag, device, meter).map(Self::Device),
         };
         // Without GPU features there are no other devices.
         #[cfg(not(feature = "cube"))]
@@ -92,31 +94,37 @@ impl Storage {
         }
     }
 
-    /// Appends the tokens behind the first `first` ones and attends.
-    pub(super) fn attend(
+    pub(super) fn bytes_per_token(&self) -> f64 {
+        match self {
+            Self::Host(layer) => layer.bytes_per_token(),
+            #[cfg(feature = "cube")]
+            Self::Device(layer) => layer.bytes_per_token(),
+            #[cfg(feature = "cube")]
+            Self::Plain { pages, .. } => pages.token_bytes() as f64,
+        }
+    }
+
+    /// Appends the step's tokens and attends, if the layer is on a device.
+    pub(super) fn attend_on_device(
         &mut self,
-        first: usize,
+        step: &Step,
         [q, k, v]: [Tensor<3>; 3],
-        depths: &[usize],
-        paths: Option<&Arc<Vec<Vec<usize>>>>,
         scale: f32,
     ) -> Result<Tensor<2>> {
         match self {
-            Self::Host(layer) => {
-                let [n_rows, n_heads, head_dim] = q.dims();
-                let rows = HostRows::new(q, k, v)?;
-                let out = layer.attend(first, rows.slices(), n_heads, depths, paths, scale);
-                let out = out.map_err(|bad| rows.not_finite(bad))?;
-                Ok(Tensor::from_primitive::<Flex>(flex::from_vec(out, [n_rows, n_heads * head_dim])))
+            Self::Host(_) => {
+                let _ = (step, k, v, scale);
+                Err(crate::Error::UnsupportedDevice { device: format!("{:?}", q.device()) })
             }
             #[cfg(feature = "cube")]
             Self::Device(layer) => {
-                layer.attend(first, [q, k, v], depths, paths.map(|paths| paths.as_slice()), scale)
+                let paths = step.paths().map(|paths| paths.as_slice());
+                layer.attend(step.first, [q, k, v], &step.depths, paths, scale)
             }
             #[cfg(feature = "cube")]
             Self::Plain { pages, window } => {
-                let visible = Visible::step(first, depths, paths, *window);
-                pages.attend(first, q, k, v, &visible, scale)
+                let [k, v] = pages.append(step.first, k, v)?;
+                attention(q, k, v, &step.visible(*window), scale)
             }
         }
     }
@@ -124,7 +132,7 @@ impl Storage {
     /// Packs what is to be let go once the first `committed` tokens are final.
     pub(super) fn pack(&mut self, committed: usize) -> Result<()> {
         match self {
-            Self::Host(layer) => layer.pages.pack(cpu::isa(), committed + 1),
+            Self::Host(layer) => layer.pages.pack(committed + 1),
             #[cfg(feature = "cube")]
             Self::Device(layer) => layer.pack(committed + 1)?,
             #[cfg(feature = "cube")]
@@ -137,7 +145,7 @@ impl Storage {
     pub(super) fn release(&mut self, committed: usize, len: usize) {
         debug_assert!(committed <= len);
         match self {
-            Self::Host(layer) => layer.pages.release(cpu::isa(), committed),
+            Self::Host(layer) => layer.pages.release(committed),
             #[cfg(feature = "cube")]
             Self::Device(layer) => layer.release(committed, len),
             #[cfg(feature = "cube")]

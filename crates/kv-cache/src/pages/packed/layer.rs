@@ -9,11 +9,11 @@
 use breakers_core::StepError;
 use std::sync::Arc;
 
-use breakers_cpu::Isa;
 use half::f16;
 
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
 use crate::pages::layer::LayerPages;
+use crate::pages::meter::PageMeter;
 use crate::pages::page::{PAGE_TOKENS, Page, PageLayout};
 use crate::{Element, LayerShape, Result};
 use breakers_cpu::simd::Stored;
@@ -29,12 +29,12 @@ pub(crate) struct Packing {
     pub(crate) weighs_channels: bool,
 }
 
-/// What is read next: fetched meanwhile. Null where there is nothing.
-#[derive(Clone, Copy)]
-pub(crate) struct Next {
-    pub(crate) region: *const u32,
-    /// The page behind that one, which tells where its storage is.
-    pub(crate) page: *const PackedPage,
+/// A layer whose last packed pages hold the tokens of one row's path through a tree.
+pub(crate) struct PathPages<'a> {
+    pub(crate) layer: &'a PackedLayer,
+    /// The first page that is the path's own.
+    pub(crate) first_page: usize,
+    pub(crate) pages: Vec<Arc<PackedPage>>,
 }
 
 /// Keys and values of one layer. Clones share pages.
@@ -57,8 +57,8 @@ pub(crate) struct PackedLayer {
 }
 
 impl PackedLayer {
-    pub(crate) fn new(shape: &LayerShape, packing: Arc<Packing>) -> Self {
-        let plain = LayerPages::transient(shape, Element::F16);
+    pub(crate) fn new(shape: &LayerShape, packing: Arc<Packing>, meter: &PageMeter) -> Self {
+        let plain = LayerPages::transient(shape, Element::F16, meter);
         let nothing = Arc::new(Page::empty());
         Self {
             packing,
@@ -90,21 +90,6 @@ impl PackedLayer {
         (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
     }
 
-    /// What is read behind a packed page's region: that of the next page, or else of the next head's page
-    /// `first`.
-    pub(crate) fn next(&self, page: usize, first: usize, head: usize) -> Next {
-        let format = &self.packing.format;
-        let stored = |page: usize| self.packed.get(page).filter(|page| page.bytes() > 0);
-        let next_head = (head + 1) % format.n_kv_heads;
-        let next = stored(page + 1).map(|page| page.region(format, head));
-        let next = next.or_else(|| stored(first).map(|page| page.region(format, next_head)));
-        let page = self.packed.get(page + 2).or(self.packed.get(first));
-        Next {
-            region: next.map_or(std::ptr::null(), <[u32]>::as_ptr),
-            page: page.map_or(std::ptr::null(), Arc::as_ptr),
-        }
-    }
-
     /// Notes the queries `[n_rows, n_heads, head_dim]` of the slots from `first` on, as far as they count:
     /// those of the first page, and of a tree all that may move there.
     pub(crate) fn note_queries(&mut self, first: usize, q: &[f32], n_heads: usize, is_tree: bool) {
@@ -127,42 +112,59 @@ impl PackedLayer {
     }
 
     /// Packs what rows at positions before `end` may see packed.
-    pub(crate) fn pack(&mut self, isa: Isa, end: usize) {
-        let n_pages = self.n_packed_for(end.saturating_sub(1));
+    pub(crate) fn pack(&mut self, end: usize) {
+        self.pack_pages(self.n_packed_for(end.saturating_sub(1)));
+    }
+
+    fn pack_pages(&mut self, n_pages: usize) {
         while self.packed.len() < n_pages {
             let page = self.packed.len();
             if page == 0 && self.packing.weighs_channels && self.weights.is_none() {
-                let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
-                let mut weights = vec![0.0f32; width];
-                let first_page = self.squares.chunks_exact(width.max(1)).take(PAGE_TOKENS);
-                for squares in first_page.skip(self.packing.format.n_exact) {
-                    weights.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
-                }
-                // Without a query that counts, all channels matter alike.
-                if weights.iter().all(|weight| *weight == 0.0) {
-                    weights.fill(1.0);
-                }
-                self.weights = Some(Arc::new(weights));
+                self.weights = Some(Arc::new(self.weigh(|slot| slot)));
             }
-            let packed = self.pack_page(isa, page);
+            let packed = self.pack_page(page, self.weights.as_deref(), |slot| slot);
             self.packed.push(Arc::new(packed));
         }
     }
 
-    fn pack_page(&self, _isa: Isa, page: usize) -> PackedPage {
+    /// How much each channel of the keys matters, by the queries of the first page, whose slots stand where `place`
+    /// says.
+    fn weigh(&self, place: impl Fn(usize) -> usize) -> Vec<f32> {
+        let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
+        let mut weights = vec![0.0f32; width];
+        for slot in self.packing.format.n_exact..PAGE_TOKENS {
+            let squares = self.squares.get(place(slot) * width..).unwrap_or_default();
+            weights.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
+        }
+        // Without a query that counts, all channels matter alike.
+        if weights.iter().all(|weight| *weight == 0.0) {
+            weights.fill(1.0);
+        }
+        weights
+    }
+
+    /// Packs a page whose slots stand where `place` says.
+    fn pack_page(
+        &self,
+        page: usize,
+        weights: Option<&Vec<f32>>,
+        place: impl Fn(usize) -> usize,
+    ) -> PackedPage {
         let (packing, layout) = (&*self.packing, &self.plain.layout);
         let format = &packing.format;
         let n_exact = if page == 0 { format.n_exact } else { 0 };
-        let mut packed = PackedPage::zeroed(format, n_exact);
+        let mut packed = PackedPage::zeroed(format, n_exact, self.plain.meter());
         let dim = layout.head_dim;
         let mut rows = [vec![0.0f32; PAGE_TOKENS * dim], vec![0.0f32; PAGE_TOKENS * dim]];
         let ones = vec![1.0; dim];
         for head in 0..layout.n_kv_heads {
-            let region = self.plain.pages[page].region::<f16>(layout, head);
             for slot in 0..PAGE_TOKENS {
+                let at = place(page * PAGE_TOKENS + slot);
+                let region = self.plain.pages[at / PAGE_TOKENS].region::<f16>(layout, head);
+                let at = at % PAGE_TOKENS;
                 for channel in 0..dim {
-                    rows[0][slot * dim + channel] = region[layout.key_index(slot, channel)].to_f32();
-                    rows[1][slot * dim + channel] = region[layout.value_index(slot, channel)].to_f32();
+                    rows[0][slot * dim + channel] = region[layout.key_index(at, channel)].to_f32();
+                    rows[1][slot * dim + channel] = region[layout.value_index(at, channel)].to_f32();
                 }
             }
             let exact = packed.exact_mut(format, head);
@@ -172,7 +174,7 @@ impl PackedLayer {
                     exact.iter_mut().zip(row).for_each(|(to, from)| *to = Stored::from_f32(*from));
                 }
             }
-            let weights = match &self.weights {
+            let weights = match weights {
                 Some(weights) => &weights[head * dim..][..dim],
                 None => &ones,
             };
@@ -186,9 +188,49 @@ impl PackedLayer {
         packed
     }
 
+    /// Pages as each row of a tree sees them, whose first row stands at `first` and whose last one at most at
+    /// `end` − 1: a page that some of the rows see packed holds other tokens for each of them. Rows share the
+    /// pages that their paths have in common.
+    pub(crate) fn pack_paths(&mut self, first: usize, end: usize, paths: &[Vec<usize>]) -> Vec<PathPages<'_>> {
+        let first_page = first / PAGE_TOKENS;
+        // Whole pages before the tree are the same for all.
+        self.pack_pages(self.n_packed_for(end - 1).min(first_page));
+        let layer = &*self;
+        // A page of some paths, by its number and the row of its last slot: that row's own path leads to it.
+        let mut made: Vec<((usize, usize), Arc<PackedPage>)> = Vec::new();
+        let mut weighed: Vec<(usize, Arc<Vec<f32>>)> = Vec::new();
+        let mut all = Vec::with_capacity(paths.len());
+        for path in paths {
+            let place = |slot: usize| if slot < first { slot } else { first + path[slot - first] };
+            let n_packed = layer.n_packed_for(first + path.len() - 1);
+            let mut pages = Vec::new();
+            for page in first_page..n_packed {
+                let last_row = |page: usize| path[(page + 1) * PAGE_TOKENS - 1 - first];
+                let key = (page, last_row(page));
+                if let Some((_, page)) = made.iter().find(|(made, _)| *made == key) {
+                    pages.push(Arc::clone(page));
+                    continue;
+                }
+                let mut weights = layer.weights.clone();
+                if weights.is_none() && layer.packing.weighs_channels {
+                    // Nothing is packed yet, so the first page is one of the path's.
+                    let of = last_row(0);
+                    let found = weighed.iter().find(|(row, _)| *row == of).map(|(_, w)| Arc::clone(w));
+                    weights = Some(found.unwrap_or_else(|| Arc::new(layer.weigh(place))));
+                    weighed.extend(weights.clone().map(|weights| (of, weights)));
+                }
+                let packed = Arc::new(layer.pack_page(page, weights.as_deref(), place));
+                made.push((key, Arc::clone(&packed)));
+                pages.push(packed);
+            }
+            all.push(PathPages { layer, first_page, pages });
+        }
+        all
+    }
+
     /// Drops what no row behind the first `committed` tokens needs.
-    pub(crate) fn release(&mut self, isa: Isa, committed: usize) {
-        self.pack(isa, committed + 1);
+    pub(crate) fn release(&mut self, committed: usize) {
+        self.pack(committed + 1);
         let n_dropped = self.n_packed_for(committed);
         for page in &mut self.plain.pages[self.n_dropped.min(n_dropped)..n_dropped] {
             *page = Arc::clone(&self.nothing);
