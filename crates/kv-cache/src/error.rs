@@ -199,6 +199,14 @@ pub enum Error {
         /// Budget found.
         found: usize,
     },
+    /// The name of a cache asks for an impossible part of the tokens.
+    #[error("{name}: {found:?} is no percentage above 0 and up to 100")]
+    Percentage {
+        /// The name of the cache.
+        name: String,
+        /// What stands in place of the percentage.
+        found: String,
+    },
     /// A budget is no fraction of the tokens.
     #[error("a budget is a fraction above 0 and at most 1, not {found}")]
     BudgetFraction {

@@ -2,7 +2,15 @@
 //!
 //! [`KvCache`] is the interface: a forward pass appends keys and values layer by layer and attends in the
 //! same call; its tokens stay provisional until they are committed, so that speculation can take them back.
-//! [`PlainCache`] keeps everything, as 16- or 32-bit floats, in pages that forks share.
+//!
+//! | wish | type |
+//! |---|---|
+//! | every token as it is, as 16- or 32-bit floats, in pages that forks share | [`PlainCache`] |
+//! | the same tokens in 2 to 8 bits an element | [`QuantizedCache`] with a [`Compression`]; methods: [`coders`] |
+//! | fewer tokens | [`EvictingCache`] with an [`Eviction`]; methods, and your own: [`presses`] |
+//! | any of them by name, such as `snapkv-25+water-4` | [`CacheSpec`] |
+//! | many sequences in one call | [`attend_many`] |
+//! | attention without a cache | [`attention()`] |
 //!
 //! A row's result has the same bits, whatever else is in the call: see [`KvCache`].
 //!
@@ -51,6 +59,7 @@ pub use attention::{AttentionOps, attention, attention_reference};
 pub use cache::evicting::{Budget, EvictingCache, Eviction};
 pub use cache::plain::PlainCache;
 pub use cache::quantized::{Compression, QuantizedCache};
+pub use cache::spec::{CacheKind, CacheSpec};
 pub use cache::KvCache;
 pub use cache::driver::{Cache, Segment, attend_many};
 pub use pages::meter::PageMeter;

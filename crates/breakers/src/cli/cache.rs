@@ -1,11 +1,8 @@
 //! Key-value caches by name.
 
-use breakers_kv_cache::presses::{
-    ExpectedAttention, H2o, HeadBudgets, KeyDiff, Knorm, LayerBudgets, RandomPress, SnapKv, StreamingLlm,
-    Tova,
-};
+use breakers_kv_cache as kv_cache;
 use breakers_kv_cache::{
-    Budget, CacheShape, Compression, Element, EvictingCache, Eviction, KvCache, PlainCache, QuantizedCache,
+    CacheShape, CacheSpec, Compression, Element, EvictingCache, Eviction, KvCache, PlainCache, QuantizedCache,
 };
 use breakers_model::{Model, Runner};
 use burn::tensor::Device;
@@ -42,10 +39,6 @@ impl CacheArgs {
     }
 }
 
-/// Presses by name.
-const PRESSES: [&str; 10] =
-    ["snapkv", "adakv", "pyramidkv", "streaming", "h2o", "tova", "knorm", "keydiff", "expected", "random"];
-
 impl CacheKind {
     /// The cache of this name: `f16`, `f32`, a compression ([`Compression::presets`]), or a press with the percentage
     /// of tokens that it keeps, `snapkv-25`, alone or with a compression behind it, `snapkv-25+water-4`.
@@ -53,30 +46,13 @@ impl CacheKind {
     /// # Errors
     /// [`Error::Usage`] for an unknown name.
     pub fn named(name: &str) -> Result<Self> {
-        match name {
-            "f16" => return Ok(Self::Plain(Element::F16)),
-            "f32" => return Ok(Self::Plain(Element::F32)),
-            _ => {}
-        }
-        let (press, compression) = match name.split_once('+') {
-            Some((press, compression)) => (press, Some(compression)),
-            None => (name, None),
-        };
-        let named = |name: &str| {
-            Compression::named(name).map_err(|e| {
-                let presses = PRESSES.map(|press| format!("{press}-25")).join(", ");
-                Error::Usage(format!("--cache: {e}, f16, f32, {presses}, snapkv-25+water-4"))
-            })
-        };
-        let Some((press, percent)) = press.rsplit_once('-').filter(|parts| PRESSES.contains(&parts.0)) else {
-            return named(name).map(Self::Compressed);
-        };
-        let percent: f64 = percent
-            .parse()
-            .map_err(|_| Error::Usage(format!("--cache {name}: {percent} is no percentage")))?;
-        let mut eviction = eviction(press, Budget::Fraction(percent / 100.0));
-        eviction.compression = compression.map(named).transpose()?;
-        Ok(Self::Pressed(eviction))
+        let spec = name.parse::<CacheSpec>().map_err(|e| Error::Usage(format!("--cache: {e}")))?;
+        Ok(match spec.kind().clone() {
+            kv_cache::CacheKind::Plain(element) => Self::Plain(element),
+            kv_cache::CacheKind::Quantized(compression) => Self::Compressed(compression),
+            kv_cache::CacheKind::Evicting(eviction) => Self::Pressed(eviction),
+            _ => return Err(Error::Usage(format!("--cache: {name} is not known here"))),
+        })
     }
 
     /// An empty cache.
@@ -104,30 +80,11 @@ impl CacheKind {
     }
 }
 
-fn eviction(press: &str, budget: Budget) -> Eviction {
-    match press {
-        "streaming" => Eviction::new(StreamingLlm::default(), budget),
-        "h2o" => Eviction::new(H2o::default(), budget),
-        "tova" => Eviction::new(Tova, budget),
-        "knorm" => Eviction::new(Knorm, budget),
-        "keydiff" => Eviction::new(KeyDiff, budget),
-        "expected" => Eviction::new(ExpectedAttention::default(), budget),
-        "random" => Eviction::new(RandomPress::default(), budget),
-        press => {
-            let mut eviction = Eviction::new(SnapKv::default(), budget);
-            match press {
-                "adakv" => eviction.heads = HeadBudgets::Adaptive { safeguard: 0.2 },
-                "pyramidkv" => eviction.layers = LayerBudgets::Pyramid { steepness: 20.0 },
-                _ => {}
-            }
-            eviction
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use breakers_kv_cache::Budget;
+    use breakers_kv_cache::presses::PRESSES;
 
     #[test]
     fn names_are_known_or_listed() {
@@ -137,7 +94,7 @@ mod tests {
             assert_eq!(found, compression);
         }
         for press in PRESSES {
-            let name = format!("{press}-12.5+q8_0");
+            let name = format!("{}-12.5+q8_0", press.name);
             let Ok(CacheKind::Pressed(found)) = CacheKind::named(&name) else { panic!("{name}") };
             assert_eq!(found.budget, Budget::Fraction(0.125));
             assert!(found.compression.is_some());

@@ -5,6 +5,7 @@ pub(crate) mod evicting;
 pub(crate) mod ledger;
 pub(crate) mod plain;
 pub(crate) mod quantized;
+pub(crate) mod spec;
 
 use burn::tensor::Tensor;
 

@@ -24,6 +24,7 @@ mod knorm;
 mod random;
 mod snapkv;
 mod streaming_llm;
+mod table;
 mod tova;
 
 pub use budgets::{HeadBudgets, LayerBudgets};
@@ -34,6 +35,7 @@ pub use knorm::Knorm;
 pub use random::RandomPress;
 pub use snapkv::{SnapKv, SnapKvConfig};
 pub use streaming_llm::StreamingLlm;
+pub use table::{Entry, PRESSES};
 pub use tova::Tova;
 
 /// Keys and values of one layer, and the queries that a press asked for.

@@ -3,11 +3,11 @@
 use crate::common::{Heads, Random, Tokens, bits, heads};
 use breakers_core::StepError;
 use breakers_kv_cache::presses::{
-    ExpectedAttention, H2o, HeadBudgets, HeadView, KeyDiff, Knorm, LayerBudgets, LayerView, Press,
+    self, ExpectedAttention, H2o, HeadBudgets, HeadView, KeyDiff, Knorm, LayerBudgets, LayerView, Press,
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheShape, Compression, Element, Error, EvictingCache, Eviction, KvCache, LayerShape,
+    Budget, CacheKind, CacheShape, CacheSpec, Compression, Element, Error, EvictingCache, Eviction, KvCache, LayerShape,
 };
 use burn::tensor::Device;
 
@@ -353,13 +353,13 @@ fn every_press_works_with_every_compression_however_tokens_come() {
     let tokens = Tokens::random(heads, 200, 19);
     // A prompt token by token, in chunks, and a chat: turns in one piece, answers token by token.
     let chat = [&[70][..], &[1; 9], &[90], &[1; 31]].concat();
-    for press in PRESSES {
+    for press in presses::PRESSES {
         for sizes in [&[1][..], &[64, 1, 30], &[135, 65], &chat] {
-            let eviction = || eviction(press, Budget::Fraction(0.25));
+            let eviction = || (press.build)(Budget::Fraction(0.25));
             let (_, want) = decode(&tokens, eviction(), sizes);
             for (name, compression) in Compression::presets() {
                 let mut eviction = eviction();
-                let what = format!("{} + {name}, {sizes:?}", eviction.press.name());
+                let what = format!("{} + {name}, {sizes:?}", press.name);
                 eviction.compression = Some(compression);
                 let (out, kept) = decode(&tokens, eviction, sizes);
                 assert!(out.iter().all(|x| x.is_finite()), "{what}");
@@ -373,6 +373,39 @@ fn every_press_works_with_every_compression_however_tokens_come() {
             }
         }
     }
+}
+
+/// The rows of a table of names and papers, as the documentation prints them.
+fn rows<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    entries.map(|(name, paper)| format!("| `{name}` | {paper} |\n")).collect()
+}
+
+#[test]
+fn the_table_of_presses_parses_and_is_the_one_in_the_documentation() {
+    for press in presses::PRESSES {
+        for name in [format!("{}-12.5", press.name), format!("{}-25+kivi-2", press.name)] {
+            let spec: CacheSpec = name.parse().unwrap();
+            assert_eq!(spec.to_string(), name);
+            let CacheKind::Evicting(eviction) = spec.kind() else { panic!("{name}") };
+            assert_eq!(eviction.compression.is_some(), name.contains('+'));
+            let shape = CacheShape::uniform(2, heads(2, 1, 32).layer(), 100);
+            assert!(spec.make(&shape, &Device::flex()).unwrap().shareable());
+        }
+    }
+    for name in CacheSpec::names() {
+        assert_eq!(name.parse::<CacheSpec>().unwrap().to_string(), name);
+    }
+    for name in ["snapkv-0", "snapkv-101", "tova-x", "h2o-NaN"] {
+        assert!(matches!(name.parse::<CacheSpec>(), Err(Error::Percentage { .. })), "{name}");
+    }
+    for name in ["", "snapkv", "water-99", "tova-5+water-99", "f16+water-4", "snapkv-25+f16"] {
+        let Err(Error::UnknownCompression { known, .. }) = name.parse::<CacheSpec>() else { panic!("{name}") };
+        assert!(known.contains("snapkv-25, ") && known.contains("water-4, "), "{known}");
+    }
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kv-cache.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let table = rows(presses::PRESSES.iter().map(|press| (press.name, press.paper)));
+    assert!(page.contains(&format!("| press | paper |\n|---|---|\n{table}\n")), "docs/kv-cache.md lacks:\n{table}");
 }
 
 #[test]
