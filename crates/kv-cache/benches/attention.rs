@@ -1,4 +1,5 @@
-//! Times attention over the plain cache: decoding at several depths, verification of a few rows, prefill.
+//! Times attention over the plain cache: decoding at several depths, verification of a few rows, prefill, and
+//! (`many`) a row each of eight sequences in one call beside eight rows of one sequence.
 //!
 //! `cargo bench -p breakers-kv-cache --bench attention -- [filter] [--threads N] [--f32 | --cache NAME]`
 //!
@@ -12,7 +13,9 @@
 use std::time::{Duration, Instant};
 
 use breakers_cpu::{self as cpu, pool};
-use breakers_kv_cache::{CacheShape, Compression, Element, KvCache, LayerShape, PlainCache, QuantizedCache};
+use breakers_kv_cache::{
+    CacheShape, Compression, Element, KvCache, LayerShape, PlainCache, QuantizedCache, Segment, attend_many,
+};
 use burn::tensor::{Device, Distribution, Tensor};
 
 struct Model {
@@ -136,6 +139,60 @@ fn run(model: &Model, (what, depth, n_rows): (&str, usize, usize), kind: &Kind) 
     );
 }
 
+/// Sequences of [`many`].
+const N_SEQUENCES: usize = 8;
+
+/// One row each of several sequences in one call, beside as many rows of one sequence, by turns: the ratio of the
+/// medians.
+fn many(model: &Model, depth: usize, kind: &Kind) {
+    let layer = LayerShape::new(model.n_kv_heads, model.head_dim);
+    let n_layers = model.n_layers.min(8);
+    let shape = CacheShape::uniform(n_layers, layer, depth + N_SEQUENCES);
+    let scale = 1.0 / (model.head_dim as f32).sqrt();
+    let filled = || {
+        let mut cache = kind.cache(shape.clone());
+        while cache.len() < depth {
+            let n = (depth - cache.len()).min(512);
+            Inputs::random(model, n, model.n_kv_heads).step(&mut *cache, scale, &mut vec![0.0; n_layers]);
+            cache.commit(n).unwrap();
+        }
+        cache
+    };
+    let mut caches: Vec<Box<dyn KvCache>> = (0..N_SEQUENCES).map(|_| filled()).collect();
+    let Inputs { q, k, v } = Inputs::random(model, N_SEQUENCES, model.n_heads);
+    let (mut together, mut alone) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    while together.len() < 5 || start.elapsed() < Duration::from_secs(2) && together.len() < 500 {
+        let begin = Instant::now();
+        caches.iter_mut().for_each(|cache| drop(cache.begin(1, None).unwrap()));
+        for layer in 0..n_layers {
+            let mut segments: Vec<Segment<'_>> =
+                caches.iter_mut().map(|cache| Segment { cache: &mut **cache, n_rows: 1 }).collect();
+            let out = attend_many(&mut segments, layer, q.clone(), k.clone(), v.clone(), scale).unwrap();
+            std::hint::black_box(&out);
+        }
+        caches.iter_mut().for_each(|cache| cache.end().unwrap());
+        together.push(begin.elapsed().as_secs_f64());
+        caches.iter_mut().for_each(|cache| cache.truncate(depth).unwrap());
+        let begin = Instant::now();
+        let inputs = Inputs { q: q.clone(), k: k.clone(), v: v.clone() };
+        inputs.step(&mut *caches[0], scale, &mut vec![0.0; n_layers]);
+        alone.push(begin.elapsed().as_secs_f64());
+        caches[0].truncate(depth).unwrap();
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_unstable_by(f64::total_cmp);
+        times[times.len() / 2] / n_layers as f64 * 1e6
+    };
+    let (together, alone) = (median(&mut together), median(&mut alone));
+    println!(
+        "{:14} many     {depth:5}  {N_SEQUENCES} sequences of a row {together:9.1} us/layer, {N_SEQUENCES} rows of one sequence \
+         {alone:9.1}: ratio {:.3}",
+        model.name,
+        together / alone
+    );
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1));
@@ -171,6 +228,12 @@ fn main() {
                 let name = format!("{} {} {} {}", model.name, case.0, case.1, case.2);
                 if filter.is_none_or(|filter| name.contains(filter.as_str())) {
                     run(model, case, &kind);
+                }
+            }
+            for depth in [128, 2048] {
+                let name = format!("{} many {depth}", model.name);
+                if filter.is_none_or(|filter| name.contains(filter.as_str())) {
+                    many(model, depth, &kind);
                 }
             }
         }
