@@ -1,6 +1,6 @@
 //! Devices by name: `flex`, `wgpu`, `vulkan:1`, `cuda:0`.
 //!
-//! A name is a backend and, after a colon, the number of a device in the order in which [`available`] lists
+//! `cpu` is another name of `flex`. A name is a backend and, after a colon, the number of a device in the order in which [`available`] lists
 //! them; without a number the first one is meant. Burn itself only learns at the first operation that a device
 //! does not exist, and panics then; here a device that is missing is an error that says what is missing.
 //!
@@ -87,6 +87,7 @@ impl Kind {
     }
 
     fn parse(name: &str) -> Option<Self> {
+        let name = if name.eq_ignore_ascii_case("cpu") { "flex" } else { name };
         Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 

@@ -1,17 +1,17 @@
 //! A conversation in the terminal.
 
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::{BufRead, IsTerminal as _};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use breakers::cli::{LoadedModel, Result, print};
+use breakers::cli::{Error as Failure, LoadedModel, Result, print};
 use breakers_core::{Error, LanguageModel as _, Message, SequenceId, StepError, TokenId};
 use breakers_model::Runner;
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::ChatTemplate;
 use breakers_tokenizer::EncodeOptions;
 
-const HELP: &str = "/reset begins anew, /exit (or end of input) ends";
+const HELP: &str = "\"\"\" begins and ends several lines, /reset begins anew, /exit (or end of input) ends";
 
 /// The first messages of a conversation.
 pub(crate) fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
@@ -19,53 +19,149 @@ pub(crate) fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
     system.into_iter().chain([Message::new("user", prompt)]).collect()
 }
 
-/// Reads lines and answers them until the input ends. A model without chat template continues each line.
-pub(crate) fn run(loaded: &LoadedModel, mut session: Session<'_>, system: Option<&str>, raw: bool) -> Result {
-    let template = loaded.model.chat_template().filter(|_| !raw);
+/// Reads messages and answers them until the input ends. Without a template each one is continued as a text. A message
+/// that cannot be answered is told and dropped; the conversation before it goes on.
+pub(crate) fn run(
+    loaded: &LoadedModel,
+    mut session: Session<'_>,
+    system: Option<&str>,
+    template: Option<&ChatTemplate>,
+) -> Result {
     let kind = if template.is_some() { "chat" } else { "continues each line, without memory" };
     eprintln!("{} ({kind}); {HELP}", loaded.name);
     let mut messages: Vec<Message> = Vec::new();
     let interactive = std::io::stdin().is_terminal();
-    let mut line = String::new();
     loop {
         if interactive {
             eprint!("> ");
         }
-        line.clear();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        match line.trim() {
+        let text = match read_message(&mut std::io::stdin().lock(), interactive)? {
+            Input::End => return Ok(()),
+            Input::NotUtf8 => {
+                eprintln!("[this is not UTF-8; left out]");
+                continue;
+            }
+            Input::Message(text) => text,
+        };
+        match text.trim() {
             "" => continue,
-            "/exit" => return Ok(()),
+            "/exit" | "/bye" => return Ok(()),
             "/help" => {
                 eprintln!("{HELP}");
                 continue;
             }
-            "/reset" => {
+            "/reset" | "/clear" => {
                 messages.clear();
                 continue;
             }
             _ => {}
         }
-        let text = line.trim_end_matches(['\r', '\n']);
-        let Some(template) = template else {
-            session.continue_text(text)?;
-            continue;
+        let result = match template {
+            Some(template) => turn(&mut session, template, system, &mut messages, &text),
+            None => session.continue_text(&text),
         };
-        if messages.is_empty() {
-            messages = opening(system, text);
-        } else {
-            messages.push(Message::new("user", text));
-        }
-        match session.answer(template, &messages)? {
-            Some(answer) => messages.push(Message::new("assistant", answer)),
-            None => {
-                eprintln!("[the conversation no longer fits into the context; beginning anew]");
-                messages.clear();
+        match result {
+            Ok(()) => {}
+            Err(Failure::Failed(error)) => {
+                eprintln!("[{}; the message is left out]", causes(&*error));
             }
+            // Nobody reads the answers any more.
+            Err(other) => return Err(other),
         }
     }
+}
+
+/// Answers a message; on failure the conversation is what it was before.
+fn turn(
+    session: &mut Session<'_>,
+    template: &ChatTemplate,
+    system: Option<&str>,
+    messages: &mut Vec<Message>,
+    text: &str,
+) -> Result {
+    let mut longer = messages.clone();
+    match longer.is_empty() {
+        true => longer = opening(system, text),
+        false => longer.push(Message::new("user", text)),
+    }
+    let mut answer = session.answer(template, &longer)?;
+    if answer.is_none() && !messages.is_empty() {
+        eprintln!("[the conversation no longer fits into the context; it begins anew with this message]");
+        longer = opening(system, text);
+        answer = session.answer(template, &longer)?;
+    }
+    match answer {
+        Some(answer) => {
+            longer.push(Message::new("assistant", answer));
+            *messages = longer;
+        }
+        None => eprintln!("[the message alone is longer than the context; it is left out]"),
+    }
+    Ok(())
+}
+
+/// What comes next.
+#[derive(Debug, PartialEq, Eq)]
+enum Input {
+    Message(String),
+    NotUtf8,
+    End,
+}
+
+/// Reads a line, or several between two `"""`.
+fn read_message(input: &mut impl BufRead, interactive: bool) -> std::io::Result<Input> {
+    const QUOTES: &str = "\"\"\"";
+    let mut text = match read_line(input)? {
+        Input::Message(text) => text,
+        other => return Ok(other),
+    };
+    let Some(opened) = text.strip_prefix(QUOTES) else { return Ok(Input::Message(text)) };
+    text = opened.to_owned();
+    let mut is_utf8 = true;
+    loop {
+        if let Some(closed) = text.strip_suffix(QUOTES) {
+            text.truncate(closed.len());
+            break;
+        }
+        if interactive {
+            eprint!("... ");
+        }
+        match read_line(input)? {
+            Input::Message(line) => {
+                text.push('\n');
+                text.push_str(&line);
+            }
+            Input::NotUtf8 => is_utf8 = false,
+            Input::End => break,
+        }
+    }
+    Ok(if is_utf8 { Input::Message(text.trim_matches('\n').to_owned()) } else { Input::NotUtf8 })
+}
+
+/// A line without its end.
+fn read_line(input: &mut impl BufRead) -> std::io::Result<Input> {
+    let mut line = Vec::new();
+    if input.read_until(b'\n', &mut line)? == 0 {
+        return Ok(Input::End);
+    }
+    while matches!(line.last(), Some(b'\n' | b'\r')) {
+        line.pop();
+    }
+    Ok(String::from_utf8(line).map_or(Input::NotUtf8, Input::Message))
+}
+
+/// An error with its causes on one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text += &format!(": {line}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// A sequence that is kept from turn to turn, so that only what is new is computed.
@@ -151,5 +247,25 @@ impl<'a> Session<'a> {
         written?;
         print("\n")?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_lines_or_stand_between_quotes() {
+        let mut input: &[u8] =
+            b"one\r\n\xff\xfe\n\"\"\"two\nthree\"\"\"\n\"\"\"\nfour\n\n five\n\"\"\"\n\"\"\"six\"\"\"\n\"\"\"a\n\xff\n\"\"\"\nlast";
+        let mut found = Vec::new();
+        loop {
+            match read_message(&mut input, false).unwrap() {
+                Input::End => break,
+                Input::NotUtf8 => found.push("?".to_owned()),
+                Input::Message(text) => found.push(text),
+            }
+        }
+        assert_eq!(found, ["one", "?", "two\nthree", "four\n\n five", "six", "?", "last"]);
     }
 }

@@ -21,11 +21,12 @@ use std::time::Instant;
 
 use breakers::cli::{
     CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
-    print, print_json, read_ids, run, step_json, tokens_per_second,
+    print, print_json, read_ids, read_text, run, step_json, tokens_per_second,
 };
 use breakers_core::{FinishReason, LanguageModel, Step, TokenId, Want};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::EncodeOptions;
+use breakers_tokenizer::chat::ChatTemplate;
 use clap::Parser;
 use serde_json::{Value, json};
 
@@ -41,8 +42,14 @@ struct Arguments {
     #[command(flatten)]
     prompt: PromptArgs,
     /// What the model is told before the conversation; its template has a text of its own otherwise.
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
+    /// A file that holds what --system would say.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
+    system_file: Option<String>,
+    /// A file with a Jinja2 template, in place of the model's own.
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    chat_template: Option<String>,
     /// Continue the prompt as it is, without chat template.
     #[arg(long)]
     raw: bool,
@@ -50,7 +57,7 @@ struct Arguments {
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_tokens: usize,
     /// End the text before this one appears; may be given several times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -67,14 +74,22 @@ fn main() -> ExitCode {
         let arguments = Arguments::parse();
         let sampling = arguments.sampling.config()?;
         let prompt = arguments.prompt.read()?;
+        let system = match &arguments.system_file {
+            Some(file) => Some(read_text(file)?),
+            None => arguments.system.clone(),
+        };
         if prompt.is_none() && arguments.json && arguments.measure.is_none() {
             return Err(Error::Usage("--json needs --prompt or --prompt-file".to_owned()));
         }
         let loaded = arguments.model.load()?;
+        let template = template(&arguments, &loaded)?;
+        if template.is_none() && system.is_some() {
+            return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
+        }
         let config = Config {
             max_tokens: arguments.max_tokens,
             sampling,
-            seed: arguments.sampling.seed,
+            seed: arguments.sampling.seed(),
             draft_length: arguments.draft.length(),
             top_logprobs: arguments.json.then_some(N_TOP),
             ..Config::default()
@@ -86,7 +101,10 @@ fn main() -> ExitCode {
         let drafter = arguments.draft.drafter(&arguments.model, &loaded)?;
         let speculator = Speculator::new(drafter);
         match prompt {
-            Some(prompt) => answer(&arguments, &loaded, &prompt, &config, speculator)?,
+            Some(prompt) => {
+                let prompt = encode(template.as_ref(), system.as_deref(), &loaded, &prompt)?;
+                answer(&arguments, &loaded, prompt, &config, speculator)?;
+            }
             None => {
                 let session = chat::Session::new(
                     &loaded,
@@ -95,40 +113,52 @@ fn main() -> ExitCode {
                     config,
                     arguments.stop.clone(),
                 )?;
-                chat::run(&loaded, session, arguments.system.as_deref(), arguments.raw)?;
+                chat::run(&loaded, session, system.as_deref(), template.as_ref())?;
             }
         }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// The tokens of a prompt, in the model's chat template where it has one.
-fn encode(arguments: &Arguments, loaded: &LoadedModel, prompt: &str) -> Result<Vec<TokenId>> {
-    let model = &loaded.model;
-    match model.chat_template().filter(|_| !arguments.raw) {
-        Some(template) => {
-            let text = template.render(&chat::opening(arguments.system.as_deref(), prompt), None, true)?;
-            // The template writes all special tokens itself.
-            Ok(model.tokenizer().encode(&text, EncodeOptions { add_special: false, parse_special: true })?)
-        }
-        None => {
-            if arguments.system.is_some() {
-                return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
-            }
-            Ok(model.tokenizer().encode(prompt, EncodeOptions::default())?)
-        }
+/// The template that prompts are put into: the one of a file, or the model's own, if it has one.
+fn template(arguments: &Arguments, loaded: &LoadedModel) -> Result<Option<ChatTemplate>> {
+    if arguments.raw {
+        return Ok(None);
     }
+    let own = loaded.model.chat_template();
+    let Some(file) = &arguments.chat_template else { return Ok(own?.cloned()) };
+    let tokenizer = loaded.model.tokenizer();
+    let spelled =
+        |token: Option<TokenId>| Some(String::from_utf8_lossy(tokenizer.token_bytes(token?)?).into_owned());
+    let template = ChatTemplate::new(read_text(file)?)?;
+    if template.ignores_messages() {
+        eprintln!("warning: {file} does not look at the conversation: its prompt is always the same");
+    }
+    Ok(Some(template.with_tokens(spelled(tokenizer.bos()), spelled(tokenizer.eos()))))
+}
+
+/// The tokens of a prompt, in a chat template where there is one.
+fn encode(
+    template: Option<&ChatTemplate>,
+    system: Option<&str>,
+    loaded: &LoadedModel,
+    prompt: &str,
+) -> Result<Vec<TokenId>> {
+    let tokenizer = loaded.model.tokenizer();
+    let Some(template) = template else { return Ok(tokenizer.encode(prompt, EncodeOptions::default())?) };
+    let text = template.render(&chat::opening(system, prompt), None, true)?;
+    // The template writes all special tokens itself.
+    Ok(tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?)
 }
 
 /// One prompt, one answer.
 fn answer(
     arguments: &Arguments,
     loaded: &LoadedModel,
-    prompt: &str,
+    prompt: Vec<TokenId>,
     config: &Config,
     mut speculator: Speculator<Box<dyn Drafter + Send>>,
 ) -> Result {
-    let prompt = encode(arguments, loaded, prompt)?;
     if prompt.is_empty() {
         return Err(Error::Usage("the prompt is empty".to_owned()));
     }

@@ -37,7 +37,8 @@ struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
     /// Rows of the passes: 1 as in decoding, some as in verifying drafts, many as for prompts.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 512], value_name = "N")]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 512], value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     rows: Vec<usize>,
     /// Tokens before the rows.
     #[arg(long, default_value_t = 64, value_name = "N")]

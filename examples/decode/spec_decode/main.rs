@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         let config = Config {
             max_tokens: arguments.max_tokens as usize,
             sampling: arguments.sampling.config()?,
-            seed: arguments.sampling.seed,
+            seed: arguments.sampling.seed(),
             draft_length: match arguments.draft_length {
                 Some(n) => DraftLength::Fixed(n.into()),
                 None => DraftLength::Adaptive { max: MAX_DRAFT },
@@ -176,7 +176,7 @@ fn read_prompts(file: &str) -> Result<Vec<(String, String)>> {
 /// A prompt in the model's chat template if it has one, as it is otherwise.
 fn encode(target: &LoadedModel, text: &str) -> Result<Vec<TokenId>> {
     let tokenizer = target.model.tokenizer();
-    let ids = match target.model.chat_template() {
+    let ids = match target.model.chat_template()? {
         Some(template) => {
             let text = template.render(&[Message::new("user", text)], None, true)?;
             tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?

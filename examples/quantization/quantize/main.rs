@@ -47,7 +47,8 @@ struct Arguments {
     #[arg(long, default_value_t = 32_768, value_name = "N")]
     tokens: usize,
     /// Tokens that are read in one context.
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     window: usize,
     /// The file to write: .gguf, or .safetensors for formats that GGUF lacks.
     #[arg(long, value_name = "FILE")]

@@ -11,7 +11,7 @@ use super::{Error, Result};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct PromptArgs {
     /// The prompt.
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// A file that holds the prompt; - reads standard input.
     #[arg(long, value_name = "FILE")]
@@ -47,15 +47,51 @@ pub struct SamplingArgs {
     /// Draw from tokens with at least this fraction of the best one's probability.
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_p: f32,
-    /// Make tokens of the last 64 less likely; 1: no penalty.
-    #[arg(long, default_value_t = 1.0, value_name = "R")]
+    /// Make tokens of the last --repeat-last-n less likely; 1: no penalty.
+    #[arg(long, alias = "repeat-penalty", default_value_t = 1.0, value_name = "R")]
     pub repetition_penalty: f32,
-    /// Seed of random choices.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// How many of the last tokens the penalty looks at.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub repeat_last_n: usize,
+    /// Seed of random choices; -1 or none: another one each time, which is told on standard error.
+    #[arg(long, allow_negative_numbers = true, value_parser = parse_seed)]
+    pub seed: Option<Seed>,
+}
+
+/// A seed that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    /// This one.
+    Fixed(u64),
+    /// Any.
+    Random,
+}
+
+fn parse_seed(text: &str) -> std::result::Result<Seed, String> {
+    match text {
+        "-1" => Ok(Seed::Random),
+        _ => {
+            text.parse().map(Seed::Fixed).map_err(|_| format!("{text:?} is neither -1 nor 0 to {}", u64::MAX))
+        }
+    }
 }
 
 impl SamplingArgs {
+    /// The seed, drawn anew where none is given and one is needed; it is told then, so that a text can be had again.
+    pub fn seed(&self) -> u64 {
+        match self.seed {
+            Some(Seed::Fixed(seed)) => seed,
+            _ if self.temperature == 0.0 => 0,
+            _ => {
+                use std::hash::{BuildHasher as _, Hasher as _};
+                // The standard library's own source of random keys; 32 bits are easy to type again.
+                let seed = std::hash::RandomState::new().build_hasher().finish() >> 32;
+                eprintln!("[seed {seed}]");
+                seed
+            }
+        }
+    }
+
     /// The settings.
     ///
     /// # Errors
@@ -67,6 +103,7 @@ impl SamplingArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            repetition_window: self.repeat_last_n,
             ..SamplingConfig::greedy()
         };
         config.validate().map_err(|e| Error::Usage(e.to_string()))?;
@@ -155,6 +192,15 @@ mod tests {
     }
 
     #[test]
+    fn seeds_are_numbers_or_minus_one() {
+        assert_eq!(parse_seed("-1"), Ok(Seed::Random));
+        assert_eq!(parse_seed("18446744073709551615"), Ok(Seed::Fixed(u64::MAX)));
+        for wrong in ["-2", "x", "", "1.5", "18446744073709551616"] {
+            assert!(parse_seed(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn sampling_out_of_range_is_a_usage_error() {
         let mut flags = SamplingArgs {
             temperature: 0.7,
@@ -162,9 +208,11 @@ mod tests {
             top_p: 0.9,
             min_p: 0.0,
             repetition_penalty: 1.0,
-            seed: 0,
+            repeat_last_n: 32,
+            seed: None,
         };
         assert_eq!(flags.config().unwrap().top_k, 3);
+        assert_eq!(flags.config().unwrap().repetition_window, 32);
         flags.top_p = 1.5;
         assert!(matches!(flags.config(), Err(Error::Usage(m)) if m.contains("top_p")));
     }

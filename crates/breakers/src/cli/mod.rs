@@ -33,7 +33,7 @@ mod steps;
 
 pub use cache::{CacheArgs, CacheKind};
 pub use draft::{DraftArgs, MAX_DRAFT, model_drafter};
-pub use input::{Ids, PromptArgs, SamplingArgs, read_ids, read_text};
+pub use input::{Ids, PromptArgs, SamplingArgs, Seed, read_ids, read_text};
 pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};
 pub use output::{Error, Result, finish, print, print_json, run};

@@ -24,7 +24,10 @@ pub struct ModelArgs {
     /// Threads of the kernels [default: all hardware threads].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Device: flex (the CPU), wgpu, vulkan, cuda or metal, the latter with a number if there are several
+    /// Tokens that a conversation may have, at most what the model was trained for [default: that many].
+    #[arg(long, visible_alias = "ctx-size", value_name = "N")]
+    pub ctx: Option<usize>,
+    /// Device: cpu (also called flex), wgpu, vulkan, cuda or metal, the latter with a number if there are several
     /// (cuda:1). All but flex need the feature of the same name.
     #[arg(long, default_value = "flex")]
     pub device: String,
@@ -73,7 +76,8 @@ impl ModelArgs {
         self.apply()?;
         let device = device::open(&self.device).map_err(usage)?;
         let path = resolve(name)?;
-        let model = Model::load(&path, &LoadOptions { matrices, ..LoadOptions::on(device) })?;
+        let model =
+            Model::load(&path, &LoadOptions { matrices, max_context: self.ctx, ..LoadOptions::on(device) })?;
         Ok(LoadedModel { model, name: name.to_owned(), pinned: pinned_hash(name)? })
     }
 
@@ -144,6 +148,8 @@ fn usage(error: impl std::fmt::Display) -> Error {
 }
 
 fn resolve(name: &str) -> Result<PathBuf> {
+    let at_home = at_home(name);
+    let name = at_home.as_deref().unwrap_or(name);
     match Hub::new()?.resolve(name, &FetchOptions::from_env()?, &mut FetchBar::new()) {
         Ok(resolved) => Ok(resolved.path),
         Err(error @ (breakers_hub::Error::UnknownName { .. } | breakers_hub::Error::PathNotFound { .. })) => {
@@ -151,6 +157,13 @@ fn resolve(name: &str) -> Result<PathBuf> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The path of `~/x`, which a shell leaves as it is behind an equals sign and in quotes.
+fn at_home(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("~/")?;
+    let home = std::env::home_dir()?.join(rest);
+    home.to_str().map(str::to_owned)
 }
 
 /// The hash that the catalog pins a model's file to.
@@ -193,6 +206,7 @@ mod tests {
             model: "no-such-model".to_owned(),
             matrices: None,
             threads: None,
+            ctx: None,
             device: device.to_owned(),
             isa: isa.map(str::to_owned),
         };

@@ -28,8 +28,52 @@ impl<E: std::error::Error + 'static> From<E> for Error {
     }
 }
 
-/// Runs an example: its errors are shown with all causes, and become exit codes.
+/// Warnings of the libraries as lines on standard error.
+struct Warnings;
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event()
+            && *metadata.level() <= tracing::Level::WARN
+            && metadata.target().starts_with("breakers")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        eprintln!("warning: {}", line.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// An event's message with its fields.
+struct Line(String);
+
+impl tracing::field::Visit for Line {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        match field.name() {
+            "message" => self.0 = format!("{value:?}{}", self.0),
+            name => self.0 += &format!(" ({name}: {value:?})"),
+        }
+    }
+}
+
+/// Runs an example: its errors are shown with all causes, and become exit codes. Warnings of the libraries go to
+/// standard error, unless the program has a subscriber of its own.
 pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
+    // Fails if there is a subscriber already, which then decides.
+    _ = tracing::subscriber::set_global_default(Warnings);
     match example() {
         Ok(code) => code,
         Err(Error::Closed) => ExitCode::SUCCESS,
@@ -50,7 +94,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let line = error.to_string();
-        if !text.ends_with(&line) {
+        if !text.contains(&line) {
             text += &format!("\n  because: {line}");
         }
         cause = error.source();

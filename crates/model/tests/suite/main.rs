@@ -6,5 +6,7 @@ mod bert;
 mod device;
 mod invariance;
 mod llama_cpp;
+mod odd_files;
 mod quantize;
+mod reference;
 mod support;
