@@ -123,7 +123,7 @@ pub enum Error {
         encoding: Encoding,
     },
     /// A change of basis that this model does not allow.
-    #[error("the rotation cannot be folded into this model: {reason}")]
+    #[error("what the method changes cannot be folded into this model: {reason}")]
     Unfoldable {
         /// Why not.
         reason: String,

@@ -25,6 +25,9 @@ pub(super) const REPORT_ROWS: usize = 256;
 /// The largest square of a row of inputs in the statistics, as a multiple of its window's median.
 pub(super) const ROW_LIMIT: f32 = 4.0;
 
+/// Biases that no change of weights is folded into.
+const FIXED_BIASES: [&str; 4] = ["attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
+
 pub(super) const EMBEDDINGS: &str = "token_embd.weight";
 pub(super) const HEAD: &str = "output.weight";
 pub(super) const LAST_NORM: &str = "output_norm.weight";
@@ -43,6 +46,16 @@ pub(super) fn run(
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
+    // These stand in the basis, or behind the scale, that the weights beside them are given.
+    let changes_basis = matches!(options.rotation, Some(Rotate::Folded { .. })) || matches!(options.method, Method::Awq(_));
+    let fixed = file.tensors().find(|view| {
+        let of_block = view.name().strip_prefix("blk.").and_then(|name| name.split_once('.'));
+        of_block.is_some_and(|(_, part)| FIXED_BIASES.contains(&part))
+    });
+    if let Some(view) = fixed.filter(|_| changes_basis) {
+        let reason = format!("{} would have to change with the weights, which is not implemented", view.name());
+        return Err(Error::Unfoldable { reason });
+    }
     let (rotation, online) = match options.rotation {
         None => (None, None),
         Some(Rotate::Folded { seed }) if !walk.has_post_norms() => {
