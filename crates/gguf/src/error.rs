@@ -105,14 +105,6 @@ pub enum Error {
         /// The key.
         key: String,
     },
-    /// A boolean that is neither 0 nor 1.
-    #[error("metadata key {key:?} holds the byte {found} where a boolean (0 or 1) is expected")]
-    InvalidBool {
-        /// The key.
-        key: String,
-        /// The byte found.
-        found: u8,
-    },
     /// A metadata key that stands twice.
     #[error("metadata key {key:?} appears twice")]
     DuplicateKey {

@@ -56,12 +56,12 @@ mod tree;
 
 pub use attention::visible::Visible;
 pub use attention::{AttentionOps, attention, attention_reference};
+pub use cache::KvCache;
+pub use cache::driver::{Cache, Segment, attend_many};
 pub use cache::evicting::{Budget, EvictingCache, Eviction};
 pub use cache::plain::PlainCache;
 pub use cache::quantized::{Compression, QuantizedCache};
 pub use cache::spec::{CacheKind, CacheSpec};
-pub use cache::KvCache;
-pub use cache::driver::{Cache, Segment, attend_many};
-pub use pages::meter::PageMeter;
 pub use error::{Error, Result, SegmentError};
+pub use pages::meter::PageMeter;
 pub use shape::{CacheShape, Element, LayerShape};

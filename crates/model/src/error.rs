@@ -66,6 +66,22 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// Hyperparameters that nobody reads: the model would compute something else than it was trained for.
+    #[error("the file sets {}, which {} not implemented", .names.join(", "), if .names.len() == 1 { "is" } else { "are" })]
+    UnreadKeys {
+        /// Their names in the file.
+        names: Vec<String>,
+    },
+    /// Tensors that nobody reads: the model would compute something else than it was trained for.
+    #[error("the file has {} tensors that a {architecture} model of {n_blocks} blocks does not use: {}", .names.len(), listed(.names))]
+    UnreadTensors {
+        /// The architecture.
+        architecture: &'static str,
+        /// The blocks that the file says it has.
+        n_blocks: usize,
+        /// Their names.
+        names: Vec<String>,
+    },
     /// A tensor's shape does not follow from the hyperparameters.
     #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
     TensorShape {
@@ -136,6 +152,14 @@ pub enum Error {
         /// Tokens of the window.
         found: usize,
     },
+    /// A context that the model cannot have.
+    #[error("a context of {found} tokens; the model can have 1 to {limit}")]
+    ContextLength {
+        /// Tokens that the model was trained for.
+        limit: usize,
+        /// Tokens asked for.
+        found: usize,
+    },
     /// A block beyond the last.
     #[error("there is no block {found} in a model of {n_blocks}")]
     BlockIndex {
@@ -189,6 +213,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// The first names of a list.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
 impl Error {

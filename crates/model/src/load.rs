@@ -15,8 +15,8 @@ use crate::arch::{
     decoder::{Decoder, ProductCost},
 };
 use crate::{Error, Runner};
-use breakers_tokenizer::ChatTemplate;
 use breakers_tokenizer::Tokenizer;
+use breakers_tokenizer::{ChatTemplate, TemplateError};
 
 /// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no longer fits
 /// the caches, and is so large that the allocator takes fresh pages from the system each time.
@@ -34,7 +34,7 @@ pub struct LoadOptions {
     /// A file of matrices ([`breakers_gguf::matrix_file`]) that take the place of the model's tensors of the same names: matrices,
     /// embeddings, head, and vectors as matrices of one row.
     pub matrices: Option<PathBuf>,
-    /// Tokens that a sequence may hold; `None`: what the model was trained for.
+    /// Tokens that a sequence may hold, at most what the model was trained for; `None`: that many.
     pub max_context: Option<usize>,
     /// Rows computed at a time; longer prompts are fed in passes. Changes memory and speed, not results.
     pub rows_per_pass: usize,
@@ -64,7 +64,8 @@ struct Inner {
     decoder: Decoder,
     info: ModelInfo,
     tokenizer: Tokenizer,
-    chat: Option<ChatTemplate>,
+    /// A template that does not parse is an error when it is asked for: whoever needs none can use the model.
+    chat: Result<Option<ChatTemplate>, TemplateError>,
     path: PathBuf,
     options: LoadOptions,
 }
@@ -91,14 +92,24 @@ impl Model {
         let file = gguf::File::open(path)?;
         let spec = arch::decoder_spec(file.metadata())?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
-        let chat = ChatTemplate::from_gguf(&file)?;
+        let chat = chat_template(&file, &tokenizer);
         let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
         let store = options.matrices.as_ref().map(MatrixFile::open).transpose()?;
-        let decoder = Decoder::load(&file, store.as_ref(), spec, &options.device)?;
+        let mut decoder = Decoder::load(&file, store.as_ref(), spec, &options.device)?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: decoder.vocab_size });
         }
+        if tokenizer.vocab_size() < decoder.vocab_size {
+            let (tokens, rows) = (tokenizer.vocab_size(), decoder.vocab_size);
+            tracing::warn!(
+                "the embeddings have {rows} rows for {tokens} tokens; the rows beyond are never chosen"
+            );
+            decoder.vocab_size = tokens;
+        }
         let trained = decoder.spec.max_context;
+        if let Some(asked) = options.max_context.filter(|asked| *asked == 0 || *asked > trained) {
+            return Err(Error::ContextLength { limit: trained, found: asked });
+        }
         let mut info = ModelInfo::new(name, decoder.vocab_size, options.max_context.unwrap_or(trained));
         info.n_layers = decoder.spec.layers.len();
         info.hidden_size = decoder.spec.width;
@@ -133,8 +144,14 @@ impl Model {
     }
 
     /// The chat template in the file, if there is one. Base models have none.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.inner.chat.as_ref()
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if it does not parse. The model is usable without it.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, Error> {
+        match &self.inner.chat {
+            Ok(template) => Ok(template.as_ref()),
+            Err(source) => Err(breakers_tokenizer::Error::ChatTemplate { source: source.clone() }.into()),
+        }
     }
 
     /// The file that the model was loaded from.
@@ -186,6 +203,27 @@ impl Model {
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.inner.decoder
     }
+}
+
+/// The template of a file, with the tokens that begin and end a text by the tokenizer.
+fn chat_template(file: &gguf::File, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TemplateError> {
+    let template = match ChatTemplate::from_gguf(file) {
+        Ok(template) => template,
+        Err(breakers_tokenizer::Error::ChatTemplate { source }) => return Err(source),
+        Err(other) => return Err(TemplateError::new(other.to_string())),
+    };
+    let spelled = |token: Option<TokenId>| {
+        let bytes = tokenizer.token_bytes(token?)?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    };
+    Ok(template.map(|template| {
+        if template.ignores_messages() {
+            tracing::warn!(
+                "the chat template does not look at the conversation: its prompt is always the same"
+            );
+        }
+        template.with_tokens(spelled(tokenizer.bos()), spelled(tokenizer.eos()))
+    }))
 }
 
 /// Fails for a folder that holds a sentence encoder.

@@ -16,7 +16,7 @@ use breakers_quant::statistics::{InputObserver, InputSite};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
-use crate::arch::decoder::{Block, Weights, norm};
+use crate::arch::decoder::{Block, Weights, check_tensors, norm};
 use crate::arch::{self, DecoderSpec};
 use crate::ops::RopeTable;
 
@@ -70,6 +70,7 @@ impl BlockWalk {
     ) -> Result<Self, Error> {
         let device = Device::flex();
         let spec = arch::decoder_spec(file.metadata())?;
+        check_tensors(file, &spec)?;
         let weights = Weights { file, store: matrices.as_deref(), device: &device };
         let table = match weights.stored_table("token_embd.weight")? {
             Some(table) => QuantizedEmbedding::from_quantized(&table)?,

@@ -25,8 +25,7 @@ use breakers::cli::{
 };
 use breakers_core::{FinishReason, LanguageModel, Step, TokenId, Want};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
-use breakers_tokenizer::EncodeOptions;
-use breakers_tokenizer::chat::ChatTemplate;
+use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 use clap::Parser;
 use serde_json::{Value, json};
 

@@ -46,7 +46,10 @@ impl CacheKind {
     /// # Errors
     /// [`Error::Usage`] for an unknown name.
     pub fn named(name: &str) -> Result<Self> {
-        let spec = name.to_ascii_lowercase().parse::<CacheSpec>().map_err(|e| Error::Usage(format!("--cache: {e}")))?;
+        let spec = name
+            .to_ascii_lowercase()
+            .parse::<CacheSpec>()
+            .map_err(|e| Error::Usage(format!("--cache: {e}")))?;
         Ok(match spec.kind().clone() {
             kv_cache::CacheKind::Plain(element) => Self::Plain(element),
             kv_cache::CacheKind::Quantized(compression) => Self::Compressed(compression),

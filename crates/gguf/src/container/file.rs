@@ -94,11 +94,12 @@ impl File {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let failed = |source| Error::Io { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            // Directories and devices can be opened, but their "contents" cannot be mapped.
+        if !std::fs::metadata(path).map_err(failed)?.is_file() {
+            // Directories and devices can be opened, but their "contents" cannot be mapped; to open a pipe would wait for
+            // somebody who writes into it.
             return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
         }
+        let file = std::fs::File::open(path).map_err(failed)?;
         // SAFETY: the mapping is read-only. Another process could still change the file under it, which
         // the type's documentation excludes; bytes are never relied upon to stay what a check saw,
         // strings of the header are copied.
@@ -114,7 +115,7 @@ impl File {
     /// - [`Error::Truncated`], [`Error::CountTooLarge`], [`Error::TensorOutOfRange`]: the file ends early
     ///   or lies about its contents;
     /// - [`Error::InvalidUtf8`], [`Error::UnknownValueType`], [`Error::NestedArray`],
-    ///   [`Error::InvalidBool`], [`Error::DuplicateKey`], [`Error::InvalidAlignment`]: bad metadata;
+    ///   [`Error::DuplicateKey`], [`Error::InvalidAlignment`]: bad metadata;
     /// - [`Error::UnknownTensorType`], [`Error::InvalidDimensions`], [`Error::TensorRowLength`],
     ///   [`Error::TensorAlignment`], [`Error::TensorOverlap`], [`Error::DuplicateTensor`]: a bad tensor.
     pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {

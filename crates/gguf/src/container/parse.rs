@@ -1,5 +1,7 @@
 //! Bounded reading of little-endian values.
 
+use std::borrow::Cow;
+
 use crate::{Error, Result};
 
 /// Keys may have at most 2^16 - 1 bytes by the specification.
@@ -64,6 +66,18 @@ impl<'a> Cursor<'a> {
     /// A string: its length, then as many bytes of UTF-8.
     pub(super) fn string(&mut self, what: &'static str) -> Result<&'a str> {
         self.string_within(u64::MAX, what)
+    }
+
+    /// The string at a key. Real files have notes that are not UTF-8 under keys that nobody reads; these do not decide
+    /// over a file, and whoever reads one sees U+FFFD in it.
+    pub(super) fn metadata_string(&mut self, key: &str) -> Result<Cow<'a, str>> {
+        const WHAT: &str = "a metadata string";
+        let length = self.u64(WHAT)?;
+        let text = String::from_utf8_lossy(self.take(length, WHAT)?);
+        if let Cow::Owned(_) = text {
+            tracing::warn!("{key} is not UTF-8; bytes that are no character are read as U+FFFD");
+        }
+        Ok(text)
     }
 
     /// A string of at most `limit` bytes.

@@ -211,8 +211,8 @@ impl Value {
             type_id::U32 => Value::U32(cursor.u32(WHAT)?),
             type_id::I32 => Value::I32(cursor.i32(WHAT)?),
             type_id::F32 => Value::F32(cursor.f32(WHAT)?),
-            type_id::BOOL => Value::Bool(to_bool(cursor.u8(WHAT)?, key)?),
-            type_id::STRING => Value::String(cursor.string("a metadata string")?.to_owned()),
+            type_id::BOOL => Value::Bool(to_bool(cursor.u8(WHAT)?, key)),
+            type_id::STRING => Value::String(cursor.metadata_string(key)?.into_owned()),
             type_id::ARRAY => Value::Array(Array::read(cursor, key)?),
             type_id::U64 => Value::U64(cursor.u64(WHAT)?),
             type_id::I64 => Value::I64(cursor.i64(WHAT)?),
@@ -324,7 +324,7 @@ impl Array {
             type_id::BOOL => {
                 let count = cursor.count(1, COUNT)?;
                 let bytes = cursor.take(count as u64, WHAT)?;
-                Array::Bool(bytes.iter().map(|&byte| to_bool(byte, key)).collect::<Result<_>>()?)
+                Array::Bool(bytes.iter().map(|&byte| to_bool(byte, key)).collect())
             }
             type_id::STRING => {
                 let count = cursor.count(size_of::<u64>(), COUNT)?;
@@ -381,12 +381,12 @@ pub(super) fn write_string(out: &mut Vec<u8>, string: &str) {
     out.extend(string.as_bytes());
 }
 
-fn to_bool(byte: u8, key: &str) -> Result<bool> {
-    match byte {
-        0 => Ok(false),
-        1 => Ok(true),
-        found => Err(Error::InvalidBool { key: key.to_owned(), found }),
+/// Every byte but 0 is true, as in C; real files have 255.
+fn to_bool(byte: u8, key: &str) -> bool {
+    if byte > 1 {
+        tracing::warn!("{key} is the boolean {byte}, which is neither 0 nor 1; it is read as true");
     }
+    byte != 0
 }
 
 macro_rules! from {

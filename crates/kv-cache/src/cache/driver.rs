@@ -341,7 +341,8 @@ fn attend_lanes(
     let [q, k, v] = rows.slices();
     // The rows of a lane behind the first `first`.
     let part = |first: usize, lane: &Lane<'_>| {
-        let of = |x: &'_ [f32], width: usize| first * width..first * width + lane.step.n_rows * x.len() / n_rows;
+        let of =
+            |x: &'_ [f32], width: usize| first * width..first * width + lane.step.n_rows * x.len() / n_rows;
         let (q_width, width) = (n_heads * head_dim, k.len() / n_rows);
         let (q, k, v) = (&q[of(q, q_width)], &k[of(k, width)], &v[of(v, width)]);
         HostCall { q, k, v, n_heads, scale }

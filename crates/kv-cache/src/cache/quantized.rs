@@ -8,9 +8,9 @@ mod storage;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use breakers_core::StepError;
 use breakers_cpu as cpu;
 use breakers_cpu::hadamard::Rotation;
-use breakers_core::StepError;
 use burn::tensor::{Device, Tensor};
 
 use self::storage::{LayerStorage, Place};
@@ -152,7 +152,12 @@ impl QuantizedCache {
             let lag = if compression.plain_layers.contains(&at) { NEVER } else { lag };
             layers.push(match layers.iter().find_map(|made| made.like(layer, lag)) {
                 Some(made) => made,
-                None => LayerStorage::new(layer, compression, lag, Place { max_tokens: shape.max_tokens, device, meter: &meter })?,
+                None => LayerStorage::new(
+                    layer,
+                    compression,
+                    lag,
+                    Place { max_tokens: shape.max_tokens, device, meter: &meter },
+                )?,
             });
         }
         Ok(Self::with_storage(shape, device, QuantizedStorage { layers, meter }))

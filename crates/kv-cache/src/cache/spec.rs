@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
-use super::evicting::{Budget, Eviction, EvictingCache};
+use super::evicting::{Budget, EvictingCache, Eviction};
 use super::plain::PlainCache;
 use super::quantized::{Compression, QuantizedCache};
 use crate::presses::PRESSES;

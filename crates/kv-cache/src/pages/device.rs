@@ -44,7 +44,17 @@ impl DevicePages {
         let token_bytes = n_kv_heads.saturating_mul(head_dim).saturating_mul(element.bytes());
         let buffer_tokens = max_buffer_bytes(device).checked_div(token_bytes).unwrap_or(usize::MAX);
         let (device, meter) = (device.clone(), meter.clone());
-        Ok(Self { n_kv_heads, head_dim, max_tokens, buffer_tokens, element, device, stored: None, meter, lease: None })
+        Ok(Self {
+            n_kv_heads,
+            head_dim,
+            max_tokens,
+            buffer_tokens,
+            element,
+            device,
+            stored: None,
+            meter,
+            lease: None,
+        })
     }
 
     fn capacity(&self) -> usize {

@@ -1,7 +1,8 @@
 //! All presses by name.
 
 use super::{
-    ExpectedAttention, H2o, HeadBudgets, KeyDiff, Knorm, LayerBudgets, RandomPress, SnapKv, StreamingLlm, Tova,
+    ExpectedAttention, H2o, HeadBudgets, KeyDiff, Knorm, LayerBudgets, RandomPress, SnapKv, StreamingLlm,
+    Tova,
 };
 use crate::{Budget, Eviction};
 

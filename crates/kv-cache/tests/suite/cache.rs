@@ -1,7 +1,7 @@
 //! The plain cache as a state machine: what is provisional, final, shared and refused.
 
-use breakers_core::StepError;
 use crate::common::{Heads, Random, Tokens, bits, heads, random_parents};
+use breakers_core::StepError;
 use breakers_kv_cache::{CacheShape, Element, Error, KvCache, LayerShape, PlainCache};
 use burn::tensor::{Device, Tensor};
 use proptest::prelude::*;

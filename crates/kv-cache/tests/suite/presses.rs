@@ -7,7 +7,8 @@ use breakers_kv_cache::presses::{
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
 };
 use breakers_kv_cache::{
-    Budget, CacheKind, CacheShape, CacheSpec, Compression, Element, Error, EvictingCache, Eviction, KvCache, LayerShape,
+    Budget, CacheKind, CacheShape, CacheSpec, Compression, Element, Error, EvictingCache, Eviction, KvCache,
+    LayerShape,
 };
 use burn::tensor::Device;
 
@@ -399,13 +400,18 @@ fn the_table_of_presses_parses_and_is_the_one_in_the_documentation() {
         assert!(matches!(name.parse::<CacheSpec>(), Err(Error::Percentage { .. })), "{name}");
     }
     for name in ["", "snapkv", "water-99", "tova-5+water-99", "f16+water-4", "snapkv-25+f16"] {
-        let Err(Error::UnknownCompression { known, .. }) = name.parse::<CacheSpec>() else { panic!("{name}") };
+        let Err(Error::UnknownCompression { known, .. }) = name.parse::<CacheSpec>() else {
+            panic!("{name}")
+        };
         assert!(known.contains("snapkv-25, ") && known.contains("water-4, "), "{known}");
     }
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kv-cache.md");
     let page = std::fs::read_to_string(page).unwrap();
     let table = rows(presses::PRESSES.iter().map(|press| (press.name, press.paper)));
-    assert!(page.contains(&format!("| press | paper |\n|---|---|\n{table}\n")), "docs/kv-cache.md lacks:\n{table}");
+    assert!(
+        page.contains(&format!("| press | paper |\n|---|---|\n{table}\n")),
+        "docs/kv-cache.md lacks:\n{table}"
+    );
 }
 
 #[test]

@@ -33,10 +33,13 @@ pub(crate) struct Block {
     q_norm: Tensor<1>,
     k_norm: Tensor<1>,
     attention_out: QuantizedLinear,
+    attention_out_bias: Option<Tensor<1>>,
     post_attention_norm: Option<Tensor<1>>,
     feed_forward_norm: Tensor<1>,
     gate_up: QuantizedLinear,
+    gate_up_bias: Option<Tensor<1>>,
     down: QuantizedLinear,
+    down_bias: Option<Tensor<1>>,
     post_feed_forward_norm: Option<Tensor<1>>,
 }
 
@@ -56,6 +59,7 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self, Error> {
         let weights = Weights { file, store, device };
+        check_tensors(file, &spec)?;
         let embedding_view = file.require("token_embd.weight")?;
         let vocab_size = embedding_view.n_rows();
         expect_shape(&embedding_view, &[vocab_size, spec.width])?;
@@ -193,7 +197,17 @@ impl Decoder {
 
     /// Logits `[rows, vocab]` of final hidden states `[rows, width]`.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        trace_span!("head").in_scope(|| self.head.forward(hidden))
+        trace_span!("head").in_scope(|| {
+            let mut logits = self.head.forward(hidden);
+            // Rows of the table beyond the vocabulary stand for nothing and are never chosen.
+            if self.vocab_size < self.head.n_outputs() {
+                logits = logits.narrow(1, 0, self.vocab_size);
+            }
+            match self.spec.logit_cap {
+                Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+                None => logits,
+            }
+        })
     }
 
     /// What the products with weights cost, in the order of their first run.
@@ -314,6 +328,7 @@ impl Block {
     ) -> Result<Tensor<2>, Error> {
         observe(InputSite::AttentionOut, &attended)?;
         let mut out = trace_span!("attention_out").in_scope(|| self.attention_out.forward(attended));
+        out = biased(out, &self.attention_out_bias);
         if let Some(weight) = &self.post_attention_norm {
             out = norm(out, weight, spec);
         }
@@ -321,9 +336,11 @@ impl Block {
         let normed = norm(x.clone(), &self.feed_forward_norm, spec);
         observe(InputSite::FeedForward, &normed)?;
         let gate_up = trace_span!("gate_up").in_scope(|| self.gate_up.forward(normed));
+        let gate_up = biased(gate_up, &self.gate_up_bias);
         let activated = trace_span!("activation").in_scope(|| gated_activation(gate_up, spec.activation));
         observe(InputSite::FeedForwardOut, &activated)?;
         let mut out = trace_span!("down").in_scope(|| self.down.forward(activated));
+        out = biased(out, &self.down_bias);
         if let Some(weight) = &self.post_feed_forward_norm {
             out = norm(out, weight, spec);
         }
@@ -334,13 +351,33 @@ impl Block {
         let name = |part: &str| format!("blk.{i}.{part}");
         let (q, kv) = (spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim);
         let width = spec.width;
-        let qkv_bias = if spec.qkv_bias {
-            let parts = [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)]
-                .map(|(part, n)| weights.vector(&name(part), n));
-            let [q, k, v] = parts;
-            Tensor::cat(vec![q?, k?, v?], 0)
-        } else {
-            Tensor::zeros([q + 2 * kv], weights.device)
+        let has = |part: &str| weights.has(&name(part));
+        // A bias that the file has is added; one that the architecture needs must be there.
+        let bias_or_zeros = |part: &str, n: usize| match spec.qkv_bias || has(part) {
+            true => weights.vector(&name(part), n),
+            false => Ok(Tensor::zeros([n], weights.device)),
+        };
+        let bias = |part: &str, n: usize| match has(part) {
+            true => weights.vector(&name(part), n).map(Some),
+            false => Ok(None),
+        };
+        let qkv_bias = Tensor::cat(
+            vec![
+                bias_or_zeros("attn_q.bias", q)?,
+                bias_or_zeros("attn_k.bias", kv)?,
+                bias_or_zeros("attn_v.bias", kv)?,
+            ],
+            0,
+        );
+        let gate_up_bias = match has("ffn_gate.bias") || has("ffn_up.bias") {
+            true => Some(Tensor::cat(
+                vec![
+                    bias_or_zeros("ffn_gate.bias", spec.feed_forward)?,
+                    bias_or_zeros("ffn_up.bias", spec.feed_forward)?,
+                ],
+                0,
+            )),
+            false => None,
         };
         let head_norm = |part: &str| match spec.head_norms {
             true => weights.vector(&name(part), spec.head_dim),
@@ -360,13 +397,16 @@ impl Block {
             q_norm: head_norm("attn_q_norm.weight")?,
             k_norm: head_norm("attn_k_norm.weight")?,
             attention_out: weights.linear(&[(&name("attn_output.weight"), width)], q)?,
+            attention_out_bias: bias("attn_output.bias", width)?,
             post_attention_norm: post_norm("post_attention_norm.weight")?,
             feed_forward_norm: weights.vector(&name("ffn_norm.weight"), width)?,
             gate_up: weights.linear(
                 &[(&name("ffn_gate.weight"), spec.feed_forward), (&name("ffn_up.weight"), spec.feed_forward)],
                 width,
             )?,
+            gate_up_bias,
             down: weights.linear(&[(&name("ffn_down.weight"), width)], spec.feed_forward)?,
+            down_bias: bias("ffn_down.bias", width)?,
             post_feed_forward_norm: post_norm("post_ffw_norm.weight")?,
         })
     }
@@ -380,7 +420,55 @@ pub(crate) struct Weights<'a> {
     pub(crate) device: &'a Device,
 }
 
+/// Fails for a file with tensors that a model of this kind does not use.
+///
+/// # Errors
+/// [`Error::UnreadTensors`] with their names.
+pub(crate) fn check_tensors(file: &gguf::File, spec: &DecoderSpec) -> Result<(), Error> {
+    let n_blocks = spec.layers.len();
+    let is_read = |name: &str| {
+        let Some((block, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            return matches!(
+                name,
+                "token_embd.weight" | "output.weight" | "output_norm.weight" | "rope_freqs.weight"
+            );
+        };
+        let is_block = block.parse::<usize>().is_ok_and(|i| i < n_blocks && i.to_string() == block);
+        is_block
+            && match part {
+                "attn_norm.weight" | "attn_q.weight" | "attn_k.weight" | "attn_v.weight" => true,
+                "attn_output.weight" | "ffn_norm.weight" | "ffn_gate.weight" | "ffn_up.weight" => true,
+                "ffn_down.weight" | "attn_q.bias" | "attn_k.bias" | "attn_v.bias" => true,
+                "attn_output.bias" | "ffn_gate.bias" | "ffn_up.bias" | "ffn_down.bias" => true,
+                "attn_q_norm.weight" | "attn_k_norm.weight" => spec.head_norms,
+                "post_attention_norm.weight" | "post_ffw_norm.weight" => spec.post_norms,
+                // Angles that old converters wrote beside the hyperparameters that give them.
+                "attn_rot_embd.inv_freq" | "attn_rot_embd" => true,
+                _ => false,
+            }
+    };
+    let unread: Vec<String> =
+        file.tensors().map(|view| view.name().to_owned()).filter(|name| !is_read(name)).collect();
+    if unread.is_empty() {
+        return Ok(());
+    }
+    Err(Error::UnreadTensors { architecture: spec.architecture, n_blocks, names: unread })
+}
+
+/// Adds a bias to each row, if there is one.
+fn biased(rows: Tensor<2>, bias: &Option<Tensor<1>>) -> Tensor<2> {
+    match bias {
+        Some(bias) => rows + bias.clone().unsqueeze(),
+        None => rows,
+    }
+}
+
 impl Weights<'_> {
+    /// Whether the file, or the one laid over it, has a tensor.
+    fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_some() || self.store.is_some_and(|store| store.contains(name))
+    }
+
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
         let values = match self.store.filter(|store| store.contains(name)) {
             Some(store) => checked(store.matrix(name)?, name, [1, len])?.to_f32(),

@@ -6,9 +6,11 @@
 use breakers_gguf::Metadata;
 
 use super::DecoderSpec;
+use super::keys;
 use crate::Error;
 use crate::ops::RopeStyle;
 
 pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, Error> {
+    keys::check("llama", metadata, &[])?;
     Ok(DecoderSpec { rope: RopeStyle::Interleaved, ..DecoderSpec::common("llama", metadata)? })
 }

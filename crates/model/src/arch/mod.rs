@@ -8,6 +8,7 @@
 pub(crate) mod bert;
 pub(crate) mod decoder;
 mod gemma3;
+mod keys;
 mod llama;
 mod qwen2;
 
@@ -37,8 +38,10 @@ pub(crate) struct DecoderSpec {
     pub(crate) rope: RopeStyle,
     /// Coordinates of a head that are rotated.
     pub(crate) n_rotated: usize,
-    /// Whether the projections of queries, keys and values have biases.
+    /// Whether the projections of queries, keys and values must have biases. Where they may, the file says it.
     pub(crate) qkv_bias: bool,
+    /// Logits are squashed to this far from 0: `cap · tanh(logit / cap)`.
+    pub(crate) logit_cap: Option<f32>,
     /// Whether query and key heads are normalized.
     pub(crate) head_norms: bool,
     /// Whether the outputs of attention and feed-forward are normalized before they are added.
@@ -86,8 +89,21 @@ impl DecoderSpec {
         let optional = |suffix: &str| -> Result<Option<usize>, Error> {
             Ok(metadata.u32(&key(suffix))?.map(|n| n as usize))
         };
+        let n_layers = number("block_count")?;
+        if n_layers == 0 || n_layers > 4096 {
+            return Err(Error::Hyperparameter {
+                name: key("block_count"),
+                expected: "1 to 4096".to_owned(),
+                found: n_layers.to_string(),
+            });
+        }
+        let per_layer = |suffix: &str| keys::uniform(metadata, &key(suffix), n_layers);
+        let required = |suffix: &str| -> Result<usize, Error> {
+            // The error names the key.
+            per_layer(suffix)?.map_or_else(|| number(suffix), Ok)
+        };
         let width = number("embedding_length")?;
-        let n_heads = number("attention.head_count")?;
+        let n_heads = required("attention.head_count")?;
         let head_dim = optional("attention.key_length")?.unwrap_or(width / n_heads.max(1));
         let value_dim = optional("attention.value_length")?.unwrap_or(head_dim);
         if value_dim != head_dim {
@@ -97,18 +113,17 @@ impl DecoderSpec {
                 found: value_dim.to_string(),
             });
         }
-        let n_layers = number("block_count")?;
-        if n_layers == 0 || n_layers > 4096 {
-            return Err(Error::Hyperparameter {
-                name: key("block_count"),
-                expected: "1 to 4096".to_owned(),
-                found: n_layers.to_string(),
-            });
-        }
-        let scaling = metadata.str(&key("rope.scaling.type"))?.unwrap_or("none");
+        // Linear where the file does not say it, by a factor of 1; 0 is none. `rope.scale_linear` is the factor's older
+        // name.
+        let scaling = metadata.str(&key("rope.scaling.type"))?.unwrap_or("linear");
+        let factor = keys::float(metadata, &key("rope.scaling.factor"))?;
+        let factor = match factor {
+            Some(factor) => Some(factor),
+            None => keys::float(metadata, &key("rope.scale_linear"))?,
+        };
         let rope_scale = match scaling {
             "none" => 1.0,
-            "linear" => 1.0 / metadata.require_f32(&key("rope.scaling.factor"))?,
+            "linear" => factor.filter(|factor| *factor != 0.0).map_or(1.0, |factor| 1.0 / factor),
             other => {
                 return Err(Error::Hyperparameter {
                     name: key("rope.scaling.type"),
@@ -117,25 +132,34 @@ impl DecoderSpec {
                 });
             }
         };
-        let rope_base = metadata.f32(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let rope_base = keys::float(metadata, &key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let positive = |suffix: &str| -> Result<Option<f32>, Error> {
+            Ok(keys::float(metadata, &key(suffix))?.filter(|value| *value != 0.0))
+        };
+        let scale = positive("attention.scale")?;
+        let window = metadata.u32(&key("attention.sliding_window"))?.filter(|window| *window > 0);
         Ok(Self {
             architecture,
             n_heads,
-            n_kv_heads: optional("attention.head_count_kv")?.unwrap_or(n_heads),
+            n_kv_heads: per_layer("attention.head_count_kv")?.unwrap_or(n_heads),
             head_dim,
             width,
-            feed_forward: number("feed_forward_length")?,
+            feed_forward: required("feed_forward_length")?,
             max_context: number("context_length")?,
             norm_eps: metadata.require_f32(&key("attention.layer_norm_rms_epsilon"))?,
             embedding_scale: 1.0,
-            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            attention_scale: scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
             activation: Activation::Silu,
             rope: RopeStyle::Halves,
             n_rotated: optional("rope.dimension_count")?.unwrap_or(head_dim),
             qkv_bias: false,
             head_norms: false,
             post_norms: false,
-            layers: vec![LayerSpec { rope_base, rope_scale, window: None }; n_layers],
+            logit_cap: positive("final_logit_softcapping")?,
+            layers: vec![
+                LayerSpec { rope_base, rope_scale, window: window.map(|window| window as usize) };
+                n_layers
+            ],
         })
     }
 
@@ -173,6 +197,13 @@ impl DecoderSpec {
                 &format!("an even number up to the head's {}", self.head_dim),
                 self.n_rotated.to_string(),
             );
+        }
+        let numbers =
+            [("attention.scale", Some(self.attention_scale)), ("final_logit_softcapping", self.logit_cap)];
+        for (name, value) in numbers.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            if !(value.is_finite() && value > 0.0) {
+                return wrong(name, "a positive number", value.to_string());
+            }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return wrong("attention.layer_norm_rms_epsilon", "a positive number", self.norm_eps.to_string());

@@ -3,8 +3,10 @@
 use breakers_gguf::Metadata;
 
 use super::DecoderSpec;
+use super::keys;
 use crate::Error;
 
 pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, Error> {
+    keys::check("qwen2", metadata, &[])?;
     Ok(DecoderSpec { qkv_bias: true, ..DecoderSpec::common("qwen2", metadata)? })
 }

@@ -47,13 +47,15 @@ pub(super) fn run(
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
     // These stand in the basis, or behind the scale, that the weights beside them are given.
-    let changes_basis = matches!(options.rotation, Some(Rotate::Folded { .. })) || matches!(options.method, Method::Awq(_));
+    let changes_basis =
+        matches!(options.rotation, Some(Rotate::Folded { .. })) || matches!(options.method, Method::Awq(_));
     let fixed = file.tensors().find(|view| {
         let of_block = view.name().strip_prefix("blk.").and_then(|name| name.split_once('.'));
         of_block.is_some_and(|(_, part)| FIXED_BIASES.contains(&part))
     });
     if let Some(view) = fixed.filter(|_| changes_basis) {
-        let reason = format!("{} would have to change with the weights, which is not implemented", view.name());
+        let reason =
+            format!("{} would have to change with the weights, which is not implemented", view.name());
         return Err(Error::Unfoldable { reason });
     }
     let (rotation, online) = match options.rotation {

@@ -172,7 +172,13 @@ impl Tokenizer {
 }
 
 fn byte_level(metadata: &Metadata) -> Result<Tokenizer> {
-    let name = metadata.str("tokenizer.ggml.pre")?.unwrap_or("default");
+    let name = metadata.str("tokenizer.ggml.pre")?;
+    if name.is_none() {
+        tracing::warn!(
+            "the file does not say how its tokenizer splits words (tokenizer.ggml.pre); GPT-2's rule is taken"
+        );
+    }
+    let name = name.unwrap_or("default");
     let pre_tokenizer =
         PreTokenizer::from_name(name).ok_or_else(|| Error::UnknownPreTokenizer { found: name.to_owned() })?;
     let is_llama_3 = matches!(
@@ -415,12 +421,16 @@ impl Tokens {
 
     /// The token id at `key`.
     fn role(&self, metadata: &Metadata, key: &str) -> Result<Option<TokenId>> {
-        match metadata.u64(key)? {
-            None => Ok(None),
-            Some(found) if found < self.len() as u64 => Ok(Some(found as TokenId)),
+        let Some(value) = metadata.get(key) else { return Ok(None) };
+        match value.as_integer() {
+            Some(found) if (0..self.len() as i128).contains(&found) => Ok(Some(found as TokenId)),
+            // Real files say "none" by 4294967295 or -1; nothing that a text needs hangs on it.
             Some(found) => {
-                Err(Error::SpecialTokenOutOfRange { key: key.to_owned(), found, vocab_size: self.len() })
+                let len = self.len();
+                tracing::warn!("{key} is {found}, outside of the vocabulary of {len}; it is left out");
+                Ok(None)
             }
+            None => Ok(metadata.u64(key)?.map(|found| found as TokenId)),
         }
     }
 }

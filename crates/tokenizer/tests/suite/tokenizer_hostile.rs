@@ -42,9 +42,7 @@ fn contradictions_are_typed_errors() {
         check(model, "token_type", vec![1, 1], "VocabularyLength");
         check(model, "token_type", vec![1; 6], "VocabularyLength");
         check(model, "token_type", vec![6, 1, 1, 3, 6], "InvalidByteToken");
-        check(model, "bos_token_id", 5u32, "SpecialTokenOutOfRange");
-        check(model, "eos_token_id", u64::MAX, "SpecialTokenOutOfRange");
-        check(model, "eot_token_id", u32::MAX, "SpecialTokenOutOfRange");
+        check(model, "eot_token_id", "end", "Gguf(ValueType");
         check(model, "add_bos_token", 1u32, "Gguf(ValueType");
     }
     check("gpt2", "pre", "no-such-rule", "UnknownPreTokenizer { found: \"no-such-rule\"");
@@ -55,6 +53,28 @@ fn contradictions_are_typed_errors() {
     check("llama", "scores", vec![0f32; 4], "VocabularyLength");
     check("llama", "scores", vec![0f32, f32::NAN, 0.0, 0.0, 0.0], "InvalidScore { token: 1 }");
     check("llama", "scores", "high", "Gguf(ValueType");
+}
+
+/// Real files say "no such token" by an id that no vocabulary has.
+#[test]
+fn roles_outside_of_the_vocabulary_are_left_out() {
+    for model in ["gpt2", "llama"] {
+        let plain = Tokenizer::from_metadata(&metadata(model)).unwrap();
+        for role in ["bos", "eos", "eot", "eom", "unknown", "padding", "prefix", "fim_pre"] {
+            for id in [Value::from(5u32), u32::MAX.into(), u64::MAX.into(), (-1i32).into(), (-1i64).into()] {
+                let mut odd = metadata(model);
+                let key = format!("tokenizer.ggml.{role}_token_id");
+                odd.remove(&key);
+                let without = Tokenizer::from_metadata(&odd).unwrap();
+                odd.insert(&key, id).unwrap();
+                let found = Tokenizer::from_metadata(&odd).unwrap();
+                assert_eq!((found.bos(), found.eos()), (without.bos(), without.eos()), "{model} {key}");
+                assert_eq!(found.end_tokens(), without.end_tokens(), "{model} {key}");
+                assert_eq!((found.padding(), found.unknown()), (without.padding(), without.unknown()));
+                assert_eq!(found.vocab_size(), plain.vocab_size());
+            }
+        }
+    }
 }
 
 #[test]

@@ -244,7 +244,8 @@ impl Job<'_> {
                         to: span.end.saturating_sub(start).min(PAGE_TOKENS) as i32,
                     });
                 }
-                if let Some((format, packed)) = source.format().zip(source.packed(page)).filter(|_| is_packed) {
+                if let Some((format, packed)) = source.format().zip(source.packed(page)).filter(|_| is_packed)
+                {
                     // SAFETY: the caller's promises; the rows of the tokens exist, and what they see is kept.
                     unsafe {
                         let (skipped, page_spans) = (first * group, &page_spans[..at_once * group]);

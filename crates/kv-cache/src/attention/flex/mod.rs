@@ -14,8 +14,8 @@ use breakers_cpu as cpu;
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::AttentionOps;
 use self::job::Job;
+use super::AttentionOps;
 use crate::checks::{HostRows, primitive};
 use crate::pages::layer::LayerPages;
 use crate::pages::meter::PageMeter;
@@ -59,7 +59,8 @@ fn attention_flex(
     let rows = HostRows::of([q, k, v]);
     let [q, k, v] = rows.slices();
     let isa = cpu::isa();
-    let mut pages = LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32, &PageMeter::default());
+    let mut pages =
+        LayerPages::new(&LayerShape::new(n_kv_heads, head_dim), Element::F32, &PageMeter::default());
     pages.append(isa, 0, k, v).map_err(|bad| rows.not_finite(bad))?;
     let job = Job {
         source: Box::new(&pages),

@@ -23,12 +23,12 @@ use self::queries::Queries;
 use self::tile::{Head, Scratch, Tile};
 use self::values::{AddValues, PrepareValues, ScaleWeights, Values, Weigh};
 use crate::attention::flex::page::{Rows, Span};
-use crate::pages::source::Next;
 use crate::pages::packed::run::{Place, QUAD};
 use crate::pages::packed::{
     MAX_CODED, MAX_HEAD_DIM, PackedFormat, PackedPage, ValueRun, WIDTH_BITS, places_of,
 };
 use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
+use crate::pages::source::Next;
 use breakers_cpu::simd::{self, Kernel, Simd};
 
 /// Lets `spans.len()` rows attend to one head of a packed page, and fetches what is read next meanwhile.

@@ -131,12 +131,7 @@ pub(crate) fn run(isa: Isa, jobs: &[Job<'_>], [n_rows, width]: [usize; 2]) -> Re
 }
 
 /// Writes the jobs' parts of `out`.
-fn run_into(
-    isa: Isa,
-    jobs: &[Job<'_>],
-    out: &mut [MaybeUninit<f32>],
-    width: usize,
-) -> Result<(), usize> {
+fn run_into(isa: Isa, jobs: &[Job<'_>], out: &mut [MaybeUninit<f32>], width: usize) -> Result<(), usize> {
     let mut plans: Vec<Plan> = jobs.iter().map(Plan::new).collect();
     let products: usize = plans.iter().map(|plan| plan.products).sum();
     let threads = if products < FORK_PRODUCTS { 1 } else { pool::threads() };

@@ -17,11 +17,11 @@ use burn::tensor::{DType, Device, Tensor, f16};
 
 use crate::attention::cube::packed::launch::{Job, turn};
 use crate::coders::Method;
+use crate::pages::meter::{Lease, PageMeter};
 use crate::pages::packed::device::packing::Packing;
 use crate::pages::packed::device::tail::{Tail, select};
 use crate::pages::packed::device::words::Words;
 use crate::pages::packed::layer::check_truncate;
-use crate::pages::meter::{Lease, PageMeter};
 use crate::pages::page::PAGE_TOKENS;
 use crate::{Element, Error, LayerShape, Result};
 

@@ -37,7 +37,12 @@ pub(super) enum LayerStorage {
 
 impl LayerStorage {
     /// An empty layer.
-    pub(super) fn new(shape: &LayerShape, compression: &Compression, lag: usize, place: Place<'_>) -> Result<Self> {
+    pub(super) fn new(
+        shape: &LayerShape,
+        compression: &Compression,
+        lag: usize,
+        place: Place<'_>,
+    ) -> Result<Self> {
         let (method, n_exact) = (&compression.method, compression.exact_tokens);
         let Place { max_tokens, device, meter } = place;
         if device::is_cpu(device) {

@@ -191,7 +191,12 @@ impl PackedLayer {
     /// Pages as each row of a tree sees them, whose first row stands at `first` and whose last one at most at
     /// `end` − 1: a page that some of the rows see packed holds other tokens for each of them. Rows share the
     /// pages that their paths have in common.
-    pub(crate) fn pack_paths(&mut self, first: usize, end: usize, paths: &[Vec<usize>]) -> Vec<PathPages<'_>> {
+    pub(crate) fn pack_paths(
+        &mut self,
+        first: usize,
+        end: usize,
+        paths: &[Vec<usize>],
+    ) -> Vec<PathPages<'_>> {
         let first_page = first / PAGE_TOKENS;
         // Whole pages before the tree are the same for all.
         self.pack_pages(self.n_packed_for(end - 1).min(first_page));

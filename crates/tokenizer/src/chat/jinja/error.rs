@@ -11,7 +11,8 @@ pub struct TemplateError {
 }
 
 impl TemplateError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// An error at no line.
+    pub fn new(message: impl Into<String>) -> Self {
         Self { line: 0, message: message.into(), refusal: None }
     }
 
