@@ -202,6 +202,10 @@ impl From<breakers_files::Error> for Error {
             breakers_files::Error::Damaged { path, what, expected, found } => {
                 Self::Damaged { path, what, expected, found }
             }
+            breakers_files::Error::Sqlite { source, .. } => Self::Sqlite(source),
+            breakers_files::Error::Schema { path, expected, found, .. } => {
+                Self::SchemaVersion { path, expected, found }
+            }
             error => Self::Files(Box::new(error)),
         }
     }

@@ -172,12 +172,24 @@ impl Store {
         })
     }
 
-    /// Gives room on the disk back, and forgets removals; index files older than now are rebuilt when they are opened.
+    /// Gives room back, on the disk and in the indexes of all collections, and forgets removals.
     ///
     /// # Errors
-    /// [`Error::Sqlite`], [`Error::Io`].
+    /// [`Error::Sqlite`], [`Error::Io`], [`Error::Busy`].
     pub fn compact(&self) -> Result<()> {
         self.job("compact", "", || {
+            let mut open = Vec::new();
+            for name in self.list()? {
+                match self.collection(&name) {
+                    Ok(collection) => {
+                        collection.shared.compact(&self.inner)?;
+                        open.push(collection);
+                    }
+                    // Removed in between.
+                    Err(Error::UnknownCollection { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
             {
                 let mut writer = self.inner.writer()?;
                 let transaction =
@@ -264,7 +276,7 @@ fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, disk: &dyn Di
         std::fs::copy(&log, with_suffix(new.temporary(), "-wal")).map_err(Error::io(&log))?;
     }
     let mut copy = Connection::open(new.temporary())?;
-    schema::migrate(&mut copy, backup)?;
+    schema::SCHEMA.migrate(&mut copy, backup)?;
     verify(&copy)?;
     copy.execute("UPDATE collections SET uid = random()", [])?;
     copy.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;

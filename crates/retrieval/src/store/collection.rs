@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Error, Result, index::Index as _, metric};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
-use std::sync::{Arc, RwLockReadGuard};
+use std::sync::{Arc, RwLockReadGuard, atomic::Ordering};
 
 /// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store gave out: the
 /// index stays in memory as long as the store.
@@ -18,6 +18,11 @@ pub struct Collection {
     pub(super) store: Arc<Inner>,
     pub(super) shared: Arc<Shared>,
 }
+
+/// After so many removals it is looked how many are remembered.
+const CHECK_REMOVALS: usize = 1000;
+/// So many removals, and twice the number of points, are remembered.
+const KEPT_REMOVALS: i64 = 5000;
 
 /// The checksum of a stored point.
 pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
@@ -121,9 +126,32 @@ impl Collection {
                     removed += 1;
                 }
             }
+            self.forget_removals(transaction, removed as usize)?;
             Ok((-removed, removed))
         })?;
         Ok(removed as usize)
+    }
+
+    /// Forgets the older half of the removals when there are far more than points: who has not seen them by now has missed
+    /// more than is there, and builds anew.
+    fn forget_removals(&self, transaction: &Connection, n: usize) -> Result<()> {
+        let since = self.shared.removals.fetch_add(n, Ordering::Relaxed);
+        // Also the first time, since other processes may remove a few each.
+        if since != 0 && since + n < CHECK_REMOVALS {
+            return Ok(());
+        }
+        self.shared.removals.store(1, Ordering::Relaxed);
+        let id = self.shared.id;
+        let count = |sql: &str| transaction.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let n_removed = count(&format!("SELECT count(*) FROM removed_{id}"))?;
+        let n_points = count(&format!("SELECT n_points FROM collections WHERE id = {id}"))?;
+        if n_removed <= KEPT_REMOVALS + 2 * n_points {
+            return Ok(());
+        }
+        let until = count(&format!("SELECT seq FROM removed_{id} ORDER BY seq LIMIT 1 OFFSET {}", n_removed / 2))?;
+        transaction.execute(&format!("DELETE FROM removed_{id} WHERE seq <= ?1"), [until])?;
+        transaction.execute("UPDATE collections SET pruned = max(pruned, ?1) WHERE id = ?2", [until, id])?;
+        Ok(())
     }
 
     /// A transaction that changes points, and the same changes in the index.
@@ -303,7 +331,7 @@ impl Collection {
     /// [`Error::Sqlite`], [`Error::Corrupt`], [`Error::Busy`].
     pub fn rebuild_index(&self) -> Result<()> {
         self.shared.check_not_removed()?;
-        self.shared.rebuild(&self.store).map_err(|error| self.removed_or(error))
+        self.shared.rebuild(&self.store, "asked for").map_err(|error| self.removed_or(error))
     }
 
     /// Points that are not as they were written: searches, [`count`](Self::count) and [`scroll`](Self::scroll) go on without

@@ -37,9 +37,9 @@ pub use schema::SCHEMA_VERSION;
 pub use state::Origin;
 
 use crate::{Error, Metric, Result, metric::check_dimension};
-use breakers_files::{Disk, OsDisk};
+use breakers_files::{Disk, OsDisk, sqlite::{self, SqliteConfig}};
 use hashbrown::HashMap;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use shared::{Shared, lock, lock_within};
 use std::{
@@ -223,8 +223,7 @@ impl Store {
         let folder = folder.as_ref().to_owned();
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(DATABASE);
-        let mut writer = connect(&path, &options)?;
-        schema::migrate(&mut writer, &path)?;
+        let writer = sqlite::open(&path, &options.sqlite(), &schema::SCHEMA)?;
         let inner = Inner {
             folder,
             options,
@@ -350,24 +349,17 @@ fn parse_config(name: &str, text: &str) -> Result<Config> {
     })
 }
 
-fn connect(path: &Path, options: &Options) -> Result<Connection> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = match &options.vfs {
-        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str())?,
-        None => Connection::open_with_flags(path, flags)?,
-    };
-    connection.busy_timeout(options.busy_timeout)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    let synchronous = match options.durability {
-        Durability::Full => "FULL",
-        Durability::Process => "NORMAL",
-    };
-    connection.pragma_update(None, "synchronous", synchronous)?;
-    // Whatever a database file says about itself, nothing in it is run as code.
-    connection.pragma_update(None, "trusted_schema", false)?;
-    Ok(connection)
+impl Options {
+    fn sqlite(&self) -> SqliteConfig {
+        let mut config = SqliteConfig::default();
+        config.durability = match self.durability {
+            Durability::Full => sqlite::Durability::Full,
+            Durability::Process => sqlite::Durability::Process,
+        };
+        config.busy_timeout = self.busy_timeout;
+        config.vfs.clone_from(&self.vfs);
+        config
+    }
 }
 
 impl Inner {
@@ -388,7 +380,7 @@ impl Inner {
         let connection = lock(&self.readers).pop();
         let connection = match connection {
             Some(connection) => connection,
-            None => connect(&self.folder.join(DATABASE), &self.options)?,
+            None => sqlite::connect(self.folder.join(DATABASE), &self.options.sqlite())?,
         };
         let result = f(&connection);
         // One that failed in the middle of something is not used again.

@@ -53,9 +53,10 @@ impl Inner {
     fn save_all(&self, much: bool) {
         let open: Vec<Arc<Shared>> = lock(&self.collections).values().cloned().collect();
         for shared in open {
-            if (!much || is_much(&shared))
-                && let Err(error) = shared.save_changes(self)
-            {
+            if much && !is_much(&shared) {
+                continue;
+            }
+            if let Err(error) = shared.compact_if_hollow(self).and_then(|()| shared.save_changes(self)) {
                 tracing::warn!("the index of {} was not saved: {error}", shared.name);
             }
         }

@@ -1,13 +1,13 @@
 //! The tables, and how older ones become today's.
 
-use crate::{Error, Result};
-use rusqlite::{Connection, OptionalExtension as _};
-use std::path::Path;
+use crate::Result;
+use breakers_files::sqlite::Schema;
+use rusqlite::Connection;
 
 /// Marks databases of this crate in their file header ("BRKv").
-const APPLICATION_ID: i64 = 0x4252_4b76;
+const APPLICATION_ID: i32 = 0x4252_4b76;
 /// The schema that this build writes.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = SCHEMA.version();
 
 /// Version 1: collections and jobs. Points have tables of their own for each collection ([`create_tables`]).
 const VERSION_1: &str = "
@@ -34,39 +34,9 @@ CREATE TABLE jobs (
     detail TEXT NOT NULL
 );";
 
-/// Brings a database to [`SCHEMA_VERSION`] in one transaction.
-///
-/// # Errors
-/// [`Error::SchemaVersion`] for a database of another program or of a later version, [`Error::Sqlite`].
-pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
-    let version =
-        |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-    if version(connection)? == SCHEMA_VERSION && application_id(connection)? == APPLICATION_ID {
-        return Ok(());
-    }
-    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    // Another process may have been faster.
-    let found = version(&transaction)?;
-    let foreign = application_id(&transaction)? != APPLICATION_ID
-        && (found != 0
-            || transaction.query_row("SELECT 1 FROM sqlite_master", [], |_| Ok(())).optional()?.is_some());
-    if foreign || !(0..=SCHEMA_VERSION).contains(&found) {
-        return Err(Error::SchemaVersion { path: path.to_owned(), expected: SCHEMA_VERSION, found });
-    }
-    for (version, statements) in [(1, VERSION_1), (2, VERSION_2)] {
-        if found < version {
-            transaction.execute_batch(statements)?;
-        }
-    }
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    transaction.commit()?;
-    Ok(())
-}
-
-fn application_id(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("PRAGMA application_id", [], |row| row.get(0))
-}
+/// How databases came about.
+pub(crate) const SCHEMA: Schema =
+    Schema { application_id: APPLICATION_ID, migrations: &[VERSION_1, VERSION_2] };
 
 /// The tables of a collection.
 pub(crate) fn create_tables(connection: &Connection, id: i64) -> Result<()> {

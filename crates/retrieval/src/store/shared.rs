@@ -9,17 +9,19 @@ use super::{
     Config, Inner,
     state::{IndexFile, Pending, State, collection_seq},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, index::Index as _};
 use rusqlite::Connection;
 use std::{
     path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+/// So many slots of removed vectors are no matter.
+const HOLLOW: usize = 2000;
 /// Between two tries to get a lock.
 const PAUSE: Duration = Duration::from_micros(200);
 
@@ -30,6 +32,8 @@ pub(super) struct Shared {
     pub(super) config: Config,
     /// Whether this process removed the collection.
     pub(super) removed: AtomicBool,
+    /// Removals since it was looked how many are remembered.
+    pub(super) removals: AtomicUsize,
     changing: Mutex<()>,
     state: RwLock<State>,
     /// When the database was last asked for what other processes wrote.
@@ -59,6 +63,7 @@ impl Shared {
             name,
             config,
             removed: AtomicBool::new(false),
+            removals: AtomicUsize::new(0),
             changing: Mutex::new(()),
             state: RwLock::new(state),
             asked: Mutex::new(None),
@@ -218,21 +223,41 @@ impl Shared {
     }
 
     /// Builds the index anew beside the one that is in use, and puts it in its place.
-    pub(super) fn rebuild(&self, store: &Inner) -> Result<()> {
+    pub(super) fn rebuild(&self, store: &Inner, reason: &str) -> Result<()> {
         let mut state = store.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            State::rebuild(&transaction, self.id, &self.config, "asked for".to_owned())
+            State::rebuild(&transaction, self.id, &self.config, reason.to_owned())
         })?;
         let changing = self.change(store)?;
         store.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
             if state.catch_up(&transaction, self.id, &self.config)?.is_none() {
-                state = State::rebuild(&transaction, self.id, &self.config, "asked for".to_owned())?;
+                state = State::rebuild(&transaction, self.id, &self.config, reason.to_owned())?;
             }
             Ok(())
         })?;
+        // An empty one differs from the file, too.
+        state.note_unsaved(1);
         *self.state_mut(&changing) = state;
         Ok(())
+    }
+
+    /// Builds the index anew if removed vectors take more room than those that are left.
+    pub(super) fn compact_if_hollow(&self, store: &Inner) -> Result<()> {
+        let (n_slots, n_live) = {
+            let state = self.state();
+            (state.graph.exact().n_slots(), state.graph.len())
+        };
+        if n_slots > 2 * n_live + HOLLOW { self.rebuild(store, "removed vectors took most of the room") } else { Ok(()) }
+    }
+
+    /// Builds the index anew if removed vectors take any room.
+    pub(super) fn compact(&self, store: &Inner) -> Result<()> {
+        let is_full = {
+            let state = self.state();
+            state.graph.exact().n_slots() == state.graph.len()
+        };
+        if is_full { Ok(()) } else { self.rebuild(store, "compacted") }
     }
 
     /// [`save`](Self::save), if there is something that the file does not have.

@@ -654,3 +654,111 @@ fn tables_of_fields_are_verified() {
         assert!(ids(&collection, &Filter::eq("a", 5)).is_empty(), "{statement}");
     }
 }
+
+/// Index files and tables are bounded by what lives.
+#[test]
+fn what_is_gone_takes_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index-1.bin");
+    let size = || std::fs::metadata(&index).unwrap().len();
+    let batch = |ids: std::ops::Range<u64>, x: f32| -> Vec<Point> { ids.map(|id| point(id, x + id as f32, json!({}))).collect() };
+    // Many openings, each of which replaces a few points.
+    {
+        let store = Store::open(folder.path()).unwrap();
+        store.create("c", &config(2)).unwrap().upsert(&batch(0..600, 0.0)).unwrap();
+    }
+    let first = size();
+    for opening in 0..40u64 {
+        let store = Store::open(folder.path()).unwrap();
+        let collection = store.collection("c").unwrap();
+        let start = opening * 37 % 560;
+        collection.upsert(&batch(start..start + 40, opening as f32)).unwrap();
+    }
+    assert!(size() < first + first / 4, "{first} bytes became {}", size());
+    // Most of it removed, and compacted.
+    let store = Store::open(folder.path()).unwrap();
+    let collection = store.collection("c").unwrap();
+    collection.delete(&(6..600).collect::<Vec<_>>()).unwrap();
+    store.compact().unwrap();
+    assert!(size() < first / 10, "{first} bytes became {}", size());
+    assert_eq!(collection.search(&Query::new([0.0, 0.0], 20)).unwrap().len(), 6);
+    // A window that moves: its removals are not remembered forever.
+    let connection = rusqlite::Connection::open(folder.path().join("store.db")).unwrap();
+    let n_removed = || -> i64 { connection.query_row("SELECT count(*) FROM removed_1", [], |row| row.get(0)).unwrap() };
+    for start in (1000..14_000).step_by(500) {
+        collection.upsert(&batch(start..start + 500, 0.0)).unwrap();
+        collection.delete(&(start - 500..start).collect::<Vec<_>>()).unwrap();
+    }
+    assert!(n_removed() < 8000, "{} removals are remembered", n_removed());
+    let other = Store::open_with(folder.path(), plain()).unwrap();
+    assert_eq!(other.collection("c").unwrap().search(&Query::new([0.0, 0.0], 1000)).unwrap().len(), 506);
+}
+
+#[test]
+fn index_files_are_written_without_being_asked() {
+    // By size, and by age.
+    for (n, after) in [(3000, Duration::from_secs(600)), (5, Duration::from_millis(50))] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = Options::default();
+        options.save_after = after;
+        let store = Store::open_with(folder.path(), options).unwrap();
+        let collection = store.create("c", &config(2)).unwrap();
+        collection.upsert(&(0..n).map(|id| point(id, id as f32, json!({}))).collect::<Vec<_>>()).unwrap();
+        let begun = Instant::now();
+        while !folder.path().join("index-1.bin").exists() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{n} points are not saved");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(collection.search(&Query::new([0.0, 0.0], 3)).unwrap().len(), 3);
+    }
+}
+
+/// Handles that come and go share what is loaded.
+#[test]
+fn a_handle_for_each_write_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.create("c", &config(2)).unwrap();
+    let mut written = BTreeSet::new();
+    for id in 0..200 {
+        store.collection("c").unwrap().upsert(&[point(id, id as f32, json!({}))]).unwrap();
+        written.extend(std::fs::metadata(folder.path().join("index-1.bin")).and_then(|m| m.modified()).ok());
+    }
+    assert!(written.len() <= 1, "the index file was written {} times", written.len());
+    assert_eq!(store.collection("c").unwrap().search(&Query::new([0.0, 0.0], 500)).unwrap().len(), 200);
+}
+
+const OPEN: &str = "BREAKERS_TEST_OPEN";
+
+/// Not a test: what twelve processes run at once.
+#[test]
+fn child() {
+    let Ok(folder) = std::env::var(OPEN) else { return };
+    let store = Store::open(folder).unwrap();
+    let collection = store.create("c", &config(2)).unwrap();
+    let id = u64::from(std::process::id());
+    collection.upsert(&[point(id, 1.0, json!({}))]).unwrap();
+}
+
+#[test]
+fn a_new_folder_is_opened_by_many_processes_at_once() {
+    for _ in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let children: Vec<_> = (0..12)
+            .map(|_| {
+                std::process::Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "reports::child", "--test-threads", "1"])
+                    .env(OPEN, folder.path())
+                    .stdout(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.verify().unwrap().n_points, 12);
+        assert_eq!(store.collection("c").unwrap().search(&Query::new([0.0, 0.0], 50)).unwrap().len(), 12);
+    }
+}
