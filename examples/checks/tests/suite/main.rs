@@ -4,6 +4,7 @@
 //! here once more: `cargo test --examples` would link each example again.
 
 mod command_line;
+mod contract;
 mod golden;
 mod kv_cache;
 mod lossless;
