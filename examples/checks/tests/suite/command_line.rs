@@ -79,6 +79,21 @@ fn tokens_make_a_round_trip() {
 }
 
 #[test]
+fn drafts_change_no_token_of_an_answer() {
+    let prompt = "Repeat this list: alpha, beta, gamma, delta. Repeat this list: alpha, beta,";
+    let run = |draft: &[&str]| {
+        let arguments = ["--json", "--raw", "--prompt", prompt, "--max-tokens", "30", "--stop", "delta"];
+        on_model("generate", &[&arguments[..], draft].concat()).map(|output| answer(&output))
+    };
+    let Some(plain) = run(&[]) else { return };
+    assert_eq!(plain["finish"], "stop string");
+    let drafted = run(&["--draft", "ngram", "--draft-length", "4"]).unwrap();
+    for field in ["output_ids", "text", "finish", "steps"] {
+        assert_eq!(drafted[field], plain[field], "{field}");
+    }
+}
+
+#[test]
 fn a_continuation_scores_the_same_in_any_pieces() {
     let arguments = ["--json", "--raw", "--prompt", "The capital of France is", "--max-tokens", "12"];
     let Some(output) = on_model("generate", &arguments) else { return };
