@@ -148,7 +148,8 @@ impl Collection {
         if n_removed <= KEPT_REMOVALS + 2 * n_points {
             return Ok(());
         }
-        let until = count(&format!("SELECT seq FROM removed_{id} ORDER BY seq LIMIT 1 OFFSET {}", n_removed / 2))?;
+        let until =
+            count(&format!("SELECT seq FROM removed_{id} ORDER BY seq LIMIT 1 OFFSET {}", n_removed / 2))?;
         transaction.execute(&format!("DELETE FROM removed_{id} WHERE seq <= ?1"), [until])?;
         transaction.execute("UPDATE collections SET pruned = max(pruned, ?1) WHERE id = ?2", [until, id])?;
         Ok(())

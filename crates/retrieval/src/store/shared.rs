@@ -248,7 +248,11 @@ impl Shared {
             let state = self.state();
             (state.graph.exact().n_slots(), state.graph.len())
         };
-        if n_slots > 2 * n_live + HOLLOW { self.rebuild(store, "removed vectors took most of the room") } else { Ok(()) }
+        if n_slots > 2 * n_live + HOLLOW {
+            self.rebuild(store, "removed vectors took most of the room")
+        } else {
+            Ok(())
+        }
     }
 
     /// Builds the index anew if removed vectors take any room.

@@ -661,7 +661,9 @@ fn what_is_gone_takes_no_room() {
     let folder = tempfile::tempdir().unwrap();
     let index = folder.path().join("index-1.bin");
     let size = || std::fs::metadata(&index).unwrap().len();
-    let batch = |ids: std::ops::Range<u64>, x: f32| -> Vec<Point> { ids.map(|id| point(id, x + id as f32, json!({}))).collect() };
+    let batch = |ids: std::ops::Range<u64>, x: f32| -> Vec<Point> {
+        ids.map(|id| point(id, x + id as f32, json!({}))).collect()
+    };
     // Many openings, each of which replaces a few points.
     {
         let store = Store::open(folder.path()).unwrap();
@@ -684,7 +686,8 @@ fn what_is_gone_takes_no_room() {
     assert_eq!(collection.search(&Query::new([0.0, 0.0], 20)).unwrap().len(), 6);
     // A window that moves: its removals are not remembered forever.
     let connection = rusqlite::Connection::open(folder.path().join("store.db")).unwrap();
-    let n_removed = || -> i64 { connection.query_row("SELECT count(*) FROM removed_1", [], |row| row.get(0)).unwrap() };
+    let n_removed =
+        || -> i64 { connection.query_row("SELECT count(*) FROM removed_1", [], |row| row.get(0)).unwrap() };
     for start in (1000..14_000).step_by(500) {
         collection.upsert(&batch(start..start + 500, 0.0)).unwrap();
         collection.delete(&(start - 500..start).collect::<Vec<_>>()).unwrap();

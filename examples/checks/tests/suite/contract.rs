@@ -21,7 +21,7 @@ fn engine() -> Option<Engine<breakers_model::Runner>> {
     // So that a prompt that is too long is a short one.
     let options = LoadOptions { max_context: Some(256), ..LoadOptions::default() };
     let model = Model::load(path, &options).unwrap();
-    let format = Arc::new(model.chat_template().unwrap().clone());
+    let format = Arc::new(model.chat_template().unwrap().unwrap().clone());
     Some(Engine::new(model.runner(), Arc::new(model.tokenizer().clone())).with_format(format))
 }
 
