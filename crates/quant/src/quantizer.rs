@@ -95,7 +95,7 @@ impl<'a> WeightMatrix<'a> {
     }
 }
 
-/// How the range of a group is chosen in a [`GroupFormat`]. (Blocks of GGUF always get the scales with the least error.)
+/// How the range of a group is chosen in a [`GroupFormat`](breakers_gguf::GroupFormat). (Blocks of GGUF always get the scales with the least error.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RangeChoice {

@@ -82,7 +82,7 @@ impl Compression {
 ///
 /// # GPUs
 /// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then,
-/// by [`attend`](KvCache::attend) or [`commit`](KvCache::commit), and the row of [`Error::NotFinite`] is the
+/// by [`attend`](crate::KvCache::attend) or [`commit`](crate::KvCache::commit), and the row of [`Error::NotFinite`] is the
 /// token's place in the sequence; in queries it is not found. Resident bytes may be those of up to seven
 /// pages more.
 ///

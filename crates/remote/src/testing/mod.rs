@@ -1,4 +1,4 @@
-//! An endpoint on this machine: it serves any [`ChatModel`](breakers_core::ChatModel) over HTTP, or whatever a test
+//! An endpoint on this machine: it serves any [`ChatModel`] over HTTP, or whatever a test
 //! writes to the connection.
 //!
 //! ```
