@@ -303,9 +303,14 @@ fn refuse(what: &str, spoil: impl FnOnce(&Path), expected: &str) {
 #[test]
 fn damaged_folders_are_typed_errors() {
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-        refuse(name, |folder| std::fs::remove_file(folder.join(name)).unwrap(), "Io {");
+        let (missing, json) = match name {
+            // What reads it is a room of its own, with errors of its own.
+            "tokenizer.json" => ("Tokenizer(Io {", "Tokenizer(Json {"),
+            _ => ("Io {", "Json {"),
+        };
+        refuse(name, |folder| std::fs::remove_file(folder.join(name)).unwrap(), missing);
         let garbage = |folder: &Path| std::fs::write(folder.join(name), "\u{1}garbage, not a file").unwrap();
-        refuse(name, garbage, if name.ends_with("json") { "Json {" } else { "Safetensors {" });
+        refuse(name, garbage, if name.ends_with("json") { json } else { "Safetensors {" });
     }
     for (name, value) in [
         ("model_type", json!("roberta")),

@@ -637,13 +637,13 @@ fn cases() -> Vec<Case> {
                 d.tensor("token_embd.weight", &[N_TOKENS + 8, WIDTH]);
                 d.tensor("output.weight", &[N_TOKENS + 8, WIDTH]);
             },
-            means(|_| {}),
+            PLAIN,
         ),
         case(
             "gemma3",
             "rows_beyond_the_vocabulary",
             |d| d.tensor("token_embd.weight", &[N_TOKENS + 40, WIDTH]),
-            means(|_| {}),
+            PLAIN,
         ),
         case(
             "llama",

@@ -82,7 +82,7 @@ fn tokens_make_a_round_trip() {
 fn drafts_change_no_token_of_an_answer() {
     let prompt = "Repeat this list: alpha, beta, gamma, delta. Repeat this list: alpha, beta,";
     let run = |draft: &[&str]| {
-        let arguments = ["--json", "--raw", "--prompt", prompt, "--max-tokens", "30", "--stop", "delta"];
+        let arguments = ["--json", "--raw", "--prompt", prompt, "--max-tokens", "30", "--stop", "beta, beta"];
         on_model("generate", &[&arguments[..], draft].concat()).map(|output| answer(&output))
     };
     let Some(plain) = run(&[]) else { return };

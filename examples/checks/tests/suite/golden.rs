@@ -56,6 +56,19 @@ const CACHES: [&str; 16] = [
     "h2o-50",
 ];
 
+/// JSON with sorted keys, whether or not a feature somewhere in the build keeps their order.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<&String, String> = fields.iter().map(|(k, v)| (k, canonical(v))).collect();
+            let parts: Vec<String> = sorted.iter().map(|(k, v)| format!("{}:{v}", json!(k))).collect();
+            format!("{{{}}}", parts.join(","))
+        }
+        Value::Array(values) => format!("[{}]", values.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        other => other.to_string(),
+    }
+}
+
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -70,13 +83,13 @@ fn text_results(model: &str, caches: &[&str], results: &mut BTreeMap<String, Val
     std::fs::write(&file, generated.to_string()).unwrap();
     results.insert(format!("{model}: greedy ids"), generated["output_ids"].clone());
     results
-        .insert(format!("{model}: greedy steps"), json!(sha256(generated["steps"].to_string().as_bytes())));
+        .insert(format!("{model}: greedy steps"), json!(sha256(canonical(&generated["steps"]).as_bytes())));
     for cache in caches {
         let score = ["--json", "--cache", cache, "--chunk", "48", "--ids-file", file.to_str().unwrap()];
         let scored = answer(&on(model, "score", &score)?);
         let steps = scored["steps"].as_array().unwrap();
         let total: f64 = steps.iter().map(|step| step["logprob"].as_f64().unwrap()).sum();
-        let digest = sha256(scored["steps"].to_string().as_bytes());
+        let digest = sha256(canonical(&scored["steps"]).as_bytes());
         results.insert(format!("{model}: scores over {cache}"), json!({"total": total, "steps": digest}));
     }
     Some(())
