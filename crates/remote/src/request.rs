@@ -126,6 +126,7 @@ fn respond(
             return bad("parallel_tool_calls", "there are no tools");
         }
     } else {
+        need(can.tools, "tools")?;
         need(is_chat, "tools for a text that is continued as it is")?;
         let tools: Result<Vec<Value>, _> = request.tools.iter().map(|tool| value(&tool.to_json())).collect();
         body.insert("tools".to_owned(), tools?.into());

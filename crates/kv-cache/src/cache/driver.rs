@@ -263,7 +263,7 @@ pub struct Segment<'a> {
 /// use breakers_kv_cache::{CacheShape, Element, KvCache, LayerShape, PlainCache, Segment, attend_many};
 /// use burn::tensor::{Device, Distribution, Tensor};
 ///
-/// # fn main() -> Result<(), breakers_kv_cache::Error> {
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = Device::flex();
 /// let shape = CacheShape::uniform(1, LayerShape::new(1, 64), 1024);
 /// let random = |heads| Tensor::<3>::random([3, heads, 64], Distribution::Default, &device);
