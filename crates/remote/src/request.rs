@@ -59,6 +59,7 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
         }
         _ => return Err(CallError::unsupported(&card.id, "a prompt of this kind")),
     };
+    need(request.tools.is_empty() || can.tools, "tools")?;
     let ChatRequest { max_tokens, sampling, seed, stop, top_logprobs, .. } = request;
     if let Some(max_tokens) = max_tokens {
         if *max_tokens == 0 {
@@ -126,7 +127,6 @@ fn respond(
             return bad("parallel_tool_calls", "there are no tools");
         }
     } else {
-        need(can.tools, "tools")?;
         need(is_chat, "tools for a text that is continued as it is")?;
         let tools: Result<Vec<Value>, _> = request.tools.iter().map(|tool| value(&tool.to_json())).collect();
         body.insert("tools".to_owned(), tools?.into());
