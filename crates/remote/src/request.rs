@@ -60,6 +60,7 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
         _ => return Err(CallError::unsupported(&card.id, "a prompt of this kind")),
     };
     need(request.tools.is_empty() || can.tools, "tools")?;
+    need(can.json || matches!(request.response, ResponseFormat::Text), "answers of this form")?;
     let ChatRequest { max_tokens, sampling, seed, stop, top_logprobs, .. } = request;
     if let Some(max_tokens) = max_tokens {
         if *max_tokens == 0 {
