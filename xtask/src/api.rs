@@ -42,20 +42,20 @@ pub(crate) fn as_rustdoc() -> Option<ExitCode> {
 }
 
 pub(crate) fn run(options: &Options) -> Result {
-    let target = workspace::target().join("api");
     let mut doc = workspace::cargo();
     doc.args(["doc", "--workspace", "--lib", "--no-deps", "--quiet", "--features", &options.features]);
     doc.env("RUSTDOC", std::env::current_exe()?).env(STAND_IN, "1").env_remove("RUSTDOCFLAGS");
     workspace::run(&mut doc)?;
+    let snapshots = workspace::root().join("xtask/api");
     let mut changed = Vec::new();
     for package in workspace::packages()?.iter().filter(|p| p.is_member && p.is_published()) {
         let crate_name = package.name.replace('-', "_");
         let path = workspace::target().join("doc").join(format!("{crate_name}.json"));
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let now = listing(&serde_json::from_str(&text)?)?;
-        let snapshot = workspace::root().join("xtask/api").join(format!("{}.txt", package.room()));
+        let snapshot = snapshots.join(format!("{}.txt", package.room()));
         if options.write {
-            std::fs::create_dir_all(snapshot.parent().unwrap_or(&target))?;
+            std::fs::create_dir_all(&snapshots)?;
             std::fs::write(&snapshot, now.join("\n") + "\n")?;
             continue;
         }

@@ -17,13 +17,12 @@ mod chat;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use breakers::cli::{
     CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
-    print, print_json, read_ids, read_text, run, step_json, tokens_per_second,
+    bench, print, print_json, read_ids, read_text, run, step_json,
 };
-use breakers_core::{FinishReason, LanguageModel, Step, TokenId, Want};
+use breakers_core::{FinishReason, LanguageModel, TokenId};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 use clap::Parser;
@@ -222,27 +221,6 @@ fn finish_name(finish: Option<FinishReason>) -> &'static str {
 /// Speed of a prompt's pass and of passes over one token, after an untimed pass of each.
 fn measure(loaded: &LoadedModel, cache: &CacheArgs, prompt: &[TokenId], n_tokens: usize) -> Result<Value> {
     let mut runner = cache.runner(&loaded.model)?;
-    let mut timed = |n_tokens: usize| -> Result<(f64, f64)> {
-        let sequence = runner.open()?;
-        let mut feed = |tokens: Vec<TokenId>| -> Result<TokenId> {
-            let n = tokens.len();
-            let mut steps = [Step::last(sequence, tokens, Want::ArgMax)];
-            runner.forward(&mut steps)?;
-            runner.commit(sequence, n)?;
-            let best = steps[0].outputs.last().and_then(|row| row.output.best());
-            best.ok_or_else(|| Error::Usage("the prompt is empty".to_owned()))
-        };
-        let start = Instant::now();
-        let mut token = feed(prompt.to_vec())?;
-        let prefilled = Instant::now();
-        for _ in 0..n_tokens {
-            token = feed(vec![token])?;
-        }
-        let decode = prefilled.elapsed();
-        runner.close(sequence);
-        Ok((tokens_per_second(prompt.len(), prefilled - start), tokens_per_second(n_tokens, decode)))
-    };
-    timed(1)?;
-    let (prefill, decode) = timed(n_tokens)?;
-    Ok(json!({ "prefill_tok_s": prefill, "decode_tok_s": decode }))
+    bench::measure(&mut runner, prompt, 1)?;
+    Ok(bench::speed_json(bench::measure(&mut runner, prompt, n_tokens)?))
 }

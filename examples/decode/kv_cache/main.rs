@@ -19,7 +19,7 @@ mod speed;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers::cli::{CacheKind, Error, ModelArgs, Result, finish, print_json, read_text, run};
+use breakers::cli::{Error, ModelArgs, Result, cache_named, finish, print_json, read_text, run};
 use breakers_eval::needle::NeedleConfig;
 use breakers_kv_cache::Compression;
 use breakers_tokenizer::EncodeOptions;
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
     run(|| {
         let arguments = Arguments::parse();
         let names = names(&arguments.caches);
-        let caches = names.iter().map(|name| CacheKind::named(name)).collect::<Result<Vec<_>>>()?;
+        let caches = names.iter().map(|name| cache_named(name)).collect::<Result<Vec<_>>>()?;
         let text = match &arguments.text {
             Some(file) => read_text(file)?,
             None => TEXT.to_owned(),
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         let loaded = arguments.model.load()?;
         let model = &loaded.model;
         if let Some(name) = &arguments.memory_of {
-            let memory = memory::fill(model, &CacheKind::named(name)?, arguments.memory_tokens)?;
+            let memory = memory::fill(model, &cache_named(name)?, arguments.memory_tokens)?;
             print_json(&memory)?;
             return Ok(ExitCode::SUCCESS);
         }

@@ -5,8 +5,8 @@
 
 use std::process::Command;
 
-use breakers::cli::{Bar, CacheKind, Error, Result, resident_memory};
-use breakers_kv_cache::KvCache;
+use breakers::cli::{Bar, Error, Result, resident_memory};
+use breakers_kv_cache::{CacheKind, KvCache};
 use breakers_model::Model;
 use burn::tensor::{Distribution, Tensor};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ pub(crate) fn fill(model: &Model, kind: &CacheKind, n_tokens: usize) -> Result<V
         cache.end().and_then(|()| cache.commit(n)).map_err(wrong)
     };
     // What every step needs for itself is not the cache's. Presses see the prompt in one step, as models feed it.
-    let rows = if matches!(kind, CacheKind::Pressed(_)) { n_tokens } else { ROWS.min(n_tokens) };
+    let rows = if matches!(kind, CacheKind::Evicting(_)) { n_tokens } else { ROWS.min(n_tokens) };
     let mut cache = kind.make(&shape, model.device()).map_err(wrong)?;
     feed(&mut *kind.make(&shape, model.device()).map_err(wrong)?, ROWS.min(n_tokens))?;
     let before = resident_memory();

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers::cli::{Bar, CacheKind, Result};
+use breakers::cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, Step, TokenId, Want};
 use breakers_eval::needle::{Needle, NeedleConfig, found_by, needles, said};
-use breakers_kv_cache::Eviction;
 use breakers_kv_cache::presses::{HeadBudgets, HeadView, LayerBudgets, LayerView, Press};
+use breakers_kv_cache::{CacheKind, Eviction};
 use breakers_model::Model;
 use breakers_tokenizer::EncodeOptions;
 
@@ -40,13 +40,13 @@ fn answers(model: &Model, caches: &[CacheKind], prompt: &[TokenId], answer: &[To
     let mut found = vec![0.0; caches.len()];
     for (at, cache) in caches.iter().enumerate() {
         if together.as_ref().is_none_or(|together| !together.members.contains(&at)) {
-            found[at] = found_by(&mut cache.runner(model)?, prompt, answer)?;
+            found[at] = found_by(&mut runner_over(cache, model)?, prompt, answer)?;
         }
     }
     if let Some(together) = together {
         // The last token comes behind the press: what follows it is the first thing said over what is left.
         let (prompt, question) = prompt.split_at(prompt.len() - 1);
-        let mut runner = CacheKind::Pressed(together.eviction.clone()).runner(model)?;
+        let mut runner = runner_over(&CacheKind::Evicting(together.eviction.clone()), model)?;
         let sequence = runner.open()?;
         runner.forward(&mut [Step::last(sequence, prompt.to_vec(), Want::Nothing)])?;
         for (press, &at) in together.members.iter().enumerate() {
@@ -77,7 +77,7 @@ impl Together {
                 && eviction.every.is_none()
         };
         let pressed = caches.iter().enumerate().filter_map(|(at, cache)| match cache {
-            CacheKind::Pressed(eviction) if plain(eviction) => Some((at, eviction)),
+            CacheKind::Evicting(eviction) if plain(eviction) => Some((at, eviction)),
             _ => None,
         });
         let (_, first) = pressed.clone().next()?;

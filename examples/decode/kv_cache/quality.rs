@@ -1,7 +1,8 @@
 //! How far a cache moves a model's predictions: perplexity, and the divergence from the f16 cache.
 
-use breakers::cli::{Bar, CacheKind, Result};
+use breakers::cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
+use breakers_kv_cache::CacheKind;
 use breakers_model::{Model, Runner};
 
 /// Rows fed at a time: all caches go through the same ones before the next come, so that the logits of one pass are
@@ -76,7 +77,7 @@ pub(crate) fn measure(
         }
         let mut contestants = Vec::new();
         for cache in caches {
-            let mut runner = cache.runner(model)?;
+            let mut runner = runner_over(cache, model)?;
             let sequence = runner.open()?;
             contestants.push(Contestant { runner, sequence });
         }

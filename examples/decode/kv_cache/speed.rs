@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use breakers::cli::{Bar, CacheKind, Result};
+use breakers::cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::stats;
+use breakers_kv_cache::CacheKind;
 use breakers_model::{Model, Runner};
 
 /// One cache at one depth.
@@ -50,7 +51,7 @@ pub(crate) fn measure(
 ) -> Result<Vec<Vec<Speed>>> {
     let mut contestants = Vec::new();
     for cache in caches {
-        let mut runner = cache.runner(model)?;
+        let mut runner = runner_over(cache, model)?;
         let sequence = runner.open()?;
         contestants.push(Contestant { runner, sequence, next: 0 });
     }

@@ -1,11 +1,7 @@
 //! Key-value caches by name.
 
-use breakers_kv_cache as kv_cache;
-use breakers_kv_cache::{
-    CacheShape, CacheSpec, Compression, Element, EvictingCache, Eviction, KvCache, PlainCache, QuantizedCache,
-};
+use breakers_kv_cache::{CacheKind, CacheSpec};
 use breakers_model::{Model, Runner};
-use burn::tensor::Device;
 
 use super::{Error, Result};
 
@@ -18,87 +14,52 @@ pub struct CacheArgs {
     pub cache: String,
 }
 
-/// A way to store keys and values.
-#[derive(Clone)]
-pub enum CacheKind {
-    /// As they are.
-    Plain(Element),
-    /// In fewer bits.
-    Compressed(Compression),
-    /// Fewer tokens.
-    Pressed(Eviction),
-}
-
 impl CacheArgs {
     /// A runner whose sequences use the cache.
     ///
     /// # Errors
     /// [`Error::Usage`] for an unknown name, or a cache that the model or its device does not allow.
     pub fn runner(&self, model: &Model) -> Result<Runner> {
-        CacheKind::named(&self.cache)?.runner(model)
+        runner_over(&cache_named(&self.cache)?, model)
     }
 }
 
-impl CacheKind {
-    /// The cache of this name: `f16`, `f32`, a compression ([`Compression::presets`]), or a press with the percentage
-    /// of tokens that it keeps, `snapkv-25`, alone or with a compression behind it, `snapkv-25+water-4`.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for an unknown name.
-    pub fn named(name: &str) -> Result<Self> {
-        let spec = name
-            .to_ascii_lowercase()
-            .parse::<CacheSpec>()
-            .map_err(|e| Error::Usage(format!("--cache: {e}")))?;
-        Ok(match spec.kind().clone() {
-            kv_cache::CacheKind::Plain(element) => Self::Plain(element),
-            kv_cache::CacheKind::Quantized(compression) => Self::Compressed(compression),
-            kv_cache::CacheKind::Evicting(eviction) => Self::Pressed(eviction),
-            _ => return Err(Error::Usage(format!("--cache: {name} is not known here"))),
-        })
-    }
+/// The cache of a name that [`CacheSpec`] knows, in capitals or not.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown name.
+pub fn cache_named(name: &str) -> Result<CacheKind> {
+    let spec: CacheSpec =
+        name.to_ascii_lowercase().parse().map_err(|e| Error::Usage(format!("--cache: {e}")))?;
+    Ok(spec.kind().clone())
+}
 
-    /// An empty cache.
-    ///
-    /// # Errors
-    /// The cache's own.
-    pub fn make(&self, shape: &CacheShape, device: &Device) -> breakers_kv_cache::Result<Box<dyn KvCache>> {
-        Ok(match self {
-            Self::Plain(element) => Box::new(PlainCache::new(shape.clone(), *element, device)?),
-            Self::Compressed(compression) => {
-                Box::new(QuantizedCache::new(shape.clone(), compression, device)?)
-            }
-            Self::Pressed(eviction) => Box::new(EvictingCache::new(shape.clone(), eviction.clone(), device)?),
-        })
-    }
-
-    /// A runner whose sequences use the cache.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] if the model or its device does not allow it.
-    pub fn runner(&self, model: &Model) -> Result<Runner> {
-        let (kind, device) = (self.clone(), model.device().clone());
-        self.make(&model.cache_shape(), &device).map_err(|e| Error::Usage(format!("--cache: {e}")))?;
-        Ok(model.runner().with_cache(move |shape| kind.make(shape, &device)))
-    }
+/// A runner whose sequences use the cache.
+///
+/// # Errors
+/// [`Error::Usage`] if the model or its device does not allow it.
+pub fn runner_over(kind: &CacheKind, model: &Model) -> Result<Runner> {
+    let (kind, device) = (kind.clone(), model.device().clone());
+    kind.make(&model.cache_shape(), &device).map_err(|e| Error::Usage(format!("--cache: {e}")))?;
+    Ok(model.runner().with_cache(move |shape| kind.make(shape, &device)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use breakers_kv_cache::Budget;
     use breakers_kv_cache::presses::PRESSES;
+    use breakers_kv_cache::{Budget, Compression, Element};
 
     #[test]
     fn names_are_known_or_listed() {
-        assert!(matches!(CacheKind::named("f32"), Ok(CacheKind::Plain(Element::F32))));
+        assert!(matches!(cache_named("f32"), Ok(CacheKind::Plain(Element::F32))));
         for (name, compression) in Compression::presets() {
-            let Ok(CacheKind::Compressed(found)) = CacheKind::named(name) else { panic!("{name}") };
+            let Ok(CacheKind::Quantized(found)) = cache_named(name) else { panic!("{name}") };
             assert_eq!(found, compression);
         }
         for press in PRESSES {
             let name = format!("{}-12.5+q8_0", press.name);
-            let Ok(CacheKind::Pressed(found)) = CacheKind::named(&name) else { panic!("{name}") };
+            let Ok(CacheKind::Evicting(found)) = cache_named(&name) else { panic!("{name}") };
             assert_eq!(found.budget, Budget::Fraction(0.125));
             assert!(found.compression.is_some());
         }
@@ -108,7 +69,7 @@ mod tests {
             ("snapkv-x", "percentage"),
             ("tova-5+water-99", "f16"),
         ] {
-            let Err(Error::Usage(message)) = CacheKind::named(name) else { panic!("{name}") };
+            let Err(Error::Usage(message)) = cache_named(name) else { panic!("{name}") };
             assert!(message.contains(mentioned), "{name}: {message}");
         }
     }

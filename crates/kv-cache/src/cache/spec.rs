@@ -52,6 +52,21 @@ pub enum CacheKind {
     Evicting(Eviction),
 }
 
+impl CacheKind {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// Those of the cache's own constructor.
+    pub fn make(&self, shape: &CacheShape, device: &Device) -> Result<Box<dyn KvCache>> {
+        let shape = shape.clone();
+        Ok(match self {
+            Self::Plain(element) => Box::new(PlainCache::new(shape, *element, device)?),
+            Self::Quantized(compression) => Box::new(QuantizedCache::new(shape, compression, device)?),
+            Self::Evicting(eviction) => Box::new(EvictingCache::new(shape, eviction.clone(), device)?),
+        })
+    }
+}
+
 impl CacheSpec {
     /// The kind of cache, with its settings.
     pub fn kind(&self) -> &CacheKind {
@@ -63,12 +78,7 @@ impl CacheSpec {
     /// # Errors
     /// Those of the cache's own constructor.
     pub fn make(&self, shape: &CacheShape, device: &Device) -> Result<Box<dyn KvCache>> {
-        let shape = shape.clone();
-        Ok(match &self.kind {
-            CacheKind::Plain(element) => Box::new(PlainCache::new(shape, *element, device)?),
-            CacheKind::Quantized(compression) => Box::new(QuantizedCache::new(shape, compression, device)?),
-            CacheKind::Evicting(eviction) => Box::new(EvictingCache::new(shape, eviction.clone(), device)?),
-        })
+        self.kind.make(shape, device)
     }
 
     /// Every name; of presses those that keep a quarter.

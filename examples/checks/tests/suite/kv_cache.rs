@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use breakers::cli::CacheKind;
+use breakers::cli::{cache_named, runner_over};
 use breakers_backend::{device, harness::model_path};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, TokenLogprob, Want};
+use breakers_kv_cache::CacheKind;
 use breakers_model::{LoadOptions, Model, Runner};
 use breakers_spec_decode::{
     Config, Draft, DraftLength, DraftRequest, Drafter, NoDrafter, Result, Speculator,
@@ -83,13 +84,13 @@ impl Drafter for Parrot {
 
 /// A model's text of `n_prompt` tokens over a cache: pieces, batches, forks and speculation against one pass.
 fn check(model: &Model, cache: &str, n_prompt: usize) {
-    let kind = CacheKind::named(cache).unwrap();
+    let kind = cache_named(cache).unwrap();
     // A press looks at what is final: its prompts come in one piece.
-    let is_pressed = matches!(kind, CacheKind::Pressed(_));
+    let is_pressed = matches!(kind, CacheKind::Evicting(_));
     let what = format!("{cache}, {n_prompt} tokens of {}", model.info().name);
     let text = text(model);
     let (prompt, next) = (&text[..n_prompt], &text[n_prompt..n_prompt + 4]);
-    let mut runner = kind.runner(model).unwrap();
+    let mut runner = runner_over(&kind, model).unwrap();
     let plain = runner.open().unwrap();
     let want_prompt = feed_pieces(&mut runner, plain, prompt, &[n_prompt]);
     let fork = runner.fork(plain).unwrap();
@@ -200,14 +201,14 @@ fn compressed_caches_go_with_gpus() {
     let text = text(&cpu);
     // Speculation, where the second page begins among what is decoded.
     let prompt = &text[..62];
-    let mut runner = CacheKind::named("water-4").unwrap().runner(&gpu).unwrap();
+    let mut runner = runner_over(&cache_named("water-4").unwrap(), &gpu).unwrap();
     drafts_change_nothing(&mut runner, prompt, 5, "speculation");
 
     // The same cache on the CPU.
-    let kind = CacheKind::named("turbo-4").unwrap();
+    let kind = cache_named("turbo-4").unwrap();
     let text = &text[..72];
-    let found = best(&mut kind.runner(&gpu).unwrap(), text, &[66, 5, 1]);
-    let expected = best(&mut kind.runner(&cpu).unwrap(), text, &[72]);
+    let found = best(&mut runner_over(&kind, &gpu).unwrap(), text, &[66, 5, 1]);
+    let expected = best(&mut runner_over(&kind, &cpu).unwrap(), text, &[72]);
     for (row, (found, expected)) in found.iter().zip(&expected).enumerate().skip(60) {
         // The CPU rounds activations to eight bits, the GPU does not.
         let first = &expected[0];
