@@ -2,13 +2,14 @@
 //!
 //! # Shared memory
 //! CubeCL 0.11.3 compiles shared memory to SPIR-V wrongly unless the driver has
-//! `VK_KHR_workgroup_memory_explicit_layout`. GPU drivers have it; software Vulkan (Mesa's lavapipe) got it only
-//! lately, and crashes on what CubeCL makes of it before that. The feature `wgpu` without `vulkan` compiles to WGSL
-//! instead, which software Vulkan runs: that is how kernels are tested where there is no GPU.
+//! `VK_KHR_workgroup_memory_explicit_layout`. GPU drivers have it; software Vulkan (Mesa's
+//! lavapipe) got it only lately, and crashes on what CubeCL makes of it before that. The feature
+//! `wgpu` without `vulkan` compiles to WGSL instead, which software Vulkan runs: that is how
+//! kernels are tested where there is no GPU.
 //!
 //! A kernel that is to run on software Vulkan through SPIR-V too takes a `#[comptime]` flag from
-//! [`has_shared_memory`] and computes without shared memory where the flag is false; [`norm`](crate::norm) shows how.
-//! The other kernels need it, as Burn's own matrix product does.
+//! [`has_shared_memory`] and computes without shared memory where the flag is false; [`norm`](crate::norm)
+//! shows how. The other kernels need it, as Burn's own matrix product does.
 
 #![allow(missing_docs)] // `#[cube]` adds modules without documentation.
 

@@ -1,8 +1,9 @@
 //! Devices by name: `flex`, `wgpu`, `vulkan:1`, `cuda:0`.
 //!
-//! `cpu` is another name of `flex`. A name is a backend and, after a colon, the number of a device in the order in which [`available`] lists
-//! them; without a number the first one is meant. Burn itself only learns at the first operation that a device
-//! does not exist, and panics then; here a device that is missing is an error that says what is missing.
+//! `cpu` is another name of `flex`. A name is a backend and, after a colon, the number of a device in the
+//! order in which [`available`] lists them; without a number the first one is meant. Burn itself only learns
+//! at the first operation that a device does not exist, and panics then; here a device that is missing is an
+//! error that says what is missing.
 //!
 //! # Example
 //! ```
@@ -143,8 +144,8 @@ pub struct DeviceDescription {
 /// A GPU is initialized here, so that a driver that does not work is found now.
 ///
 /// # Errors
-/// [`Error::UnknownDevice`], [`Error::DeviceIndex`] for a number that is none, [`Error::DeviceNotCompiled`] if
-/// this build lacks the backend, [`Error::NoDevice`] if the machine has no device of it,
+/// [`Error::UnknownDevice`], [`Error::DeviceIndex`] for a number that is none, [`Error::DeviceNotCompiled`]
+/// if this build lacks the backend, [`Error::NoDevice`] if the machine has no device of it,
 /// [`Error::DeviceOutOfRange`] if it has fewer, [`Error::DeviceFailed`] if the driver refuses.
 pub fn open(name: &str) -> Result<Device> {
     let (kind, index) = parse(name)?;
@@ -167,8 +168,8 @@ pub fn available() -> Vec<DeviceDescription> {
 /// The devices of one backend, without initializing them.
 ///
 /// # Errors
-/// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the machine has no device
-/// of it.
+/// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the
+/// machine has no device of it.
 pub fn available_of(kind: Kind) -> Result<Vec<DeviceDescription>> {
     let describe = |(index, device)| DeviceDescription {
         name: if kind == Kind::Flex { kind.to_string() } else { format!("{kind}:{index}") },
@@ -180,8 +181,8 @@ pub fn available_of(kind: Kind) -> Result<Vec<DeviceDescription>> {
 
 /// The backend that a device belongs to; `None` if our kernels do not run there.
 ///
-/// Burn can have backends that this build's kernels lack, if another crate turned them on; an operation on such
-/// a device would panic, so [`require`] it where a device comes in from outside.
+/// Burn can have backends that this build's kernels lack, if another crate turned them on; an operation on
+/// such a device would panic, so [`require`] it where a device comes in from outside.
 pub fn kind(device: &Device) -> Option<Kind> {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => Some(Kind::Flex),

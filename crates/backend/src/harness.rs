@@ -1,14 +1,15 @@
 //! Tests that hold all implementations of an operation against each other.
 //!
-//! An operation of this project exists several times: as a reference in tensor operations, as a CPU kernel for
-//! each instruction set, and as a CubeCL kernel that runs on every GPU. [`Operation`] sends the same seeded inputs
-//! through all of them that the machine has — as whole tensors, as views with an offset, with gaps and with
-//! swapped axes — and compares the results under a named [`Tolerance`]. What surrounds a view is NaN, so that a
-//! kernel that reads past it is found out. [`check_rows`] tests that a row's result has the same bits whatever
-//! else is in the call.
+//! An operation of this project exists several times: as a reference in tensor operations, as a CPU kernel
+//! for each instruction set, and as a CubeCL kernel that runs on every GPU. [`Operation`] sends the same
+//! seeded inputs through all of them that the machine has — as whole tensors, as views with an offset, with
+//! gaps and with swapped axes — and compares the results under a named [`Tolerance`]. What surrounds a view
+//! is NaN, so that a kernel that reads past it is found out. [`check_rows`] tests that a row's result has the
+//! same bits whatever else is in the call.
 //!
 //! Devices that this build or this machine lacks are left out, with a note on standard error. The environment
-//! variable `BREAKERS_REQUIRE_DEVICES` (`wgpu`, or `wgpu,cuda:0`) turns the absence of a device into a failure.
+//! variable `BREAKERS_REQUIRE_DEVICES` (`wgpu`, or `wgpu,cuda:0`) turns the absence of a
+//! device into a failure.
 //!
 //! # Example
 //! ```
@@ -203,8 +204,8 @@ impl<C: Debug> Operation<'_, C> {
         Ok(summary)
     }
 
-    /// As [`compare`](Self::compare), for tests: reports the largest differences and what was left out on standard
-    /// error, and panics with a difference that is too large.
+    /// As [`compare`](Self::compare), for tests: reports the largest differences and what was left out on
+    /// standard error, and panics with a difference that is too large.
     ///
     /// # Panics
     /// With the error, if `compare` has one.

@@ -10,20 +10,21 @@
 //! | [`harness`] | tests that hold all implementations of an operation against each other |
 //!
 //! # Adding an operation
-//! [`norm`] shows each part: a trait with `#[backend_extension(Flex, Cube: cfg(feature = "cube"))]` whose default
-//! body is the reference in tensor operations; an implementation for `Flex` that calls a function over slices; one
-//! for `CubeBackend` that launches a CubeCL kernel; a free function over `Tensor<D>`; and a test with
-//! [`harness::Operation`].
+//! [`norm`] shows each part: a trait with `#[backend_extension(Flex, Cube: cfg(feature = "cube"))]` whose
+//! default body is the reference in tensor operations; an implementation for `Flex` that calls a function
+//! over slices; one for `CubeBackend` that launches a CubeCL kernel; a free function over `Tensor<D>`; and a
+//! test with [`harness::Operation`].
 //!
 //! # Promises of every kernel
 //! - A row's result depends neither on the other rows of a call nor on the number of threads
 //!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 32 rows.
-//! - The CPU paths give the same bits wherever the price is small; `same_bits` of [`harness::Operation`] tests it.
+//! - The CPU paths give the same bits wherever the price is small; `same_bits` of
+//!   [`harness::Operation`] tests it.
 //! - All work goes through the [pool](breakers_cpu::pool); no kernel starts threads.
 //!
 //! # Features
-//! The CPU backend is always there. `wgpu`, `vulkan`, `metal` and `cuda` add GPU backends under Burn's own names; the
-//! default build has none of them and pulls in no GPU stack.
+//! The CPU backend is always there. `wgpu`, `vulkan`, `metal` and `cuda` add GPU backends under Burn's own
+//! names; the default build has none of them and pulls in no GPU stack.
 //!
 //! # Environment
 //! For tests, `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure). [`breakers_cpu`] has its own.

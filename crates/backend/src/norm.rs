@@ -1,8 +1,8 @@
 //! Normalization of rows: [`rms_norm`] and [`layer_norm`].
 //!
 //! The module is also the pattern that a custom operation of any breakers crate follows:
-//! 1. an extension trait over Burn's `Backend` ([`NormOps`]), whose default bodies are the references in tensor
-//!    operations;
+//! 1. an extension trait over Burn's `Backend` ([`NormOps`]), whose default bodies are the references
+//!    in tensor operations;
 //! 2. `impl … for Flex` in `norm/flex.rs`, a thin call into a function over slices that needs no Burn;
 //! 3. `impl … for CubeBackend` in `norm/cube.rs`, one CubeCL kernel for every GPU;
 //! 4. free functions over `Tensor<D>`, which check the shapes once;
@@ -14,8 +14,8 @@
 //! therefore depends neither on the number of rows in the call nor on the number of threads.
 //!
 //! # Source
-//! Zhang and Sennrich, "Root mean square layer normalization", arXiv 1910.07467, equation 4; Ba, Kiros and Hinton,
-//! "Layer normalization", arXiv 1607.06450, section 3.
+//! Zhang and Sennrich, "Root mean square layer normalization", arXiv 1910.07467, equation 4; Ba, Kiros and
+//! Hinton, "Layer normalization", arXiv 1607.06450, section 3.
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -67,8 +67,8 @@ pub trait NormOps: Backend {
 /// The result has the element type of `x`; sums are in `f32` whatever the type.
 ///
 /// # Panics
-/// If `weight` is not as long as a row, if the tensors are on different devices, or if our kernels do not run on
-/// the device (see [`device::require`](crate::device::require)).
+/// If `weight` is not as long as a row, if the tensors are on different devices, or if our kernels do not run
+/// on the device (see [`device::require`](crate::device::require)).
 ///
 /// # Source
 /// Zhang and Sennrich, arXiv 1910.07467, equation 4, with an epsilon as every model uses it.
@@ -89,8 +89,8 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
     rms_norm_offset(x, weight, 0.0, epsilon)
 }
 
-/// As [`rms_norm`], with `weight + offset` in the place of the weight: Gemma's checkpoints hold weight − 1 (its
-/// GGUF files the weight itself).
+/// As [`rms_norm`], with `weight + offset` in the place of the weight: Gemma's checkpoints hold weight − 1
+/// (its GGUF files the weight itself).
 ///
 /// # Shapes
 /// As [`rms_norm`].

@@ -2,9 +2,9 @@
 //!
 //! `cargo bench -p breakers-core --bench sampling -- [filter]`
 //!
-//! The best of alternating runs, in microseconds. The bar: a draw at temperature 1 and top-p 0.95 takes at most a
-//! tenth of a decoding step on two threads (SmolLM2-135M 4.2 ms, Qwen2.5-0.5B 12 ms, Gemma-3-270M 8 ms on two
-//! cores of an AMD EPYC).
+//! The best of alternating runs, in microseconds. The bar: a draw at temperature 1 and top-p 0.95 takes at
+//! most a tenth of a decoding step on two threads (SmolLM2-135M 4.2 ms, Qwen2.5-0.5B 12 ms, Gemma-3-270M 8 ms
+//! on two cores of an AMD EPYC).
 #![allow(clippy::print_stdout)] // A report for the terminal.
 
 use std::hint::black_box;

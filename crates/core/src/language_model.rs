@@ -227,8 +227,8 @@ pub trait LanguageModel {
     /// # Errors
     /// Those of [`Step::validate`], [`Error::UnknownSequence`](crate::Error::UnknownSequence),
     /// [`Error::DuplicateSequence`](crate::Error::DuplicateSequence), [`StepError::ContextFull`],
-    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine). An error that
-    /// one step causes names it: [`Error::AtStep`](crate::Error::AtStep).
+    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine). An error
+    /// that one step causes names it: [`Error::AtStep`](crate::Error::AtStep).
     fn forward(&mut self, steps: &mut [Step]) -> Result<()>;
 
     /// Keeps, of the provisional tokens, only those at the given indices (0 = first provisional token),

@@ -135,7 +135,8 @@ pub enum Part {
 /// use breakers_core::{Message, Role, ToolCall};
 ///
 /// let question = Message::user("What is the weather in Oslo?");
-/// let call = Message::assistant("").with_tool_call(ToolCall::new("call_1", "weather", r#"{"city": "Oslo"}"#));
+/// let arguments = r#"{"city": "Oslo"}"#;
+/// let call = Message::assistant("").with_tool_call(ToolCall::new("call_1", "weather", arguments));
 /// let result = Message::tool("call_1", "4 degrees, rain");
 /// assert_eq!((question.role, result.role), (Role::User, Role::Tool));
 /// assert_eq!(call.tool_calls[0].name, "weather");

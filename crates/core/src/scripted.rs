@@ -55,7 +55,8 @@ impl From<ToolCall> for Scripted {
 /// use std::ops::ControlFlow;
 /// use breakers_core::{CallError, ChatModel, ChatRequest, Message, ScriptedModel};
 ///
-/// let model = ScriptedModel::new("test", ["Hello there.".into(), CallError::Overloaded { retry_after: None }.into()]);
+/// let busy = CallError::Overloaded { retry_after: None };
+/// let model = ScriptedModel::new("test", ["Hello there.".into(), busy.into()]);
 /// let request = ChatRequest::new(vec![Message::user("Hi!")]);
 /// let mut pieces = Vec::new();
 /// let reply = model.chat(&request, &mut |delta| {

@@ -1,9 +1,11 @@
-//! What every [`ChatModel`] keeps to, as a check that any of them can be put through: local, remote, scripted.
+//! What every [`ChatModel`] keeps to, as a check that any of them can be put through: local,
+//! remote, scripted.
 //!
 //! ```
 //! use breakers_core::{Message, testing};
 //!
-//! testing::check_chat_model(&testing::counting_model("test"), &testing::Probe::new(Message::user("Count.")));
+//! let probe = testing::Probe::new(Message::user("Count."));
+//! testing::check_chat_model(&testing::counting_model("test"), &probe);
 //! ```
 
 use std::ops::ControlFlow;
@@ -17,7 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Probe {
-    /// Its answer, when the most likely tokens are taken, has at least [`Probe::max_tokens`] tokens and some letters.
+    /// Its answer, when the most likely tokens are taken, has at least [`Probe::max_tokens`]
+    /// tokens and some letters.
     pub prompt: Prompt,
     /// Tokens of an answer; at least 6.
     pub max_tokens: usize,
@@ -36,8 +39,8 @@ impl Probe {
     }
 }
 
-/// Puts a model through the contract of [`ChatModel`]: pieces are the answer, limits and stop strings hold, receivers can
-/// end it, batches and threads change nothing, and what the model's card lacks is refused.
+/// Puts a model through the contract of [`ChatModel`]: pieces are the answer, limits and stop strings hold,
+/// receivers can end it, batches and threads change nothing, and what the model's card lacks is refused.
 ///
 /// # Panics
 /// At the first promise that is broken.
@@ -271,8 +274,8 @@ const WORDS: [&str; 12] = [
 /// Its context, in words.
 const CONTEXT: usize = 64;
 
-/// A scripted model that counts to eleven, with a token for each word, and keeps the contract: limits, stop strings,
-/// log-probabilities, functions, JSON, a context of 64 words.
+/// A scripted model that counts to eleven, with a token for each word, and keeps the contract: limits, stop
+/// strings, log-probabilities, functions, JSON, a context of 64 words.
 pub fn counting_model(id: impl Into<String>) -> ScriptedModel {
     let id = id.into();
     let mut card = crate::ModelCard::new(id.clone());

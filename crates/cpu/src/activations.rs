@@ -9,8 +9,8 @@
 //!
 //! # Layout
 //! Rows come in panels of [`PANEL_ROWS`] (the last one has what is left). Within a panel the blocks follow
-//! each other, and within a block the panel's rows: `quants[block][row][32]`, `scales[block][row]`, and so on.
-//! A product that holds one block of weights in registers reads the panel in one forward sweep.
+//! each other, and within a block the panel's rows: `quants[block][row][32]`, `scales[block][row]`, and so
+//! on. A product that holds one block of weights in registers reads the panel in one forward sweep.
 //!
 //! # Memory
 //! 52 bytes per 32 values.

@@ -1,20 +1,20 @@
 //! Orthonormal Walsh–Hadamard rotations, also of lengths that are no power of two.
 //!
 //! A rotation spreads every coordinate of a vector evenly over all of them, so that outliers disappear before
-//! the vector is quantized. For a length n = m·2ᵏ it is (M ⊗ H)·D / √n: random signs D, the fast Walsh–Hadamard
-//! transform H over the power of two, and a small dense matrix M over the rest. M is a Hadamard matrix wherever
-//! one of the two Paley constructions gives one of four times the odd part of n, so that all entries of the
-//! rotation have the same size (576 = 36·16, 640 = 20·32, 896 = 28·32). For other lengths it is a cosine
-//! transform, which is orthonormal too but spreads less evenly.
+//! the vector is quantized. For a length n = m·2ᵏ it is (M ⊗ H)·D / √n: random signs D, the fast
+//! Walsh–Hadamard transform H over the power of two, and a small dense matrix M over the rest. M is a
+//! Hadamard matrix wherever one of the two Paley constructions gives one of four times the odd part of n, so
+//! that all entries of the rotation have the same size (576 = 36·16, 640 = 20·32, 896 = 28·32). For other
+//! lengths it is a cosine transform, which is orthonormal too but spreads less evenly.
 //!
 //! # Cost
 //! n·(m + k) additions, in chunks that vectorize. The order of operations is fixed, so every instruction set
 //! gives the same bits.
 //!
 //! # Source
-//! Signs and Walsh–Hadamard: Ailon and Chazelle, "The fast Johnson–Lindenstrauss transform", SIAM J. Comput. 39
-//! (2009), section 2. Small matrices: Paley, "On orthogonal matrices", J. Math. Phys. 12 (1933). Odd factors by
-//! Kronecker products: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3.
+//! Signs and Walsh–Hadamard: Ailon and Chazelle, "The fast Johnson–Lindenstrauss transform", SIAM J. Comput.
+//! 39 (2009), section 2. Small matrices: Paley, "On orthogonal matrices", J. Math. Phys. 12 (1933). Odd
+//! factors by Kronecker products: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3.
 //!
 //! # Example
 //! ```
@@ -113,9 +113,10 @@ impl Rotation {
         self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.inverse_rows(rows, scratch)))
     }
 
-    /// The rotation in parts, for devices that have no butterflies: a factor for each coordinate, and small matrices. With the
-    /// coordinates as an array whose last axis has the length of the first matrix, the axis before it that of the second and so
-    /// on, the rotation is a multiplication by the factors, then of each axis by its matrix.
+    /// The rotation in parts, for devices that have no butterflies: a factor for each coordinate, and small
+    /// matrices. With the coordinates as an array whose last axis has the length of the first matrix, the
+    /// axis before it that of the second and so on, the rotation is a multiplication by the factors, then of
+    /// each axis by its matrix.
     ///
     /// # Shapes
     /// The factors: `[len]`; each matrix `[n, n]` by rows, the product of all n is `len`.
@@ -147,7 +148,8 @@ impl Rotation {
         }
     }
 
-    /// Calls `rotate` with whole rows and room for [`mix`](Self::mix): all rows, or parts from several threads.
+    /// Calls `rotate` with whole rows and room for [`mix`](Self::mix): all rows, or parts
+    /// from several threads.
     fn in_parallel(&self, rows: &mut [f32], rotate: impl Fn(&mut [f32], &mut [f32]) + Sync) -> Result<()> {
         if !rows.len().is_multiple_of(self.len) {
             let expected = rows.len().next_multiple_of(self.len);
@@ -245,7 +247,8 @@ fn butterfly<const DISTANCE: usize>(lanes: [f32; LANES]) -> [f32; LANES] {
     })
 }
 
-/// A Hadamard matrix of order 4·`odd`, by rows, where one of Paley's constructions over a prime field has one.
+/// A Hadamard matrix of order 4·`odd`, by rows, where one of Paley's constructions over a
+/// prime field has one.
 fn hadamard_of_four_times(odd: usize) -> Option<Vec<f32>> {
     let order = 4 * odd;
     if is_prime(order - 1) {

@@ -19,14 +19,14 @@
 //! - All work goes through the [`pool`]; nothing else starts threads.
 //!
 //! # Instruction sets
-//! A kernel reads [`isa()`] once, on the thread that calls it and before it forks into the [`pool`], and passes the
-//! answer on. That is what makes [`with_isa`], which overrides the choice for the current thread only, reach all of
-//! the kernel's tasks.
+//! A kernel reads [`isa()`] once, on the thread that calls it and before it forks into the [`pool`], and
+//! passes the answer on. That is what makes [`with_isa`], which overrides the choice for the current thread
+//! only, reach all of the kernel's tasks.
 //!
 //! # Environment
 //! `BREAKERS_THREADS` sets the threads of the pool, `BREAKERS_ISA` (`scalar`, `avx2`, `avx512`, `neon`) the
-//! instruction set of the whole process. A value that is unknown, or beyond what the machine can do, is reported
-//! through `tracing` and ignored.
+//! instruction set of the whole process. A value that is unknown, or beyond what the machine can do, is
+//! reported through `tracing` and ignored.
 //!
 //! # Example
 //! ```

@@ -1,7 +1,8 @@
 //! Elementary functions that give the same bits on every instruction set.
 //!
 //! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
-//! a loop over them vectorizes inside [`per_isa!`](crate::per_isa!) and rounds alike in scalar, AVX2 and AVX-512 code.
+//! a loop over them vectorizes inside [`per_isa!`](crate::per_isa!) and rounds alike in
+//! scalar, AVX2 and AVX-512 code.
 
 /// eˣ, within 2 units in the last place; 0 below −87.3, e^88.7 above 88.7.
 ///

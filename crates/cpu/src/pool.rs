@@ -2,12 +2,14 @@
 //!
 //! A forward pass of a language model forks and joins hundreds of times a token, for pieces of work of a few
 //! dozen microseconds. The workers therefore stay awake for a little while after each job and pick the next
-//! one up within a fraction of a microsecond; when none comes they sleep, so that an idle process uses no CPU.
+//! one up within a fraction of a microsecond; when none comes they sleep, so that an idle
+//! process uses no CPU.
 //!
 //! The calling thread works too. Tasks are handed out one at a time by a counter, so a worker that the
 //! operating system delays takes none, and the caller never waits for work that nobody has begun.
 //!
-//! Results must not depend on the pool: a task writes its own outputs only and says nothing about who runs it.
+//! Results must not depend on the pool: a task writes its own outputs only and says nothing
+//! about who runs it.
 //!
 //! # Cost
 //! A fork and join on two awake threads takes well below 2 µs (`cargo bench -p breakers-cpu --bench pool`).
@@ -39,7 +41,8 @@ use team::Team;
 /// Most threads that the pool can have, the caller included.
 pub const MAX_THREADS: usize = 256;
 
-/// Chunks a thread gets from [`parallel_chunks`], so that a thread that is slower or late leaves work to others.
+/// Chunks a thread gets from [`parallel_chunks`], so that a thread that is slower or late
+/// leaves work to others.
 const CHUNKS_PER_THREAD: usize = 4;
 
 fn team() -> &'static Team {

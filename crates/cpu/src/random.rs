@@ -48,8 +48,8 @@ impl SplitMix64 {
         (radius * (std::f64::consts::TAU * self.next_unit()).cos()) as f32
     }
 
-    /// A random orthogonal matrix: normal numbers, made orthonormal row by row. Twice, since once leaves rounding
-    /// errors that grow.
+    /// A random orthogonal matrix: normal numbers, made orthonormal row by row. Twice, since once leaves
+    /// rounding errors that grow.
     ///
     /// # Shapes
     /// Returns `[n, n]` by rows.

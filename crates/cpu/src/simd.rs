@@ -1,8 +1,8 @@
 //! SIMD written once: sixteen lanes of `f32`, on whichever registers the processor has.
 //!
 //! A kernel is a type that implements [`Kernel`]: its loop is written over the methods of [`Simd`], and
-//! [`dispatch`] runs the copy that was compiled for an instruction set. A loop that the compiler vectorizes by
-//! itself needs no registers by name: [`per_isa!`](crate::per_isa!) compiles it the same way.
+//! [`dispatch`] runs the copy that was compiled for an instruction set. A loop that the compiler vectorizes
+//! by itself needs no registers by name: [`per_isa!`](crate::per_isa!) compiles it the same way.
 //!
 //! Each instruction set gives the same bits: every operation is defined lane by lane and correctly rounded,
 //! and the two sums across lanes have one fixed order. The tests compare all methods between all instruction
@@ -11,7 +11,8 @@
 //! # Instruction sets
 //! - AVX-512 (F, BW, DQ, VL, VNNI): sixteen lanes in one register.
 //! - AVX2 with FMA and F16C: in two.
-//! - NEON, on 64-bit Arm: in four. It is type-checked, but the machines that run this project's tests are x86-64.
+//! - NEON, on 64-bit Arm: in four. It is type-checked, but the machines that run this
+//!   project's tests are x86-64.
 //! - plain Rust anywhere, the reference.
 //!
 //! # Example
@@ -164,8 +165,8 @@ pub trait Simd: Copy + sealed::Sealed {
     unsafe fn table(from: *const u8) -> Self::Table;
     /// What each byte, below 2^`BITS`, stands for; `BITS` is 4 or 5.
     unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W;
-    /// Writes sixteen integers as factors, four to a [`Quad`]: at most [`LARGEST_BYTE`] in magnitude in one plane,
-    /// [`LARGEST`] in two.
+    /// Writes sixteen integers as factors, four to a [`Quad`]: at most [`LARGEST_BYTE`] in magnitude in one
+    /// plane, [`LARGEST`] in two.
     unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad);
     /// Four bytes in each lane, made ready for [`dot`](Self::dot).
     unsafe fn bytes(x: Self::W) -> Self::Bytes;
@@ -208,8 +209,8 @@ pub trait Simd: Copy + sealed::Sealed {
 
 /// Four integer factors, as an instruction set wants them.
 ///
-/// With planes: the high bytes of n = 128 · high + low in the first word, the low ones in the second. Otherwise 16 bits
-/// each: the first and the third factor in the first word, the others in the second.
+/// With planes: the high bytes of n = 128 · high + low in the first word, the low ones in the second.
+/// Otherwise 16 bits each: the first and the third factor in the first word, the others in the second.
 pub type Quad = [u32; 2];
 
 /// The largest magnitude of a factor in one plane.
@@ -229,8 +230,8 @@ pub trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Runs a kernel with the given instruction set, which the processor must have, as [`isa`](crate::isa()) promises;
-/// with plain code where it has not.
+/// Runs a kernel with the given instruction set, which the processor must have, as [`isa`](crate::isa())
+/// promises; with plain code where it has not.
 #[inline]
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
@@ -297,10 +298,10 @@ impl<R, F: FnOnce() -> R> Kernel for Plain<F> {
 /// before they fork into the pool, and pass it on.
 ///
 /// The expression is compiled once for each instruction set, inside a function with the wider features turned
-/// on, where the compiler vectorizes it and fused multiply-adds are single instructions. That reaches only what
-/// is inlined: let the expression be a loop over, or a call of, `#[inline(always)]` functions, and pass no
-/// closures through it. The result has the same bits on every path, because Rust neither fuses nor reorders
-/// floating-point operations by itself.
+/// on, where the compiler vectorizes it and fused multiply-adds are single instructions. That reaches only
+/// what is inlined: let the expression be a loop over, or a call of, `#[inline(always)]` functions, and pass
+/// no closures through it. The result has the same bits on every path, because Rust neither fuses nor
+/// reorders floating-point operations by itself.
 ///
 /// # Example
 /// ```
@@ -321,7 +322,8 @@ impl<R, F: FnOnce() -> R> Kernel for Plain<F> {
 #[macro_export]
 macro_rules! per_isa {
     ($isa:expr, || $body:expr) => {
-        // A closure that is called from one place only is inlined there, whatever its size; hence three of them.
+        // A closure that is called from one place only is inlined there, whatever its size;
+        // hence three of them.
         match $isa {
             #[cfg(target_arch = "x86_64")]
             $crate::Isa::Avx512 if $crate::Isa::Avx512.is_available() => {

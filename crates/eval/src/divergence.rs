@@ -10,8 +10,8 @@ use crate::score::surprise;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Divergence {
-    /// Kullback-Leibler divergence of the candidate's prediction from the reference's, KL(reference ‖ candidate), in nats,
-    /// of each place.
+    /// Kullback-Leibler divergence of the candidate's prediction from the reference's, KL(reference ‖
+    /// candidate), in nats, of each place.
     pub kl: Vec<f64>,
     /// Places where both have the same most likely token.
     pub same_top: usize,
@@ -60,7 +60,8 @@ impl Divergence {
 /// Half a window of the reference's logits: 2 · context · vocabulary bytes.
 ///
 /// # Errors
-/// [`StepError::OutOfRange`] if the vocabularies differ; and those of [`perplexity`](crate::score::perplexity).
+/// [`StepError::OutOfRange`] if the vocabularies differ; and those of
+/// [`perplexity`](crate::score::perplexity).
 pub fn divergence(
     reference: &mut impl LanguageModel,
     candidate: &mut impl LanguageModel,

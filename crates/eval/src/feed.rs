@@ -63,8 +63,8 @@ pub(crate) fn visit(
 /// first token of each is replaced by it.
 ///
 /// # Errors
-/// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if the text is shorter than one window or the
-/// window shorter than 4 tokens.
+/// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if the text is shorter than one window or
+/// the window shorter than 4 tokens.
 pub(crate) fn windows(tokens: &[TokenId], context: usize, bos: Option<TokenId>) -> Result<Vec<Vec<TokenId>>> {
     for (what, available, requested) in [
         ("tokens in a window (4 at least)", context, 4),

@@ -1,9 +1,9 @@
 //! A needle in a haystack: a fact at some depth of a long text, asked for at its end.
 //!
 //! # Source
-//! Kamradt, "Needle in a haystack", 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack). Deviations: facts are
-//! numbers of five digits, and what counts is the part of the answer's tokens that the model finds likeliest, each
-//! behind those before it; no other model judges.
+//! Kamradt, "Needle in a haystack", 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack). Deviations: facts
+//! are numbers of five digits, and what counts is the part of the answer's tokens that the model finds
+//! likeliest, each behind those before it; no other model judges.
 
 use breakers_core::{BoxError, LanguageModel, SequenceId, Step, TokenId, Want};
 
@@ -77,12 +77,14 @@ impl NeedleConfig {
 
 /// Hides a number in a text at each of the depths and asks for it.
 ///
-/// `haystack`: the tokens of a text, repeated where they do not suffice. `encode`: the tokens of a piece of text,
-/// without any around it. `answers(prompt, answer)`: for each contestant the part of `answer` that it gives by itself
-/// behind `prompt`, such as [`found_by`] says. `progress` is told of the length and the depth before each text.
+/// `haystack`: the tokens of a text, repeated where they do not suffice. `encode`: the tokens of a piece
+/// of text, without any around it. `answers(prompt, answer)`: for each contestant the part of `answer`
+/// that it gives by itself behind `prompt`, such as [`found_by`] says. `progress` is told of the length
+/// and the depth before each text.
 ///
 /// # Errors
-/// [`Error::Parameter`] for a depth above 100 %, [`Error::Length`] for an empty haystack, and those of the closures.
+/// [`Error::Parameter`] for a depth above 100 %, [`Error::Length`] for an empty haystack, and
+/// those of the closures.
 pub fn needles<E: From<Error>>(
     config: &NeedleConfig,
     haystack: &[TokenId],
@@ -127,8 +129,8 @@ pub fn needles<E: From<Error>>(
 
 /// The part of `answer` that a model gives by itself behind `prompt`, token by token.
 ///
-/// All of the prompt but its last token is read and made final before anything is said, so that a cache that lets
-/// tokens go has let them go.
+/// All of the prompt but its last token is read and made final before anything is said, so that a cache that
+/// lets tokens go has let them go.
 ///
 /// # Errors
 /// [`StepError::Empty`](breakers_core::StepError::Empty) for a prompt of less than two tokens, and those of
@@ -142,8 +144,8 @@ pub fn found_by(model: &mut impl LanguageModel, prompt: &[TokenId], answer: &[To
     })
 }
 
-/// The part of `answer` that a model would say itself in an open sequence, each token behind `question` and those
-/// before it. The tokens stay in the sequence.
+/// The part of `answer` that a model would say itself in an open sequence, each token behind `question` and
+/// those before it. The tokens stay in the sequence.
 ///
 /// # Errors
 /// Those of [`LanguageModel::forward`].

@@ -36,12 +36,12 @@ pub struct ScoredToken {
 ///
 /// # Shapes
 /// `prompt`: at least one token. `n_rows`: tokens fed in one forward pass, at least one; the result does not
-/// depend on it. `n_top`: how many alternatives are listed for each place. Result: one entry for each token of
-/// `continuation`.
+/// depend on it. `n_top`: how many alternatives are listed for each place. Result: one entry for each
+/// token of `continuation`.
 ///
 /// # Errors
-/// [`StepError::Empty`] for an empty prompt; [`breakers_core::Error::InvalidToken`] for any token outside of the
-/// vocabulary, also one that is never fed; [`breakers_core::SamplingError::NotFinite`]; and those of
+/// [`StepError::Empty`] for an empty prompt; [`breakers_core::Error::InvalidToken`] for any token outside of
+/// the vocabulary, also one that is never fed; [`breakers_core::SamplingError::NotFinite`]; and those of
 /// [`LanguageModel::forward`].
 pub fn score(
     model: &mut impl LanguageModel,
@@ -81,8 +81,8 @@ pub struct Perplexity {
 /// Perplexity over non-overlapping windows, as llama.cpp's `perplexity` program defines it.
 ///
 /// The text is cut into windows of `context` tokens, a remainder is dropped. With `bos`, the first token of
-/// each window is replaced by it. Of each window the `context`/2 − 1 targets of its second half count, so that
-/// each has at least half a window in front of it.
+/// each window is replaced by it. Of each window the `context`/2 − 1 targets of its second half count, so
+/// that each has at least half a window in front of it.
 ///
 /// `progress` is told (windows done, windows in all).
 ///

@@ -1,16 +1,17 @@
 //! Replacing a file as a whole: readers see the old content or the new one, also after a crash.
 //!
-//! The new content is written beside its place under a name of this crate's own, synced, renamed over the old one, and
-//! the folder is synced. Writers of one path never share a temporary file, whether they are threads or processes; the
-//! last one to finish wins.
+//! The new content is written beside its place under a name of this crate's own, synced, renamed over the old
+//! one, and the folder is synced. Writers of one path never share a temporary file, whether they are threads
+//! or processes; the last one to finish wins.
 //!
 //! # What is replaced
-//! A regular file keeps its permissions. A symbolic link is replaced itself, and what it points to stays as it is. What
-//! is no file (a folder, a device, a pipe) is refused: renaming over `/dev/null` would succeed for the administrator.
+//! A regular file keeps its permissions. A symbolic link is replaced itself, and what it points to stays
+//! as it is. What is no file (a folder, a device, a pipe) is refused: renaming over `/dev/null` would
+//! succeed for the administrator.
 //!
 //! # Leftovers
-//! A process that is killed leaves its temporary file. [`clean`] removes those of a folder, and only those: the name has
-//! this crate's own form, and nobody holds the lock that a writer keeps on it.
+//! A process that is killed leaves its temporary file. [`clean`] removes those of a folder, and only those:
+//! the name has this crate's own form, and nobody holds the lock that a writer keeps on it.
 
 use crate::{Disk, Error, OsDisk, Result, lock::try_lock};
 use std::{
@@ -44,16 +45,16 @@ const MAX_TRIES: usize = 16;
 /// ```
 ///
 /// # Errors
-/// [`Error::NotAFile`], [`Error::Io`]; the old file is still there then. When only syncing the folder failed, the new one
-/// is in its place, but may be the old one again after a crash of the system.
+/// [`Error::NotAFile`], [`Error::Io`]; the old file is still there then. When only syncing the folder failed,
+/// the new one is in its place, but may be the old one again after a crash of the system.
 pub fn replace(path: impl AsRef<Path>, content: &[u8]) -> Result<()> {
     let mut file = Replacement::new(path)?;
     file.put(content)?;
     file.commit()
 }
 
-/// A file that is being written to take the place of another. Dropped without [`commit`](Self::commit), it leaves
-/// nothing behind.
+/// A file that is being written to take the place of another. Dropped without [`commit`](Self::commit),
+/// it leaves nothing behind.
 ///
 /// It writes without a buffer; a [`BufWriter`](io::BufWriter) around it gathers small pieces.
 ///
@@ -91,7 +92,8 @@ impl Replacement<'static> {
         Self::on(&OsDisk, path)
     }
 
-    /// As [`new`](Self::new), for content that comes from code which wants a name: see [`temporary`](Self::temporary).
+    /// As [`new`](Self::new), for content that comes from code which wants a name: see
+    /// [`temporary`](Self::temporary).
     ///
     /// # Errors
     /// [`Error::NotAFile`], [`Error::Io`].
@@ -149,9 +151,9 @@ impl<'a> Replacement<'a> {
         &self.path
     }
 
-    /// Where the content lies until then: an empty file at first. Code that takes a path may write to it, or put another
-    /// file in its place; only do so if this was begun with [`by_name`](Self::by_name), whose leftovers are known by age
-    /// as well, since another file has no lock.
+    /// Where the content lies until then: an empty file at first. Code that takes a path may write to it, or
+    /// put another file in its place; only do so if this was begun with [`by_name`](Self::by_name), whose
+    /// leftovers are known by age as well, since another file has no lock.
     pub fn temporary(&self) -> &Path {
         &self.temporary
     }
@@ -221,7 +223,8 @@ pub fn put_in_place(disk: &dyn Disk, from: impl AsRef<Path>, to: impl AsRef<Path
     disk.sync_folder(folder_of(to)).map_err(Error::io("sync the folder of", to))
 }
 
-/// Opens a file to read it; what is no regular file is refused, so that a pipe does not make the caller wait forever.
+/// Opens a file to read it; what is no regular file is refused, so that a pipe does not make
+/// the caller wait forever.
 ///
 /// # Errors
 /// [`Error::NotAFile`], [`Error::Io`].
@@ -231,8 +234,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     File::open(path).map_err(Error::io("open", path))
 }
 
-/// Removes temporary files of writers that are gone from a folder; how many. Files of other programs, and those that
-/// somebody is writing, stay.
+/// Removes temporary files of writers that are gone from a folder; how many. Files of other programs, and
+/// those that somebody is writing, stay.
 ///
 /// ```
 /// use breakers_files::{OsDisk, Replacement, clean};
@@ -246,7 +249,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
 /// ```
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be read. A file that cannot be removed stays, to be found the next time.
+/// [`Error::Io`] if the folder cannot be read. A file that cannot be removed stays, to be
+/// found the next time.
 pub fn clean(disk: &dyn Disk, folder: impl AsRef<Path>) -> Result<usize> {
     let folder = folder.as_ref();
     let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;

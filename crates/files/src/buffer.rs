@@ -16,7 +16,8 @@ unsafe impl Pod for Line {}
 
 /// A growable array of plain numbers, aligned to 64 bytes.
 ///
-/// Multi-byte numbers have the byte order of the machine; files of sections are for machines with the same one.
+/// Multi-byte numbers have the byte order of the machine; files of sections are for machines
+/// with the same one.
 ///
 /// ```
 /// use breakers_files::Buffer;
@@ -48,7 +49,8 @@ impl<T: Pod> Buffer<T> {
         Self { place: Place::Owned(Vec::new()), len: 0, element: std::marker::PhantomData }
     }
 
-    /// The elements in a private mapping from byte `start` on; `None` if the mapping is too short or misaligned.
+    /// The elements in a private mapping from byte `start` on; `None` if the mapping is too
+    /// short or misaligned.
     pub fn mapped(map: MmapMut, start: usize, len: usize) -> Option<Self> {
         let end = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(start))?;
         let aligned = (map.as_ptr() as usize + start).is_multiple_of(align_of::<T>());

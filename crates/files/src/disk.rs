@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// The operations that change a disk. [`OsDisk`] is the real one; `testing::FaultyDisk` (feature `testing`) fails where
-/// a test wants it to.
+/// The operations that change a disk. [`OsDisk`] is the real one; `testing::FaultyDisk` (feature `testing`)
+/// fails where a test wants it to.
 ///
 /// # Errors
 /// All methods return those of the operating system.

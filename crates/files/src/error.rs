@@ -40,7 +40,8 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A line of a journal is damaged, and whole lines follow it, so it is not the end of an interrupted write.
+    /// A line of a journal is damaged, and whole lines follow it, so it is not the end of an
+    /// interrupted write.
     #[error("{path}, line {line}: expected {expected}, found {found}", path = path.display())]
     DamagedLine {
         /// The journal.
@@ -125,7 +126,8 @@ impl Error {
         move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
     }
 
-    /// The operating system's error, if it was the cause: `StorageFull`, `PermissionDenied`, `NotFound` and so on.
+    /// The operating system's error, if it was the cause: `StorageFull`, `PermissionDenied`,
+    /// `NotFound` and so on.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Io { source, .. } => Some(source.kind()),

@@ -1,22 +1,23 @@
 //! A journal: JSON lines with checksums, only ever added to.
 //!
-//! Each record is a JSON object on a line of its own, whose last member `crc32` is the CRC-32 (eight hexadecimal digits)
-//! of the line before that member. Every reader of JSON lines can read it: `jq`, `pandas.read_json(lines=True)`.
+//! Each record is a JSON object on a line of its own, whose last member `crc32` is the CRC-32 (eight
+//! hexadecimal digits) of the line before that member. Every reader of JSON lines can read it: `jq`,
+//! `pandas.read_json(lines=True)`.
 //!
 //! ```text
 //! {"question":17,"correct":true,"crc32":"9c3a5f02"}
 //! ```
 //!
 //! # After a crash
-//! A write that was interrupted leaves a last line without its end, or zeros where a page did not reach the disk. Opening
-//! the journal cuts that off and says so ([`Recovery::torn_bytes`]); reading it passes over it. A damaged line that whole
-//! lines follow is something else, and an error.
+//! A write that was interrupted leaves a last line without its end, or zeros where a page did not reach the
+//! disk. Opening the journal cuts that off and says so ([`Recovery::torn_bytes`]); reading it passes over it.
+//! A damaged line that whole lines follow is something else, and an error.
 //!
 //! # Writers
-//! One handle at a time: a lock on the file says so. Any number may read meanwhile (not on Windows, whose locks keep
-//! readers out). What failed to be written is taken
-//! back, so that a disk that was full can go on when there is room; after a failed sync nobody knows what the disk holds,
-//! and the journal refuses to go on until it is opened again.
+//! One handle at a time: a lock on the file says so. Any number may read meanwhile (not on Windows, whose
+//! locks keep readers out). What failed to be written is taken back, so that a disk that was full can go on
+//! when there is room; after a failed sync nobody knows what the disk holds, and the journal refuses to go on
+//! until it is opened again.
 //!
 //! # Example
 //! ```
@@ -68,8 +69,8 @@ pub enum SyncPolicy {
     /// After each record: one that was acknowledged survives a crash of the system.
     #[default]
     Each,
-    /// By the first record after this time, and when the journal is closed: a crash of the system loses at most what was
-    /// appended since; a crash of the process loses nothing.
+    /// By the first record after this time, and when the journal is closed: a crash of the system loses at
+    /// most what was appended since; a crash of the process loses nothing.
     Every(Duration),
     /// When [`Journal::sync`] is called, and when the journal is closed.
     OnDemand,
@@ -199,12 +200,12 @@ impl Journal {
         &self.path
     }
 
-    /// Adds a record. When this returns, the record is as safe as [`SyncPolicy`] says; when it fails, the record is not
-    /// there, unless a sync failed.
+    /// Adds a record. When this returns, the record is as safe as [`SyncPolicy`] says; when it fails, the
+    /// record is not there, unless a sync failed.
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Record`] for what is no JSON object or too long; [`Error::Io`]; [`Error::Failed`] after a
-    /// sync failed.
+    /// [`Error::Json`], [`Error::Record`] for what is no JSON object or too long; [`Error::Io`];
+    /// [`Error::Failed`] after a sync failed.
     pub fn append<T: Serialize + ?Sized>(&mut self, record: &T) -> Result<()> {
         self.append_all([record])
     }

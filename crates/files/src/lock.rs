@@ -13,8 +13,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// An exclusive lock on a file, which lasts until this is dropped or the process ends, however it ends.
 ///
-/// The lock is advisory (`flock`, `LockFileEx`): it keeps out those who ask for it. The file itself stays, empty; to remove
-/// it would let two processes lock two files of one name. File systems without locks lock nothing.
+/// The lock is advisory (`flock`, `LockFileEx`): it keeps out those who ask for it. The file itself
+/// stays, empty; to remove it would let two processes lock two files of one name. File systems
+/// without locks lock nothing.
 ///
 /// ```
 /// use breakers_files::{Error, FileLock};

@@ -1,15 +1,17 @@
-//! Files of named sections with checksums: replaced as a whole, checked before anything in them is believed, mapped.
+//! Files of named sections with checksums: replaced as a whole, checked before anything in
+//! them is believed, mapped.
 //!
 //! They suit what is derived and large: an index, a cache, packed vectors.
 //!
 //! # Format
-//! Eight bytes of magic, the length of the header and its CRC-32 (four bytes each, little endian), the header in JSON, and
-//! sections. Everything is padded with zeros to multiples of 64 bytes; a section's CRC-32 covers its padding, the header's
-//! covers all before the first section. A file of another length than its header says is damaged.
+//! Eight bytes of magic, the length of the header and its CRC-32 (four bytes each, little endian), the
+//! header in JSON, and sections. Everything is padded with zeros to multiples of 64 bytes; a section's
+//! CRC-32 covers its padding, the header's covers all before the first section. A file of another length
+//! than its header says is damaged.
 //!
 //! # Durability
-//! Files are written as [`Replacement`]s: readers see the old file or the new one. A program that finds one damaged
-//! builds it anew from what it was derived from.
+//! Files are written as [`Replacement`]s: readers see the old file or the new one. A program that finds one
+//! damaged builds it anew from what it was derived from.
 //!
 //! # Example
 //! ```
@@ -55,12 +57,12 @@ struct Section {
     crc: u32,
 }
 
-/// Writes a file of sections in place of the one that is there. `info` is what the file says about itself, in JSON; the
-/// sections are found by name, in any order.
+/// Writes a file of sections in place of the one that is there. `info` is what the file says about itself, in
+/// JSON; the sections are found by name, in any order.
 ///
 /// # Errors
-/// [`Error::Json`] if `info` cannot be written, [`Error::NotAFile`], [`Error::Io`]; the old file is still there then, as
-/// [`replace`](crate::replace) says.
+/// [`Error::Json`] if `info` cannot be written, [`Error::NotAFile`], [`Error::Io`]; the old file is still
+/// there then, as [`replace`](crate::replace) says.
 pub fn write<H: Serialize>(disk: &dyn Disk, path: &Path, info: H, sections: &[(&str, &[u8])]) -> Result<()> {
     let describe = |&(name, bytes): &(&str, &[u8])| {
         let mut crc = crc32fast::Hasher::new();
@@ -243,8 +245,9 @@ impl<H: DeserializeOwned> SectionFile<H> {
     }
 
     fn map(&self, start: usize, bytes: usize) -> Result<memmap2::MmapMut> {
-        // SAFETY: the mapping is private. Files of sections are replaced by renaming and never written in place; a
-        // program that truncates one while it is mapped breaks this, as it would break any mapped file.
+        // SAFETY: the mapping is private. Files of sections are replaced by renaming and never
+        // written in place; a program that truncates one while it is mapped breaks this, as it
+        // would break any mapped file.
         unsafe { MmapOptions::new().offset(start as u64).len(bytes).map_copy(&self.file) }
             .map_err(Error::io("map", &self.path))
     }
@@ -287,7 +290,8 @@ impl<H: DeserializeOwned> SectionFile<H> {
         Ok(start as u64)
     }
 
-    /// An error that names this file: for a reader who finds what the sections say among each other to be wrong.
+    /// An error that names this file: for a reader who finds what the sections say among each
+    /// other to be wrong.
     pub fn damaged(&self, what: &'static str, expected: &str, found: &str) -> Error {
         Error::Damaged {
             path: self.path.clone(),

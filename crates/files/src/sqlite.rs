@@ -1,8 +1,8 @@
-//! SQLite databases: opened with the settings that durability and many processes need, migrated, written to with a time
-//! limit.
+//! SQLite databases: opened with the settings that durability and many processes need, migrated,
+//! written to with a time limit.
 //!
-//! The library is compiled in, so that every machine has the same one: at least 3.51.3, since versions from 3.7.0 to
-//! 3.51.2 can lose a checkpoint of the write-ahead log (<https://sqlite.org/wal.html#walresetbug>).
+//! The library is compiled in, so that every machine has the same one: at least 3.51.3, since versions from
+//! 3.7.0 to 3.51.2 can lose a checkpoint of the write-ahead log (<https://sqlite.org/wal.html#walresetbug>).
 //!
 //! # Example
 //! ```
@@ -88,8 +88,9 @@ pub fn library_version() -> &'static str {
 /// Opening one that is up to date takes no write lock, so it does not wait for a writer.
 ///
 /// # Errors
-/// [`Error::Schema`] for a database of another program or a later version; it is left as it was. [`Error::Locked`] when
-/// others held it for longer than the config waits, [`Error::Setting`], [`Error::Sqlite`], [`Error::NotAFile`].
+/// [`Error::Schema`] for a database of another program or a later version; it is left as it was.
+/// [`Error::Locked`] when others held it for longer than the config waits, [`Error::Setting`],
+/// [`Error::Sqlite`], [`Error::NotAFile`].
 pub fn open(path: impl AsRef<Path>, config: &SqliteConfig, schema: &Schema) -> Result<Connection> {
     let path = path.as_ref();
     let mut connection = attach(path, config)?;
@@ -111,12 +112,12 @@ pub fn connect(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connecti
     Ok(connection)
 }
 
-/// Runs a transaction that writes. It takes the write lock first, so that it cannot fail in the middle because another
-/// writer was faster; what `work` writes is committed, unless it returns an error.
+/// Runs a transaction that writes. It takes the write lock first, so that it cannot fail in the middle
+/// because another writer was faster; what `work` writes is committed, unless it returns an error.
 ///
 /// # Errors
-/// [`Error::Locked`] when other writers held the lock for longer than the connection waits, [`Error::Sqlite`], and those of
-/// `work`. Nothing is written then.
+/// [`Error::Locked`] when other writers held the lock for longer than the connection waits,
+/// [`Error::Sqlite`], and those of `work`. Nothing is written then.
 pub fn write<R, E: From<Error>>(
     connection: &mut Connection,
     path: impl AsRef<Path>,
@@ -130,8 +131,8 @@ pub fn write<R, E: From<Error>>(
     Ok(result)
 }
 
-/// Turns an error of SQLite into one that names the database: [`Error::Locked`] if others held a lock for too long,
-/// [`Error::Sqlite`] otherwise.
+/// Turns an error of SQLite into one that names the database: [`Error::Locked`] if others held a lock for too
+/// long, [`Error::Sqlite`] otherwise.
 pub fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
     move |source| {
         let path = path.to_owned();
@@ -148,8 +149,8 @@ impl Schema {
     /// Brings a database to this version, in one transaction; nothing happens if it has it.
     ///
     /// # Errors
-    /// [`Error::Schema`] for a database of another program or a later version, [`Error::Locked`], [`Error::Sqlite`]; it is
-    /// as it was then.
+    /// [`Error::Schema`] for a database of another program or a later version, [`Error::Locked`],
+    /// [`Error::Sqlite`]; it is as it was then.
     pub fn migrate(&self, connection: &mut Connection, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.found(connection, path)? == self.version() {
@@ -211,8 +212,8 @@ fn attach(path: &Path, config: &SqliteConfig) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Switches the write-ahead log on. The switch itself is refused at once, without SQLite's own waiting, while another
-/// connection is at the database.
+/// Switches the write-ahead log on. The switch itself is refused at once, without SQLite's own waiting, while
+/// another connection is at the database.
 fn set_wal(connection: &Connection, path: &Path, wait: Duration) -> Result<()> {
     let begun = Instant::now();
     loop {

@@ -1,8 +1,8 @@
 //! Formats of our own, for what GGUF has no blocks for: any number of bits in groups of any size, NF4, NVFP4.
 //!
 //! # Memory
-//! Bits per weight: `bits + 32 / group` with offsets, `bits + 16 / group` without; NF4 4 + 8 / 64 + 32 / (64 · 256),
-//! NVFP4 4 + 8 / 16 (and 32 bits a matrix).
+//! Bits per weight: `bits + 32 / group` with offsets, `bits + 16 / group` without; NF4 4 + 8 / 64 + 32 / (64
+//! · 256), NVFP4 4 + 8 / 16 (and 32 bits a matrix).
 
 use crate::{Error, Levels, Result};
 use breakers_cpu::pool;
@@ -58,10 +58,11 @@ pub enum GroupFormat {
         /// Weights that share a scale; divides a row.
         group: usize,
     },
-    /// Quantiles of a normal distribution in groups of 64, scales in eight bits (QLoRA, arXiv 2305.14314, section 3).
+    /// Quantiles of a normal distribution in groups of 64, scales in eight bits (QLoRA, arXiv
+    /// 2305.14314, section 3).
     ///
-    /// Scales are quantized to eight-bit integers in groups of 256 after their mean has been subtracted, where the
-    /// paper's code has an eight-bit floating-point format.
+    /// Scales are quantized to eight-bit integers in groups of 256 after their mean has been subtracted,
+    /// where the paper's code has an eight-bit floating-point format.
     Nf4,
     /// E2M1 in groups of 16 with E4M3 scales and one single-precision scale for the matrix.
     NvFp4,
@@ -301,8 +302,8 @@ impl GroupMatrix {
     /// `codes`: `[n_rows, n_cols]`.
     ///
     /// # Errors
-    /// [`Error::Bits`] and [`Error::GroupSize`] for a format that does not fit the rows, [`Error::Length`] when codes or
-    /// scales are more or fewer, [`Error::UnknownCode`].
+    /// [`Error::Bits`] and [`Error::GroupSize`] for a format that does not fit the rows, [`Error::Length`]
+    /// when codes or scales are more or fewer, [`Error::UnknownCode`].
     pub fn new(
         format: GroupFormat,
         n_rows: usize,
@@ -435,14 +436,16 @@ fn pack_bits(codes: &[u8], bits: u8) -> Vec<u8> {
     out
 }
 
-/// The nearest number of E4M3 (no infinities; 448 is the largest), ties to even; magnitudes beyond it are clamped.
+/// The nearest number of E4M3 (no infinities; 448 is the largest), ties to even; magnitudes
+/// beyond it are clamped.
 fn to_e4m3(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let x = x.abs().min(E4M3_MAX);
     // Steps are 2^(e - 3), and 2^-9 below 2^-6.
     let exponent = ((x.to_bits() >> 23) as i32 - 127).max(-6);
     let quotient = (x * f32::from_bits(((3 - exponent + 127) as u32) << 23)).round_ties_even() as u32;
-    // The quotient is 8 to 16 for normal numbers and below 8 for subnormal ones: the carry goes to the exponent.
+    // The quotient is 8 to 16 for normal numbers and below 8 for subnormal ones: the carry
+    // goes to the exponent.
     sign | (quotient + 8 * (exponent + 6) as u32) as u8
 }
 
@@ -487,8 +490,8 @@ mod tests {
 
     #[test]
     fn nf4_levels_are_quantiles_of_the_normal_distribution() {
-        // QLoRA, section 3: evenly spaced probabilities from 1/2 to 1 - (1/32 + 1/30)/2, eight steps above zero and seven
-        // below, all over the largest quantile.
+        // QLoRA, section 3: evenly spaced probabilities from 1/2 to 1 - (1/32 + 1/30)/2, eight steps above
+        // zero and seven below, all over the largest quantile.
         let tail = 1.0 - 0.5 * (1.0 / 32.0 + 1.0 / 30.0);
         let quantile = |p: f64| {
             let (mut low, mut high) = (-10.0f64, 10.0f64);

@@ -33,14 +33,15 @@
 //! ```
 //!
 //! # GGUF files
-//! A [`File`] maps a file into memory, checks the whole of its header once, and hands out views of its tensors that
-//! borrow the mapped bytes. Nothing that a file announces is trusted: counts are held against the bytes that are left
-//! before anything is allocated, and every tensor is checked to lie aligned within the file, to consist of whole blocks
-//! and to share no byte with another. Whatever the bytes are, the answer is a [`File`] or a typed [`Error`].
+//! A [`File`] maps a file into memory, checks the whole of its header once, and hands out views of its
+//! tensors that borrow the mapped bytes. Nothing that a file announces is trusted: counts are held against
+//! the bytes that are left before anything is allocated, and every tensor is checked to lie aligned within
+//! the file, to consist of whole blocks and to share no byte with another. Whatever the bytes are, the answer
+//! is a [`File`] or a typed [`Error`].
 //!
 //! Decisions where the specification leaves room or files in the wild stray from it:
-//! - strings must be UTF-8, as the specification says, also each string of an array; a vocabulary with raw bytes in it is
-//!   refused (models spell such tokens `<0xE2>` or in the byte-level alphabet);
+//! - strings must be UTF-8, as the specification says, also each string of an array; a vocabulary with raw
+//!   bytes in it is refused (models spell such tokens `<0xE2>` or in the byte-level alphabet);
 //! - arrays of arrays are refused;
 //! - booleans are 0 or 1;
 //! - the alignment is a power of two;

@@ -132,8 +132,8 @@ impl QuantizedMatrix {
     /// The same stored weights for inputs that are divided by `divisors` first (before any rotation).
     ///
     /// # Errors
-    /// [`Error::Length`] unless there is one for each column, [`Error::Divisor`] for one that is not a finite number above
-    /// zero.
+    /// [`Error::Length`] unless there is one for each column, [`Error::Divisor`] for one that is not a
+    /// finite number above zero.
     pub fn of_divided_inputs(mut self, divisors: Vec<f32>) -> Result<Self> {
         if divisors.len() != self.n_cols {
             let (expected, found) = (self.n_cols, divisors.len());

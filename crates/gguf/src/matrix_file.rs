@@ -1,7 +1,8 @@
 //! Quantized matrices in a file of their own, for what no GGUF block can hold.
 //!
-//! The container is safetensors. A line of the metadata's value `breakers.matrices` says `FORMAT ROWS COLUMNS SEED NAME` of each
-//! matrix, where the seed is that of its inputs' rotation, or `-`; a matrix `m` takes these tensors:
+//! The container is safetensors. A line of the metadata's value `breakers.matrices` says
+//! `FORMAT ROWS COLUMNS SEED NAME` of each matrix, where the seed is that of its inputs' rotation, or `-`; a
+//! matrix `m` takes these tensors:
 //!
 //! | format | tensors |
 //! |---|---|
@@ -30,8 +31,8 @@ use std::{
     path::Path,
 };
 
-/// The metadata's key. There is one alone, because the container writes several in any order, and equal matrices are to make equal
-/// files.
+/// The metadata's key. There is one alone, because the container writes several in any order, and equal
+/// matrices are to make equal files.
 const KEY: &str = "breakers.matrices";
 
 /// Writes matrices to a file, which appears whole.
@@ -76,7 +77,8 @@ pub fn write_intermediate<'a>(
     serialize(path.as_ref(), views(&tensors)?, metadata)
 }
 
-/// Writes the matrices of several files to one, which appears whole. Mapped files are copied through, not held in memory.
+/// Writes the matrices of several files to one, which appears whole. Mapped files are copied
+/// through, not held in memory.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Safetensors`] when the disk or the container fails, or a name stands twice.
@@ -205,8 +207,8 @@ pub fn is_named(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"))
 }
 
-/// A file of matrices. Its header is checked as it is opened: nothing is allocated by what it says before the bytes are
-/// known to be there.
+/// A file of matrices. Its header is checked as it is opened: nothing is allocated by what it says before the
+/// bytes are known to be there.
 #[derive(Debug)]
 pub struct MatrixFile {
     bytes: Bytes,
@@ -258,8 +260,8 @@ impl MatrixFile {
     /// Takes a file's bytes.
     ///
     /// # Errors
-    /// [`Error::Safetensors`] for what is no safetensors file, [`Error::MatrixEntry`] when the tensors of a matrix are not those of its
-    /// format and size.
+    /// [`Error::Safetensors`] for what is no safetensors file, [`Error::MatrixEntry`] when the tensors of a
+    /// matrix are not those of its format and size.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::checked(Bytes::Owned(bytes))
     }

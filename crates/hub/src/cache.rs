@@ -30,7 +30,8 @@ const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # Models and data sets that breakers-hub fetched; they can be fetched again.\n";
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
-/// The cache folder of this user: `BREAKERS_CACHE`, else `breakers` in the system's cache folder, if there is one.
+/// The cache folder of this user: `BREAKERS_CACHE`, else `breakers` in the system's cache
+/// folder, if there is one.
 pub(crate) fn default_folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = variable(crate::CACHE_VARIABLE) {

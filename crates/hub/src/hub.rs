@@ -31,7 +31,8 @@ pub struct FetchOptions {
     pub offline: bool,
     /// How many packages are fetched at once.
     pub parallel: usize,
-    /// The Python whose `pip` fetches; otherwise `python3 -m pip`, `python -m pip`, `pip3` and `pip` are tried.
+    /// The Python whose `pip` fetches; otherwise `python3 -m pip`, `python -m pip`, `pip3`
+    /// and `pip` are tried.
     pub python: Option<PathBuf>,
     /// The `npm` to use.
     pub npm: Option<PathBuf>,
@@ -109,8 +110,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with the cache in its usual place: the folder that `BREAKERS_CACHE` names, else `breakers` in the
-    /// user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`; on Windows `%LOCALAPPDATA%`).
+    /// A hub with the cache in its usual place: the folder that `BREAKERS_CACHE` names, else `breakers` in
+    /// the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`; on Windows `%LOCALAPPDATA%`).
     ///
     /// Where the system names neither, the hub still passes paths through; what needs the cache fails with
     /// [`Error::NoCacheFolder`].
@@ -168,7 +169,8 @@ impl Hub {
     /// - [`Error::UnknownName`] or [`Error::PathNotFound`]: neither an entry nor a file.
     /// - [`Error::Unavailable`]: no source could deliver; it holds each source's own error.
     /// - [`Error::Interrupted`]: `progress` asked to stop; what has arrived is kept.
-    /// - [`Error::DiskFull`], [`Error::Permission`], [`Error::Io`], [`Error::File`]: the cache cannot be written.
+    /// - [`Error::DiskFull`], [`Error::Permission`], [`Error::Io`], [`Error::File`]: the
+    ///   cache cannot be written.
     /// - [`Error::NoCacheFolder`]: a name was given, and the system names no place for a cache.
     /// - [`Error::NoSuchSource`]: the options choose sources that the entry does not have.
     pub fn resolve(
@@ -233,12 +235,12 @@ impl Hub {
         result
     }
 
-    /// Removes this entry from the cache, with what an interrupted fetch left of it, and returns the bytes that this
-    /// frees. Files that the hub did not make stay, and their folder with them.
+    /// Removes this entry from the cache, with what an interrupted fetch left of it, and returns the bytes
+    /// that this frees. Files that the hub did not make stay, and their folder with them.
     ///
     /// # Errors
-    /// [`Error::UnknownName`]; [`Error::Interrupted`] if `progress` asks to stop while another process fetches the entry;
-    /// [`Error::Permission`] or [`Error::Io`] for a file that cannot be removed.
+    /// [`Error::UnknownName`]; [`Error::Interrupted`] if `progress` asks to stop while another process
+    /// fetches the entry; [`Error::Permission`] or [`Error::Io`] for a file that cannot be removed.
     pub fn remove(&self, name: &str, progress: &mut dyn Progress) -> Result<u64> {
         let entry = self.entry(name)?;
         let folder = self.folder(entry)?;

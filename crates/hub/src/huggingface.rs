@@ -1,8 +1,8 @@
 //! Hugging Face, through the blocking client of the `hf-hub` crate.
 //!
-//! The client has no time limits of its own, so it runs on a thread that is given up when no answer or no byte
-//! comes. It keeps a growing file in a private folder below `.parts` and goes on at its end the next time; the
-//! finished file is moved out and checked like every other.
+//! The client has no time limits of its own, so it runs on a thread that is given up when no answer or no
+//! byte comes. It keeps a growing file in a private folder below `.parts` and goes on at its end the next
+//! time; the finished file is moved out and checked like every other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! When a fetch that failed is tried again: one rule for all sources.
 //!
-//! An error that cannot heal ends the fetch. Otherwise it is tried again as long as something arrived that shows the
-//! network to work, a limited number of times, after pauses that double.
+//! An error that cannot heal ends the fetch. Otherwise it is tried again as long as something arrived that
+//! shows the network to work, a limited number of times, after pauses that double.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,8 +25,8 @@ impl Retry {
     #[cfg(feature = "hf")]
     pub(crate) const TRANSFER: Self = Self { max_retries: 20 };
 
-    /// Runs `attempt` until it succeeds, or there is no point in trying again: `helped` says whether something arrived,
-    /// `is_wanted` whether the caller still waits. `state` is handed to each of them.
+    /// Runs `attempt` until it succeeds, or there is no point in trying again: `helped` says whether
+    /// something arrived, `is_wanted` whether the caller still waits. `state` is handed to each of them.
     ///
     /// # Errors
     /// The last attempt's.

@@ -127,7 +127,8 @@ impl Tool {
                     "--progress-bar=off",
                 ])
                 .args(["--no-input", "--disable-pip-version-check", "--quiet"])
-                // Nothing is installed, and an interrupted fetch goes on anyway: give up soon without a network.
+                // Nothing is installed, and an interrupted fetch goes on anyway: give up soon
+                // without a network.
                 .arg("--retries=2")
                 .arg("--dest")
                 .arg(&archive_folder)

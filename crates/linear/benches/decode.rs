@@ -1,8 +1,9 @@
-//! Decoding with our own formats against Q4_K: `cargo bench -p breakers-linear --bench decode -- [threads=N] [formats]`.
+//! Decoding with our own formats against Q4_K:
+//! `cargo bench -p breakers-linear --bench decode -- [threads=N] [formats]`.
 //!
-//! One row of activations, matrices of Qwen2.5-1.5B. Each format takes turns with Q4_K, product by product, from as many copies
-//! of the weights as exceed the caches, so that both see the same machine; the table has medians, the quotient of the
-//! times, and what it would be if bytes of packed weights were all that counts.
+//! One row of activations, matrices of Qwen2.5-1.5B. Each format takes turns with Q4_K, product by product,
+//! from as many copies of the weights as exceed the caches, so that both see the same machine; the table has
+//! medians, the quotient of the times, and what it would be if bytes of packed weights were all that counts.
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 

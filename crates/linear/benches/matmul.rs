@@ -1,9 +1,9 @@
 //! Times the matrix product: `cargo bench -p breakers-linear --bench matmul -- [options]`.
 //!
-//! Options, of which several of a kind add up: formats (`Q4_K`), shapes (`8960x1536`, or any other), `rows=8`, `threads=2`,
-//! `isa=avx2`; `best` takes the least time instead of the median, for a machine that is busy; `cached` multiplies with
-//! one copy of the weights. Otherwise weights are taken from several copies in turn that together exceed the caches, as
-//! in a model's forward pass.
+//! Options, of which several of a kind add up: formats (`Q4_K`), shapes (`8960x1536`, or any other),
+//! `rows=8`, `threads=2`, `isa=avx2`; `best` takes the least time instead of the median, for a machine that
+//! is busy; `cached` multiplies with one copy of the weights. Otherwise weights are taken from several copies
+//! in turn that together exceed the caches, as in a model's forward pass.
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 

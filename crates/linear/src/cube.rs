@@ -1,7 +1,9 @@
-//! The product on GPUs: blocks of the GGUF file, and records of our own formats, are decoded in registers; the decoded matrix never exists in memory.
+//! The product on GPUs: blocks of the GGUF file, and records of our own formats, are decoded in registers;
+//! the decoded matrix never exists in memory.
 //!
-//! Up to [`FEW_ROWS`] rows take a kernel whose order of summation depends on the format and the number of columns
-//! alone, so that a row's bits do not depend on the other rows. More rows share tiles of decoded weights.
+//! Up to [`FEW_ROWS`] rows take a kernel whose order of summation depends on the format and the
+//! number of columns alone, so that a row's bits do not depend on the other rows. More rows share
+//! tiles of decoded weights.
 
 mod decode;
 mod decode_groups;
@@ -24,8 +26,8 @@ use burn_cubecl::{
 };
 use cubecl::prelude::*;
 
-/// Most rows of activations for which a row's bits do not depend on the others: more than verifying a draft of
-/// sixteen tokens takes.
+/// Most rows of activations for which a row's bits do not depend on the others: more than verifying a draft
+/// of sixteen tokens takes.
 const FEW_ROWS: usize = 32;
 /// Cubes along one axis that every device accepts.
 const MAX_CUBES: usize = 65_535;

@@ -70,7 +70,8 @@ pub enum Error {
         /// Weights in a row.
         n_cols: usize,
     },
-    /// Matrices of inputs that are divided first, or rotated otherwise than those of another matrix of the layer.
+    /// Matrices of inputs that are divided first, or rotated otherwise than those of another
+    /// matrix of the layer.
     #[error("the matrix is for inputs that are divided first, or rotated otherwise than the layer's others")]
     InputBasis,
     /// Activations that cannot be quantized, or a length that has no rotation.

@@ -5,8 +5,8 @@ use breakers_backend::device;
 use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Rows that a product with a small matrix has at least: the kernel of few rows and that of many sum in other orders, and a row's bits
-/// must not depend on how many others there are.
+/// Rows that a product with a small matrix has at least: the kernel of few rows and that of many sum in other
+/// orders, and a row's bits must not depend on how many others there are.
 const MANY_ROWS: usize = 64;
 
 /// A rotation where the layer's weights lie.
@@ -14,7 +14,8 @@ const MANY_ROWS: usize = 64;
 pub(crate) enum InputRotation {
     /// In the host's memory.
     Host(Rotation),
-    /// On a device, by parts: products of all axes with small matrices, which the kernel of plain weights does row by row.
+    /// On a device, by parts: products of all axes with small matrices, which the kernel of plain
+    /// weights does row by row.
     Device { factors: Box<Tensor<1>>, matrices: Vec<QuantizedLinear> },
 }
 
@@ -54,7 +55,8 @@ impl InputRotation {
                 let mut x = x * factors.as_ref().clone().unsqueeze::<2>();
                 for matrix in matrices {
                     let n = matrix.n_inputs();
-                    // Along the last axis, which then becomes the first; after all of them the order is the old one.
+                    // Along the last axis, which then becomes the first; after all of them
+                    // the order is the old one.
                     let turned = matrix.forward(filled(x.reshape([n_rows * len / n, n])));
                     let turned = turned.narrow(0, 0, n_rows * len / n).reshape([n_rows, len / n, n]);
                     x = turned.swap_dims(1, 2).reshape([n_rows, len]);

@@ -1,8 +1,9 @@
 //! Linear layers and embeddings over packed weights, as operations on Burn tensors.
 //!
-//! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this crate. On
-//! other devices they stay the blocks of the GGUF file, and formats of our own become records of rows: neighbors of one
-//! format share a buffer and a kernel call, and what no buffer of the device holds is divided into several.
+//! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this
+//! crate. On other devices they stay the blocks of the GGUF file, and formats of our own become records
+//! of rows: neighbors of one format share a buffer and a kernel call, and what no buffer of the device
+//! holds is divided into several.
 
 use crate::{
     Activations, Error, HostMatrices, PackedMatrix, QuantizedLinearOps, Result,
@@ -22,8 +23,9 @@ use std::{borrow::Cow, sync::Arc};
 /// Rows of an embedding that a task of the pool decodes at least.
 const TASK_ROWS: usize = 8;
 
-/// A linear layer without bias, `x -> x wᵀ`, over one matrix or over several whose outputs stand side by side (such as
-/// query, key and value projections): activations are quantized once for all of them. Clones share the weights.
+/// A linear layer without bias, `x -> x wᵀ`, over one matrix or over several whose outputs stand side by
+/// side (such as query, key and value projections): activations are quantized once for all of them.
+/// Clones share the weights.
 ///
 /// # Example
 /// ```
@@ -56,13 +58,13 @@ enum Weights {
 }
 
 impl QuantizedLinear {
-    /// Takes tensors `[out features, in features]` of a GGUF file to a device. The file's pages that were copied
-    /// leave resident memory.
+    /// Takes tensors `[out features, in features]` of a GGUF file to a device. The file's pages that were
+    /// copied leave resident memory.
     ///
     /// # Errors
     /// [`Error::NoMatrices`] without tensors, [`Error::Columns`] when their input features differ,
-    /// [`Error::Backend`] for a device without kernels, [`Error::DeviceBuffer`] for a row that no buffer of the
-    /// device holds, [`Error::OutOfMemory`].
+    /// [`Error::Backend`] for a device without kernels, [`Error::DeviceBuffer`] for a row that no buffer of
+    /// the device holds, [`Error::OutOfMemory`].
     pub fn new(parts: Vec<TensorView<'_>>, device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
@@ -95,11 +97,12 @@ impl QuantizedLinear {
         Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()), rotation: None })
     }
 
-    /// A layer on a device over quantized matrices, each in its own format. Where they are of rotated inputs, the layer rotates
-    /// them, once for all.
+    /// A layer on a device over quantized matrices, each in its own format. Where they are of rotated inputs,
+    /// the layer rotates them, once for all.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for matrices of divided inputs, or of inputs that are rotated in several ways; [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
+    /// [`Error::InputBasis`] for matrices of divided inputs, or of inputs that are rotated in several ways;
+    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
     pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
@@ -158,7 +161,8 @@ impl QuantizedLinear {
     /// `x`: `[n_rows, n_inputs]`; the result: `[n_rows, n_outputs]`.
     ///
     /// # Panics
-    /// If `x` has other than [`n_inputs`](Self::n_inputs) columns or lies on another kind of device than the weights.
+    /// If `x` has other than [`n_inputs`](Self::n_inputs) columns or lies on another kind of
+    /// device than the weights.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let [n_rows, n_cols] = x.dims();
         assert_eq!(n_cols, self.n_cols, "columns of the activations and inputs of the layer");
@@ -215,8 +219,8 @@ fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
     }
 }
 
-/// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`] does on
-/// the CPU, on slices.
+/// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`]
+/// does on the CPU, on slices.
 ///
 /// # Shapes
 /// `x`: `[n_x, n_cols]`; `out`: `n_x` rows of the matrices' rows together, `out_stride` apart.
@@ -247,7 +251,8 @@ enum Table {
 }
 
 impl QuantizedEmbedding {
-    /// A table of its own: it stays in the mapped file, of which only rows that were asked for become resident.
+    /// A table of its own: it stays in the mapped file, of which only rows that were asked
+    /// for become resident.
     ///
     /// # Errors
     /// [`Error::Backend`] for a device without kernels.
@@ -287,7 +292,8 @@ impl QuantizedEmbedding {
     /// A table of a quantized matrix, in memory of its own.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for a matrix of divided or rotated inputs, and as [`PackedMatrix::from_quantized`].
+    /// [`Error::InputBasis`] for a matrix of divided or rotated inputs, and as
+    /// [`PackedMatrix::from_quantized`].
     pub fn from_quantized(table: &QuantizedMatrix) -> Result<Self> {
         if table.input_scales().is_some() || table.rotation_seed().is_some() {
             return Err(Error::InputBasis);

@@ -7,8 +7,8 @@
 //! | the product on slices, without tensors | [`PackedMatrix`], [`Activations`], [`matmul_parts`] |
 //! | the operation that Burn dispatches, and its reference | [`QuantizedLinearOps`], [`linear_reference`] |
 //!
-//! Activations meet integer weights as signed bytes with a scale for each 32. A row's result has the same bits whatever
-//! else is in the call, on however many threads and with whichever instruction set.
+//! Activations meet integer weights as signed bytes with a scale for each 32. A row's result has the same
+//! bits whatever else is in the call, on however many threads and with whichever instruction set.
 //!
 //! ```
 //! use breakers_gguf::{Format, QuantizedMatrix};

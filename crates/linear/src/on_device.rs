@@ -90,7 +90,8 @@ fn place_within<'a>(
     Ok(placed)
 }
 
-/// Bytes as little-endian words, the last one filled up with zeros; at least one, since devices lack empty buffers.
+/// Bytes as little-endian words, the last one filled up with zeros; at least one, since
+/// devices lack empty buffers.
 fn to_words(bytes: &[u8]) -> Vec<i32> {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut last = [0; 4];

@@ -38,8 +38,9 @@ pub trait QuantizedLinearOps: Backend {
         linear_reference::<Self>(x, matrices)
     }
 
-    /// One matrix on the device: the bytes of its GGUF blocks, or of the records of a format of our own, as little-endian
-    /// 32-bit words, filled up with zeros, and what they hold. The default body reads them back and decodes them.
+    /// One matrix on the device: the bytes of its GGUF blocks, or of the records of a format of our own,
+    /// as little-endian 32-bit words, filled up with zeros, and what they hold. The default body reads
+    /// them back and decodes them.
     ///
     /// # Shapes
     /// `x`: `[n_rows, n_cols]`; `words`: `[n_words]`; the result: `[n_rows, spec.n_rows]`.

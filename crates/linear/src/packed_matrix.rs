@@ -34,10 +34,11 @@ const SLAB_BYTES: usize = 16 * 1024 * 1024;
 /// `[n_rows, n_cols]`: a row holds the weights of one output feature.
 ///
 /// # Memory
-/// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales are
-/// widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4 takes 4.25 bits a weight,
-/// NVFP4 4.56, integers of up to four bits half a bit (a bit with offsets) for each group of 32 beside their codes, less for
-/// groups of up to 128, integers of more half a bit or a bit in any group (and those of seven bits take eight).
+/// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales
+/// are widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4
+/// takes 4.25 bits a weight, NVFP4 4.56, integers of up to four bits half a bit (a bit with offsets) for each
+/// group of 32 beside their codes, less for groups of up to 128, integers of more half a bit or a bit in any
+/// group (and those of seven bits take eight).
 ///
 /// # Example
 /// ```
@@ -64,8 +65,8 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Repacks a tensor of a GGUF file, on all threads of the pool. The file's pages leave resident memory as they
-    /// have been copied; see [`TensorView::advise_done`].
+    /// Repacks a tensor of a GGUF file, on all threads of the pool. The file's pages leave resident memory as
+    /// they have been copied; see [`TensorView::advise_done`].
     ///
     /// # Errors
     /// As [`from_bytes`](Self::from_bytes).
@@ -119,8 +120,9 @@ impl PackedMatrix {
         Self::from_bytes(Format::F32, n_rows, n_cols, &bytes)
     }
 
-    /// Packs a quantized matrix: the weights as they are stored, which are those of inputs that were divided by
-    /// [`QuantizedMatrix::input_scales`] and then rotated by [`QuantizedMatrix::rotation`], where there are any.
+    /// Packs a quantized matrix: the weights as they are stored, which are those of inputs that were
+    /// divided by [`QuantizedMatrix::input_scales`] and then rotated by
+    /// [`QuantizedMatrix::rotation`], where there are any.
     ///
     /// # Errors
     /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, [`Error::OutOfMemory`].
@@ -232,8 +234,8 @@ impl PackedMatrix {
         Tile { codes, scales, is_cold }
     }
 
-    /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from. (NF4's levels are
-    /// those in 127ths that the product has.)
+    /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from.
+    /// (NF4's levels are those in 127ths that the product has.)
     ///
     /// # Errors
     /// [`Error::RowIndex`] when there is no such row, [`Error::Length`] when `out` is not `n_cols` long.
@@ -267,11 +269,12 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// Multiplies rows of activations with the matrix: `out[r * out_stride + o] = sum over k of x[r, k] * w[o, k]`.
+    /// Multiplies rows of activations with the matrix:
+    /// `out[r * out_stride + o] = sum over k of x[r, k] * w[o, k]`.
     ///
-    /// Activations meet integer formats as signed bytes with a scale per block of 32, floating-point formats as
-    /// they are. A result does not depend on the number of rows in the call, on the number of threads or on the
-    /// instruction set.
+    /// Activations meet integer formats as signed bytes with a scale per block of 32, floating-point
+    /// formats as they are. A result does not depend on the number of rows in the call, on the number of
+    /// threads or on the instruction set.
     ///
     /// # Shapes
     /// `x`: `[n_x, n_cols]`; `out`: `n_x` rows of `n_rows` results, `out_stride` apart.

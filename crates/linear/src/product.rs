@@ -17,14 +17,16 @@ pub(crate) fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
-/// Bytes of activations that are multiplied with one tile after the other: half of a usual second-level cache.
+/// Bytes of activations that are multiplied with one tile after the other: half of a usual
+/// second-level cache.
 const GROUP_BYTES: usize = 512 * 1024;
 /// Bytes of quantized activations per column.
 const BYTES_PER_VALUE: f32 = 52.0 / 32.0;
 /// Tasks a thread gets, so that a thread that is slower or late leaves work to others.
 const TASKS_PER_THREAD: usize = 8;
 
-/// Multiplies activations with each of `parts`; the results of the parts stand side by side in a row of `out`.
+/// Multiplies activations with each of `parts`; the results of the parts stand side by side
+/// in a row of `out`.
 ///
 /// Where it returns `Ok`, it has written all of each row but for what `out_stride` leaves between rows.
 pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
@@ -159,8 +161,8 @@ impl Product<'_> {
         match (part.kernels, self.quantized) {
             (Kernels::Codes(full, last), Some(quantized)) => {
                 let kernel = if is_full { full } else { last };
-                // SAFETY: the kernels were chosen for a path that this CPU has, for the matrix's format and for
-                // the two numbers of rows that panels have; matrix and activations have the same columns.
+                // SAFETY: the kernels were chosen for a path that this CPU has, for the matrix's format and
+                // for the two numbers of rows that panels have; matrix and activations have the same columns.
                 unsafe { kernel(tile, quantized.panel(panel_idx), &mut outputs) };
             }
             (Kernels::Float(full, last), _) => {

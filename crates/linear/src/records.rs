@@ -7,8 +7,8 @@
 //! | NF4 | for each group of 64: a half-precision scale of levels in 127ths, 64 codes |
 //! | NVFP4 | the matrix's factor in half precision and two bytes of zeros; for each 32 columns two E4M3 scales, 32 codes |
 //!
-//! Codes follow each other, the lowest bits first. The numbers are those of the CPU's tiles, so that both have the same weights:
-//! scales of NF4 and the factor of NVFP4 are rounded to half precision.
+//! Codes follow each other, the lowest bits first. The numbers are those of the CPU's tiles, so that both
+//! have the same weights: scales of NF4 and the factor of NVFP4 are rounded to half precision.
 
 use crate::{
     Result,
@@ -42,7 +42,8 @@ pub(crate) const fn header(format: GroupFormat) -> usize {
 /// Bytes of a row of blocks of GGUF, or of a record.
 ///
 /// # Errors
-/// [`Error::Gguf`](crate::Error::Gguf) and [`Error::NoProduct`](crate::Error::NoProduct) when rows are not whole blocks.
+/// [`Error::Gguf`](crate::Error::Gguf) and [`Error::NoProduct`](crate::Error::NoProduct) when
+/// rows are not whole blocks.
 pub(crate) fn row_bytes(encoding: Encoding, n_cols: usize) -> Result<usize> {
     match encoding {
         Encoding::Gguf(format) => Ok(format.row_bytes(n_cols)?),

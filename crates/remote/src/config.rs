@@ -14,8 +14,8 @@ pub enum Dialect {
     OpenAi,
     /// llama.cpp's server and what follows it: `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n`.
     LlamaCpp,
-    /// vLLM and what follows it: `top_k`, `min_p`. Its repetition penalty looks at the whole text and not at a window, so a
-    /// request with one is refused.
+    /// vLLM and what follows it: `top_k`, `min_p`. Its repetition penalty looks at the whole text and not at
+    /// a window, so a request with one is refused.
     Vllm,
 }
 
@@ -25,7 +25,8 @@ pub enum Dialect {
 pub struct Timeouts {
     /// For a connection, the name's lookup and the TLS handshake included.
     pub connect: Duration,
-    /// From the call to the first piece of the answer. A server that reads a long prompt is silent until then.
+    /// From the call to the first piece of the answer. A server that reads a long prompt is
+    /// silent until then.
     pub first_token: Duration,
     /// From one piece of the answer to the next.
     pub next_token: Duration,
@@ -82,8 +83,8 @@ impl fmt::Debug for ApiKey {
 pub struct RemoteConfig {
     /// Address that `/chat/completions` is added to, such as `https://api.openai.com/v1`.
     pub base_url: String,
-    /// What the model is; its id is the name that the endpoint knows. A request that needs a capability which the card
-    /// lacks is refused without being sent.
+    /// What the model is; its id is the name that the endpoint knows. A request that needs a capability which
+    /// the card lacks is refused without being sent.
     pub card: ModelCard,
     /// Sent as `Authorization: Bearer`.
     pub api_key: Option<ApiKey>,

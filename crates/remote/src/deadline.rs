@@ -1,8 +1,9 @@
 //! Time limits for each read of an answer.
 //!
-//! The HTTP client has limits for whole phases. An answer that is streamed needs one for the first piece, one for each
-//! further piece, and one for all of it, while comments of the server keep the connection busy. So the outermost transport
-//! asks, for each read, how much time is left: the calling thread, which is the one that reads, has set that before.
+//! The HTTP client has limits for whole phases. An answer that is streamed needs one for the first piece, one
+//! for each further piece, and one for all of it, while comments of the server keep the connection busy. So
+//! the outermost transport asks, for each read, how much time is left: the calling thread, which is the one
+//! that reads, has set that before.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an endpoint cannot be used. What goes wrong while it is called is a [`CallError`](breakers_core::CallError).
+/// Why an endpoint cannot be used. What goes wrong while it is called is a
+/// [`CallError`](breakers_core::CallError).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -120,13 +120,15 @@ fn names_context(message: &str) -> bool {
             .any(|words| message.contains(words))
 }
 
-/// Tokens needed and tokens that fit, if a message has exactly these two as its largest and smallest numbers above 15.
+/// Tokens needed and tokens that fit, if a message has exactly these two as its largest and
+/// smallest numbers above 15.
 fn context_numbers(message: &str) -> (Option<usize>, Option<usize>) {
     let words = message.split(|c: char| !c.is_ascii_digit() && c != ',');
     let numbers = words.filter_map(|word| word.replace(',', "").parse::<usize>().ok()).filter(|&n| n > 15);
     let numbers: Vec<usize> = numbers.collect();
     let lower = message.to_ascii_lowercase();
-    // "maximum context length is 4097 tokens. However, you requested 5000 tokens (3000 in the messages, 2000 …)"
+    // "maximum context length is 4097 tokens. However, you requested 5000 tokens (3000 in the
+    // messages, 2000 …)"
     let limit =
         ["context length is", "context size (", "context size of", "context length of", "context window of"];
     let limit = limit.iter().find_map(|words| {

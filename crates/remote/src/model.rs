@@ -25,8 +25,8 @@ const PIECE: usize = 1 << 14;
 
 /// A model behind an OpenAI-compatible endpoint.
 ///
-/// Calls are blocking, share connections, and may come from any number of threads. A receiver that breaks closes the
-/// connection, which is how a server learns that nobody waits.
+/// Calls are blocking, share connections, and may come from any number of threads. A receiver that breaks
+/// closes the connection, which is how a server learns that nobody waits.
 ///
 /// ```no_run
 /// use breakers_core::{ChatModel, ChatRequest, Delta, Message};

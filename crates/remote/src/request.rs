@@ -28,7 +28,8 @@ impl Route {
 /// The body of a request, and where it goes.
 ///
 /// # Errors
-/// [`CallError::Unsupported`] for what the card or the dialect lacks, [`CallError::BadRequest`] for what no model can do.
+/// [`CallError::Unsupported`] for what the card or the dialect lacks, [`CallError::BadRequest`]
+/// for what no model can do.
 pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Route, Value), CallError> {
     let card = &config.card;
     let can = &card.capabilities;

@@ -31,8 +31,9 @@ impl Default for RetryConfig {
 }
 
 impl RetryConfig {
-    /// The pause before a retry (from 0 on), or `None` if the error is to be returned. `random` spreads the pauses of many
-    /// callers over the upper half of their length; pauses that the endpoint asks for are not shortened.
+    /// The pause before a retry (from 0 on), or `None` if the error is to be returned. `random`
+    /// spreads the pauses of many callers over the upper half of their length; pauses that the
+    /// endpoint asks for are not shortened.
     pub fn pause(&self, retry: u32, error: &CallError, random: u64) -> Option<Duration> {
         if retry >= self.max_retries || !error.is_retryable() {
             return None;
@@ -52,10 +53,11 @@ impl RetryConfig {
 /// Waits for a time.
 type Sleep = dyn Fn(Duration) + Send + Sync;
 
-/// A model whose calls are tried again when they fail for reasons that pass: rate limits, overload, time limits, broken
-/// connections.
+/// A model whose calls are tried again when they fail for reasons that pass: rate limits, overload, time
+/// limits, broken connections.
 ///
-/// A call is never tried again after a piece of its answer was handed out, since the receiver would have it twice.
+/// A call is never tried again after a piece of its answer was handed out, since the receiver
+/// would have it twice.
 ///
 /// ```
 /// use breakers_core::{CallError, ChatModel, ChatRequest, Message, ScriptedModel};
@@ -67,7 +69,8 @@ type Sleep = dyn Fn(Duration) + Send + Sync;
 /// let mut config = RetryConfig::default();
 /// config.first_pause = std::time::Duration::from_millis(1);
 /// let model = Retrying::new(script, config)?;
-/// let reply = model.chat(&ChatRequest::new(Message::user("Hi!")), &mut |_| ControlFlow::Continue(())).unwrap();
+/// let request = ChatRequest::new(Message::user("Hi!"));
+/// let reply = model.chat(&request, &mut |_| ControlFlow::Continue(())).unwrap();
 /// assert_eq!(reply.text, "Hello.");
 /// # Ok::<(), breakers_remote::Error>(())
 /// ```

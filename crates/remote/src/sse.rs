@@ -1,9 +1,9 @@
 //! Server-sent events, as they arrive.
 //!
 //! # Source
-//! WHATWG HTML, section 9.2.6, "Interpreting an event stream". Deviations: bytes that are no UTF-8 and events beyond a limit
-//! are errors, and [`SseParser::finish`] hands out an event that lacks its empty line, which some servers leave out at the
-//! end.
+//! WHATWG HTML, section 9.2.6, "Interpreting an event stream". Deviations: bytes that are no UTF-8 and events
+//! beyond a limit are errors, and [`SseParser::finish`] hands out an event that lacks its empty line, which
+//! some servers leave out at the end.
 
 /// An event of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,8 +78,8 @@ impl SseParser {
         }
     }
 
-    /// Takes bytes in. They are looked at by [`next_event`](Self::next_event), which should be called until it has no
-    /// more.
+    /// Takes bytes in. They are looked at by [`next_event`](Self::next_event), which should be
+    /// called until it has no more.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.at);
         self.at = 0;
@@ -99,7 +99,8 @@ impl SseParser {
         result
     }
 
-    /// The event at the end of the stream that lacks its empty line, or the end of its last line, if there is one.
+    /// The event at the end of the stream that lacks its empty line, or the end of its last
+    /// line, if there is one.
     ///
     /// # Errors
     /// As [`next_event`](Self::next_event).
@@ -164,7 +165,8 @@ impl SseParser {
                 self.event.data.push_str(value);
             }
             "event" => value.clone_into(&mut self.event.event),
-            // A comment (an empty field), `id` and `retry`, which are for reconnecting, and fields of the future.
+            // A comment (an empty field), `id` and `retry`, which are for reconnecting, and
+            // fields of the future.
             _ => {}
         }
         Ok(None)

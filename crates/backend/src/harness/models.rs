@@ -5,8 +5,8 @@ use std::path::PathBuf;
 /// Models that only the full check fetches: they are too large for continuous integration.
 const LARGE: &str = "qwen";
 
-/// The file `<name>.gguf`, or the folder `<name>`, in the folder that the environment variable `BREAKERS_TEST_MODELS`
-/// names; `None`, with a note on standard error, where it is not.
+/// The file `<name>.gguf`, or the folder `<name>`, in the folder that the environment variable
+/// `BREAKERS_TEST_MODELS` names; `None`, with a note on standard error, where it is not.
 ///
 /// # Panics
 /// With `BREAKERS_REQUIRE_MODELS=1`, if a model is missing that continuous integration fetches.

@@ -9,9 +9,9 @@ const GPU_ROWS: usize = 32;
 /// Numbers of threads that are tried on the CPU.
 const THREADS: [usize; 3] = [1, 2, 3];
 
-/// Checks that every row of `operation`'s result has the same bits whether the row is computed alone, in a part
-/// of the rows or among all of them; on the CPU with every instruction set and with 1, 2 and 3 threads, on a GPU
-/// for up to 32 rows.
+/// Checks that every row of `operation`'s result has the same bits whether the row is computed alone, in a
+/// part of the rows or among all of them; on the CPU with every instruction set and with 1, 2 and 3 threads,
+/// on a GPU for up to 32 rows.
 ///
 /// `sizes` are pairs (rows, width); the first axis of the result must stand for the rows.
 ///

@@ -1,5 +1,5 @@
-//! The GPU kernels: one cube a row, whose units sum every 64th element and then add up their sums. Without shared
-//! memory every unit sums the whole row instead.
+//! The GPU kernels: one cube a row, whose units sum every 64th element and then add up their sums. Without
+//! shared memory every unit sums the whole row instead.
 
 use super::NormOps;
 use crate::cube::{cube_per_row, empty_like, has_shared_memory, row_of_cube, sum_of_units};
@@ -56,8 +56,8 @@ fn layer_norm_kernel<F: Float>(
     }
 }
 
-/// The sum over the row at `start` of x − shift, or of its square: by all units of the cube `together`, or by each
-/// unit for itself.
+/// The sum over the row at `start` of x − shift, or of its square: by all units of the cube `together`,
+/// or by each unit for itself.
 #[cube]
 fn sum<F: Float>(
     x: &Tensor<F>,

@@ -97,8 +97,8 @@ fn in_parallel(width: usize, x: &[f32], out: &mut [f32], rows: impl Fn(&[f32], &
     }
 }
 
-/// The sum of a row in [`LANES`] interleaved partial sums, then pairwise: an order that no instruction set and no
-/// number of rows changes. `add` adds one element's term to a partial sum.
+/// The sum of a row in [`LANES`] interleaved partial sums, then pairwise: an order that no instruction set
+/// and no number of rows changes. `add` adds one element's term to a partial sum.
 #[inline(always)]
 fn sum(row: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];

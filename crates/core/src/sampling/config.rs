@@ -10,8 +10,8 @@ use crate::{TokenId, TokenMask};
 
 /// How a token is drawn.
 ///
-/// Applied in this order: logit bias; repetition penalty; frequency and presence penalties; the mask, if one is
-/// given; temperature; top-k; top-p, of what top-k has left; min-p.
+/// Applied in this order: logit bias; repetition penalty; frequency and presence penalties; the mask, if one
+/// is given; temperature; top-k; top-p, of what top-k has left; min-p.
 ///
 /// Penalties and biases may be of any size: a logit that leaves the range of `f32` becomes the largest or the
 /// smallest finite number, so that it is never excluded by accident.
@@ -41,8 +41,8 @@ pub struct SamplingConfig {
     /// Taken from the logit of a token once for each time that it was seen before (as in OpenAI's interface);
     /// 0 changes nothing.
     pub frequency_penalty: f32,
-    /// Taken from the logit of a token that was seen before, however often (as in OpenAI's interface); 0 changes
-    /// nothing.
+    /// Taken from the logit of a token that was seen before, however often (as in OpenAI's
+    /// interface); 0 changes nothing.
     pub presence_penalty: f32,
     /// How many of the latest tokens the three penalties look at, those of the prompt included.
     pub repetition_window: usize,
@@ -93,8 +93,8 @@ impl SamplingConfig {
         self.temperature == 0.0
     }
 
-    /// Whether the arg-max of the raw logits is the answer, so that no logits need to be copied; a mask has to
-    /// be looked at apart from that.
+    /// Whether the arg-max of the raw logits is the answer, so that no logits need to be copied; a mask has
+    /// to be looked at apart from that.
     pub fn is_plain_argmax(&self) -> bool {
         self.is_greedy() && !self.changes_logits()
     }
@@ -151,8 +151,8 @@ impl SamplingConfig {
         self.distribution_within(logits, history, None)
     }
 
-    /// The distribution that a token is drawn from, of the tokens that a mask allows. Tokens beyond the mask's
-    /// vocabulary are excluded.
+    /// The distribution that a token is drawn from, of the tokens that a mask allows. Tokens beyond the
+    /// mask's vocabulary are excluded.
     ///
     /// # Errors
     /// Those of [`distribution`](Self::distribution), and [`SamplingError::NothingAllowed`].
@@ -161,7 +161,8 @@ impl SamplingConfig {
     /// ```
     /// use breakers_core::{SamplingConfig, TokenMask};
     /// let mask = TokenMask::of(4, [1, 3]);
-    /// let d = SamplingConfig::temperature(1.0).distribution_within(&[9.0, 0.0, 9.0, 0.0], &[], Some(&mask))?;
+    /// let config = SamplingConfig::temperature(1.0);
+    /// let d = config.distribution_within(&[9.0, 0.0, 9.0, 0.0], &[], Some(&mask))?;
     /// assert_eq!(d.entries(), [(1, 0.5), (3, 0.5)]);
     /// # Ok::<(), breakers_core::SamplingError>(())
     /// ```

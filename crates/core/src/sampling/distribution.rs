@@ -52,8 +52,8 @@ impl Distribution {
     }
 }
 
-/// The index at cumulative probability `u` of `n` probabilities; the last one beyond their sum, which rounding
-/// can leave just below 1.
+/// The index at cumulative probability `u` of `n` probabilities; the last one beyond their sum, which
+/// rounding can leave just below 1.
 pub(super) fn index_at(n: usize, probability: impl Fn(usize) -> f64, u: f64) -> usize {
     let mut below = 0.0;
     let mut first = 0;

@@ -1,8 +1,8 @@
 //! Exponentials of numbers that are not positive.
 //!
-//! eˣ = 2ⁿ·eʳ with x = n·ln 2 + r and |r| ≤ ln 2 / 2: a Taylor polynomial gives eʳ, exponent bits give 2ⁿ. There
-//! are no branches and no calls, so that the compiler vectorizes a loop over them on every processor, and no
-//! fused operations, so that the bits are the same on every processor.
+//! eˣ = 2ⁿ·eʳ with x = n·ln 2 + r and |r| ≤ ln 2 / 2: a Taylor polynomial gives eʳ, exponent bits give 2ⁿ.
+//! There are no branches and no calls, so that the compiler vectorizes a loop over them on every processor,
+//! and no fused operations, so that the bits are the same on every processor.
 
 /// Numbers that are looked at together, so that the compiler takes several at a time.
 pub(super) const LANES: usize = 16;

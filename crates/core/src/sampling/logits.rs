@@ -61,8 +61,8 @@ pub fn argmax(logits: &[f32]) -> Result<TokenId, SamplingError> {
     Ok((chunk_idx * 16 * LANES + within) as TokenId)
 }
 
-/// ln Σ exp(logits). Exponentials have the precision of `f32`, their sum that of `f64`. It is finite exactly if
-/// no logit is NaN or +∞ and at least one is finite.
+/// ln Σ exp(logits). Exponentials have the precision of `f32`, their sum that of `f64`. It is finite exactly
+/// if no logit is NaN or +∞ and at least one is finite.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = largest_of(logits);
     if max.is_infinite() {

@@ -10,13 +10,13 @@ use crate::{TokenId, TokenLogprob, TokenMask};
 /// Draws tokens, reproducibly: the same seed and logits give the same tokens on every machine.
 ///
 /// # Cost
-/// Without filters, one exponential in `f64` for each token. With top-p, one in `f32` for each token and one in
-/// `f64` for the likely ones; with top-k or min-p, the latter only. Nothing is allocated after the first draw,
-/// except for a list of the block maxima that top-k looks at.
+/// Without filters, one exponential in `f64` for each token. With top-p, one in `f32` for each token and one
+/// in `f64` for the likely ones; with top-k or min-p, the latter only. Nothing is allocated after the first
+/// draw, except for a list of the block maxima that top-k looks at.
 ///
 /// # Memory
-/// Up to 20 bytes for each token of the vocabulary, kept between draws; with top-p or min-p of real models a few
-/// kB, and 4 bytes a token with penalties, biases or a mask.
+/// Up to 20 bytes for each token of the vocabulary, kept between draws; with top-p or min-p of real models a
+/// few kB, and 4 bytes a token with penalties, biases or a mask.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplingConfig,
@@ -30,8 +30,8 @@ pub struct Sampler {
 pub struct Sampled {
     /// The token.
     pub token: TokenId,
-    /// Natural logarithm of its probability under the model's full softmax, before penalties, biases, mask and
-    /// temperature.
+    /// Natural logarithm of its probability under the model's full softmax, before penalties,
+    /// biases, mask and temperature.
     pub logprob: f32,
     /// The most likely tokens of its place under the same softmax, best first.
     pub top: Vec<TokenLogprob>,
@@ -74,8 +74,8 @@ impl Sampler {
         Ok(tokens.ids[index_at(tokens.ids.len(), |i| tokens.weights[i], u)])
     }
 
-    /// Draws the next token like [`sample_within`](Self::sample_within), and tells its log-probability and the
-    /// `n_top` most likely tokens of its place.
+    /// Draws the next token like [`sample_within`](Self::sample_within), and tells its log-probability and
+    /// the `n_top` most likely tokens of its place.
     ///
     /// # Errors
     /// Those of [`SamplingConfig::distribution_within`].

@@ -51,11 +51,12 @@ impl Tokens {
         self.logits.truncate(n);
     }
 
-    /// Keeps the smallest beginning of the order whose weights sum to `target`, at least one token. Weights are
-    /// not negative; without `weigh` each is 1.
+    /// Keeps the smallest beginning of the order whose weights sum to `target`, at least one token. Weights
+    /// are not negative; without `weigh` each is 1.
     ///
     /// Buckets of equal width over the range of logits are summed up, the one in which the sum reaches the
-    /// target is divided again, and so on, until it holds equal logits only, of which the first ids are taken.
+    /// target is divided again, and so on, until it holds equal logits only, of which the
+    /// first ids are taken.
     pub(super) fn keep_heaviest(&mut self, target: f64, weigh: bool) {
         let Self { logits, weights, keys, members: [members, next], .. } = self;
         keys.clear();
@@ -76,8 +77,8 @@ impl Tokens {
                 (true, false) => keys.iter().for_each(|&key| add(key, 1.0)),
                 (false, _) => members.iter().for_each(|&i| add(keys[i as usize], weight(i as usize))),
             }
-            // The highest bucket holds the highest key. The lowest is reached at the latest: rounding may have
-            // left the sum below the target.
+            // The highest bucket holds the highest key. The lowest is reached at the latest: rounding may
+            // have left the sum below the target.
             let mut bucket = (high - low) >> shift;
             while bucket > 0 && sum + sums[bucket as usize] < target {
                 sum += sums[bucket as usize];
@@ -140,8 +141,8 @@ pub(super) fn key(logit: f32) -> u32 {
     bits ^ ((bits as i32 >> 31) as u32 | 1 << 31)
 }
 
-/// A bound that at least `k` logits of the row reach, near the `k`-th largest if `k` is small; −∞ if the row is
-/// too short to say.
+/// A bound that at least `k` logits of the row reach, near the `k`-th largest if `k` is small; −∞ if the
+/// row is too short to say.
 ///
 /// It is the `k`-th largest among the maxima of disjoint groups of 16 logits.
 pub(super) fn bound_of_largest(row: &[f32], k: usize) -> f32 {

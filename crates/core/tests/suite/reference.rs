@@ -1,5 +1,5 @@
-//! The plain reference of sampling: every exponential in `f64` by the system's library, and a sort of the whole
-//! vocabulary. The benchmark measures against it, too.
+//! The plain reference of sampling: every exponential in `f64` by the system's library, and a sort of the
+//! whole vocabulary. The benchmark measures against it, too.
 
 use breakers_core::{SamplingConfig, TokenId};
 

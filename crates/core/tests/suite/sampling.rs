@@ -1,5 +1,5 @@
-//! The sampler against its plain reference: the same tokens are left, with the same probabilities, and the same
-//! uniform number draws the same token.
+//! The sampler against its plain reference: the same tokens are left, with the same probabilities, and the
+//! same uniform number draws the same token.
 
 use breakers_core::{Sampler, SamplingConfig, TokenId, TokenMask, log_softmax, top_k};
 use proptest::prelude::*;

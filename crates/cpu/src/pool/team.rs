@@ -23,8 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a worker without work keeps its core busy, and how long after that it yields before it sleeps. Waking
-/// it takes 40 µs and more, so a little longer than that is the best bet on when the next job comes.
+/// How long a worker without work keeps its core busy, and how long after that it yields before it sleeps.
+/// Waking it takes 40 µs and more, so a little longer than that is the best bet on when the next job comes.
 const SPIN: Duration = Duration::from_micros(50);
 const YIELD: Duration = Duration::from_micros(100);
 /// The same for a caller that waits for the last tasks of others.

@@ -22,8 +22,8 @@ fn check_each_once(team: &Team, n_tasks: usize) {
 
 /// The threads that take part in a job whose first tasks wait for as many threads as the team has.
 ///
-/// However late the machine lets a worker run, the tasks wait for it, up to a limit that only a worker that never
-/// comes reaches. A thread beyond the team's number would be in the result too.
+/// However late the machine lets a worker run, the tasks wait for it, up to a limit that only a worker that
+/// never comes reaches. A thread beyond the team's number would be in the result too.
 fn participants(team: &Team) -> HashSet<ThreadId> {
     let threads = Mutex::new(HashSet::new());
     let deadline = Instant::now() + Duration::from_secs(30);

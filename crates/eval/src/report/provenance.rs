@@ -62,8 +62,8 @@ pub struct Provenance {
 impl Provenance {
     /// Finds out what can be found out without the caller's help: date, command, versions, machine.
     ///
-    /// `checkout` is a folder of the sources, commonly `env!("CARGO_MANIFEST_DIR")`; its commit is recorded if
-    /// it still is a git checkout. The environment variable `BREAKERS_COMMIT` takes precedence.
+    /// `checkout` is a folder of the sources, commonly `env!("CARGO_MANIFEST_DIR")`; its commit is recorded
+    /// if it still is a git checkout. The environment variable `BREAKERS_COMMIT` takes precedence.
     pub fn collect(checkout: Option<&Path>) -> Self {
         let mut command: Vec<String> =
             std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();

@@ -22,7 +22,8 @@ use std::{
 /// let path = folder.path().join("journal.jsonl");
 /// let mut journal = Journal::open(&path, JournalConfig::default())?;
 /// journal.append(&BTreeMap::from([("a", 1)]))?;
-/// let records: Result<Vec<BTreeMap<String, u32>>, _> = Reader::open(&path, &JournalConfig::default())?.collect();
+/// let reader = Reader::open(&path, &JournalConfig::default())?;
+/// let records: Result<Vec<BTreeMap<String, u32>>, _> = reader.collect();
 /// assert_eq!(records?[0]["a"], 1);
 /// # Ok::<(), breakers_files::Error>(())
 /// ```
@@ -96,7 +97,8 @@ struct Bad {
     number: u64,
     expected: String,
     found: String,
-    /// It lacks its end, or holds zeros, which JSON never does: an interrupted write, if nothing whole follows.
+    /// It lacks its end, or holds zeros, which JSON never does: an interrupted write, if
+    /// nothing whole follows.
     may_be_torn: bool,
 }
 

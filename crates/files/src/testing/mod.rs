@@ -1,5 +1,5 @@
-//! A disk, and a file system for SQLite, whose n-th operation fails: run a piece of work with every place failing in
-//! turn, and look at what is left.
+//! A disk, and a file system for SQLite, whose n-th operation fails: run a piece of work with every place
+//! failing in turn, and look at what is left.
 //!
 //! ```
 //! use breakers_files::{Replacement, testing::{Fault, FaultyDisk}};
@@ -47,7 +47,8 @@ pub enum Fault {
     Once = 1,
     /// This one and all after it, as if the process had died or the disk were gone.
     FromThen = 2,
-    /// As `FromThen`, with an error that says that the disk is full; half of what was to be written is written.
+    /// As `FromThen`, with an error that says that the disk is full; half of what was to be
+    /// written is written.
     DiskFull = 3,
 }
 

@@ -34,8 +34,8 @@ impl Drop for SqliteFaults {
     }
 }
 
-/// Registers the VFS [`FAULTY_VFS`] and takes a turn at its faults: operations that change files fail when the countdown
-/// says so; a write that fails has been done by half.
+/// Registers the VFS [`FAULTY_VFS`] and takes a turn at its faults: operations that change files fail when
+/// the countdown says so; a write that fails has been done by half.
 pub fn sqlite_faults() -> SqliteFaults {
     static TURN: Mutex<()> = Mutex::new(());
     static REGISTERED: Once = Once::new();
@@ -79,7 +79,8 @@ unsafe extern "C" fn open(
     flags: c_int,
     out_flags: *mut c_int,
 ) -> c_int {
-    // SAFETY: SQLite hands over `szOsFile` bytes for `file`, and the default VFS opens a block of its own size.
+    // SAFETY: SQLite hands over `szOsFile` bytes for `file`, and the default VFS opens a
+    // block of its own size.
     unsafe {
         let shim = file.cast::<Shim>();
         (*shim).base.pMethods = std::ptr::null();

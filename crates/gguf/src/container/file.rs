@@ -95,8 +95,8 @@ impl File {
         let path = path.as_ref();
         let failed = |source| Error::Io { path: path.to_owned(), source };
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
-            // Directories and devices can be opened, but their "contents" cannot be mapped; to open a pipe would wait for
-            // somebody who writes into it.
+            // Directories and devices can be opened, but their "contents" cannot be mapped; to open a pipe
+            // would wait for somebody who writes into it.
             return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
         }
         let file = std::fs::File::open(path).map_err(failed)?;
@@ -399,7 +399,8 @@ impl<'a> TensorView<'a> {
         self.file.inner.storage.advise_done(self.info.range.clone());
     }
 
-    /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes; what lies beyond them is passed over.
+    /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes; what lies
+    /// beyond them is passed over.
     pub fn advise_done_with(&self, range: Range<usize>) {
         let all = &self.info.range;
         let range = range.start.min(all.len())..range.end.min(all.len());

@@ -68,8 +68,8 @@ impl<'a> Cursor<'a> {
         self.string_within(u64::MAX, what)
     }
 
-    /// The string at a key. Real files have notes that are not UTF-8 under keys that nobody reads; these do not decide
-    /// over a file, and whoever reads one sees U+FFFD in it.
+    /// The string at a key. Real files have notes that are not UTF-8 under keys that nobody reads; these do
+    /// not decide over a file, and whoever reads one sees U+FFFD in it.
     pub(super) fn metadata_string(&mut self, key: &str) -> Result<Cow<'a, str>> {
         const WHAT: &str = "a metadata string";
         let length = self.u64(WHAT)?;

@@ -102,7 +102,8 @@ impl Writer {
     /// [`FileWriter::finish`] renames it, so that no half-written file ever stands at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::File`] when the temporary file cannot be made, and those of [`write_to`](Self::write_to).
+    /// [`Error::Io`] and [`Error::File`] when the temporary file cannot be made, and those of
+    /// [`write_to`](Self::write_to).
     pub fn create(self, path: impl AsRef<Path>) -> Result<FileWriter> {
         let path = path.as_ref().to_owned();
         let file = Replacement::new(&path)?;

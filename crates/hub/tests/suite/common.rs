@@ -192,7 +192,8 @@ pub mod fake {
     use std::sync::OnceLock;
 
     /// `NAME.whl` or `NAME.tgz` beside the program is the package; `NAME.fails` makes it fail, `NAME.full`
-    /// fail for want of room, `NAME.grows` show a temporary file, `NAME.waits` wait for that file to vanish. Every package asked for is noted in `calls`.
+    /// fail for want of room, `NAME.grows` show a temporary file, `NAME.waits` wait for that file to vanish.
+    /// Every package asked for is noted in `calls`.
     const SCRIPT: &str = r##"#!/bin/sh
 here=$(dirname "$0")
 case "$*" in *--version*) echo "fake 1.0"; exit 0;; esac

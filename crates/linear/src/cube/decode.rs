@@ -1,7 +1,9 @@
-//! Decoding in registers, with the bits of [`Format::decode_row`] (but for subnormal results, which GPUs may flush
-//! to zero): every product of scales and codes is exact in `f32`, so fused and separate operations agree.
+//! Decoding in registers, with the bits of [`Format::decode_row`] (but for subnormal results, which
+//! GPUs may flush to zero): every product of scales and codes is exact in `f32`, so fused and
+//! separate operations agree.
 //!
-//! The unit of work is a granule of eight values that share few words: two runs of four neighbors, [`gap`] apart.
+//! The unit of work is a granule of eight values that share few words: two runs of four
+//! neighbors, [`gap`] apart.
 
 // `div_ceil` is not known inside `#[cube]` functions.
 #![allow(clippy::manual_div_ceil)]
@@ -287,8 +289,8 @@ fn q4_or_q5_k(
     } else {
         0u32.runtime()
     };
-    // Six-bit scales and minima: groups 0..4 lie in the low bits of two words, the others in a third word and in
-    // the high bits of the first two.
+    // Six-bit scales and minima: groups 0..4 lie in the low bits of two words, the others in a third word and
+    // in the high bits of the first two.
     let (scales, mins, rest) = (words[block / 4 + 1], words[block / 4 + 2], words[block / 4 + 3]);
     #[unroll]
     for run in 0..2usize {

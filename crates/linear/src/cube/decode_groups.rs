@@ -1,5 +1,5 @@
-//! Decoding of our own formats from their [`records`] in registers, with the bits of the CPU's tiles: products of scales and
-//! codes are exact here too.
+//! Decoding of our own formats from their [`records`] in registers, with the bits of the CPU's tiles:
+//! products of scales and codes are exact here too.
 
 use super::decode::{Table, byte_at, bytes_at, half_at, level};
 use crate::{
@@ -78,8 +78,8 @@ pub(super) fn decode(
     }
 }
 
-/// The number of E4M3 bits, less the shift of a tile. Its exponent is put together as an integer: as bits of a float it would
-/// be subnormal, which devices may flush to zero.
+/// The number of E4M3 bits, less the shift of a tile. Its exponent is put together as an integer: as bits of
+/// a float it would be subnormal, which devices may flush to zero.
 #[cube]
 fn e4m3(bits: u32) -> f32 {
     let exponent = (bits >> 3u32) & 15u32;

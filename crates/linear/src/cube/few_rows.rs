@@ -24,8 +24,8 @@ pub(super) fn launch(x: CubeTensor, words: CubeTensor, out: CubeTensor, spec: Ma
     let n_x = x.shape()[0];
     let rows = n_x.next_power_of_two().min(MAX_ROWS);
     let client = out.client.clone();
-    // SAFETY: the caller checked that the words hold the matrix and that its columns are the activations'; the
-    // kernel limits every row and column to what there is, and its loops end.
+    // SAFETY: the caller checked that the words hold the matrix and that its columns are the activations';
+    // the kernel limits every row and column to what there is, and its loops end.
     unsafe {
         few_rows_kernel::launch_unchecked(
             &client,

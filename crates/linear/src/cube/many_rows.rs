@@ -127,8 +127,8 @@ fn many_rows_kernel(
     }
 }
 
-/// Where a tile keeps element `line` of its lines at `depth`: turned by eight for each step, so that units that
-/// write different depths at a time meet different banks.
+/// Where a tile keeps element `line` of its lines at `depth`: turned by eight for each step, so that units
+/// that write different depths at a time meet different banks.
 #[cube]
 fn turned(line: usize, depth: usize) -> usize {
     (line + depth * 8) % comptime!(TILE)

@@ -1,8 +1,9 @@
 //! AVX2 with FMA and F16C: eight rows and four columns per step.
 //!
-//! The dot product of unsigned with signed bytes adds pairs in saturating 16-bit lanes. Codes of up to six bits
-//! stay below the limit (`2 * 63 * 127 < 2^15`), with room for sums of several groups when they are narrower.
-//! Eight-bit codes are made signed; their magnitude (at most 128) then meets activations that took over the sign.
+//! The dot product of unsigned with signed bytes adds pairs in saturating 16-bit lanes. Codes of up to
+//! six bits stay below the limit (`2 * 63 * 127 < 2^15`), with room for sums of several groups when they
+//! are narrower. Eight-bit codes are made signed; their magnitude (at most 128) then meets activations
+//! that took over the sign.
 
 use super::{BLOCK, Codes, Outputs, Scales, TILE, Tile};
 use breakers_cpu::activations::Panel;
@@ -240,8 +241,8 @@ unsafe fn merge_pairs(groups: &mut [__m256i; 8], words: [__m256i; 2]) {
     }
 }
 
-/// Scales and minima of the halves of a block (both the same if they share one), for one side of the tile. The
-/// minima of formats with a scale per half have the opposite sign: what is subtracted.
+/// Scales and minima of the halves of a block (both the same if they share one), for one side of the tile.
+/// The minima of formats with a scale per half have the opposite sign: what is subtracted.
 ///
 /// # Safety
 /// - `scales` must point to the scales of more than `block` blocks.
@@ -296,7 +297,8 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
     }
 }
 
-/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also where they are subnormal.
+/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also
+/// where they are subnormal.
 #[inline(always)]
 unsafe fn e4m3(bits: __m128i) -> __m256 {
     // SAFETY: the caller has the instructions.

@@ -266,7 +266,8 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
     }
 }
 
-/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also where they are subnormal.
+/// Numbers of E4M3 over 2^8: their bits make a half whose exponent is too small by that, also
+/// where they are subnormal.
 #[inline(always)]
 unsafe fn e4m3(bits: __m128i) -> __m512 {
     // SAFETY: the caller has the instructions.

@@ -1,7 +1,7 @@
 //! How codes of fewer than eight bits share the four-byte groups of a block.
 //!
-//! A block of one row is eight groups `g` of four codes, one code in each byte `i` of a 32-bit number. Packed, it is
-//! as many 32-bit words as a code has bits:
+//! A block of one row is eight groups `g` of four codes, one code in each byte `i` of a 32-bit number.
+//! Packed, it is as many 32-bit words as a code has bits:
 //!
 //! | bits | words |
 //! |---|---|

@@ -1,15 +1,16 @@
 //! Weights that are floating-point numbers, against activations in `f32`.
 //!
 //! The tile holds, for each column, the numbers of its sixteen rows side by side. Each (row, output) has two
-//! accumulators, one for even and one for odd columns, to which products are added in ascending order by fused
-//! multiply-adds; the result is their sum. (With one, a single row would wait for the latency of its additions.)
+//! accumulators, one for even and one for odd columns, to which products are added in ascending order
+//! by fused multiply-adds; the result is their sum. (With one, a single row would wait for the
+//! latency of its additions.)
 
 use super::{Outputs, TILE, Tile, by_rows};
 use breakers_cpu::{Isa, activations::PANEL_ROWS};
 use breakers_gguf::Format;
 
-/// Multiplies up to [`PANEL_ROWS`] rows of activations with a tile. As many rows of the outputs are written as
-/// `inputs` holds.
+/// Multiplies up to [`PANEL_ROWS`] rows of activations with a tile. As many rows of the outputs are
+/// written as `inputs` holds.
 ///
 /// # Safety
 /// - The CPU must have the instructions of the path that the kernel was chosen for.

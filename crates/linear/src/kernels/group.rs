@@ -1,4 +1,5 @@
-//! Tiles of our own formats: the same codes as those of GGUF's, with scales for as many columns as share them.
+//! Tiles of our own formats: the same codes as those of GGUF's, with scales for as many
+//! columns as share them.
 //!
 //! | format | codes in the tile | scales |
 //! |---|---|---|
@@ -9,8 +10,9 @@
 //! | NF4 | levels in 127ths | half precision, for 2 blocks |
 //! | NVFP4 | levels doubled | a half-precision factor for 8 blocks, E4M3 for each half block |
 //!
-//! Groups of more columns than that repeat their scales. NF4's levels are off by at most 1/254 of a group's largest weight,
-//! as activations are of a block's; and scales of NF4 and NVFP4 by a rounding to half precision. All else is exact.
+//! Groups of more columns than that repeat their scales. NF4's levels are off by at most 1/254 of a group's
+//! largest weight, as activations are of a block's; and scales of NF4 and NVFP4 by a rounding to half
+//! precision. All else is exact.
 
 use super::{Codes, Scales};
 use crate::{Error, Result};
@@ -50,7 +52,8 @@ impl GroupLayout {
     /// The layout of a format whose groups divide rows of so many columns.
     ///
     /// # Errors
-    /// [`Error::NoProduct`] for groups or rows that are not whole blocks of 32 columns (16 in NVFP4's groups).
+    /// [`Error::NoProduct`] for groups or rows that are not whole blocks of 32 columns (16 in
+    /// NVFP4's groups).
     pub(crate) fn of(format: GroupFormat, n_cols: usize) -> Result<Self> {
         let refused = || Error::NoProduct { format: format.name(), n_cols };
         if !n_cols.is_multiple_of(super::BLOCK) {
@@ -89,8 +92,8 @@ impl GroupLayout {
     }
 }
 
-/// What is added to a format's codes in a tile of `C`: symmetric formats have their zero at half as many levels as they have,
-/// tiles at what the kernels subtract.
+/// What is added to a format's codes in a tile of `C`: symmetric formats have their zero at half as many
+/// levels as they have, tiles at what the kernels subtract.
 pub(crate) fn code_offset<C: Codes>(format: GroupFormat) -> u8 {
     match format {
         GroupFormat::Symmetric { bits, .. } => (C::OFFSET - ((1 << (bits - 1)) - 1)) as u8,
@@ -157,7 +160,8 @@ const fn scaled(levels: &[f32], steps: f32, offset: i32) -> [u8; 16] {
     out
 }
 
-/// Calls a generic function with the type that stands for a layout: that of a GGUF format where codes and scales are the same.
+/// Calls a generic function with the type that stands for a layout: that of a GGUF format where codes
+/// and scales are the same.
 macro_rules! with_group_codes {
     ($layout:expr, $codes:ident => $body:expr) => {{
         use $crate::kernels::group::{Affine, GroupLayout, Nf4, NvFp4, Span, Symmetric};

@@ -2,26 +2,26 @@
 //!
 //! # Layout
 //! Sixteen output rows make a tile. Within a tile, blocks of 32 columns follow each other; in a block, the
-//! *codes* (the unsigned integers that a format stores) of four consecutive columns of one row make a group of
-//! four bytes, and the groups of the sixteen rows lie side by side in 64 bytes. So one 512-bit register holds
-//! four columns of sixteen rows, and one dot-product instruction adds them to sixteen 32-bit sums, against
-//! four activation bytes that are the same for all rows.
+//! *codes* (the unsigned integers that a format stores) of four consecutive columns of one row make a group
+//! of four bytes, and the groups of the sixteen rows lie side by side in 64 bytes. So one 512-bit register
+//! holds four columns of sixteen rows, and one dot-product instruction adds them to sixteen 32-bit sums,
+//! against four activation bytes that are the same for all rows.
 //!
 //! Codes of fewer than eight bits share these 64-byte words: see [`code_bits`] for the bits.
 //! Scales lie apart from the codes, sixteen rows side by side too: see [`Scales`].
 //!
 //! # Order of arithmetic
-//! Each (row, output) has one `f32` accumulator, and blocks are added in ascending order by the same operations
-//! in every kernel: a block's integer dot product is exact, so that results do not depend on the instruction
-//! set, on the number of rows in a call, or on the number of threads. With `i` the dot product of a block
-//! (codes less their offset), `d` the weights' scale, `m` their minimum, `a` the activations' scale and `s`
-//! their scaled sum:
+//! Each (row, output) has one `f32` accumulator, and blocks are added in ascending order by the same
+//! operations in every kernel: a block's integer dot product is exact, so that results do not depend on the
+//! instruction set, on the number of rows in a call, or on the number of threads. With `i` the dot product of
+//! a block (codes less their offset), `d` the weights' scale, `m` their minimum, `a` the activations' scale
+//! and `s` their scaled sum:
 //! - one scale per block: `acc = fma(i, d * a, acc)`, then, if there are minima, `acc = fma(m, s, acc)`;
 //! - a scale per half of a block: `t = i0 * d0; t = fma(i1, d1, t)`, with minima `t = fma(-m0, -s0, t)` and
 //!   `t = fma(-m1, -s1, t)` with `s0`, `s1` the integer sums; `acc = fma(t, a, acc)`.
 
-/// Writes the body out once for each of the first `$n_rows` rows, with the row as a constant: left to itself the compiler
-/// makes a loop of it, and keeps the sums in memory.
+/// Writes the body out once for each of the first `$n_rows` rows, with the row as a constant: left to itself
+/// the compiler makes a loop of it, and keeps the sums in memory.
 #[cfg(target_arch = "x86_64")]
 macro_rules! each_row {
     ($n_rows:ident, $row:ident => $body:block) => {
@@ -70,20 +70,20 @@ pub(crate) enum Scales {
     HalfMin,
     /// Per block: exponents of powers of two, one byte.
     Exponent,
-    /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per block: byte scales, byte
-    /// minima, both unsigned.
+    /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per block: byte scales,
+    /// byte minima, both unsigned.
     ByteMin,
     /// Per 8 blocks: half-precision factors; then per half block: signed byte scales.
     HalvesByte,
-    /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte with the
-    /// scale in its low four bits and the minimum in its high ones.
+    /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte
+    /// with the scale in its low four bits and the minimum in its high ones.
     HalvesNibbleMin,
     /// Per so many blocks: half-precision scales. Of one block it is [`Half`](Self::Half).
     HalfOf(usize),
     /// Per so many blocks: half-precision scales, half-precision minima.
     HalfMinOf(usize),
-    /// Per 8 blocks (or what remains of a row): half-precision factors; then per half block: scales in E4M3, 2^10 times as
-    /// large as they count.
+    /// Per 8 blocks (or what remains of a row): half-precision factors; then per half block: scales in E4M3,
+    /// 2^10 times as large as they count.
     HalvesE4M3,
 }
 
@@ -120,8 +120,8 @@ impl Scales {
     }
 }
 
-/// What a kernel has to know of a format of integer codes; every item is a constant, so that kernels are compiled
-/// for each format.
+/// What a kernel has to know of a format of integer codes; every item is a constant, so that kernels are
+/// compiled for each format.
 pub(crate) trait Codes {
     /// Bits of a code.
     const BITS: usize;
@@ -279,13 +279,13 @@ pub(crate) struct Tile<'a> {
     pub(crate) codes: &'a [u8],
     /// Scales, empty for floats.
     pub(crate) scales: &'a [u8],
-    /// Whether it still lies in memory: the kernel then asks for its bytes ahead of their use. Tiles lie one behind the
-    /// other, so that the last bytes of one ask for the first of the next.
+    /// Whether it still lies in memory: the kernel then asks for its bytes ahead of their use. Tiles lie one
+    /// behind the other, so that the last bytes of one ask for the first of the next.
     pub(crate) is_cold: bool,
 }
 
-/// How many bytes ahead that is. What is further ahead waits in the second-level cache; the processor's own prefetching
-/// stops at the end of a page.
+/// How many bytes ahead that is. What is further ahead waits in the second-level cache; the processor's own
+/// prefetching stops at the end of a page.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8192;
 

@@ -7,8 +7,8 @@ use crate::kernels::{
 };
 use breakers_gguf::{GroupMatrix, GroupScales};
 
-/// What E4M3 scales are taken for in a tile, over what they are: it keeps the factor of usual weights out of the subnormal
-/// numbers of half precision.
+/// What E4M3 scales are taken for in a tile, over what they are: it keeps the factor of usual weights out of
+/// the subnormal numbers of half precision.
 pub(crate) const E4M3_SHIFT: f32 = 1.0 / 1024.0;
 
 /// Packs up to sixteen rows from `first_row` on; rows that are missing are left as they are (zero).

@@ -11,8 +11,8 @@ use source::Source;
 
 /// Packs up to sixteen rows of a GGUF tensor into a tile; rows that are missing are left as they are (zero).
 ///
-/// `rows` holds whole rows of `row_bytes`, `codes` and `scales` a tile of the format. The result does not depend on
-/// `isa`, which must be available.
+/// `rows` holds whole rows of `row_bytes`, `codes` and `scales` a tile of the format. The result does not
+/// depend on `isa`, which must be available.
 pub(crate) fn pack_tile(
     format: Format,
     isa: Isa,

@@ -27,7 +27,8 @@ fn word(block: &[u8], at: usize, i: usize) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-/// A group of codes for each index. (`std::array::from_fn` is not always inlined, which costs a call a group.)
+/// A group of codes for each index. (`std::array::from_fn` is not always inlined, which costs
+/// a call a group.)
 #[inline(always)]
 fn each(group: impl Fn(usize) -> u32) -> [u32; 8] {
     let mut groups = [0; 8];

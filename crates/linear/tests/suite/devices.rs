@@ -7,8 +7,8 @@ use breakers_gguf::Format;
 use breakers_linear::QuantizedLinear;
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Results are divided by the sum of the weights' magnitudes. Activations up to 1 as eight bits for each 32 are off
-/// by 1/254 at most.
+/// Results are divided by the sum of the weights' magnitudes. Activations up to 1 as eight bits for each 32
+/// are off by 1/254 at most.
 const EIGHT_BITS: Tolerance = Tolerance::new("activations of eight bits", 4e-3, 0.0);
 /// A few roundings of sums that are small against that sum.
 const OTHER_ORDER: Tolerance = Tolerance::new("another order of summation", 1e-6, 0.0);

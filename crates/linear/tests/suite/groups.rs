@@ -52,7 +52,8 @@ const CASES: [(GroupFormat, usize, f32); 27] = [
     (GroupFormat::NvFp4, 608, 1.0 / 2048.0),
 ];
 
-/// One case for each kind of code: kernels of devices do not depend on the group's size, and take their time to compile.
+/// One case for each kind of code: kernels of devices do not depend on the group's size, and
+/// take their time to compile.
 fn kinds() -> impl Iterator<Item = (GroupFormat, usize)> {
     let mut seen = Vec::new();
     CASES.into_iter().filter_map(move |(format, n_cols, _)| {
@@ -231,7 +232,8 @@ fn every_format_in_every_leg() {
     }
 }
 
-/// The rows of the identity, in calls of 16 and all at once, bring out each weight: on a device those of the CPU's tile.
+/// The rows of the identity, in calls of 16 and all at once, bring out each weight: on a device
+/// those of the CPU's tile.
 #[test]
 fn devices_have_the_weights_of_the_tiles() {
     for (format, n_cols) in kinds() {
@@ -357,7 +359,8 @@ fn layers_rotate_the_inputs_of_rotated_matrices() {
     }
 }
 
-/// A number of E2M1 by its definition: a sign, two bits of exponent with bias 1, one bit of mantissa (OCP MX 1.0, section 5.3.3).
+/// A number of E2M1 by its definition: a sign, two bits of exponent with bias 1, one bit of mantissa
+/// (OCP MX 1.0, section 5.3.3).
 fn e2m1(code: u8) -> f64 {
     let (sign, exponent, mantissa) = (code >> 3, i32::from(code >> 1 & 3), f64::from(code & 1));
     let magnitude = match exponent {

@@ -113,7 +113,8 @@ fn check(format: Format, n_rows: usize, n_cols: usize) {
     }
 }
 
-/// Against a product in double precision of the decoded weights and of what the quantized activations stand for.
+/// Against a product in double precision of the decoded weights and of what the quantized
+/// activations stand for.
 fn check_values(case: &Case, x: &[f32], results: &[f32]) {
     let activations = Activations::new(x, case.n_cols).unwrap();
     let x = match case.format {

@@ -8,7 +8,8 @@
 //!
 //! let endpoint = FakeEndpoint::serve(Arc::new(ScriptedModel::new("test", ["Hello there.".into()])));
 //! let model = RemoteModel::new(RemoteConfig::new(endpoint.url(), "test"))?;
-//! let reply = model.chat(&ChatRequest::new(Message::user("Hi!")), &mut |_| ControlFlow::Continue(())).unwrap();
+//! let request = ChatRequest::new(Message::user("Hi!"));
+//! let reply = model.chat(&request, &mut |_| ControlFlow::Continue(())).unwrap();
 //! assert_eq!(reply.text, "Hello there.");
 //! # Ok::<(), breakers_remote::Error>(())
 //! ```
@@ -23,13 +24,15 @@ use std::thread::JoinHandle;
 
 use breakers_core::{CallError, ChatModel, ChatReply, ChatRequest, OnDelta};
 use serde_json::Value;
+use ureq::http::{HeaderMap, HeaderValue};
 
 use crate::lock;
 
 /// Bytes of a request's body at most.
 const MAX_BODY: usize = 64 << 20;
 
-/// Reads an answer from anywhere, as [`RemoteModel`](crate::RemoteModel) reads it from an endpoint; at most a mebibyte.
+/// Reads an answer from anywhere, as [`RemoteModel`](crate::RemoteModel) reads it from an endpoint; at most a
+/// mebibyte.
 ///
 /// # Errors
 /// [`CallError`].
@@ -40,6 +43,28 @@ pub fn read_answer(
     on_delta: &mut OnDelta<'_>,
 ) -> Result<ChatReply, CallError> {
     crate::model::read_answer(request, is_stream, reader, on_delta)
+}
+
+/// The error of an answer with such a status, headers and body, as [`RemoteModel`](crate::RemoteModel)
+/// returns it. Headers that HTTP does not allow are left out.
+///
+/// ```
+/// use breakers_core::CallError;
+/// use breakers_remote::testing::read_failure;
+/// use std::time::Duration;
+///
+/// let error = read_failure(429, &[("retry-after", b"20")], b"slow down");
+/// assert_eq!(error.retry_after(), Some(Duration::from_secs(20)));
+/// assert!(matches!(error, CallError::RateLimited { .. }));
+/// ```
+pub fn read_failure(status: u16, headers: &[(&'static str, &[u8])], body: &[u8]) -> CallError {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            map.insert(*name, value);
+        }
+    }
+    crate::failure::of_status(status, &map, body, "test")
 }
 
 /// A request as it came.
@@ -75,8 +100,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Writes bytes as they are, and lets the connection end behind them, unless they are a whole answer that says its
-    /// own length.
+    /// Writes bytes as they are, and lets the connection end behind them, unless they are a whole answer that
+    /// says its own length.
     ///
     /// # Errors
     /// Those of the connection, for all methods: the client is gone.
@@ -170,8 +195,8 @@ impl FakeEndpoint {
         Self::start(move |request, connection| serve::answer(&*model, request, connection))
     }
 
-    /// Answers each request, on a thread for each connection, with what the function writes. If it returns an error, or
-    /// writes less than the answer promises, the connection ends there.
+    /// Answers each request, on a thread for each connection, with what the function writes. If it returns an
+    /// error, or writes less than the answer promises, the connection ends there.
     ///
     /// # Panics
     /// If no port can be had.

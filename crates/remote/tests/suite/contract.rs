@@ -1,4 +1,5 @@
-//! The contract of all chat models, for a scripted one, the same one behind an endpoint, and that one behind retries.
+//! The contract of all chat models, for a scripted one, the same one behind an endpoint, and
+//! that one behind retries.
 
 use std::sync::Arc;
 

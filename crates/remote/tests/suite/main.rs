@@ -1,4 +1,5 @@
-//! The crate's tests: streams taken apart and broken, errors, time limits, retries, and the contract of all models.
+//! The crate's tests: streams taken apart and broken, errors, time limits, retries, and the
+//! contract of all models.
 
 mod contract;
 mod errors;
