@@ -1,4 +1,5 @@
-//! Any bytes give a file of matrices or a typed error; its matrices can be decoded and packed, or are refused.
+//! Any bytes give a file of matrices or a typed error; its matrices can be decoded and
+//! packed, or are refused.
 
 #![no_main]
 

@@ -1,8 +1,8 @@
 //! The public interface of each crate as a text, so that a change of it is seen in review.
 //!
 //! rustdoc says what is public, as JSON. That output is not stable yet, so this program stands in for rustdoc
-//! ([`as_rustdoc`]) and switches it on for that one program alone: set for all of cargo, the variable would build every
-//! dependency again.
+//! ([`as_rustdoc`]) and switches it on for that one program alone: set for all of cargo, the variable would
+//! build every dependency again.
 
 use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
@@ -93,7 +93,8 @@ struct Lister<'a> {
 }
 
 impl Lister<'_> {
-    /// Lists an item and what is in it. `inside` are the modules on the way, since re-exports may run in circles.
+    /// Lists an item and what is in it. `inside` are the modules on the way, since re-exports
+    /// may run in circles.
     fn item(&mut self, id: &Value, path: &str, inside: &mut Vec<u64>) {
         let number = id.as_u64().unwrap_or(u64::MAX);
         let item = &self.index[number.to_string()];

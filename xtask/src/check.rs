@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::arrows::Arrows;
 use crate::licenses::Rules;
 use crate::workspace::{self, Package};
-use crate::{Result, bench, cuda, exact, fetch};
+use crate::{Result, bench, cuda, exact, fetch, pages};
 
 /// Features that choose a device; a crate with a kernel forwards them to all crates with kernels below it.
 const DEVICE_FEATURES: [&str; 5] = ["cube", "wgpu", "vulkan", "cuda", "metal"];
@@ -31,13 +31,16 @@ pub(crate) fn run(full: bool) -> Result {
     let root = workspace::root();
     let rules = Rules::parse(&std::fs::read_to_string(root.join("deny.toml"))?)?;
     let members: Vec<&Package> = packages.iter().filter(|p| p.is_member).collect();
+    let tracked = workspace::output(Command::new("git").arg("-C").arg(&root).args(["ls-files", "-z"]))?;
+    let files: Vec<&str> = tracked.split('\0').filter(|file| !file.is_empty()).collect();
     let sections = [
         ("dependency arrows", Arrows::read(&root)?.problems(&members)),
         ("device features", feature_problems(&members)),
         ("licenses and sources", rules.problems(&packages)),
         ("package metadata", metadata_problems(&members)),
         ("default builds without a GPU", gpu_problems(&members)?),
-        ("words", word_problems(&root)?),
+        ("pages", pages::page_problems(&root, &files)?),
+        ("words and comments", text_problems(&root, &files)),
     ];
     let mut n_problems = 0;
     for (name, problems) in &sections {
@@ -48,16 +51,26 @@ pub(crate) fn run(full: bool) -> Result {
     if n_problems > 0 {
         return Err(format!("{n_problems} rules are broken").into());
     }
-    if full { run_full(&members) } else { Ok(()) }
+    if full { run_full() } else { Ok(()) }
+}
+
+/// Compiles each package on its own without its default features; of those that need Burn, which takes
+/// minutes for each set of features, only if `with_burn`.
+pub(crate) fn alone(with_burn: bool) -> Result {
+    for package in workspace::packages()?.iter().filter(|p| p.is_member) {
+        let selection = ["--no-default-features", "--package", &package.name];
+        let has_burn = compiled(&selection)?.contains("burn");
+        if with_burn || !has_burn {
+            println!("{}", package.name);
+            workspace::run(workspace::cargo().args(["check", "--quiet"]).args(selection))?;
+        }
+    }
+    Ok(())
 }
 
 /// Each crate alone, all models, the peer, and a real CUDA build: about two hours.
-fn run_full(members: &[&Package]) -> Result {
-    for package in members {
-        let mut check = workspace::cargo();
-        check.args(["check", "--no-default-features", "--package", &package.name]);
-        workspace::run(&mut check)?;
-    }
+fn run_full() -> Result {
+    alone(true)?;
     let names: Vec<&str> = fetch::GENERATORS.into_iter().chain(["minilm"]).collect();
     let folder = fetch::fetch(&names)?;
     let mut tests = workspace::cargo();
@@ -172,24 +185,19 @@ fn metadata_problems(members: &[&Package]) -> Vec<String> {
     problems
 }
 
+/// The names of all packages that cargo compiles for a selection of packages and features.
+fn compiled(selection: &[&str]) -> Result<BTreeSet<String>> {
+    let mut tree = workspace::cargo();
+    tree.args(["tree", "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]).args(selection);
+    let tree = workspace::output(&mut tree)?;
+    Ok(tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
+}
+
 /// Asks cargo what each published crate compiles on its own with its default features.
 fn gpu_problems(members: &[&Package]) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for package in members.iter().filter(|p| p.is_published()) {
-        let mut tree = workspace::cargo();
-        tree.args([
-            "tree",
-            "--edges",
-            "normal,build",
-            "--prefix",
-            "none",
-            "--format",
-            "{p}",
-            "-p",
-            &package.name,
-        ]);
-        let tree = workspace::output(&mut tree)?;
-        let compiled: BTreeSet<&str> = tree.lines().filter_map(|l| l.split(' ').next()).collect();
+        let compiled = compiled(&["--package", &package.name])?;
         for gpu in GPU_PACKAGES.iter().filter(|gpu| compiled.contains(**gpu)) {
             problems.push(format!("{} compiles {gpu} by default", package.name));
         }
@@ -197,16 +205,18 @@ fn gpu_problems(members: &[&Package]) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-fn word_problems(root: &Path) -> Result<Vec<String>> {
-    let files = workspace::output(Command::new("git").arg("-C").arg(root).args(["ls-files", "-z"]))?;
+fn text_problems(root: &Path, files: &[&str]) -> Vec<String> {
     let mut problems = Vec::new();
-    for file in files.split('\0').filter(|f| !f.is_empty()) {
+    for file in files {
         // A file that is deleted but not yet committed, or not text, holds no words.
         if let Ok(text) = std::fs::read_to_string(root.join(file)) {
             problems.extend(words_in(file, &text));
+            if file.ends_with(".rs") {
+                problems.extend(pages::wide_comments(file, &text));
+            }
         }
     }
-    Ok(problems)
+    problems
 }
 
 fn words_in(file: &str, text: &str) -> Vec<String> {

@@ -5,8 +5,8 @@
 //! an LLVM that is close enough, so [`setup`] lays out Debian's files as the bundle would lie, with an
 //! `llvm-config` that answers for them:
 //!
-//! - `include/`: the headers; the lists of targets, which the bindings expand into calls, name only those that
-//!   are linked;
+//! - `include/`: the headers; the lists of targets, which the bindings expand into calls, name only
+//!   those that are linked;
 //! - `lib/`: the static libraries of LLVM and of what it needs, so that the program needs only the C library;
 //! - `bin/llvm-config`: Debian's, with the paths of this layout and without libraries that nothing calls.
 

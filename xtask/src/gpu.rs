@@ -1,7 +1,8 @@
 //! The run book for a GPU: kernel tests, speed and exactness on a card in a few minutes, as a report.
 //!
-//! Programs are built beforehand (`cargo xtask cuda-build --tests`, or `--build` here for other devices), because a
-//! card is often lent for minutes. Each step has a time limit; a step that the time did not reach is listed as such.
+//! Programs are built beforehand (`cargo xtask cuda-build --tests`, or `--build` here for other devices),
+//! because a card is often lent for minutes. Each step has a time limit; a step that the time did not
+//! reach is listed as such.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +17,8 @@ use crate::{Result, fetch, workspace};
 /// How the card is tried.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
-    /// Device, as the examples take it: cuda, wgpu, vulkan, metal; also the feature that the programs were built with.
+    /// Device, as the examples take it: cuda, wgpu, vulkan, metal; also the feature that the
+    /// programs were built with.
     #[arg(long, default_value = "cuda")]
     device: String,
     /// Folder of the programs [default: where `cuda-build` and `--build` put them].

@@ -12,6 +12,7 @@ mod fetch;
 mod gpu;
 mod licenses;
 mod lossless;
+mod pages;
 mod peer;
 mod programs;
 mod workspace;
@@ -33,11 +34,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Check what the compiler does not: dependency arrows, feature forwarding, licenses, words, metadata.
+    /// Check what the compiler does not: dependency arrows, features, licenses, metadata,
+    /// links, words, comments.
     Check {
         /// Also what takes too long for every change: all models, the peer, a real CUDA build.
         #[arg(long)]
         full: bool,
+    },
+    /// Compile each crate on its own without its default features.
+    Alone {
+        /// Also the crates that need Burn: minutes for each set of features.
+        #[arg(long)]
+        all: bool,
     },
     /// Fetch models and print the folder that `BREAKERS_TEST_MODELS` should name.
     Fetch {
@@ -79,6 +87,7 @@ fn main() -> ExitCode {
     }
     let done = match Arguments::parse().chore {
         Chore::Check { full } => check::run(full),
+        Chore::Alone { all } => check::alone(all),
         Chore::Fetch { names } => fetch::run(&names),
         Chore::Bench(options) => bench::run(&options),
         Chore::Exact(options) => exact::run(&options),

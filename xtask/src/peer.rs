@@ -63,7 +63,8 @@ pub(crate) struct Examples {
 
 impl Examples {
     pub(crate) fn build() -> Result<Self> {
-        // The whole workspace, as `cargo run --example` does: one package alone would get another set of features.
+        // The whole workspace, as `cargo run --example` does: one package alone would get
+        // another set of features.
         workspace::run(workspace::cargo().args(["build", "--release", "--workspace", "--examples"]))?;
         Ok(Self { folder: workspace::target().join("release/examples") })
     }

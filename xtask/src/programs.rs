@@ -92,8 +92,8 @@ fn built_program(message: &serde_json::Value) -> Result<Option<(Program, PathBuf
     Ok(Some((Program { kind, package, name, file: file.into() }, built)))
 }
 
-/// The name in a package id: `path+file:///a/crates/core#breakers-core@0.1.0`, or `…/xtask#0.1.0` where the folder has
-/// the package's name.
+/// The name in a package id: `path+file:///a/crates/core#breakers-core@0.1.0`, or `…/xtask#0.1.0` where the
+/// folder has the package's name.
 fn package_name(id: &str) -> &str {
     let (place, version) = id.rsplit_once('#').unwrap_or((id, ""));
     match version.split_once('@') {

@@ -144,9 +144,9 @@ pub struct DeviceDescription {
 /// A GPU is initialized here, so that a driver that does not work is found now.
 ///
 /// # Errors
-/// [`Error::UnknownDevice`], [`Error::DeviceIndex`] for a number that is none, [`Error::DeviceNotCompiled`]
-/// if this build lacks the backend, [`Error::NoDevice`] if the machine has no device of it,
-/// [`Error::DeviceOutOfRange`] if it has fewer, [`Error::DeviceFailed`] if the driver refuses.
+/// [`Error::UnknownDevice`], [`Error::DeviceIndex`] for an index that is not a number,
+/// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the machine has no
+/// device of it, [`Error::DeviceOutOfRange`] if it has fewer, [`Error::DeviceFailed`] if the driver refuses.
 pub fn open(name: &str) -> Result<Device> {
     let (kind, index) = parse(name)?;
     let devices = devices_of(kind)?;

@@ -18,12 +18,12 @@ pub enum Error {
         /// The name received.
         name: String,
     },
-    /// What follows the colon of a device name is no number.
+    /// What follows the colon of a device name is not a number.
     #[error("device {device:?}: {index:?} is not a number")]
     DeviceIndex {
         /// The whole name received.
         device: String,
-        /// What stands after the colon.
+        /// What follows the colon.
         index: String,
     },
     /// The backend is not part of this build.

@@ -70,7 +70,7 @@ pub fn from_vec(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
 /// As [`from_vec`], with the elements rounded to another floating-point type.
 ///
 /// # Panics
-/// If the shape does not hold as many elements as `values`, or if `dtype` is no floating-point type.
+/// If the shape does not hold as many elements as `values`, or if `dtype` is not a floating-point type.
 pub fn from_f32(values: Vec<f32>, shape: impl Into<Shape>, dtype: DType) -> FlexTensor {
     match dtype {
         DType::F32 => from_vec(values, shape),

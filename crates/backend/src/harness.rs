@@ -72,7 +72,7 @@ impl Tolerance {
         Self { name, absolute, relative }
     }
 
-    /// Whether `found` may stand for `expected`.
+    /// Whether `found` is as good as `expected`.
     pub fn admits(&self, found: f32, expected: f32) -> bool {
         if found == expected || (found.is_nan() && expected.is_nan()) {
             return true;
@@ -146,7 +146,7 @@ pub type Implementation<'a, C> = &'a dyn Fn(&C, &mut Inputs) -> Outputs;
 pub struct Operation<'a, C> {
     /// The name in messages, and the seed of the inputs.
     pub name: &'a str,
-    /// The cases: shapes, options, or both. Include sizes that are no multiple of anything, and empty ones.
+    /// The cases: shapes, options, or both. Include prime sizes and empty ones.
     pub cases: &'a [C],
     /// How far the CPU kernels may be from the reference.
     pub cpu: Tolerance,

@@ -15,7 +15,7 @@ pub struct ModelCard {
     pub max_context: Option<usize>,
     /// What it can do.
     pub capabilities: Capabilities,
-    /// What it costs; `None` if nobody asks for money.
+    /// What it costs; `None` if it is free.
     pub price: Option<Price>,
 }
 
@@ -43,7 +43,7 @@ pub struct Capabilities {
     pub tools: bool,
     /// Answers in JSON, by a schema too.
     pub json: bool,
-    /// Tells log-probabilities.
+    /// Reports log-probabilities.
     pub logprobs: bool,
     /// Gives the same answer for the same seed.
     pub seed: bool,

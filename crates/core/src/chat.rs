@@ -190,7 +190,7 @@ impl ScoredToken {
     }
 }
 
-/// A token that could have stood in a place.
+/// A token that was possible in this place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Alternative {
@@ -203,13 +203,13 @@ pub struct Alternative {
 }
 
 impl Alternative {
-    /// A token that could have stood in a place.
+    /// A token that was possible in this place.
     pub fn new(token: Option<TokenId>, bytes: impl Into<Vec<u8>>, logprob: f32) -> Self {
         Self { token, bytes: bytes.into(), logprob }
     }
 }
 
-/// Tokens that a request took.
+/// How many tokens a request used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -265,7 +265,7 @@ impl std::iter::Sum for Usage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// From the call to the first token; `None` if there was none, or nobody looked.
+    /// From the call to the first token; `None` if there was none, or if it was not measured.
     pub first_token: Option<Duration>,
     /// From the call to the reply.
     pub total: Duration,
@@ -292,7 +292,7 @@ pub struct ChatReply {
     pub token_ids: Vec<TokenId>,
     /// The tokens with their log-probabilities, if these were asked for.
     pub tokens: Vec<ScoredToken>,
-    /// Tokens that it took.
+    /// How many tokens it used.
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,

@@ -19,7 +19,7 @@ pub enum Error {
         /// The sequence named in the call.
         sequence: SequenceId,
     },
-    /// One sequence stands twice in a single forward pass.
+    /// One sequence occurs twice in a single forward pass.
     #[error("sequence {sequence:?} appears twice in one forward pass; put its tokens into one step")]
     DuplicateSequence {
         /// The sequence named twice.
@@ -112,7 +112,7 @@ pub enum StepError {
         /// Entries found.
         found: usize,
     },
-    /// A tree parent does not stand before its child.
+    /// A parent in a tree does not come before its child.
     #[error("row {row} names row {parent} as its parent; a parent must stand before its child")]
     InvalidParent {
         /// The row in question.

@@ -31,7 +31,7 @@ impl Json {
     /// The JSON of anything that serializes.
     ///
     /// # Errors
-    /// [`JsonError`] for what JSON cannot hold, such as a map with keys that are no strings.
+    /// [`JsonError`] for what JSON cannot hold, such as a map whose keys are not strings.
     pub fn from_serialize(value: &(impl Serialize + ?Sized)) -> Result<Self, JsonError> {
         serde_json::value::to_raw_value(value).map(Self).map_err(JsonError::new)
     }

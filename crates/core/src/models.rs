@@ -97,7 +97,7 @@ pub trait Embedder: Send + Sync {
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, CallError>;
 }
 
-/// Passes every call on to what is behind a pointer.
+/// Passes every call on to what the pointer points to.
 macro_rules! forward_to_pointee {
     ($($pointer:ty),*) => { $(
         impl<M: ChatModel + ?Sized> ChatModel for $pointer {

@@ -64,7 +64,7 @@ impl From<Vec<TokenId>> for Prompt {
 #[serde(from = "String", into = "String")]
 #[non_exhaustive]
 pub enum Role {
-    /// Instructions that stand above the conversation.
+    /// Instructions that apply to the whole conversation.
     System,
     /// The user.
     User,
@@ -160,7 +160,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A turn that is only text; an empty text is no part.
+    /// A turn that is only text; an empty text makes no part.
     pub fn new(role: impl Into<Role>, text: impl Into<String>) -> Self {
         let text = text.into();
         Self {
@@ -172,7 +172,7 @@ impl Message {
         }
     }
 
-    /// Instructions that stand above the conversation.
+    /// Instructions that apply to the whole conversation.
     pub fn system(text: impl Into<String>) -> Self {
         Self::new(Role::System, text)
     }

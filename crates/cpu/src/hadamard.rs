@@ -1,4 +1,4 @@
-//! Orthonormal Walsh–Hadamard rotations, also of lengths that are no power of two.
+//! Orthonormal Walsh–Hadamard rotations, also for lengths that are not powers of two.
 //!
 //! A rotation spreads every coordinate of a vector evenly over all of them, so that outliers disappear before
 //! the vector is quantized. For a length n = m·2ᵏ it is (M ⊗ H)·D / √n: random signs D, the fast
@@ -95,7 +95,7 @@ impl Rotation {
     /// - `rows`: `[n_rows, len]`
     ///
     /// # Errors
-    /// [`Error::Length`] if `rows` is no multiple of the length.
+    /// [`Error::Length`] if `rows` is not a multiple of the length.
     pub fn forward(&self, rows: &mut [f32]) -> Result<()> {
         let isa = self.isa();
         self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.forward_rows(rows, scratch)))
@@ -107,7 +107,7 @@ impl Rotation {
     /// - `rows`: `[n_rows, len]`
     ///
     /// # Errors
-    /// [`Error::Length`] if `rows` is no multiple of the length.
+    /// [`Error::Length`] if `rows` is not a multiple of the length.
     pub fn inverse(&self, rows: &mut [f32]) -> Result<()> {
         let isa = self.isa();
         self.in_parallel(rows, |rows, scratch| per_isa!(isa, || self.inverse_rows(rows, scratch)))

@@ -131,7 +131,7 @@ fn choose() -> Isa {
             detect()
         }),
     };
-    // A `force` that came first stands.
+    // A `force` that came first wins.
     let _ = CHOSEN.compare_exchange(UNSET, isa as u8, Ordering::Relaxed, Ordering::Relaxed);
     Isa::from_index(CHOSEN.load(Ordering::Relaxed)).unwrap_or(isa)
 }

@@ -2,7 +2,7 @@
 
 use crate::pool;
 
-/// The transpose, `[n_cols, n_rows]`. Values behind the last whole row are left out.
+/// The transpose, `[n_cols, n_rows]`. Values after the last whole row are left out.
 ///
 /// # Shapes
 /// - `values`: `[n_rows, n_cols]`

@@ -141,7 +141,7 @@ pub trait Simd: Copy + sealed::Sealed {
     unsafe fn reduce_add(x: Self::V) -> f32;
     /// −∞ in lanes outside of `from..to`, which may reach beyond the register on both sides.
     unsafe fn mask(x: Self::V, from: i32, to: i32) -> Self::V;
-    /// y · 2ⁿ where x ≥ −126, else 0; n stands in the low bits of `shifted` = n + [`ROUND`].
+    /// y · 2ⁿ where x ≥ −126, else 0; n is in the low bits of `shifted` = n + [`ROUND`].
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V;
     /// Sixteen words.
     unsafe fn words(from: *const u32) -> Self::W;
@@ -340,7 +340,7 @@ macro_rules! per_isa {
         }
     };
 }
-/// 1.5 · 2²³: adding it to a small number rounds that to an integer, which stands in the low bits then.
+/// 1.5 · 2²³: adding it to a small number rounds that to an integer, which is then in the low bits.
 pub const ROUND: f32 = 12_582_912.0;
 
 /// 2^r on |r| ≤ 1/2, highest power first: a least-maximum fit of the relative error (2e-9 before rounding)

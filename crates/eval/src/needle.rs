@@ -3,7 +3,7 @@
 //! # Source
 //! Kamradt, "Needle in a haystack", 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack). Deviations: facts
 //! are numbers of five digits, and what counts is the part of the answer's tokens that the model finds
-//! likeliest, each behind those before it; no other model judges.
+//! likeliest, each after those before it; no other model judges.
 
 use breakers_core::{BoxError, LanguageModel, SequenceId, Step, TokenId, Want};
 
@@ -15,7 +15,7 @@ use crate::{BootstrapConfig, Error, Estimate, Result, stats};
 pub struct Needle {
     /// Tokens of the text, needle, question and answer included.
     pub length: usize,
-    /// Where the needle stands, in percent of the length.
+    /// Where the needle is, in percent of the length.
     pub depth: usize,
     /// For each contestant and fact: the part of the answer's tokens that the model finds likeliest, in their
     /// places.
@@ -58,7 +58,7 @@ const FACTS: [(&str, &str); 6] = [
 pub struct NeedleConfig {
     /// Lengths of texts, in tokens.
     pub lengths: Vec<usize>,
-    /// Where the needle stands, in percent of the length.
+    /// Where the needle is, in percent of the length.
     pub depths: Vec<usize>,
     /// How many facts are hidden at each place, one a text: 1 to 6.
     pub n_facts: usize,
@@ -79,7 +79,7 @@ impl NeedleConfig {
 ///
 /// `haystack`: the tokens of a text, repeated where they do not suffice. `encode`: the tokens of a piece
 /// of text, without any around it. `answers(prompt, answer)`: for each contestant the part of `answer`
-/// that it gives by itself behind `prompt`, such as [`found_by`] says. `progress` is told of the length
+/// that it gives by itself after `prompt`, such as [`found_by`] says. `progress` is told of the length
 /// and the depth before each text.
 ///
 /// # Errors
@@ -127,7 +127,7 @@ pub fn needles<E: From<Error>>(
     Ok(needles)
 }
 
-/// The part of `answer` that a model gives by itself behind `prompt`, token by token.
+/// The part of `answer` that a model gives by itself after `prompt`, token by token.
 ///
 /// All of the prompt but its last token is read and made final before anything is said, so that a cache that
 /// lets tokens go has let them go.
@@ -144,7 +144,7 @@ pub fn found_by(model: &mut impl LanguageModel, prompt: &[TokenId], answer: &[To
     })
 }
 
-/// The part of `answer` that a model would say itself in an open sequence, each token behind `question` and
+/// The part of `answer` that a model would say itself in an open sequence, each token after `question` and
 /// those before it. The tokens stay in the sequence.
 ///
 /// # Errors

@@ -6,7 +6,7 @@
 //!
 //! # What is replaced
 //! A regular file keeps its permissions. A symbolic link is replaced itself, and what it points to stays
-//! as it is. What is no file (a folder, a device, a pipe) is refused: renaming over `/dev/null` would
+//! as it is. What is not a file (a folder, a device, a pipe) is refused: renaming over `/dev/null` would
 //! succeed for the administrator.
 //!
 //! # Leftovers
@@ -211,7 +211,7 @@ impl Drop for Replacement<'_> {
 /// Moves a finished file to its place in another folder of the same disk: synced before, its folder after.
 ///
 /// # Errors
-/// [`Error::NotAFile`] if one of the two is no regular file, [`Error::Io`].
+/// [`Error::NotAFile`] if one of the two is not a regular file, [`Error::Io`].
 pub fn put_in_place(disk: &dyn Disk, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
     regular(to)?;
@@ -223,7 +223,7 @@ pub fn put_in_place(disk: &dyn Disk, from: impl AsRef<Path>, to: impl AsRef<Path
     disk.sync_folder(folder_of(to)).map_err(Error::io("sync the folder of", to))
 }
 
-/// Opens a file to read it; what is no regular file is refused, so that a pipe does not make
+/// Opens a file to read it; what is not a regular file is refused, so that a pipe does not make
 /// the caller wait forever.
 ///
 /// # Errors
@@ -328,7 +328,7 @@ fn create(disk: &dyn Disk, path: &Path, by_name: bool) -> Result<(File, PathBuf)
         if !cfg!(unix) {
             return Ok((file, temporary));
         }
-        // Somebody who cleans up may have been faster; then it is gone.
+        // Another process that cleans up may have been faster; then it is gone.
         match try_lock(&file, &temporary) {
             Ok(true) if temporary.exists() => return Ok((file, temporary)),
             Ok(_) => {}

@@ -61,7 +61,7 @@ pub enum Error {
         /// The cause.
         source: serde_json::Error,
     },
-    /// A record of a journal is no JSON object, or is too long.
+    /// A record of a journal is not a JSON object, or is too long.
     #[error("a record for {path} is {found}; expected {expected}", path = path.display())]
     Record {
         /// The journal.

@@ -204,7 +204,7 @@ impl Journal {
     /// record is not there, unless a sync failed.
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Record`] for what is no JSON object or too long; [`Error::Io`];
+    /// [`Error::Json`], [`Error::Record`] for what is not a JSON object or too long; [`Error::Io`];
     /// [`Error::Failed`] after a sync failed.
     pub fn append<T: Serialize + ?Sized>(&mut self, record: &T) -> Result<()> {
         self.append_all([record])
@@ -270,7 +270,7 @@ impl Journal {
     }
 }
 
-/// Opens a file to append to it, locked, whoever had it before.
+/// Opens a file to append to it and locks it, even if another process had it before.
 fn open_locked(path: &Path, config: &JournalConfig) -> Result<File> {
     let begun = Instant::now();
     loop {
@@ -307,7 +307,7 @@ fn is_at(_file: &File, _path: &Path) -> Result<bool> {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Who must know whether it succeeded calls `sync`.
+        // A caller that must know whether it succeeded calls `sync`.
         let _ = self.sync();
     }
 }

@@ -40,7 +40,7 @@ use std::{
 
 const MAGIC: [u8; 8] = *b"BRKIDX\x01\n";
 const ALIGN: usize = 64;
-/// A header is a page or two; a longer one is none.
+/// A header is a page or two; anything longer is not a header.
 const MAX_HEADER: usize = 1 << 20;
 
 #[derive(Serialize, serde::Deserialize)]

@@ -89,7 +89,7 @@ fn every_torn_end_is_cut_off_and_the_journal_goes_on() {
     let good = written(&path, &records);
     let ends: Vec<usize> = (0..good.len()).filter(|&at| good[at] == b'\n').collect();
     for length in 0..=good.len() {
-        // With nothing behind it, or with zeros where a page did not arrive.
+        // With nothing after it, or with zeros where a page did not arrive.
         for zeros in [0, 1, 5000] {
             fs::write(&path, [&good[..length], &vec![0; zeros]].concat()).unwrap();
             // A line that lacks nothing but its end was written whole.
@@ -129,11 +129,11 @@ fn every_flipped_byte_is_found() {
             }
         }
     }
-    // A whole line that is missing its checksum is no interrupted write.
+    // A whole line without its checksum is not an interrupted write.
     fs::write(&path, [&good[..], b"{\"d\":1}\n"].concat()).unwrap();
     let error = resume(&path).unwrap_err();
     assert!(matches!(&error, Error::DamagedLine { line: 4, found, .. } if found == "none"), "{error}");
-    // Zeros with a whole line behind them are no end.
+    // Zeros that a whole line follows are not the end.
     fs::write(&path, [&good[..], &[0; 100], b"\n", &good[..]].concat()).unwrap();
     assert!(matches!(resume(&path).unwrap_err(), Error::DamagedLine { line: 4, .. }));
 }

@@ -62,7 +62,7 @@ fn every_failing_call_leaves_the_old_file_or_the_new_one() {
                     let is_new = found.as_deref() == Some("new content");
                     let what = format!("{way}, {fault:?} at {n}: {result:?}, {found:?}");
                     assert!(is_new || (result.is_err() && found.as_deref() == old), "{what}");
-                    // One fault alone lets it clean up behind itself.
+                    // After a single fault it still cleans up after itself.
                     let alone = names(folder.path()).iter().all(|name| name == "file");
                     assert!(alone || fault != Fault::Once, "{what}: {:?}", names(folder.path()));
                     clean(&OsDisk, folder.path()).unwrap();

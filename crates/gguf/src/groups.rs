@@ -449,7 +449,7 @@ fn to_e4m3(x: f32) -> u8 {
     sign | (quotient + 8 * (exponent + 6) as u32) as u8
 }
 
-/// The number that bits of E4M3 stand for; the two bit patterns that are no number count as 480.
+/// The number that bits of E4M3 stand for; the two bit patterns for NaN count as 480.
 pub fn from_e4m3(bits: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
     let magnitude = match exponent {

@@ -260,8 +260,8 @@ impl MatrixFile {
     /// Takes a file's bytes.
     ///
     /// # Errors
-    /// [`Error::Safetensors`] for what is no safetensors file, [`Error::MatrixEntry`] when the tensors of a
-    /// matrix are not those of its format and size.
+    /// [`Error::Safetensors`] for what is not a safetensors file, [`Error::MatrixEntry`] when the tensors of
+    /// a matrix are not those of its format and size.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::checked(Bytes::Owned(bytes))
     }

@@ -117,7 +117,7 @@ impl EntryFolder {
         let _ = std::fs::remove_file(self.marker());
     }
 
-    /// A marker that cannot be read is no marker: the files are hashed again.
+    /// A marker that cannot be read counts as missing: the files are hashed again.
     fn read_marker(&self) -> Marker {
         std::fs::read(self.marker())
             .ok()

@@ -205,7 +205,7 @@ pub enum Error {
         problem: String,
     },
 
-    /// A name of a source is none of the known ones.
+    /// There is no source of this name.
     #[error("`{found}` is no source; known: auto, pypi, npm, huggingface, or several joined by commas")]
     UnknownSource {
         /// What was given.

@@ -17,12 +17,12 @@ pub enum ArchiveKind {
     Tarball,
 }
 
-/// The contents of a package's pieces, in the order of the catalog, taken out of an archive on this disk as a fetch takes
-/// them out. Files are made in `work` and left there.
+/// The contents of a package's pieces, in the order of the catalog, taken out of an archive on this disk as a
+/// fetch takes them out. Files are made in `work` and left there.
 ///
 /// # Errors
-/// [`Error::BadArchive`], [`Error::MissingMember`], [`Error::SizeMismatch`] and [`Error::HashMismatch`] for an archive that
-/// is not what the catalog says, [`Error::Io`].
+/// [`Error::BadArchive`], [`Error::MissingMember`], [`Error::SizeMismatch`] and [`Error::HashMismatch`] for
+/// an archive that is not what the catalog says, [`Error::Io`].
 ///
 /// # Example
 /// ```no_run

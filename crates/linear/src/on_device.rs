@@ -12,7 +12,7 @@ use std::borrow::Cow;
 /// Most bytes of a buffer: the kernels compute positions in 32 bits.
 const MAX_BYTES: usize = u32::MAX as usize & !3;
 
-/// Rows of a matrix as they stand in a GGUF file, or the [`records`] of a format of our own.
+/// Rows of a matrix as they are in a GGUF file, or the [`records`] of a format of our own.
 pub(crate) struct Rows<'a> {
     pub(crate) encoding: Encoding,
     pub(crate) n_rows: usize,

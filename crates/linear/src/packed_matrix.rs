@@ -25,7 +25,7 @@ const LINE: usize = 64;
 /// Bytes of packed weights that a task of the pool produces at least.
 const TASK_BYTES: usize = 256 * 1024;
 
-/// Bytes of a file that are repacked before its pages are given back: weights do not stand in memory twice.
+/// Bytes of a file that are repacked before its pages are given back: weights are not in memory twice.
 const SLAB_BYTES: usize = 16 * 1024 * 1024;
 
 /// A weight matrix in memory of its own, laid out so that a product reads it in one forward sweep.

@@ -24,7 +24,8 @@ use breakers_gguf::{Encoding, GroupFormat, GroupMatrix, GroupScales, from_e4m3};
 /// Rows that a task of the pool writes at least.
 const TASK_ROWS: usize = 16;
 
-/// Columns whose scales and codes stand together, bytes of them, and of these the bytes before the codes.
+/// Columns whose scales and codes are stored together, bytes of them, and of these the bytes
+/// before the codes.
 pub(crate) const fn block(format: GroupFormat) -> (usize, usize, usize) {
     match format {
         GroupFormat::Affine { bits, group } => (group, 4 + group * bits as usize / 8, 4),

@@ -81,7 +81,7 @@ fn tensors_that_are_done_with_leave_resident_memory() {
     let all_done = resident();
     check("all done", again, all_done, -64);
 
-    // Weights being repacked do not stand in memory twice: 32 MiB of them, and 16 of the file.
+    // Weights being repacked are not in memory twice: 32 MiB of them, and 16 of the file.
     forget_peak();
     let packed = PackedMatrix::from_gguf(&first).unwrap();
     assert_eq!(packed.bytes(), 32 * MIB);

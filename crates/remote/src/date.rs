@@ -6,7 +6,7 @@ const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// How long it is until a date such as `Sun, 06 Nov 1994 08:49:37 GMT`: zero if it is past,
-/// `None` if it is none.
+/// `None` if it is not a date.
 ///
 /// # Source
 /// RFC 9110, section 5.6.7, IMF-fixdate; the two obsolete forms are not read.

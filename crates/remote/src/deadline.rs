@@ -22,7 +22,7 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn after(from: Instant, limit: Duration, phase: TimeoutPhase) -> Self {
-        // A limit of centuries is none.
+        // A limit of centuries is no limit.
         let at = from.checked_add(limit).unwrap_or_else(|| from + Duration::from_secs(1 << 31));
         Self { at, phase, limit }
     }

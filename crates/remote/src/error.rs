@@ -6,7 +6,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address is none.
+    /// The address is not a URL.
     #[error("{url:?} is no address of an endpoint: expected {expected}")]
     Url {
         /// What was given.

@@ -287,7 +287,7 @@ impl Answer<'_> {
             }
             let n = match self.read(reader, &mut piece) {
                 Ok(n) => n,
-                // A connection that breaks behind the end of the answer breaks nothing.
+                // A connection that breaks after the end of the answer does no harm.
                 Err(Broken::Read(_)) if self.reply.is_finished() && self.clock.timeout().is_none() => 0,
                 Err(error) => return Err(error),
             };
@@ -298,7 +298,7 @@ impl Answer<'_> {
         }
         match parser.finish().map_err(|error| malformed(error.to_string()))? {
             Some(event) if event.data.trim_start().starts_with("[DONE]") => Ok(()),
-            // A piece that was cut off is no JSON, but the stream ending is what is wrong with it.
+            // A piece that was cut off is not JSON, but what is wrong is that the stream ended.
             Some(event) if serde_json::from_str::<serde::de::IgnoredAny>(&event.data).is_ok() => {
                 self.event(&event.event, &event.data, on_delta).map_err(Broken::Call)
             }

@@ -1,9 +1,9 @@
 //! Server-sent events, as they arrive.
 //!
 //! # Source
-//! WHATWG HTML, section 9.2.6, "Interpreting an event stream". Deviations: bytes that are no UTF-8 and events
-//! beyond a limit are errors, and [`SseParser::finish`] hands out an event that lacks its empty line, which
-//! some servers leave out at the end.
+//! WHATWG HTML, section 9.2.6, "Interpreting an event stream". Deviations: bytes that are not UTF-8 and
+//! events beyond a limit are errors, and [`SseParser::finish`] hands out an event that lacks its empty line,
+//! which some servers leave out at the end.
 
 /// An event of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct SseEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SseError {
-    /// Bytes that are no UTF-8.
-    #[error("an event holds bytes that are no UTF-8")]
+    /// Bytes that are not UTF-8.
+    #[error("an event holds bytes that are not UTF-8")]
     NotUtf8,
     /// An event of more bytes than are allowed.
     #[error("an event has more than {limit} bytes")]
@@ -142,7 +142,7 @@ impl SseParser {
         Ok(None)
     }
 
-    /// Takes in the line that has ended; an event, if it was the empty one behind it.
+    /// Takes in the line that has ended; an event, if it was the empty line that ends one.
     fn end_line(&mut self) -> Result<Option<SseEvent>, SseError> {
         let line = std::mem::take(&mut self.line);
         let line = match line.strip_prefix(MARK) {

@@ -13,7 +13,7 @@ const THREADS: [usize; 3] = [1, 2, 3];
 /// part of the rows or among all of them; on the CPU with every instruction set and with 1, 2 and 3 threads,
 /// on a GPU for up to 32 rows.
 ///
-/// `sizes` are pairs (rows, width); the first axis of the result must stand for the rows.
+/// `sizes` are pairs (rows, width); the first axis of the result must be the rows.
 ///
 /// # Errors
 /// [`Error::LegDiffers`](crate::Error::LegDiffers) for the first difference, and as

@@ -11,7 +11,7 @@ impl Distribution {
     /// A distribution from weights, which are normalized. Zero weights are dropped.
     ///
     /// Returns `None` when no weight is positive, one is negative or not finite, their sum overflows, or a
-    /// token stands twice.
+    /// token occurs twice.
     pub fn from_weights(weights: impl IntoIterator<Item = (TokenId, f64)>) -> Option<Self> {
         let mut entries: Vec<(TokenId, f64)> = weights.into_iter().filter(|e| e.1 != 0.0).collect();
         if entries.iter().any(|e| !e.1.is_finite() || e.1 < 0.0) || entries.is_empty() {

@@ -163,7 +163,7 @@ pub fn top_k(logits: &[f32], k: usize) -> Result<Vec<TokenLogprob>, SamplingErro
     Ok(top_k_given(logits, k, log_sum_exp(logits)))
 }
 
-/// [`top_k`] where the logarithm of the sum is known, and logits are known to be no NaN.
+/// [`top_k`] where the logarithm of the sum is known, and no logit is NaN.
 pub(super) fn top_k_given(logits: &[f32], k: usize, z: f64) -> Vec<TokenLogprob> {
     // Both zeros are the same.
     let logit = |id: TokenId| logits[id as usize] + 0.0;

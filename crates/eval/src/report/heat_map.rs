@@ -54,7 +54,7 @@ pub(super) fn draw(chart: &HeatMap, svg: &mut String) -> Drawn {
     draw_heading(&area, &chart.title, &[])?;
     let (n_columns, n_rows) = (chart.columns.len().max(1) as i32, chart.rows.len().max(1) as i32);
     let n_series = chart.series.len().max(1) as i32;
-    // Names of rows stand left of the first grid only.
+    // Only the first grid has the names of the rows at its left.
     let (left, top, gap) = (72, 84, 16);
     let width = ((WIDTH as i32 - left - 16) / n_series - gap) / n_columns;
     let height = (HEIGHT as i32 - top - 40) / n_rows;

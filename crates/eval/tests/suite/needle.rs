@@ -9,7 +9,7 @@ fn encode(text: &str) -> Result<Vec<TokenId>, BoxError> {
     Ok(text.bytes().map(TokenId::from).collect())
 }
 
-/// Continues with what followed the last occurrence of the longest ending of the text that stood before: a
+/// Continues with what followed the last occurrence of the longest ending of the text so far: a
 /// perfect reader of needles.
 fn reader() -> Toy {
     Toy::new(256, |held| {

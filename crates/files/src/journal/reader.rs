@@ -12,7 +12,7 @@ use std::{
 
 /// The records of a journal, in order, as it is now; a writer may be at work meanwhile.
 ///
-/// After an error there is no further record.
+/// After an error no more records come.
 ///
 /// ```
 /// use breakers_files::journal::{Journal, JournalConfig, Reader};
@@ -170,7 +170,7 @@ impl<R: BufRead> Lines<R> {
         let may_be_torn = self.unended || line.contains(&0);
         match line::check(line) {
             Checked::Good(before) => line::object(before, &mut self.text),
-            // The start of an object is no object, so this is not the rest of an interrupted write.
+            // The start of an object is not an object, so this is not the rest of an interrupted write.
             Checked::Unchecked(text) if self.accept_unchecked && line::is_object(text) => {
                 self.text.clear();
                 self.text.push_str(text);

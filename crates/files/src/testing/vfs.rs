@@ -1,4 +1,4 @@
-//! A SQLite VFS whose n-th operation fails. It stands before the default one.
+//! A SQLite VFS whose n-th operation fails. It wraps the default one.
 
 use super::{Countdown, Fault};
 use rusqlite::ffi;
@@ -56,7 +56,7 @@ pub fn sqlite_faults() -> SqliteFaults {
     SqliteFaults { _turn: turn }
 }
 
-/// A file of SQLite's default VFS behind ours.
+/// A file of SQLite's default VFS, wrapped in ours.
 #[repr(C)]
 struct Shim {
     base: ffi::sqlite3_file,

@@ -90,13 +90,13 @@ impl File {
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be opened or mapped; any of the errors of
-    /// [`from_bytes`](Self::from_bytes) when it is no valid GGUF file.
+    /// [`from_bytes`](Self::from_bytes) when it is not a valid GGUF file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let failed = |source| Error::Io { path: path.to_owned(), source };
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
             // Directories and devices can be opened, but their "contents" cannot be mapped; to open a pipe
-            // would wait for somebody who writes into it.
+            // would wait for a process that writes to it.
             return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
         }
         let file = std::fs::File::open(path).map_err(failed)?;

@@ -118,7 +118,7 @@ impl Metadata {
         self.entries.len()
     }
 
-    /// Whether there is no pair.
+    /// Whether the metadata is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

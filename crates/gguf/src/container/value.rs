@@ -69,7 +69,7 @@ impl StringArray {
         self.ends.len()
     }
 
-    /// Whether there is no string.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -261,7 +261,7 @@ impl Array {
         }
     }
 
-    /// Whether there is no element.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -114,8 +114,8 @@ impl Writer {
     /// Begins a file in any sink, such as a `Vec<u8>`.
     ///
     /// # Errors
-    /// [`Error::InvalidAlignment`] when `general.alignment` is no power of two, [`Error::ValueType`] when
-    /// it is no integer, [`Error::InvalidDimensions`] when the sizes add up to more than 2^64 bytes,
+    /// [`Error::InvalidAlignment`] when `general.alignment` is not a power of two, [`Error::ValueType`] when
+    /// it is not an integer, [`Error::InvalidDimensions`] when the sizes add up to more than 2^64 bytes,
     /// [`Error::Write`] when the sink fails.
     pub fn write_to<W: Write>(self, mut sink: W) -> Result<TensorWriter<W>> {
         let alignment = self.metadata.alignment()?;

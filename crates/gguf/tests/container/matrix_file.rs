@@ -166,7 +166,7 @@ fn headers_that_lie_are_refused() {
         let refused = matches!(found, Err(Error::MatrixEntry { .. } | Error::GroupSize { .. }));
         assert!(refused, "{from} as {to}: {found:?}");
     }
-    // Entries without tensors: sizes whose product overflows, words that are no sizes.
+    // Entries without tensors: sizes whose product overflows, words that are not sizes.
     for words in [
         "nf4 18446744073709551615 1844674407370955136 - m",
         "int4-g1 18446744073709551615 18446744073709551615 - m",

@@ -141,7 +141,7 @@ fn sources_are_chosen_by_words() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Whatever stands in a catalog, it is either refused or safe to use.
+    /// Whatever a catalog says, it is either refused or safe to use.
     #[test]
     fn catalogs_never_panic(name in "\\PC{0,12}", file in "\\PC{0,12}", size in any::<u64>(), cut in 0_usize..400) {
         let thing = Parted::new(2, 100);

@@ -549,7 +549,7 @@ fn processes_wait_for_each_other() {
 fn a_cache_that_cannot_be_written_is_named() {
     let (world, registry, thing) = world(1);
     let catalog = thing.catalog(&[thing.pypi()]);
-    // A file stands where the cache should be.
+    // There is a file where the cache should be.
     fs::write(world.cache(), b"").unwrap();
     let error = world.hub(&catalog).resolve("thing", &python(&registry), &mut ()).unwrap_err();
     assert!(matches!(error, Error::Io { ref path, .. } if path.starts_with(world.cache())), "{error}");

@@ -303,7 +303,7 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
 unsafe fn e4m3(bits: __m128i) -> __m256 {
     // SAFETY: the caller has the instructions.
     unsafe {
-        // The sign comes down to two bits, of which the lower one is none of the number's.
+        // The sign comes down to two bits, of which the lower one is not part of the number.
         let bits = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(bits));
         _mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16(!0x4000)))
     }

@@ -272,7 +272,7 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
 unsafe fn e4m3(bits: __m128i) -> __m512 {
     // SAFETY: the caller has the instructions.
     unsafe {
-        // The sign comes down to two bits, of which the lower one is none of the number's.
+        // The sign comes down to two bits, of which the lower one is not part of the number.
         let bits = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bits));
         _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16(!0x4000)))
     }

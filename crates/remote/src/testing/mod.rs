@@ -100,7 +100,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Writes bytes as they are, and lets the connection end behind them, unless they are a whole answer that
+    /// Writes bytes as they are, and lets the connection end after them, unless they are a whole answer that
     /// says its own length.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! The contract of all chat models, for a scripted one, the same one behind an endpoint, and
-//! that one behind retries.
+//! the endpoint behind retries.
 
 use std::sync::Arc;
 

@@ -133,7 +133,7 @@ fn a_stream_cut_anywhere_is_truncated_unless_it_has_ended() {
     for at in 0..bytes.len() {
         for then in [None, Some(io::ErrorKind::ConnectionReset), Some(io::ErrorKind::UnexpectedEof)] {
             let (reply, deltas) = hear([&bytes[..at]], then);
-            // A connection that ends may leave the empty line behind the event out; one that breaks may not.
+            // A connection that ends may leave out the empty line after the event; one that breaks may not.
             if at > line_end + 1 || (at >= line_end && then.is_none()) {
                 let reply = reply.unwrap();
                 assert_eq!((reply.finish, reply.tool_calls.len()), (FinishReason::ToolCalls, 2), "{at}");
@@ -344,7 +344,7 @@ proptest! {
         prop_assert!(reply.is_err());
     }
 
-    // Of the protocol's own words, so that the parsers behind the first one are reached.
+    // Of the protocol's own words, so that the later parsers are reached.
     #[test]
     fn any_words_of_the_protocol(
         chunks in prop::collection::vec(any_chunk(), 0..8),

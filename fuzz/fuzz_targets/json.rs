@@ -1,0 +1,26 @@
+//! Any text is JSON or a typed error; arguments of a function that a model wrote are read as
+//! JSON, or as text.
+
+#![no_main]
+
+use std::hint::black_box;
+
+use breakers_core::{Json, Message, SamplingConfig, ToolCall};
+use breakers_tokenizer::ChatTemplate;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let template = ChatTemplate::new("{{ messages | tojson }}{{ tools | tojson(indent=2) }}").expect("it parses");
+    let mut message = Message::assistant("");
+    message.tool_calls.push(ToolCall::new("id", "f", text));
+    let json = Json::parse(text);
+    black_box(template.render(&[message], json.as_ref().ok(), false).is_ok());
+    match json {
+        Ok(json) => {
+            assert_eq!(Json::parse(json.as_str()).expect("what was read can be read again"), json);
+            black_box(json.to::<SamplingConfig>().is_ok());
+            black_box(template.render_with(&json).is_ok());
+        }
+        Err(error) => drop(black_box(error.to_string())),
+    }
+});
