@@ -66,6 +66,13 @@ pub fn mean(values: &[f64]) -> Result<f64> {
 ///
 /// # Errors
 /// [`Error::TooFewValues`] for fewer than two, [`Error::NotFinite`].
+///
+/// # Example
+/// ```
+/// # use breakers_eval::stats::standard_deviation;
+/// assert_eq!(standard_deviation(&[1.0, 3.0, 5.0])?, 2.0);
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 pub fn standard_deviation(values: &[f64]) -> Result<f64> {
     check(values, "the standard deviation", 2)?;
     let mean = mean(values)?;
@@ -95,6 +102,13 @@ pub fn median(values: &[f64]) -> Result<f64> {
 ///
 /// # Source
 /// Hyndman and Fan, "Sample quantiles in statistical packages", 1996, definition 7.
+///
+/// # Example
+/// ```
+/// # use breakers_eval::stats::quantile;
+/// assert_eq!(quantile(&[4.0, 1.0, 2.0, 3.0], 0.25)?, 1.75);
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 pub fn quantile(values: &[f64], q: f64) -> Result<f64> {
     check(values, "a quantile", 1)?;
     if !(0.0..=1.0).contains(&q) {

@@ -26,6 +26,16 @@ const PALETTE: [RGBColor; 7] = [
 ];
 
 /// Groups of bars, one bar for each series.
+///
+/// # Example
+/// ```
+/// use breakers_eval::report::{BarChart, Chart};
+///
+/// let mut bars = BarChart::new("Decoding", "token/s", ["code", "prose"]);
+/// bars.series("plain", vec![Some(28.3), Some(28.1)])?.series("drafted", vec![Some(61.0), None])?;
+/// assert!(Chart::from(bars).to_svg("decoding")?.contains("<svg"));
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BarChart {
     title: String,
@@ -73,6 +83,16 @@ impl BarChart {
 }
 
 /// Lines through points, one for each series.
+///
+/// # Example
+/// ```
+/// use breakers_eval::report::{Chart, LineChart};
+///
+/// let mut lines = LineChart::new("Decoding", "depth in tokens", "token/s");
+/// lines.series("f16", vec![(0.0, 202.0), (8000.0, 91.0)])?;
+/// assert!(Chart::from(lines).to_svg("decoding")?.contains("<svg"));
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {
     title: String,

@@ -7,6 +7,17 @@ use super::chart::{Drawn, HEIGHT, INK, WIDTH, check_finite, draw_heading, text};
 use crate::{Error, Result};
 
 /// Values between 0 and 1 over two scales, as one grid of colors for each series.
+///
+/// # Example
+/// ```
+/// use breakers_eval::report::{Chart, HeatMap};
+///
+/// let mut found = HeatMap::new("Needles found", ["0 %", "100 %"], ["1,000 tokens", "2,000 tokens"]);
+/// // Row by row, from 0 to 1.
+/// found.series("plain", vec![1.0, 1.0, 0.5, 1.0])?;
+/// assert!(Chart::from(found).to_svg("needles")?.contains("<svg"));
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
     pub(super) title: String,

@@ -136,6 +136,18 @@ fn show_number(number: f64, decimals: usize) -> String {
 }
 
 /// Typed values in rows and named columns.
+///
+/// # Example
+/// ```
+/// use breakers_eval::report::{Cell, Column, Table};
+///
+/// let mut table = Table::new("speed", "Speed");
+/// table.column(Column::new("model")).column(Column::new("decoding").unit("token/s").decimals(1));
+/// table.row(vec!["small".into(), 104.25.into()])?.row(vec!["large".into(), Cell::Missing])?;
+/// let markdown = table.to_markdown();
+/// assert!(markdown.contains("decoding (token/s)") && markdown.contains("104.2"));
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     name: String,
