@@ -1,6 +1,20 @@
 //! Sets of slots.
 
 /// A set of numbers below a bound, a bit for each.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::Bitset;
+///
+/// let mut even = Bitset::new(10);
+/// (0..10).step_by(2).for_each(|number| even.insert(number));
+/// let mut small = Bitset::new(10);
+/// (0..5).for_each(|number| small.insert(number));
+///
+/// even.intersect(&small);
+/// assert_eq!(even.iter().collect::<Vec<_>>(), [0, 2, 4]);
+/// assert!(even.contains(2) && !even.contains(8) && even.count() == 3);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bitset {
     words: Vec<u64>,

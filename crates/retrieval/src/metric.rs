@@ -11,6 +11,16 @@ pub const MAX_DIMENSION: usize = 32_768;
 pub const MAX_MAGNITUDE: f32 = 1e15;
 
 /// What "near" means. All metrics become distances, of which the smallest is the nearest.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::Metric;
+///
+/// let (a, b) = ([1.0, 0.0], [0.0, 1.0]);
+/// assert_eq!(Metric::L2.distance(&a, &b), 2.0);
+/// // All metrics are distances: the smaller, the nearer.
+/// assert_eq!(Metric::Dot.distance(&a, &a), -1.0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

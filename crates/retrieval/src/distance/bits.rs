@@ -21,6 +21,16 @@ pub fn hamming(a: &[u64], b: &[u64]) -> u32 {
 ///
 /// # Panics
 /// If the shapes do not fit each other.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::distance::{hamming, hamming_many};
+///
+/// let mut out = [0; 2];
+/// hamming_many(&[0b1011], &[0b1011, 0b0100], &mut out);
+/// assert_eq!(out, [0, 4]);
+/// assert_eq!(hamming(&[0b1011], &[0b1000]), 2);
+/// ```
 pub fn hamming_many(query: &[u64], rows: &[u64], out: &mut [u32]) {
     assert_eq!(rows.len(), query.len() * out.len());
     if query.is_empty() {

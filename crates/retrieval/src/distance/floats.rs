@@ -14,6 +14,14 @@ type Sums = [[f32; LANES]; REGISTERS];
 ///
 /// # Panics
 /// If the lengths differ.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::distance::{dot, l2, norm_squared};
+///
+/// let (a, b) = ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]);
+/// assert_eq!((dot(&a, &b), l2(&a, &b), norm_squared(&a)), (32.0, 27.0, 14.0));
+/// ```
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold::<false>(a, b)
 }

@@ -23,6 +23,21 @@ use std::cell::RefCell;
 const FEW: usize = 12;
 
 /// Codes for the scan, and full vectors.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::{Bitset, Metric, index::{Exact, Index, Search}};
+///
+/// let mut index = Exact::new(Metric::L2, 2)?;
+/// let slots = [[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]].map(|vector| index.insert(&vector).unwrap());
+/// assert_eq!(index.search(&[0.9, 0.1], &Search::new(1))?[0].slot, slots[1]);
+///
+/// // Only among some.
+/// let mut allowed = Bitset::new(3);
+/// allowed.insert(slots[2]);
+/// assert_eq!(index.search(&[0.9, 0.1], &Search::new(3).among(&allowed))?.len(), 1);
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Exact {
     pub(crate) codes: ScalarCodes,

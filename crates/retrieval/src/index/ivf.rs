@@ -54,6 +54,20 @@ struct List {
 }
 
 /// Lists of product codes.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::{Metric, index::{Index, Ivf, IvfConfig, Search}};
+///
+/// let vectors: Vec<[f32; 2]> = (0..400).map(|i| [(i % 20) as f32, (i / 20) as f32]).collect();
+/// let sample = || vectors.iter().map(|vector| vector.as_slice());
+/// let mut index = Ivf::train(Metric::L2, 2, sample(), IvfConfig::default())?;
+/// for vector in sample() {
+///     index.insert(vector)?;
+/// }
+/// assert_eq!(index.search(&[7.0, 3.1], &Search::new(1).effort(index.n_lists()))?[0].slot, 67);
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Ivf {
     metric: Metric,

@@ -2,6 +2,19 @@ use super::Neighbor;
 use std::collections::BinaryHeap;
 
 /// The smallest `k` of the distances that were offered; of equal ones those of lower slots.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::index::TopK;
+///
+/// let mut top = TopK::new(2);
+/// for (slot, distance) in [(0, 3.0), (1, 1.0), (2, 2.0)] {
+///     top.push(slot, distance);
+/// }
+/// // What is farther than the bound need not be looked at.
+/// assert_eq!(top.bound(), 2.0);
+/// assert_eq!(top.into_neighbors().iter().map(|near| near.slot).collect::<Vec<_>>(), [1, 2]);
+/// ```
 #[derive(Debug, Clone)]
 pub struct TopK {
     k: usize,

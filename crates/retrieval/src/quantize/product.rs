@@ -15,6 +15,22 @@ const CODEWORDS: usize = 256;
 const SAMPLE: usize = 64 * CODEWORDS;
 
 /// Codebooks of all parts.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::quantize::{ProductQuantizer, table_product};
+///
+/// // 512 vectors of 4 numbers; each half of a vector becomes a byte.
+/// let rows: Vec<f32> = (0..2048).map(|i| ((i * 37) % 101) as f32).collect();
+/// let quantizer = ProductQuantizer::train(&rows, 4, 2, 1)?;
+/// let code = quantizer.encode(&rows[..4]);
+/// assert_eq!(code.len(), quantizer.n_parts());
+///
+/// // A product with a query is a look-up for each byte.
+/// let table = quantizer.table(&[1.0, 0.0, 0.0, 0.0]);
+/// assert!((table_product(&table, &code) - quantizer.decode(&code)[0]).abs() < 1e-3);
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ProductQuantizer {
     parts: Vec<Centers>,

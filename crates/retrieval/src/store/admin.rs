@@ -52,6 +52,21 @@ impl Store {
     /// # Errors
     /// [`Error::Parameter`] for a file of the store itself, by any name; [`Error::Io`], [`Error::Sqlite`],
     /// [`Error::Corrupt`] if the copy is not what it should be.
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_retrieval::{Metric, store::{Config, Options, Point, Store}};
+    ///
+    /// let folder = tempfile::tempdir().unwrap();
+    /// let store = Store::open(folder.path().join("store"))?;
+    /// store.create("points", &Config::new(2, Metric::L2))?.upsert(&[Point::new(1, [0.0, 0.0])])?;
+    /// store.backup(folder.path().join("backup.db"))?;
+    ///
+    /// let backup = folder.path().join("backup.db");
+    /// let restored = Store::restore(backup, folder.path().join("again"), Options::default())?;
+    /// assert_eq!(restored.collection("points")?.len()?, 1);
+    /// # Ok::<(), breakers_retrieval::Error>(())
+    /// ```
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<Verification> {
         let path = path.as_ref();
         if self.inner.owns(path)? {
@@ -115,6 +130,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if SQLite itself finds its file damaged beyond its indexes, [`Error::Sqlite`], [`Error::Busy`].
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_retrieval::store::Store;
+    ///
+    /// let folder = tempfile::tempdir().unwrap();
+    /// let store = Store::open(folder.path())?;
+    /// println!("{:?}, then {:?}", store.verify()?, store.repair()?);
+    /// # Ok::<(), breakers_retrieval::Error>(())
+    /// ```
     pub fn repair(&self) -> Result<Repair> {
         {
             let writer = self.inner.writer()?;

@@ -13,6 +13,24 @@ use std::sync::{Arc, RwLockReadGuard, atomic::Ordering};
 
 /// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store gave out: the
 /// index stays in memory as long as the store.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::{Metric, store::{Config, Filter, Point, Store}};
+/// use serde_json::json;
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let store = Store::open(folder.path())?;
+/// let books = store.create("books", &Config::new(2, Metric::Cosine))?;
+/// let point = |id, vector: [f32; 2], year| Point::new(id, vector).with_payload(json!({"year": year}));
+/// books.upsert(&[point(1, [1.0, 0.0], 1990)?, point(2, [0.0, 1.0], 2005)?])?;
+///
+/// assert_eq!(books.count(&Filter::eq("year", 2005))?, 1);
+/// assert_eq!(books.get(&[2])?[0].as_ref().unwrap().vector, [0.0, 1.0]);
+/// assert_eq!(books.scroll(0, 10, None)?.len(), 2);
+/// assert_eq!((books.delete(&[1])?, books.len()?), (1, 1));
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Collection {
     pub(super) store: Arc<Inner>,

@@ -135,6 +135,16 @@ impl Filter {
     }
 
     /// Whether a payload satisfies the condition; the definition of what filters mean.
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_retrieval::store::Filter;
+    /// use serde_json::json;
+    ///
+    /// let filter = Filter::not(Filter::is_in("color", ["red", "blue"]));
+    /// let payload = json!({"color": "green"});
+    /// assert!(filter.matches(payload.as_object().unwrap()));
+    /// ```
     pub fn matches(&self, payload: &Payload) -> bool {
         match self {
             Self::And(all) => all.iter().all(|filter| filter.matches(payload)),

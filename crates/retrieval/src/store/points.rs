@@ -32,6 +32,17 @@ pub(super) fn check_depth(payload: &Payload) -> Result<()> {
 }
 
 /// A vector with an id and a payload.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::store::Point;
+/// use serde_json::json;
+///
+/// let point = Point::new(7, [0.5, 0.5]).with_payload(json!({"title": "Seven", "year": 1995}))?;
+/// assert_eq!(point.id, 7);
+/// assert!(Point::new(8, [0.0, 1.0]).with_payload(json!("not an object")).is_err());
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Point {
     /// At most [`MAX_ID`].
@@ -74,6 +85,15 @@ pub struct Hit {
 }
 
 /// What is looked for in a collection.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::store::{Filter, Query};
+///
+/// // The five nearest of those with a year from 1990 on, with their payloads, compared with every vector.
+/// let query = Query::new([0.5, 0.5], 5).filter(Filter::within("year", 1990..=2100)).with_payload().exact();
+/// assert_eq!(query.k, 5);
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Query {
     /// `[dimension]`

@@ -29,6 +29,17 @@ impl Collection {
     ///
     /// # Errors
     /// As [`search`](Self::search).
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_retrieval::{Metric, store::{Config, Point, Query, Store}};
+    ///
+    /// let folder = tempfile::tempdir().unwrap();
+    /// let points = Store::open(folder.path())?.create("points", &Config::new(2, Metric::L2))?;
+    /// points.upsert(&[Point::new(1, [0.0, 0.0])])?;
+    /// println!("{}", points.explain(&Query::new([0.1, 0.1], 1))?);
+    /// # Ok::<(), breakers_retrieval::Error>(())
+    /// ```
     pub fn explain(&self, query: &Query) -> Result<Plan> {
         Ok(self.run(query, false)?.0)
     }

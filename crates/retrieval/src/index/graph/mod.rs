@@ -79,6 +79,22 @@ impl GraphConfig {
 }
 
 /// The graph, its codes and its full vectors.
+///
+/// # Example
+/// ```
+/// use breakers_retrieval::{Metric, index::{Graph, GraphConfig, Index, Search}};
+///
+/// let mut graph = Graph::new(Metric::L2, 2, GraphConfig::default())?;
+/// for i in 0..100 {
+///     graph.insert(&[i as f32, (i % 7) as f32])?;
+/// }
+/// let near = graph.search(&[42.2, 0.0], &Search::new(1).effort(50))?;
+/// assert_eq!(near[0].slot, 42);
+///
+/// assert!(graph.remove(42));
+/// assert_ne!(graph.search(&[42.2, 0.0], &Search::new(1))?[0].slot, 42);
+/// # Ok::<(), breakers_retrieval::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Graph {
     pub(crate) flat: Exact,
