@@ -9,8 +9,8 @@ use crate::{Error, LayerShape, Result};
 
 const NAMES: [&str; 3] = ["q", "k", "v"];
 
-/// Fails unless queries, keys and values are those of `n_rows` rows, the layer and the cache's device; returns
-/// the number of query heads.
+/// Fails unless queries, keys and values are those of `n_rows` rows, the layer and the cache's device;
+/// returns the number of query heads.
 pub(crate) fn check(
     n_rows: usize,
     shape: &LayerShape,
@@ -57,7 +57,7 @@ impl HostRows {
         self.not_finite_behind(0, bad)
     }
 
-    /// The same, for a row that is counted behind the first `first`.
+    /// The same, for a row that is counted after the first `first`.
     pub(crate) fn not_finite_behind(&self, first: usize, (at, row): BadRow) -> Error {
         match not_finite(NAMES[at], &self.0[at], first + row) {
             Error::NotFinite { tensor, value, .. } => Error::NotFinite { tensor, row, value },

@@ -1,21 +1,23 @@
 //! Rounding with error feedback: each column takes over what rounding the columns before it has spoiled.
 //!
-//! With the Hessian H of the inputs the loss of a row of weights is eHeᵀ, e the difference to the rounded ones. For
-//! H = UᵀU it is the sum of squares of Ueᵀ, whose element i is U_ii (e_i + Σ_{j>i} U_ij/U_ii e_j). So columns are rounded
-//! from the last to the first, each to the value nearest to `w_i + Σ_{j>i} U_ij/U_ii e_j`: the loss is then
-//! Σ U_ii² (rounding error)². Columns are permuted beforehand so that the last is the one to be rounded first.
+//! With the Hessian H of the inputs the loss of a row of weights is eHeᵀ, e the difference to the rounded
+//! ones. For H = UᵀU it is the sum of squares of Ueᵀ, whose element i is U_ii (e_i + Σ_{j>i} U_ij/U_ii e_j).
+//! So columns are rounded from the last to the first, each to the value nearest to
+//! `w_i + Σ_{j>i} U_ij/U_ii e_j`: the loss is then Σ U_ii² (rounding error)². Columns are permuted beforehand
+//! so that the last is the one to be rounded first.
 //!
 //! This is what GPTQ computes with the Cholesky factor of H⁻¹, with neither the inverse nor its factor.
 //!
 //! # Cost
-//! n³/6 multiplications for the factor, n²/2 a row of weights. Rows are independent, and 32 of them share a register.
+//! n³/6 multiplications for the factor, n²/2 a row of weights. Rows are independent, and 32
+//! of them share a register.
 //!
 //! # Memory
 //! 4 n² bytes for the Hessian and its factor, then 2 n² for the coefficients.
 //!
 //! # Source
-//! Frantar et al., "GPTQ", arXiv 2210.17323, section 3; the form without an inverse: LDLQ of Chee et al., "QuIP", arXiv
-//! 2307.13304, section 3.1, with theorem 6 on their equivalence.
+//! Frantar et al., "GPTQ", arXiv 2210.17323, section 3; the form without an inverse: LDLQ of Chee et al.,
+//! "QuIP", arXiv 2307.13304, section 3.1, with theorem 6 on their equivalence.
 
 use crate::{
     Error, Result,
@@ -39,7 +41,7 @@ const MOST_RAISES: usize = 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ColumnOrder {
-    /// As they stand.
+    /// In their order.
     Natural,
     /// Those with the largest mean square of their inputs first ("act-order").
     DescendingSquares,
@@ -50,7 +52,8 @@ pub(crate) struct Feedback {
     n: usize,
     /// The column that is rounded at each time.
     order: Vec<usize>,
-    /// For each block of times, its coefficients of all earlier times: panels of [`MR`] times, `[earlier][MR]`.
+    /// For each block of times, its coefficients of all earlier times: panels of [`MR`]
+    /// times, `[earlier][MR]`.
     panels: Vec<[f32; MR]>,
     /// For each block, the coefficients within: `[BLOCK][BLOCK]`, of (time, earlier time).
     inner: Vec<f32>,
@@ -61,12 +64,12 @@ pub(crate) struct Feedback {
 }
 
 impl Feedback {
-    /// Factors the Hessian of the statistics with `damping` times its mean diagonal added, and `shrinkage` times its own
-    /// diagonal; more of the former, if it is indefinite.
+    /// Factors the Hessian of the statistics with `damping` times its mean diagonal added, and `shrinkage`
+    /// times its own diagonal; more of the former, if it is indefinite.
     ///
     /// # Errors
-    /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`] without rows, [`Error::Indefinite`] when no damping
-    /// helps.
+    /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`] without rows,
+    /// [`Error::Indefinite`] when no damping helps.
     pub(crate) fn new(
         statistics: &Statistics,
         order: ColumnOrder,
@@ -161,8 +164,8 @@ impl Feedback {
         out
     }
 
-    /// Rounds weights `[n_rows, n]` to the grid: the codes, and the loss summed over the rows (the mean squared error of
-    /// the outputs, damping included).
+    /// Rounds weights `[n_rows, n]` to the grid: the codes, and the loss summed over the rows (the mean
+    /// squared error of the outputs, damping included).
     pub(crate) fn round(&self, weights: &[f32], grid: &Grid) -> (Vec<u8>, f64) {
         let n = self.n;
         debug_assert!(grid.n_cols() == n && weights.len() == grid.n_rows() * n);
@@ -195,10 +198,11 @@ impl Feedback {
         loss
     }
 
-    /// Rounds weights `[n_rows, n]` in the order of the columns, where each group of `group` columns gets its scale from the
-    /// weights as they have become when its turn comes: `choose` is given them, `[rows, group]`, and the index of the
-    /// first row and of the group, and returns the values that may be chosen, column 0 being the group's first. Returns the
-    /// codes. `group` must be a multiple of [`BLOCK`] and divide a row.
+    /// Rounds weights `[n_rows, n]` in the order of the columns, where each group of `group` columns gets
+    /// its scale from the weights as they have become when its turn comes: `choose` is given them,
+    /// `[rows, group]`, and the index of the first row and of the group, and returns the values that may
+    /// be chosen, column 0 being the group's first. Returns the codes. `group` must be a multiple of
+    /// [`BLOCK`] and divide a row.
     pub(crate) fn round_by_groups(
         &self,
         weights: &[f32],

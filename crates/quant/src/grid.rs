@@ -7,7 +7,7 @@ use breakers_gguf::{GroupFormat, GroupScales, Levels};
 /// Rows that are rounded together.
 pub(crate) const LANES: usize = NR;
 
-/// 1/scale, or 0 where that is no number or too large for one.
+/// 1/scale, or 0 where that is not finite.
 #[inline(always)]
 pub(crate) fn inverse(scale: f32) -> f32 {
     let inverse = 1.0 / scale;
@@ -30,7 +30,8 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// A grid whose scales and offsets are given for each (row, group) by `of`, called for 32 rows in each task.
+    /// A grid whose scales and offsets are given for each (row, group) by `of`, called for 32
+    /// rows in each task.
     pub(crate) fn new(
         levels: Levels,
         group: usize,

@@ -1,5 +1,5 @@
-//! Scans of every form of the same vectors: `cargo bench -p breakers-retrieval --bench scan`. One thread; each line is the
-//! median of eleven rounds.
+//! Scans of every form of the same vectors: `cargo bench -p breakers-retrieval --bench scan`. One thread;
+//! each line is the median of eleven rounds.
 #![allow(clippy::print_stdout)] // Its output is the result.
 
 use std::hint::black_box;

@@ -20,9 +20,9 @@
 //! ```
 //!
 //! # Features
-//! By default the crate is the store alone and compiles no tensor library. `device` adds `index::DeviceScan`, exact search
-//! on Burn's devices; `wgpu`, `vulkan`, `metal` and `cuda` are Burn's own and add GPUs to it. `hnsw-rs` adds the graph of
-//! the crate of that name behind the same trait.
+//! By default the crate is the store alone and compiles no tensor library. `device` adds `index::DeviceScan`,
+//! exact search on Burn's devices; `wgpu`, `vulkan`, `metal` and `cuda` are Burn's own and add GPUs to it.
+//! `hnsw-rs` adds the graph of the crate of that name behind the same trait.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -4,8 +4,8 @@
 //! So a step that takes T seconds and is expected to give E tokens is worth E − ρT, and the length with the
 //! largest worth is chosen. ρ is the running mean rate or, where this step promises more, its own best E/T:
 //! a good stretch (a copied passage) tends to go on, and within it the length with the most tokens per second
-//! is the right one. E comes from running estimates of acceptance, T from running medians of measured times: a
-//! plain step, verification by the number of rows, drafting by the number of tokens.
+//! is the right one. E comes from running estimates of acceptance, T from running medians of measured times:
+//! a plain step, verification by the number of rows, drafting by the number of tokens.
 //!
 //! - Length 0 is always a candidate, so that speculation turns itself off where it would lose.
 //! - Proposals that cost next to nothing (n-gram) are made in every step; those not verified are compared
@@ -15,8 +15,8 @@
 //!   one are tried until their cost is known.
 //! - A plain step is repeated from time to time where the gain is small, because everything is compared
 //!   with its cost.
-//! - Where texts share a pass, T is what the whole pass takes and ρ the rate of all texts together: a draft is
-//!   charged for the rows that it adds to those of the others.
+//! - Where texts share a pass, T is what the whole pass takes and ρ the rate of all texts together: a draft
+//!   is charged for the rows that it adds to those of the others.
 //!
 //! # Source
 //! E and T: Leviathan et al. (arXiv 2211.17192), equation 1 and theorem 3.8, with measured in place of
@@ -106,8 +106,8 @@ impl AdaptiveLength {
         }
     }
 
-    /// Measures what forward passes over 1, 2, 4, … `max_rows` rows cost after `prompt`, so that the choice starts with
-    /// figures instead of assumptions. It takes three passes each in a sequence of its own.
+    /// Measures what forward passes over 1, 2, 4, … `max_rows` rows cost after `prompt`, so that the choice
+    /// starts with figures instead of assumptions. It takes three passes each in a sequence of its own.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::Target`].

@@ -23,7 +23,8 @@ use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, Spe
 /// let config = Config { max_tokens: 100, ..Config::default() };
 ///
 /// let mut speculator = BatchSpeculator::new(|| Ok(NgramDrafter::default()));
-/// let texts = speculator.generate(&mut model, &prompts, &config, |_text, _tokens| ControlFlow::Continue(()))?;
+/// let go_on = |_text, _tokens: &[u32]| ControlFlow::Continue(());
+/// let texts = speculator.generate(&mut model, &prompts, &config, go_on)?;
 /// assert_eq!(texts.len(), 2);
 /// assert!(texts.iter().all(|text| text.tokens.len() == 100));
 /// # Ok(())

@@ -40,7 +40,7 @@ impl Constrained {
         self.n_output += std::mem::take(&mut self.n_ahead);
     }
 
-    /// Number of tokens advanced that are no part of the output yet.
+    /// Number of tokens advanced that are not part of the output yet.
     pub(crate) fn n_ahead(&self) -> usize {
         self.n_ahead
     }

@@ -154,7 +154,7 @@ impl Draft {
     }
 
     /// A tree: for each token the index of its parent in `tokens`, `None` if it follows the context.
-    /// Parents stand before their children.
+    /// Parents come before their children.
     pub fn tree(tokens: Vec<TokenId>, parents: Vec<Option<usize>>) -> Self {
         Self { tokens, parents: Some(parents), ..Self::default() }
     }
@@ -167,7 +167,7 @@ impl Draft {
     }
 
     /// How sure the drafter is of each token given its predecessors, 0 to 1. The adaptive length learns
-    /// what acceptance a confidence stands for, so that any scale will do.
+    /// what acceptance a confidence means, so that any scale will do.
     pub fn with_confidences(mut self, confidences: Vec<f32>) -> Self {
         self.confidences = Some(confidences);
         self
@@ -234,7 +234,8 @@ impl Draft {
         }
     }
 
-    /// Keeps the tokens at the given indices, which ascend; a token whose parent is dropped must be dropped, too.
+    /// Keeps the tokens at the given indices, which ascend; a token whose parent is dropped
+    /// must be dropped, too.
     pub(crate) fn select(&mut self, rows: &[usize]) {
         fn pick<T: Clone>(values: &mut Vec<T>, rows: &[usize]) {
             *values = rows.iter().map(|&row| values[row].clone()).collect();

@@ -25,8 +25,8 @@ pub struct NgramConfig {
 
 impl Default for NgramConfig {
     fn default() -> Self {
-        // A short match is right now and then, and where a few rows cost what one does, that is worth a try; where they
-        // do not, the adaptive length knows.
+        // A short match is right now and then, and where a few rows cost what one does, that is worth a try;
+        // where they do not, the adaptive length knows.
         Self { min_match: 1, continuation: Continuation::MostRecent }
     }
 }

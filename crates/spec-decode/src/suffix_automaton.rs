@@ -43,7 +43,7 @@ struct Edge {
     next: u32,
 }
 
-/// The longest suffix of the text that stands earlier in it, too.
+/// The longest suffix of the text that also occurs earlier in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Match {
     /// Its state.
@@ -212,7 +212,7 @@ mod tests {
         automaton
     }
 
-    /// Length and latest end of the longest suffix that stands earlier, by trying them all.
+    /// Length and latest end of the longest suffix that occurs earlier, by trying them all.
     fn longest_repeated_suffix(text: &[TokenId]) -> (usize, usize) {
         let n = text.len();
         for length in (1..n).rev() {

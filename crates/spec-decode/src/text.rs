@@ -6,7 +6,7 @@ use breakers_core::{TokenId, Utf8Stream, Vocabulary};
 /// Text out of the tokens of an output: whole characters, up to a stop string.
 ///
 /// What could yet turn out to be the beginning of a stop string, or of a character, is held back until it is
-/// certain. Control tokens are no text.
+/// certain. Control tokens are not text.
 #[derive(Clone)]
 pub struct TextOutput {
     vocabulary: Arc<dyn Vocabulary>,
@@ -85,7 +85,7 @@ impl StopStrings {
         Self { stops, held: String::new() }
     }
 
-    /// Adds text; what is certain now is appended to `out`. Whether a stop string was found behind it.
+    /// Adds text; what is certain now is appended to `out`. Returns whether a stop string was found.
     pub fn push(&mut self, text: &str, out: &mut String) -> bool {
         self.held.push_str(text);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {

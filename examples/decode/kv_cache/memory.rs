@@ -1,7 +1,7 @@
 //! What caches take: their own bytes, and how much the process grows.
 //!
-//! What one cache has freed another one may use again, so each is filled in a process of its own: this program runs
-//! itself.
+//! What one cache has freed another one may use again, so each is filled in a process of its own:
+//! this program runs itself.
 
 use std::process::Command;
 
@@ -59,7 +59,8 @@ pub(crate) fn fill(model: &Model, kind: &CacheKind, n_tokens: usize) -> Result<V
         }
         cache.end().and_then(|()| cache.commit(n)).map_err(wrong)
     };
-    // What every step needs for itself is not the cache's. Presses see the prompt in one step, as models feed it.
+    // What every step needs for itself is not the cache's. Presses see the prompt in one
+    // step, as models feed it.
     let rows = if matches!(kind, CacheKind::Evicting(_)) { n_tokens } else { ROWS.min(n_tokens) };
     let mut cache = kind.make(&shape, model.device()).map_err(wrong)?;
     feed(&mut *kind.make(&shape, model.device()).map_err(wrong)?, ROWS.min(n_tokens))?;

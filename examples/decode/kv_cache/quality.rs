@@ -5,8 +5,8 @@ use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
 use breakers_kv_cache::CacheKind;
 use breakers_model::{Model, Runner};
 
-/// Rows fed at a time: all caches go through the same ones before the next come, so that the logits of one pass are
-/// all that has to be kept.
+/// Rows fed at a time: all caches go through the same ones before the next come, so that the logits of one
+/// pass are all that has to be kept.
 const ROWS: usize = 128;
 
 /// What one cache did to the text.
@@ -55,8 +55,8 @@ struct Contestant {
     sequence: SequenceId,
 }
 
-/// Feeds windows of `context` tokens, of which the second half counts, to each cache; the first one is what the
-/// others are compared with.
+/// Feeds windows of `context` tokens, of which the second half counts, to each cache; the first one is what
+/// the others are compared with.
 pub(crate) fn measure(
     model: &Model,
     caches: &[CacheKind],

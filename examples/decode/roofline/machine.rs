@@ -81,8 +81,8 @@ fn sum_plain(values: &[u64]) -> u64 {
 /// Independent sums that hide the latency of an instruction.
 const CHAINS: usize = 12;
 
-/// Takes `step` on each of the chains, `rounds` times; has the number of operations, two for each of its lanes.
-/// (A macro, since intrinsics are compiled where they stand.)
+/// Takes `step` on each of the chains, `rounds` times; has the number of operations, two for each of its
+/// lanes. (A macro, since intrinsics are compiled where they stand.)
 macro_rules! chains {
     ($rounds:expr, $lanes:literal lanes, from $start:expr, |$sum:ident| $step:expr) => {{
         // Otherwise the compiler would see that all chains are the same.
@@ -113,7 +113,8 @@ fn f32_products(rounds: usize) -> f64 {
     }
 }
 
-/// Products of bytes, summed in 32 bits, by the instruction that the kernels use; returns the number of operations.
+/// Products of bytes, summed in 32 bits, by the instruction that the kernels use; returns the
+/// number of operations.
 fn int8_products(rounds: usize) -> f64 {
     match cpu::isa() {
         #[cfg(target_arch = "x86_64")]

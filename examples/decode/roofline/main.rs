@@ -4,10 +4,11 @@
 //! cargo run --release --example roofline
 //! cargo run --release --example roofline -- --model qwen2.5-coder-1.5b --threads 1 --depth 2048
 //! ```
-//! The machine's bandwidth for reading and its peaks for products of bytes and of `f32` are measured first, with the
-//! same threads and instructions as the model's kernels. Then passes over `--rows` rows are timed behind `--depth`
-//! tokens. An operation's roof is the larger of (bytes of weights or cache ÷ bandwidth) and (operations ÷ peak); what has
-//! no roof here should be small. On GPUs work is queued, so that only whole passes have a time.
+//! The machine's bandwidth for reading and its peaks for products of bytes and of `f32` are measured
+//! first, with the same threads and instructions as the model's kernels. Then passes over `--rows` rows
+//! are timed behind `--depth` tokens. An operation's roof is the larger of (bytes of weights or cache ÷
+//! bandwidth) and (operations ÷ peak); what has no roof here should be small. On GPUs work is queued, so
+//! that only whole passes have a time.
 //!
 //! JSON: the report, whose tables are `machine`, `passes` and `operations`.
 

@@ -3,8 +3,8 @@
 //! ```sh
 //! cargo run --release --example score -- --ids-file ids.json
 //! ```
-//! The file holds `{"prompt_ids": […], "output_ids": […]}`, as `generate --json` prints it. `--chunk N` feeds N
-//! tokens in a forward pass; the answer has the same bits whatever N is.
+//! The file holds `{"prompt_ids": […], "output_ids": […]}`, as `generate --json` prints it. `--chunk N` feeds
+//! N tokens in a forward pass; the answer has the same bits whatever N is.
 //!
 //! JSON: `steps`, for each id of the continuation `id`, `logprob` and `top`, the five most likely tokens.
 

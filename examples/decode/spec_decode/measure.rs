@@ -125,8 +125,8 @@ fn warm_up(
 }
 
 impl Measurement {
-    /// Whether a contestant's tokens are those of plain decoding on a prompt, in all rounds; `None` if it does
-    /// not promise it.
+    /// Whether a contestant's tokens are those of plain decoding on a prompt, in all rounds; `None`
+    /// if it does not promise it.
     pub(crate) fn same_tokens(&self, contestant: usize, prompt: usize) -> Option<bool> {
         if !self.contestants[contestant].promises_same_tokens {
             return None;

@@ -203,8 +203,8 @@ fn store_engine(corpus: &Corpus, repeat: usize) -> Result<Engine> {
     Ok(Engine { name: "store (on disk)".to_owned(), ours: true, build_s, bytes: Some(bytes), settings })
 }
 
-/// What an application does without an extension: vectors as blobs, read without a copy by a prepared statement, and our
-/// own distance kernel.
+/// What an application does without an extension: vectors as blobs, read without a copy by a prepared
+/// statement, and our own distance kernel.
 fn sqlite_scan(corpus: &Corpus, repeat: usize, n_queries: usize) -> Result<Engine> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("vectors.db");

@@ -1,11 +1,12 @@
 //! Vector indexes on real vectors: recall against speed, beside the usual engines.
 //!
 //! ```sh
-//! python3 -m venv peers && peers/bin/pip install numpy hnswlib faiss-cpu usearch sqlite-vec apsw qdrant-edge-py
+//! python3 -m venv peers
+//! peers/bin/pip install numpy hnswlib faiss-cpu usearch sqlite-vec apsw qdrant-edge-py
 //! cargo run --release --example vector_db -- --python peers/bin/python
 //! ```
-//! Without `--python` the peers are left out. The vectors are glosses of WordNet through all-MiniLM-L6-v2, embedded once
-//! and kept; `--text FILE` takes the lines of a file instead, `--data glove` GloVe's words.
+//! Without `--python` the peers are left out. The vectors are glosses of WordNet through all-MiniLM-L6-v2,
+//! embedded once and kept; `--text FILE` takes the lines of a file instead, `--data glove` GloVe's words.
 //!
 //! JSON: the report.
 
@@ -48,7 +49,8 @@ struct Arguments {
     /// Rounds over all queries.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Instead of the comparison: a store of so many vectors, drawn from the real ones' statistics, full vectors on disk.
+    /// Instead of the comparison: a store of so many vectors, drawn from the real ones'
+    /// statistics, full vectors on disk.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..))]
     scale: Option<u32>,
     /// The engines of this process to run.

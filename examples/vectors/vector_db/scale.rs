@@ -15,8 +15,8 @@ use crate::engines::{EFFORTS, K};
 
 /// Points of a transaction.
 const BATCH: usize = 10_000;
-/// The share of the second real vector in a drawn one. The weights' squares sum to one, so that means and covariances of
-/// centered vectors stay.
+/// The share of the second real vector in a drawn one. The weights' squares sum to one, so that means and
+/// covariances of centered vectors stay.
 const MIX: f32 = 0.3;
 
 /// A mixture of two real vectors.

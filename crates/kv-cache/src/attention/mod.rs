@@ -1,7 +1,7 @@
 //! Attention without a cache: over keys and values that are tensors.
 //!
-//! The three legs of the operation: tensor operations (the reference), the CPU kernel that the caches use, and
-//! GPUs.
+//! The three legs of the operation: tensor operations (the reference), the CPU kernel that
+//! the caches use, and GPUs.
 
 #[cfg(feature = "cube")]
 pub(crate) mod cube;

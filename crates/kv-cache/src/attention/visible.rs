@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// ```
 /// use breakers_kv_cache::Visible;
 ///
-/// // Two rows behind five keys; each sees the keys before it and its own, but no further back than 3.
+/// // Two rows after five keys; each sees the keys before it and its own, but no further back than 3.
 /// let visible = Visible::causal(5, 2, Some(3));
 /// assert_eq!(visible.keys(0).collect::<Vec<_>>(), [3, 4, 5]);
 /// assert_eq!(visible.keys(1).collect::<Vec<_>>(), [4, 5, 6]);
@@ -41,14 +41,14 @@ impl Visible {
         Self { n_keys, spans: vec![0..n_keys; n_rows], tree: None }
     }
 
-    /// The rows stand behind `n_before` keys and bring one key each; a row sees what stands before it and
+    /// The rows come after `n_before` keys and bring one key each; a row sees what stands before it and
     /// itself, with a window only that many keys, its own included.
     pub fn causal(n_before: usize, n_rows: usize, window: Option<usize>) -> Self {
         let spans = (0..n_rows).map(|row| span(n_before + row + 1, window)).collect();
         Self { n_keys: n_before.saturating_add(n_rows), spans, tree: None }
     }
 
-    /// The rows stand behind `n_before` keys and form a tree; a row sees the keys before the tree, its
+    /// The rows come after `n_before` keys and form a tree; a row sees the keys before the tree, its
     /// ancestors and itself, with a window only the last of these.
     ///
     /// `parents` has the parent of each row, `None` for rows that follow the keys before the tree.

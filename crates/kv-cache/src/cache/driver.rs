@@ -1,4 +1,5 @@
-//! The one driver of all caches: the order of calls, what is checked, and what is taken back when something fails.
+//! The one driver of all caches: the order of calls, what is checked, and what is taken back
+//! when something fails.
 //!
 //! A [`Storage`] keeps keys and values; [`Cache`] keeps the books, and calls it only with what fits them.
 
@@ -26,7 +27,8 @@ pub struct Cache<S> {
     pub(crate) storage: S,
 }
 
-/// Queries `[n_rows, n_heads, head_dim]`, keys and values `[n_rows, n_kv_heads, head_dim]` of one layer's step.
+/// Queries `[n_rows, n_heads, head_dim]`, keys and values `[n_rows, n_kv_heads, head_dim]` of
+/// one layer's step.
 #[derive(Clone, Copy)]
 pub(crate) struct HostCall<'a> {
     pub(crate) q: &'a [f32],
@@ -42,8 +44,8 @@ pub(crate) trait Layers: Send {
     /// [`attend_on_device`](Self::attend_on_device).
     fn is_on_host(&self) -> bool;
 
-    /// Appends the step's keys and values and adds the attention that is to be computed. Fails with a row of keys
-    /// or values that is not finite; what was written then stands behind the sequence's end.
+    /// Appends the step's keys and values and adds the attention that is to be computed. Fails with a row of
+    /// keys or values that is not finite; what was written by then is past the end of the sequence.
     fn stage<'a>(
         &'a mut self,
         layer: usize,
@@ -86,23 +88,23 @@ pub(crate) trait Storage: Layers + Clone + 'static {
         true
     }
 
-    /// Takes an open step back, behind the first `step.first` tokens.
+    /// Takes an open step back, after the first `step.first` tokens.
     fn abort(&mut self, step: &Step) {
         self.truncate(step.first, step.first);
     }
 
-    /// Moves the tokens `first + row` for each of `rows`, which ascend, to the places from `first` on, of `len` in
-    /// all. [`truncate`](Self::truncate) follows.
+    /// Moves the tokens `first + row` for each of `rows`, which ascend, to the places from `first` on, of
+    /// `len` in all. [`truncate`](Self::truncate) follows.
     fn retain(&mut self, first: usize, rows: &[usize], len: usize);
 
-    /// Does what is to be done once the first `committed` tokens, of `len`, are final. If it fails, nothing has
-    /// changed that a row could see.
+    /// Does what is to be done once the first `committed` tokens, of `len`, are final. If it fails, nothing
+    /// has changed that a row could see.
     fn commit(&mut self, committed: usize, len: usize) -> Result<()>;
 
     /// Fails unless the sequence, of which the first `committed` tokens are final, can be shortened to `len`.
     fn check_truncate(&self, len: usize, committed: usize) -> Result<()>;
 
-    /// Drops the tokens behind the first `len`, of `before`.
+    /// Drops the tokens after the first `len`, of `before`.
     fn truncate(&mut self, len: usize, before: usize);
 }
 
@@ -247,8 +249,8 @@ pub struct Segment<'a> {
 
 /// Attention of one layer over many sequences in one call: each row over its own sequence.
 ///
-/// As [`KvCache::attend`] of each sequence by itself, with the same bits; but all of them share the threads, so
-/// that a batch of short steps costs about what one step of as many rows does.
+/// As [`KvCache::attend`] of each sequence by itself, with the same bits; but all of them share the threads,
+/// so that a batch of short steps costs about what one step of as many rows does.
 ///
 /// # Shapes
 /// - `q`: `[n_rows, n_heads, head_dim]`, the segments' rows one after the other
@@ -339,7 +341,7 @@ fn attend_lanes(
     let [q, k, v] = tensors;
     let rows = HostRows::new(q, k, v).map_err(of(0))?;
     let [q, k, v] = rows.slices();
-    // The rows of a lane behind the first `first`.
+    // The rows of a lane after the first `first`.
     let part = |first: usize, lane: &Lane<'_>| {
         let of =
             |x: &'_ [f32], width: usize| first * width..first * width + lane.step.n_rows * x.len() / n_rows;

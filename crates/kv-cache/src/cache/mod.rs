@@ -54,14 +54,15 @@ pub trait KvCache: Send {
     /// Bytes that a final token takes in all layers together, before a window or a press lets it go.
     fn bytes_per_token(&self) -> f64;
 
-    /// Counts the bytes of the pages of this cache and its forks, each page once; `None` for a cache that does not
-    /// count them.
+    /// Counts the bytes of the pages of this cache and its forks, each page once; `None` for a cache
+    /// that does not count them.
     fn page_meter(&self) -> Option<&PageMeter> {
         None
     }
 
-    /// Whether another text with the same beginning may go on from a fork, as it would from its own cache: what is
-    /// kept depends on the tokens before alone, and neither on where a prompt ended nor on what followed.
+    /// Whether another text with the same beginning may go on from a fork, as it would from its
+    /// own cache: what is kept depends on the tokens before alone, and neither on where a prompt
+    /// ended nor on what followed.
     fn shareable(&self) -> bool;
 
     /// Opens a step of `n_rows` tokens.
@@ -69,8 +70,8 @@ pub trait KvCache: Send {
     /// `parents`: `None` for a chain, each row following the one before it. For a tree, the parent of each
     /// row in this step; rows without one follow the last token of the cache.
     ///
-    /// Returns the rows' positions, which is what rotary embeddings need: for a chain `len`, `len + 1`, …; for
-    /// a tree `len` plus the number of the row's ancestors in the step.
+    /// Returns the rows' positions, which is what rotary embeddings need: for a chain `len`, `len + 1`, …;
+    /// for a tree `len` plus the number of the row's ancestors in the step.
     ///
     /// # Errors
     /// [`StepError::Empty`](breakers_core::StepError::Empty), [`Error::StepOpen`](crate::Error::StepOpen),
@@ -133,7 +134,7 @@ pub trait KvCache: Send {
     ///
     /// # Errors
     /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if fewer are provisional,
-    /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if they are no chain,
+    /// [`Error::UnresolvedTree`](crate::Error::UnresolvedTree) if they are not a chain,
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn commit(&mut self, n_tokens: usize) -> Result<()>;
 

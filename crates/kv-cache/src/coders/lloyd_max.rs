@@ -5,8 +5,8 @@
 //! levels at the means of their cells: both are computed here, by turns, until nothing moves.
 //!
 //! # Source
-//! Max 1960, "Quantizing for minimum distortion"; Lloyd 1982, "Least squares quantization in PCM". The density:
-//! Zandieh et al. 2025, "TurboQuant", arXiv 2504.19874, lemma 1.
+//! Max 1960, "Quantizing for minimum distortion"; Lloyd 1982, "Least squares quantization in PCM". The
+//! density: Zandieh et al. 2025, "TurboQuant", arXiv 2504.19874, lemma 1.
 
 use crate::{Error, Result};
 
@@ -43,7 +43,8 @@ impl Codebook {
     /// The best codebook of 2^`bits` levels for vectors of `dim` elements.
     ///
     /// # Errors
-    /// [`Error::BitWidth`] unless `bits` is 1 to [`MAX_CODEBOOK_BITS`]; [`Error::HeadWidth`] below 4 elements.
+    /// [`Error::BitWidth`] unless `bits` is 1 to [`MAX_CODEBOOK_BITS`]; [`Error::HeadWidth`]
+    /// below 4 elements.
     pub fn new(dim: usize, bits: u32) -> Result<Self> {
         if !(1..=MAX_CODEBOOK_BITS).contains(&bits) {
             return Err(Error::BitWidth { what: "a codebook", expected: "1 to 5", found: f64::from(bits) });
@@ -144,8 +145,8 @@ impl Density {
         (means, masses)
     }
 
-    /// Levels to begin with: dense where the density's cube root is (Panter and Dite 1951), which is where many
-    /// levels end.
+    /// Levels to begin with: dense where the density's cube root is (Panter and Dite 1951), which
+    /// is where many levels end.
     fn first_levels(&self, n: usize) -> Vec<f64> {
         let cells = 8192;
         let at = |i: usize| -self.end + 2.0 * self.end * (i as f64 + 0.5) / cells as f64;
@@ -179,7 +180,8 @@ mod tests {
 
     #[test]
     fn few_levels_are_known_exactly() {
-        // One bit: the level is the mean of |t|·√d, which is Γ(d/2)·√(d/π)/Γ((d+1)/2); for d = 8: 96·√8/(105π).
+        // One bit: the level is the mean of |t|·√d, which is Γ(d/2)·√(d/π)/Γ((d+1)/2); for d
+        // = 8: 96·√8/(105π).
         let codebook = Codebook::new(8, 1).unwrap();
         let expected = 96.0 * 8f64.sqrt() / (105.0 * std::f64::consts::PI);
         assert!((f64::from(codebook.levels()[1]) - expected).abs() < 1e-4, "{:?}", codebook.levels());

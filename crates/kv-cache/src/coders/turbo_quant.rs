@@ -1,17 +1,17 @@
 //! TurboQuant: vectors are rotated at random, so that one scalar codebook suits every coordinate.
 //!
-//! Three estimators share the codes: *mse* is nearest to the vector but shortens it; *rescaled* stores another
-//! length, at no extra cost, which makes inner products unbiased; *prod* spends one of its bits on signs of a
-//! random projection of what the codes leave over, which makes inner products unbiased, too.
+//! Three estimators share the codes: *mse* is nearest to the vector but shortens it; *rescaled* stores
+//! another length, at no extra cost, which makes inner products unbiased; *prod* spends one of its bits on
+//! signs of a random projection of what the codes leave over, which makes inner products unbiased, too.
 //!
 //! # Memory
 //! `bits` for each element and one 16-bit float for each vector; *prod* has a second one.
 //!
 //! # Source
-//! Zandieh et al. 2025, arXiv 2504.19874, algorithms 1 (mse) and 2 (prod). The sketch of signs: Zandieh et al.
-//! 2024, "QJL", arXiv 2406.03482. The rescaled estimator: arXiv 2604.19528 and 2605.08114. Deviations: the
-//! rotation may be signs and a Walsh–Hadamard transform instead of a dense matrix, the sketch an orthogonal
-//! matrix instead of a Gaussian one (a third of the variance), and lengths are rounded to 16 bits.
+//! Zandieh et al. 2025, arXiv 2504.19874, algorithms 1 (mse) and 2 (prod). The sketch of signs: Zandieh et
+//! al. 2024, "QJL", arXiv 2406.03482. The rescaled estimator: arXiv 2604.19528 and 2605.08114. Deviations:
+//! the rotation may be signs and a Walsh–Hadamard transform instead of a dense matrix, the sketch an
+//! orthogonal matrix instead of a Gaussian one (a third of the variance), and lengths are rounded to 16 bits.
 
 use std::f32::consts::PI;
 
@@ -133,8 +133,8 @@ impl TurboQuant {
     /// A quantizer of vectors of `dim` elements.
     ///
     /// # Errors
-    /// [`Error::BitWidth`] unless the bits are 1 to 5; [`Error::HeadWidth`] unless `dim` is a power of two from 4
-    /// to 1024.
+    /// [`Error::BitWidth`] unless the bits are 1 to 5; [`Error::HeadWidth`] unless `dim` is a
+    /// power of two from 4 to 1024.
     pub fn new(dim: usize, config: TurboQuantConfig) -> Result<Self> {
         if !dim.is_power_of_two() || !(4..=1024).contains(&dim) {
             return Err(Error::HeadWidth { expected: "a power of two from 4 to 1024", found: dim });
@@ -277,7 +277,7 @@ impl TurboQuant {
 /// The fast rotation of a head's vectors.
 ///
 /// # Errors
-/// [`Error::HeadWidth`] for a length that is no power of two.
+/// [`Error::HeadWidth`] for a length that is not a power of two.
 pub(crate) fn rotation(dim: usize, seed: u64) -> Result<Rotation> {
     let error = Error::HeadWidth { expected: "a power of two", found: dim };
     if !dim.is_power_of_two() {

@@ -117,7 +117,8 @@ impl DevicePages {
         Ok(())
     }
 
-    /// Writes tokens behind the first `first` ones; gives all keys and values, `[n_tokens, n_kv_heads, head_dim]`.
+    /// Writes tokens after the first `first` ones; gives all keys and values,
+    /// `[n_tokens, n_kv_heads, head_dim]`.
     pub(crate) fn append(&mut self, first: usize, k: Tensor<3>, v: Tensor<3>) -> Result<[Tensor<3>; 2]> {
         let len = first + k.dims()[0];
         self.reserve(first, len)?;

@@ -51,7 +51,7 @@ impl LayerPages {
         self.pages.iter().filter(|page| Arc::strong_count(page) > 1).map(|page| page.bytes()).sum()
     }
 
-    /// Drops the pages behind the first `len` slots.
+    /// Drops the pages after the first `len` slots.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.pages.truncate(len.div_ceil(PAGE_TOKENS));
     }
@@ -66,8 +66,8 @@ impl LayerPages {
         }
     }
 
-    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on. Fails with a row that
-    /// holds a NaN or an infinity; the slots hold anything then.
+    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on. Fails with a
+    /// row that holds a NaN or an infinity; the slots hold anything then.
     pub(crate) fn append(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), BadRow> {
         let layout = self.layout;
         let width = layout.n_kv_heads * layout.head_dim;

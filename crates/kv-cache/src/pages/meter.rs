@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the bytes of the pages of a cache and of all its forks, each page once.
 ///
-/// A page is counted when it is made and no more when the last cache lets go of it. Clones are the same meter.
+/// A page is counted when it is made and no more when the last cache lets go of it. Clones
+/// are the same meter.
 ///
 /// # Example
 /// ```
@@ -14,7 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// # fn main() -> Result<(), breakers_kv_cache::Error> {
 /// let device = Device::flex();
-/// let mut cache = PlainCache::new(CacheShape::uniform(1, LayerShape::new(1, 64), 128), Element::F16, &device)?;
+/// let shape = CacheShape::uniform(1, LayerShape::new(1, 64), 128);
+/// let mut cache = PlainCache::new(shape, Element::F16, &device)?;
 /// let ones = Tensor::<3>::ones([64, 1, 64], &device);
 /// cache.begin(64, None)?;
 /// cache.attend(0, ones.clone(), ones.clone(), ones, 0.125)?;

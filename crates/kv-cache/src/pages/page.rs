@@ -83,7 +83,7 @@ enum Storage {
     Apart(MmapMut),
 }
 
-/// Smaller pages are no mappings of their own: these are whole pages of the system.
+/// Smaller pages are not mapped on their own: these are whole pages of the system.
 const LEAST_APART: usize = 32 << 10;
 
 impl Page {
@@ -97,7 +97,8 @@ impl Page {
         Self { storage, lease }
     }
 
-    /// A page that is dropped before its neighbors: on the heap it would leave a hole, which other sizes fill badly.
+    /// A page that is dropped before its neighbors: on the heap it would leave a hole, which
+    /// other sizes fill badly.
     pub(crate) fn zeroed_apart(layout: &PageLayout, meter: &PageMeter) -> Self {
         let n_bytes = layout.page_bytes();
         let map = (n_bytes >= LEAST_APART).then(|| MmapMut::map_anon(n_bytes));

@@ -1,9 +1,9 @@
 //! How a budget is shared out: PyramidKV to layers, AdaKV to heads.
 //!
 //! # Source
-//! PyramidKV: Cai et al. 2024, arXiv 2406.02069, section 3.3: budgets fall linearly from the first layer to the
-//! last. AdaKV: Feng et al. 2024, arXiv 2407.11550, algorithm 1: the layer's tokens compete across heads, behind a
-//! share that every head is sure of.
+//! PyramidKV: Cai et al. 2024, arXiv 2406.02069, section 3.3: budgets fall linearly from the first layer to
+//! the last. AdaKV: Feng et al. 2024, arXiv 2407.11550, algorithm 1: the layer's tokens compete across heads,
+//! behind a share that every head is sure of.
 
 /// Budgets of layers.
 #[derive(Clone, Debug, Default, PartialEq)]

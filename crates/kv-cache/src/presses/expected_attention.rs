@@ -1,12 +1,14 @@
-//! ExpectedAttention: if queries to come are distributed as the last ones, attention to a key has a closed form.
+//! ExpectedAttention: if queries to come are distributed as the last ones, attention to a key
+//! has a closed form.
 //!
-//! For a normal query with mean μ and covariance Σ, E exp(s·q·k) = exp(s·μ·k + s²·kᵀΣk/2). Normalized over tokens
-//! it is the expected attention, which is multiplied with the length of the value: what the token adds.
+//! For a normal query with mean μ and covariance Σ, E exp(s·q·k) = exp(s·μ·k + s²·kᵀΣk/2).
+//! Normalized over tokens it is the expected attention, which is multiplied with the length of
+//! the value: what the token adds.
 //!
 //! # Source
-//! Devoto et al. 2025, arXiv 2510.00636, section 3. Deviation: the distribution is that of the last queries with
-//! their rotary embeddings on; the paper takes all queries without and turns their mean over the positions to
-//! come.
+//! Devoto et al. 2025, arXiv 2510.00636, section 3. Deviation: the distribution is that of the last
+//! queries with their rotary embeddings on; the paper takes all queries without and turns their mean
+//! over the positions to come.
 
 use super::{LayerView, Press, dot};
 

@@ -1,8 +1,8 @@
 //! H2O: heavy hitters, the tokens that all queries so far attended to most.
 //!
 //! # Source
-//! Zhang et al. 2023, arXiv 2306.14048, section 4. As in kvpress, a token's sum is divided by the number of queries
-//! that saw it, and the newest tokens stay.
+//! Zhang et al. 2023, arXiv 2306.14048, section 4. As in kvpress, a token's sum is divided by the number of
+//! queries that saw it, and the newest tokens stay.
 
 use super::{LayerView, Press, keep_last};
 

@@ -1,8 +1,8 @@
 //! KeyDiff: keys that point elsewhere than the others are the ones that attention singles out.
 //!
 //! # Source
-//! Park et al. 2025, arXiv 2504.15364, section 3: minus the cosine between a key and the mean of all normalized
-//! keys.
+//! Park et al. 2025, arXiv 2504.15364, section 3: minus the cosine between a key and the mean
+//! of all normalized keys.
 
 use super::{LayerView, Press, dot};
 

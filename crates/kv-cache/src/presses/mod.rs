@@ -1,6 +1,7 @@
 //! Presses: which tokens stay in the cache.
 //!
-//! A press gives every token of every key-value head a score; the tokens with the highest ones stay, head by head.
+//! A press gives every token of every key-value head a score; the tokens with the highest
+//! ones stay, head by head.
 //!
 //! | file | keeps the tokens |
 //! |---|---|

@@ -1,8 +1,8 @@
 //! SnapKV: the last queries of a prompt tell what the answer will look at.
 //!
 //! # Source
-//! Li et al. 2024, arXiv 2404.14469, section 4 and listing 1. Scores of the query heads that share a key-value head
-//! are averaged, as kvpress does. Pooled by means over a kernel of 5.
+//! Li et al. 2024, arXiv 2404.14469, section 4 and listing 1. Scores of the query heads that share a
+//! key-value head are averaged, as kvpress does. Pooled by means over a kernel of 5.
 
 use super::{LayerView, Press, keep_last};
 

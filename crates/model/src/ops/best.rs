@@ -51,12 +51,12 @@ impl BestOps for burn_flex::Flex {
     }
 }
 
-/// The `k` most likely tokens of each row: their ids, best first, of equal logits the lowest id first; behind them
-/// their log-probabilities under the row's softmax. Where a logit is NaN, the first id is −1.
+/// The `k` most likely tokens of each row: their ids, best first, of equal logits the lowest id first; behind
+/// them their log-probabilities under the row's softmax. Where a logit is NaN, the first id is −1.
 ///
 /// # Shapes
-/// `logits`: `[rows, vocab]`; result: `[rows, 2·k]`, ids as numbers and then log-probabilities. `k` beyond the
-/// vocabulary counts as the vocabulary.
+/// `logits`: `[rows, vocab]`; result: `[rows, 2·k]`, ids as numbers and then log-probabilities. `k` beyond
+/// the vocabulary counts as the vocabulary.
 ///
 /// # Panics
 /// If the vocabulary is larger than 2²⁴, whose ids `f32` does not hold.

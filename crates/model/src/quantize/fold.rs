@@ -5,11 +5,11 @@ use breakers_quant::statistics::Statistics;
 
 use crate::Error;
 
-/// Norm weights below this share of the largest are no divisors.
+/// Norm weights below this share of the largest are not divided by.
 const SMALLEST_NORM: f32 = 1e-6;
 
-/// A rotation of the hidden states. RMS norms commute with it once their weights are ones; these go to the matrices that
-/// read the normed states.
+/// A rotation of the hidden states. RMS norms commute with it once their weights are ones; these go to the
+/// matrices that read the normed states.
 pub(super) struct HiddenRotation {
     pub(super) rotation: Rotation,
 }

@@ -1,23 +1,25 @@
-//! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for formats that GGUF lacks,
-//! a file of what differs from the source ([`breakers_gguf::matrix_file`]), which
+//! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for
+//! formats that GGUF lacks, a file of what differs from the source ([`breakers_gguf::matrix_file`]), which
 //! [`LoadOptions::matrices`](crate::LoadOptions::matrices) lays over it.
 //!
-//! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics of its
-//! inputs choose the new ones, and the text goes on through those, so that later blocks see what they will see.
+//! Blocks are taken one after the other: a text is fed to the block with its original weights, the
+//! statistics of its inputs choose the new ones, and the text goes on through those, so that later
+//! blocks see what they will see.
 //!
 //! # Memory
-//! With `n` tokens of text, width `d` and the widest input `f` (that of the down projection): 4nd bytes of hidden states;
-//! with Hessians 4(f² + 3d²) bytes to collect, and 6f² while the largest is factored; one block of weights, a few times
-//! its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2 + 0.35 + 0.48 + 0.3 GB beside the mapped file.
+//! With `n` tokens of text, width `d` and the widest input `f` (that of the down projection): 4nd bytes of
+//! hidden states; with Hessians 4(f² + 3d²) bytes to collect, and 6f² while the largest is factored; one
+//! block of weights, a few times its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2 + 0.35
+//! + 0.48 + 0.3 GB beside the mapped file.
 //!
 //! # Interruptions
-//! Each finished tensor goes to a folder beside the output, `NAME.parts`. The same job, begun again, takes what is there;
-//! another one clears the folder. The output appears whole, when all is done.
+//! Each finished tensor goes to a folder beside the output, `NAME.parts`. The same job, begun again, takes
+//! what is there; another one clears the folder. The output appears whole, when all is done.
 //!
 //! # Source
-//! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323, section 4. Rotations
-//! folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4, stage 1a. Factors folded into norms and
-//! earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
+//! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323, section
+//! 4. Rotations folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4, stage 1a.
+//! Factors folded into norms and earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
 
 mod factors;
 mod fold;
@@ -78,13 +80,14 @@ impl Method {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotate {
-    /// Of the hidden states, folded into all matrices. Where norms stand behind the matrices, as Gemma's do, they cannot be
-    /// folded, and each matrix's inputs are rotated instead.
+    /// Of the hidden states, folded into all matrices. Where norms stand behind the matrices, as Gemma's do,
+    /// they cannot be folded, and each matrix's inputs are rotated instead.
     Folded {
         /// Seed of the signs.
         seed: u64,
     },
-    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they run. GGUF cannot say that.
+    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they
+    /// run. GGUF cannot say that.
     Online {
         /// Seed of the signs.
         seed: u64,
@@ -98,8 +101,9 @@ pub struct QuantizeOptions {
     pub method: Method,
     /// A rotation ahead of the method, `None` for none.
     pub rotation: Option<Rotate>,
-    /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format: the other one's
-    /// bytes are worth more in the blocks. Where they are not, or are rotated, both are written, and a note says so.
+    /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format:
+    /// the other one's bytes are worth more in the blocks. Where they are not, or are rotated, both are
+    /// written, and a note says so.
     pub tie: bool,
     /// The text to calibrate with.
     pub tokens: Vec<TokenId>,
@@ -203,13 +207,14 @@ pub struct QuantizeReport {
     pub notes: Vec<String>,
 }
 
-/// Writes `out` with the matrices of `source` in the formats of the plan: a file of what differs from the source if its name
-/// ends in `.safetensors`, otherwise a GGUF file of its own.
+/// Writes `out` with the matrices of `source` in the formats of the plan: a file of what differs from the
+/// source if its name ends in `.safetensors`, otherwise a GGUF file of its own.
 ///
 /// # Errors
-/// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Unsuited`] for a method that cannot choose weights of
-/// a format, [`Error::Quant`] for a damaged source or weights that are not finite, [`Error::TooLittleText`] for a method that
-/// needs more, [`Error::Unfoldable`] for a rotation of a model that allows none, [`Error::Io`] when the disk fails.
+/// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Unsuited`] for a method that
+/// cannot choose weights of a format, [`Error::Quant`] for a damaged source or weights that are not finite,
+/// [`Error::TooLittleText`] for a method that needs more, [`Error::Unfoldable`] for a rotation of a model
+/// that allows none, [`Error::Io`] when the disk fails.
 pub fn quantize(
     source: impl AsRef<Path>,
     out: impl AsRef<Path>,

@@ -1,14 +1,15 @@
 //! How much each matrix of a model suffers from smaller formats, and the formats that fit a number of bytes.
 //!
-//! A matrix's sensitivity to a format is the mean KL divergence between the predictions of the original model and of one with
-//! this matrix alone rounded. The losses of several matrices are taken to add up.
+//! A matrix's sensitivity to a format is the mean KL divergence between the predictions of the original model
+//! and of one with this matrix alone rounded. The losses of several matrices are taken to add up.
 //!
 //! # Cost
-//! For each matrix and format one pass of the text from its block to the end of the model, and one through the head.
+//! For each matrix and format one pass of the text from its block to the end of the model,
+//! and one through the head.
 //!
 //! # Source
-//! The choice is the greedy one on the lower convex hull of each matrix's (bytes, loss): Shoham and Gersho, "Efficient bit
-//! allocation for an arbitrary set of quantizers", IEEE Trans. ASSP 36 (1988), section III.
+//! The choice is the greedy one on the lower convex hull of each matrix's (bytes, loss): Shoham and Gersho,
+//! "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP 36 (1988), section III.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,7 @@ use crate::walk::BlockWalk;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Choice {
-    /// The format; where rows are no whole blocks of the one asked for, the one in its place.
+    /// The format; where a row is not a whole number of blocks of the one asked for, the one used instead.
     pub encoding: Encoding,
     /// Bytes of the matrix in it.
     pub bytes: u64,
@@ -46,11 +47,12 @@ pub struct Sensitivities {
 }
 
 impl Sensitivities {
-    /// Measures the sensitivity of every matrix of the blocks to each format, GGUF's or our own, on windows of a text. `progress` is told
-    /// (matrices done, matrices in all).
+    /// Measures the sensitivity of every matrix of the blocks to each format, GGUF's or our own, on windows
+    /// of a text. `progress` is told (matrices done, matrices in all).
     ///
     /// # Errors
-    /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite; [`Error::TooLittleText`] without a window.
+    /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite;
+    /// [`Error::TooLittleText`] without a window.
     pub fn measure(
         file: &gguf::File,
         windows: Vec<Vec<TokenId>>,
@@ -96,8 +98,8 @@ impl Sensitivities {
         Ok(found)
     }
 
-    /// The plan with the least sum of losses that this method finds within a number of bytes for the matrices of the blocks;
-    /// embeddings and head keep their formats. Nothing if not even the smallest formats fit.
+    /// The plan with the least sum of losses that this method finds within a number of bytes for the matrices
+    /// of the blocks; embeddings and head keep their formats. Nothing if not even the smallest formats fit.
     pub fn allocate(&self, file: &gguf::File, budget: u64) -> Option<Plan> {
         let mut plan = Plan::by(file, |_, from| from);
         let mut used = 0u64;

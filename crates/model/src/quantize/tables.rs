@@ -15,8 +15,8 @@ use crate::Error;
 /// Rows that are quantized at a time.
 const SLAB_ROWS: usize = 8192;
 
-/// Most squared difference of tables that are taken for one, over their squares: what four bits lose of numbers that are
-/// normally distributed is .01.
+/// Most squared difference of tables that are taken for one, over their squares: what four bits lose of
+/// numbers that are normally distributed is .01.
 const SAME_TABLE: f64 = 0.02;
 /// Rows that tables are compared on.
 const COMPARED_ROWS: usize = 1024;
@@ -57,7 +57,7 @@ pub(super) fn can_tie(
             all += f64::from(*b).powi(2);
         }
     }
-    // Written so that numbers that are none are no match.
+    // Written so that NaN never matches.
     let same = wrong <= SAME_TABLE * all;
     if !same {
         notes.push(format!(

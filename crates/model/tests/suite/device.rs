@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Where two tokens are closer than this, in nats, either may be the most likely one.
 const MARGIN: f32 = 0.5;
-/// How far the most likely token's log-probability may be off, in nats, at the 95th percentile. On the CPU activations
-/// are rounded to eight bits, on GPUs they are not.
+/// How far the most likely token's log-probability may be off, in nats, at the 95th percentile. On the CPU
+/// activations are rounded to eight bits, on GPUs they are not.
 const EIGHT_BITS: f32 = 0.2;
 /// Against the CPU's product with decoded weights, which rounds no activations either.
 const OTHER_ORDER: f32 = 0.005;
@@ -85,8 +85,8 @@ fn decoded(name: &str, folder: &Path) -> PathBuf {
     path
 }
 
-/// The most likely next tokens of each token, of which the first go in as a prompt, eight as a draft to be verified,
-/// and the last ones one by one.
+/// The most likely next tokens of each token, of which the first go in as a prompt, eight as a draft to be
+/// verified, and the last ones one by one.
 fn on_device(gpu: &Model, tokens: &[TokenId]) -> Vec<Output> {
     feed(&mut gpu.runner(), tokens, &[tokens.len() - 10, 8, 1], Want::TopK(20))
 }

@@ -177,8 +177,8 @@ fn changes_of_basis_leave_the_model_as_it_is() {
     let awq = Method::Awq(AwqConfig::default());
     let plain = Method::RoundToNearest { weighted: false };
     // With as many value heads as query heads the output projection is scaled too.
-    // Of 16 bits nothing gets lost; AWQ finds nothing to do there, so it gets 8, and what these and eight-bit inputs lose.
-    // A basis that is changed on one side alone costs all.
+    // Of 16 bits nothing gets lost; AWQ finds nothing to do there, so it gets 8, and what these and eight-bit
+    // inputs lose. A basis that is changed on one side alone costs all.
     let (exact, bytes) = ((Format::F16, 1e-5), (Format::Q8_0, 5e-3));
     for (kv_heads, method, rotation, (format, tolerance)) in
         [(2, plain, FOLDED, exact), (2, awq, None, bytes), (4, awq, None, bytes), (4, awq, FOLDED, bytes)]
@@ -292,7 +292,8 @@ fn changes_of_basis_lie_over_the_source_too() {
     let awq = Method::Awq(AwqConfig::default());
     let gptq = Method::Gptq(GptqConfig::default());
     let gemma = Tiny { architecture: "gemma3", ..TINY };
-    // What lies over the source: matrices alone; with the norms of both parts; with all norms and both tables.
+    // What lies over the source: matrices alone; with the norms of both parts; with all norms
+    // and both tables.
     let (matrices, norms) = (7 * BLOCKS, 2 * BLOCKS);
     for (tiny, method, rotation, n_tensors) in [
         (TINY, gptq, FOLDED, matrices + norms + 3),
@@ -313,7 +314,8 @@ fn changes_of_basis_lie_over_the_source_too() {
         let query = store.matrix("blk.0.attn_q.weight").unwrap();
         let is_online = rotation == ONLINE || (rotation == FOLDED && architecture == "gemma3");
         assert_eq!(query.rotation_seed(), is_online.then_some(5));
-        // The same function, but for eight bits of weights and inputs, of which norms behind the matrices make more.
+        // The same function, but for eight bits of weights and inputs, of which norms behind
+        // the matrices make more.
         let tolerance = if architecture == "gemma3" { 2e-2 } else { 5e-3 };
         let off = distance(&logits(&source), &logits_with(&source, Some(store)));
         assert!(off > 1e-7 && off < tolerance, "{name} {rotation:?} {architecture}: {off}");

@@ -1,8 +1,9 @@
 //! From weights to the blocks of a GGUF file: the choice of scales, and the packing of codes.
 //!
-//! The two are apart, because codes are chosen by the nearest value in plain rounding and by error feedback in GPTQ.
-//! Scales are those that minimize the squared error, each column weighted by its importance: first the best ones
-//! freely, then the super-block's factor, then the small integers around each quotient, tried out one by one.
+//! The two are apart, because codes are chosen by the nearest value in plain rounding and by error
+//! feedback in GPTQ. Scales are those that minimize the squared error, each column weighted by its
+//! importance: first the best ones freely, then the super-block's factor, then the small integers around
+//! each quotient, tried out one by one.
 
 mod pack;
 mod search;
@@ -93,8 +94,8 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Chooses scales for weights `[n_rows, n_cols]`, with the importance of each column. Rows must be whole blocks of the
-    /// format; of a format of floats there are none.
+    /// Chooses scales for weights `[n_rows, n_cols]`, with the importance of each column. Rows must be whole
+    /// blocks of the format; formats of floats have none.
     pub(crate) fn choose(
         format: Format,
         weights: &[f32],
@@ -222,8 +223,8 @@ fn simple(layout: Layout, levels: Levels, x: &[f32], importance: Option<&[f32]>)
         }
         Layout::Exponent => {
             let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-            // OCP MX, section 6.3: the exponent of the largest magnitude less that of the largest level (4); the one
-            // above it is tried too.
+            // OCP MX, section 6.3: the exponent of the largest magnitude less that of the largest level (4);
+            // the one above it is tried too.
             let exponent = ((largest.to_bits() >> 23) as i32 - 2).clamp(0, 253);
             let candidates = [exponent, exponent + 1].map(|e| {
                 let error = error_of(&x, &w, half_power_of_two(e as u8), 0.0, levels);

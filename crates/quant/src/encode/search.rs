@@ -1,5 +1,5 @@
-//! Scales of a group of weights: those with the least weighted squared error among some candidates, each fitted to
-//! the codes that it leads to.
+//! Scales of a group of weights: those with the least weighted squared error among some candidates, each
+//! fitted to the codes that it leads to.
 
 use crate::grid::inverse;
 use breakers_gguf::Levels;
@@ -9,8 +9,8 @@ const REACH: i32 = 9;
 
 /// The scale whose levels come nearest to `x` under the weights `w`.
 ///
-/// The largest magnitude is put near the least and near the largest level; for the codes that follow, the best scale is
-/// that of least squares, Σwxl / Σwl².
+/// The largest magnitude is put near the least and near the largest level; for the codes that follow, the
+/// best scale is that of least squares, Σwxl / Σwl².
 #[inline(always)]
 pub(crate) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], levels: Levels) -> f32 {
     let mut extreme = 0.0f32;
@@ -66,8 +66,9 @@ fn moments<const N: usize>(x: &[f32; N], w: &[f32; N], levels: &[f32; N]) -> (f3
 
 /// Scale and offset of levels `0..=most`, with an offset of at most zero if `negative`.
 ///
-/// The weights' range, and ranges a little shorter or longer, are divided into steps; for the codes that follow, scale
-/// and offset are those of weighted least squares, and once more for the codes that these lead to.
+/// The weights' range, and ranges a little shorter or longer, are divided into steps; for the
+/// codes that follow, scale and offset are those of weighted least squares, and once more for the
+/// codes that these lead to.
 #[inline(always)]
 pub(crate) fn scale_and_offset<const N: usize>(
     x: &[f32; N],

@@ -9,8 +9,8 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| uniform() + uniform() + uniform()).collect()
 }
 
-/// Formats of integer codes, and the largest relative squared error of normal weights: that of a uniform grid over
-/// ±2.8 standard deviations, with some reserve.
+/// Formats of integer codes, and the largest relative squared error of normal weights: that of a uniform grid
+/// over ±2.8 standard deviations, with some reserve.
 const FORMATS: [(Format, f64); 12] = [
     (Format::Q4_0, 0.008),
     (Format::Q4_1, 0.006),

@@ -1,9 +1,9 @@
 //! AWQ: columns with large inputs are scaled up before rounding, so that they lose less.
 //!
 //! # Source
-//! Lin et al., "AWQ: activation-aware weight quantization", arXiv 2306.00978, section 3.2; the search for clipped ranges
-//! from the authors' code. Deviation: the error of the matrix's own outputs is minimized, where the authors' code
-//! takes those of the block that it stands in.
+//! Lin et al., "AWQ: activation-aware weight quantization", arXiv 2306.00978, section 3.2; the search for
+//! clipped ranges from the authors' code. Deviation: the error of the matrix's own outputs is minimized,
+//! where the authors' code takes those of the block that it stands in.
 
 use crate::{
     Error, Result,
@@ -34,11 +34,13 @@ pub struct AwqConfig {
     pub sample_rows: usize,
     /// Rows of the weights that the error is measured on, evenly spread over the matrix.
     pub weight_rows: usize,
-    /// How ranges are chosen once the factors stand. During the search they go from the least to the largest weight.
+    /// How ranges are chosen once the factors are fixed. During the search they go from the
+    /// least to the largest weight.
     pub range: RangeChoice,
-    /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least, in place of
-    /// `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF have a search of their own.) Off
-    /// by default: it brings outputs of layers nearer and those of the encoder in `docs/quantization.md` farther.
+    /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least,
+    /// in place of `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF
+    /// have a search of their own.) Off by default: it brings outputs of layers nearer and those of the
+    /// encoder in `docs/quantization.md` farther.
     pub clip: bool,
 }
 
@@ -74,8 +76,8 @@ impl Awq {
         Self { encoding, config }
     }
 
-    /// The factors on the columns with the least error, and their exponent. Matrices that read the same inputs share them,
-    /// when their rows are given together.
+    /// The factors on the columns with the least error, and their exponent. Matrices that read the same
+    /// inputs share them, when their rows are given together.
     ///
     /// # Errors
     /// As [`Quantizer::quantize`].

@@ -1,9 +1,10 @@
 //! GPTQ: rounding with error feedback along the Hessian of the inputs.
 //!
 //! # Source
-//! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", arXiv 2210.17323,
-//! section 3; act-order from the authors' code. Deviation: the factor of the Hessian itself takes the place of that of its
-//! inverse (see [`feedback`](crate::feedback), which shows that the results are the same).
+//! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
+//! transformers", arXiv 2210.17323, section 3; act-order from the authors' code. Deviation: the
+//! factor of the Hessian itself takes the place of that of its inverse (see
+//! [`feedback`](crate::feedback), which shows that the results are the same).
 
 use crate::{
     Error, Result,
@@ -26,7 +27,8 @@ pub enum ScaleImportance {
     None,
     /// The mean square of the column's inputs.
     Diagonal,
-    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors are fed back with.
+    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors
+    /// are fed back with.
     Conditional,
 }
 
@@ -36,8 +38,8 @@ pub enum ScaleImportance {
 pub enum ScaleTime {
     /// For all groups before the first column is rounded, so that any order of columns fits any blocks.
     Before,
-    /// When the group's turn comes, from its weights as they have become. With columns in their order, and groups of whole
-    /// 32 columns; otherwise as [`Before`](Self::Before).
+    /// When the group's turn comes, from its weights as they have become. With columns in their order, and
+    /// groups of whole 32 columns; otherwise as [`Before`](Self::Before).
     InTurn,
 }
 
@@ -46,12 +48,12 @@ pub enum ScaleTime {
 pub struct GptqConfig {
     /// In which order columns are rounded.
     pub order: ColumnOrder,
-    /// The share of the Hessian's mean diagonal that is added to the diagonal. When the Hessian is indefinite all the
-    /// same, ten times as much is added, until it is not.
+    /// The share of the Hessian's mean diagonal that is added to the diagonal. When the Hessian is indefinite
+    /// all the same, ten times as much is added, until it is not.
     pub damping: f32,
-    /// So many times the Hessian's own diagonal are added to it: what a text of finite length says about pairs of columns is
-    /// less certain than what it says about each, and feedback would load errors onto directions that only chance has left
-    /// empty. (A shrinkage towards the diagonal by λ is λ/(1 − λ) here.)
+    /// So many times the Hessian's own diagonal are added to it: what a text of finite length says about
+    /// pairs of columns is less certain than what it says about each, and feedback would load errors onto
+    /// directions that only chance has left empty. (A shrinkage towards the diagonal by λ is λ/(1 − λ) here.)
     pub shrinkage: f32,
     /// How the range of a group is chosen.
     pub range: RangeChoice,
@@ -62,7 +64,7 @@ pub struct GptqConfig {
 }
 
 impl GptqConfig {
-    /// The paper's: columns as they stand, ranges from the least to the largest weight.
+    /// The paper's: columns in their order, ranges from the least to the largest weight.
     pub fn paper() -> Self {
         Self {
             order: ColumnOrder::Natural,
@@ -150,11 +152,12 @@ impl GptqFactor {
         Ok(Self { config, feedback, importance, time: start.elapsed() })
     }
 
-    /// Rounds weights to the values of an encoding. With statistics that hold a sample of inputs, the report has the error
-    /// of the outputs on it.
+    /// Rounds weights to the values of an encoding. With statistics that hold a sample of inputs, the report
+    /// has the error of the outputs on it.
     ///
     /// # Errors
-    /// [`Error::Columns`] for weights with other inputs, [`Error::Gguf`] for rows that are not whole blocks or groups.
+    /// [`Error::Columns`] for weights with other inputs, [`Error::Gguf`] for rows that are
+    /// not whole blocks or groups.
     pub fn quantize(
         &self,
         weights: &WeightMatrix<'_>,

@@ -1,8 +1,9 @@
 //! HQQ: offsets that minimize a norm of the error which forgives outliers. No calibration.
 //!
 //! # Source
-//! Badri and Shaji, "Half-quadratic quantization of large machine learning models", 2023 (mobiusml.github.io/hqq_blog);
-//! the settings are those of the authors' code. Scales span the range of a group and stay as they are.
+//! Badri and Shaji, "Half-quadratic quantization of large machine learning models", 2023
+//! (mobiusml.github.io/hqq_blog); the settings are those of the authors' code. Scales span the range of a
+//! group and stay as they are.
 
 use crate::{
     Error, Result,

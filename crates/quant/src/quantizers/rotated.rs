@@ -1,9 +1,10 @@
 //! A rotation of the inputs ahead of another method: incoherence processing.
 //!
 //! # Source
-//! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#", arXiv 2402.04396,
-//! section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs alone are rotated here; rotations of
-//! the outputs are folded into the matrices that read them, where a model allows it.
+//! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#",
+//! arXiv 2402.04396, section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs
+//! alone are rotated here; rotations of the outputs are folded into the matrices that read them,
+//! where a model allows it.
 
 use crate::{
     Result,
@@ -14,7 +15,8 @@ use breakers_cpu::hadamard::Rotation;
 
 /// Rotates the inputs' space, quantizes there, and has the inputs rotated before each product.
 ///
-/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no input stands out any more.
+/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no
+/// input stands out any more.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotated<Q> {
     inner: Q,

@@ -33,8 +33,9 @@ struct Layer {
 }
 
 impl Layer {
-    /// Normal weights; inputs whose covariance has the spectrum 1/i in a random basis, with log-normal channels: the
-    /// quantiles of that distribution in random order, as AWQ depends on how far the largest one stands out.
+    /// Normal weights; inputs whose covariance has the spectrum 1/i in a random basis, with
+    /// log-normal channels: the quantiles of that distribution in random order, as AWQ depends on how
+    /// far the largest one stands out.
     fn new(n: usize, n_rows: usize, seed: u64) -> Self {
         let mut random = Random(seed);
         let basis = orthogonal(n, &mut random);
@@ -91,7 +92,8 @@ impl Layer {
     }
 }
 
-/// The numbers below which lie (i + 1/2)/n of a log-normal distribution, found by integrating the normal density.
+/// The numbers below which lie (i + 1/2)/n of a log-normal distribution, found by integrating
+/// the normal density.
 fn log_normal_quantiles(n: usize) -> Vec<f32> {
     let (mut out, mut below, step) = (Vec::with_capacity(n), 0.0, 1e-4);
     let mut x = -6.0f64;
@@ -124,7 +126,8 @@ fn orthogonal(n: usize, random: &mut Random) -> Vec<f32> {
     rows
 }
 
-/// Mean errors of round-to-nearest, AWQ, GPTQ and GPTQ with act-order, computed independently (numpy), at 4, 3 and 2 bits.
+/// Mean errors of round-to-nearest, AWQ, GPTQ and GPTQ with act-order, computed independently
+/// (numpy), at 4, 3 and 2 bits.
 const TABLE: [(u8, [f64; 4]); 3] = [
     (4, [0.0099, 0.0065, 0.0046, 0.0035]),
     (3, [0.0451, 0.0296, 0.0223, 0.0160]),
@@ -226,7 +229,8 @@ fn shrinkage_helps_where_rows_are_few() {
 
 #[test]
 fn a_few_large_rows_do_not_decide_alone() {
-    // One row in a window is a thousand times as large as the others in a few places, as the first of a text is in models.
+    // One row in a window is a thousand times as large as the others in a few places, as the
+    // first of a text is in models.
     let n = 256;
     let mut random = Random(12);
     let mut window = random.normals(n * 64);

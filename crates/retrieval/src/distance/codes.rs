@@ -1,7 +1,7 @@
 //! Inner products of a signed eight-bit query with rows of eight-bit codes.
 //!
-//! Rows are stored with 128 added, because the dot products of the processors multiply unsigned by signed bytes; the
-//! query's sum corrects for it. Rows have a multiple of [`GATHER`] codes.
+//! Rows are stored with 128 added, because the dot products of the processors multiply unsigned by signed
+//! bytes; the query's sum corrects for it. Rows have a multiple of [`GATHER`] codes.
 
 use breakers_cpu::{self as cpu, Isa};
 
@@ -103,7 +103,7 @@ pub fn gather_dots(query: &CodeQuery, rows: &[u8], ids: &[u32], out: &mut [i32])
 /// - `ids`, `out`: `[m]`
 ///
 /// # Panics
-/// If a row does not exist, or the lengths differ or are no multiple.
+/// If a row does not exist, or the lengths differ or are not a multiple.
 pub fn gather_row_dots(row: &[u8], rows: &[u8], ids: &[u32], out: &mut [i32]) {
     assert_eq!(ids.len(), out.len());
     assert!(row.len().is_multiple_of(GATHER));

@@ -2,9 +2,9 @@ use breakers_cpu::simd::{self, Kernel, LANES, Simd};
 
 /// Registers of partial sums, so that one addition need not wait for the one before it.
 const REGISTERS: usize = 4;
-/// What is added up: the sums of register `i`, lane `j` are those of the numbers `64 k + 16 i + j`, on every path; the
-/// whole registers behind the last 64 numbers go on with register 0, and what is less than a register is added to the
-/// last one.
+/// What is added up: the sums of register `i`, lane `j` are those of the numbers `64 k + 16 i + j`, on every
+/// path; the whole registers behind the last 64 numbers go on with register 0, and what is less than a
+/// register is added to the last one.
 type Sums = [[f32; LANES]; REGISTERS];
 
 /// The inner product.
@@ -68,8 +68,8 @@ fn step<const DIFFERENCES: bool>(a: f32, b: f32, sum: f32) -> f32 {
     if DIFFERENCES { (a - b).mul_add(a - b, sum) } else { a.mul_add(b, sum) }
 }
 
-/// Adds up whole registers: named ones, because of a loop over lanes the compiler makes single numbers in some programs
-/// and not in others.
+/// Adds up whole registers: named ones, because of a loop over lanes the compiler makes single numbers in
+/// some programs and not in others.
 struct Fold<'a, const DIFFERENCES: bool>(&'a [[f32; LANES]], &'a [[f32; LANES]]);
 
 impl<const DIFFERENCES: bool> Kernel for Fold<'_, DIFFERENCES> {
@@ -81,7 +81,8 @@ impl<const DIFFERENCES: bool> Kernel for Fold<'_, DIFFERENCES> {
         let (a, b) = (self.0.as_ptr(), self.1.as_ptr());
         let whole = n / REGISTERS * REGISTERS;
         let mut out = [[0.0; LANES]; REGISTERS];
-        // SAFETY: the caller has the instructions; both have `n` registers, and each of `out` has sixteen numbers.
+        // SAFETY: the caller has the instructions; both have `n` registers, and each of `out`
+        // has sixteen numbers.
         unsafe {
             let mut sums = [S::splat(0.0); REGISTERS];
             for first in (0..whole).step_by(REGISTERS) {

@@ -1,7 +1,7 @@
 //! Distances by run-time SIMD dispatch: 32-bit floats, eight-bit codes, single bits.
 //!
-//! The floats give the same bits on every instruction set: sixteen times four partial sums in a fixed order, with
-//! fused multiply-adds everywhere. Codes and bits are integers and exact.
+//! The floats give the same bits on every instruction set: sixteen times four partial sums in a fixed order,
+//! with fused multiply-adds everywhere. Codes and bits are integers and exact.
 
 mod bits;
 mod codes;

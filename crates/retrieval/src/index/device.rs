@@ -1,9 +1,10 @@
 //! Exact search on a device: the nearest of each block there, over 16-bit floats, joined here.
 //!
-//! A device sums in an order of its own, so that what it calls the k-th nearest may be another vector than the CPU's
-//! arithmetic has, if both are all but equally near. Its sums are off by a bound that is known, however: those within
-//! it of the k-th are compared again on the host, and a block that may hold more of them is scanned there. So the
-//! result is that of a plain scan over the same 16-bit values, in this crate's arithmetic.
+//! A device sums in an order of its own, so that what it calls the k-th nearest may be another vector
+//! than the CPU's arithmetic has, if both are all but equally near. Its sums are off by a bound that is
+//! known, however: those within it of the k-th are compared again on the host, and a block that may hold
+//! more of them is scanned there. So the result is that of a plain scan over the same 16-bit values, in
+//! this crate's arithmetic.
 //!
 //! # Memory
 //! 2 bytes a coordinate on the device and on the host, and 4 a vector.
@@ -59,11 +60,13 @@ struct Piece {
 }
 
 impl DeviceScan {
-    /// Puts vectors on a device. Where it does not know 16-bit floats, the rounded values lie there in 32 bits.
+    /// Puts vectors on a device. Where it does not know 16-bit floats, the rounded values lie
+    /// there in 32 bits.
     ///
     /// # Errors
-    /// Those of [`Metric::prepare`] for the vectors, [`Error::NotFinite`] also for a number beyond the largest 16-bit
-    /// float, 65,504; [`Error::DimensionRange`], [`Error::Full`], [`Error::Backend`] for a device that kernels do not run on.
+    /// Those of [`Metric::prepare`] for the vectors, [`Error::NotFinite`] also for a number beyond the
+    /// largest 16-bit float, 65,504; [`Error::DimensionRange`], [`Error::Full`], [`Error::Backend`] for a
+    /// device that kernels do not run on.
     pub fn new<'a>(
         metric: Metric,
         dimension: usize,
@@ -155,8 +158,8 @@ impl DeviceScan {
         self.pieces.iter().map(piece).sum()
     }
 
-    /// The nearest `k` of each query by the 16-bit values, nearest first; of equally near ones those of lower slots. A
-    /// vector's slot is its place in the order that they were given in.
+    /// The nearest `k` of each query by the 16-bit values, nearest first; of equally near ones those of lower
+    /// slots. A vector's slot is its place in the order that they were given in.
     ///
     /// # Shapes
     /// - `queries`: `[n_queries, dimension]`
@@ -194,8 +197,8 @@ impl DeviceScan {
         Ok(results)
     }
 
-    /// The nearest of one query out of what the device found for each block, `[n_queries, n_blocks, wide, 2]` of each
-    /// piece.
+    /// The nearest of one query out of what the device found for each block,
+    /// `[n_queries, n_blocks, wide, 2]` of each piece.
     fn join(&self, query: &[f32], at: usize, found: &[Vec<f32>], k: usize, wide: usize) -> Vec<Neighbor> {
         let blocks = || {
             self.pieces.iter().zip(found).flat_map(move |(piece, found)| {
@@ -229,8 +232,8 @@ impl DeviceScan {
         top.into_neighbors()
     }
 
-    /// How far a value of the device, and a distance of this crate, can each be off: a sum in any order of as many
-    /// products as there are coordinates, and for L2 of squared differences.
+    /// How far a value of the device, and a distance of this crate, can each be off: a sum in any order of as
+    /// many products as there are coordinates, and for L2 of squared differences.
     fn error(&self, query: &[f32]) -> f32 {
         let norm = norm_squared(query).sqrt();
         let lengths = match self.metric {

@@ -18,9 +18,9 @@ pub struct Tuned {
 impl Graph {
     /// The narrowest beam, to within an eighth, that finds this share of the nearest `k` of these queries.
     ///
-    /// The truth comes from exact search over the same vectors. Take queries of the kind that will be asked; of stored
-    /// vectors, each of which finds itself, the result is too good. Without vectors there is nothing to measure, and the
-    /// beam stays as wide as it is.
+    /// The truth comes from exact search over the same vectors. Take queries of the kind that will be asked;
+    /// of stored vectors, each of which finds itself, the result is too good. Without vectors there is
+    /// nothing to measure, and the beam stays as wide as it is.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a recall outside of 0 to 1 and for no queries, and those of searches.

@@ -1,9 +1,10 @@
-//! Whether walks find what they should: some are compared with an exact scan, and where too little was found, the beam is
-//! widened, until a scan is the cheaper way.
+//! Whether walks find what they should: some are compared with an exact scan, and where too little was found,
+//! the beam is widened, until a scan is the cheaper way.
 //!
-//! A graph over eight-bit codes finds nearly all of the nearest on vectors as models make them. On others it may not: where
-//! codes cannot tell neighbors apart, because all vectors lie far from the origin or one coordinate drowns the others, or
-//! where many vectors are copies of each other. That is seen only by looking.
+//! A graph over eight-bit codes finds nearly all of the nearest on vectors as models make them. On
+//! others it may not: where codes cannot tell neighbors apart, because all vectors lie far from the
+//! origin or one coordinate drowns the others, or where many vectors are copies of each other. That
+//! is seen only by looking.
 
 use super::Neighbor;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};

@@ -2,7 +2,8 @@
 
 use breakers_cpu::{self as cpu, per_isa, pool, random::SplitMix64};
 
-/// Centers laid out by coordinate, `[dimension, k]`, so that the distances to all centers are a loop over lanes.
+/// Centers laid out by coordinate, `[dimension, k]`, so that the distances to all centers are
+/// a loop over lanes.
 #[derive(Debug, Clone)]
 pub(crate) struct Centers {
     pub(crate) k: usize,
@@ -55,8 +56,8 @@ impl Centers {
     }
 }
 
-/// `k` centers of the rows `[n, dimension]`, n > 0; fewer rows than centers are repeated. The same for every number of
-/// threads.
+/// `k` centers of the rows `[n, dimension]`, n > 0; fewer rows than centers are repeated. The same for
+/// every number of threads.
 pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize, seed: u64) -> Centers {
     let n = rows.len() / dimension;
     let row = |i: usize| &rows[i * dimension..][..dimension];

@@ -1,17 +1,17 @@
 //! Optimized product quantization: a rotation under which product codes lose least.
 //!
-//! Codewords of parts and rotation are learned in turns. With rows X, R the rotation and Y what the codes of X·R stand
-//! for, the best rotation for these codes minimizes ‖X·R − Y‖: it is U·Vᵀ of the singular value decomposition
-//! U·S·Vᵀ of Xᵀ·Y, its polar factor, which an iteration of matrix products finds.
+//! Codewords of parts and rotation are learned in turns. With rows X, R the rotation and Y what the codes of
+//! X·R stand for, the best rotation for these codes minimizes ‖X·R − Y‖: it is U·Vᵀ of the singular value
+//! decomposition U·S·Vᵀ of Xᵀ·Y, its polar factor, which an iteration of matrix products finds.
 //!
 //! # Memory
 //! A byte a part, and 4 bytes · dimension² for the rotation.
 //!
 //! # Source
-//! Ge, He, Ke and Sun, "Optimized product quantization", IEEE TPAMI 36 (2014), section 3.1 (the non-parametric solution).
-//! The polar factor: Higham, "Functions of Matrices" (2008), section 8.3 (Newton and Schulz). Deviations: codewords are
-//! learned anew each turn; a little of the last rotation is added to Xᵀ·Y, so that directions in which the rows do not
-//! vary stay as they are.
+//! Ge, He, Ke and Sun, "Optimized product quantization", IEEE TPAMI 36 (2014), section 3.1 (the
+//! non-parametric solution). The polar factor: Higham, "Functions of Matrices" (2008), section 8.3 (Newton
+//! and Schulz). Deviations: codewords are learned anew each turn; a little of the last rotation is added to
+//! Xᵀ·Y, so that directions in which the rows do not vary stay as they are.
 
 use super::product::ProductQuantizer;
 use crate::{Error, Result};
@@ -36,8 +36,8 @@ pub struct OptimizedProductQuantizer {
 }
 
 impl OptimizedProductQuantizer {
-    /// Learns a rotation in so many turns, and codebooks of `n_parts` parts, from rows `[n, dimension]`. No turns make
-    /// it a [`ProductQuantizer`].
+    /// Learns a rotation in so many turns, and codebooks of `n_parts` parts, from rows `[n, dimension]`. No
+    /// turns make it a [`ProductQuantizer`].
     ///
     /// # Errors
     /// [`Error::Parameter`] unless the parts divide the dimension and there is a row.
@@ -195,8 +195,8 @@ mod tests {
         rows.map(|row| distance::l2(row, &q.decode(&q.encode(row)))).sum::<f32>() / n
     }
 
-    /// Rows whose parts are independent, with as much variance in each: no rotation of a Gaussian is better for product
-    /// codes (Ge et al., section 3.2). Rotated away from there, they are as bad as any.
+    /// Rows whose parts are independent, with as much variance in each: no rotation of a Gaussian is better
+    /// for product codes (Ge et al., section 3.2). Rotated away from there, they are as bad as any.
     #[test]
     fn a_learned_rotation_loses_less_than_none_and_no_less_than_the_best() {
         let (dimension, n_parts, n) = (16, 4, 3000);

@@ -1,10 +1,12 @@
-//! Product quantization: a vector is cut into parts, each of which is the number of its nearest of 256 codewords.
+//! Product quantization: a vector is cut into parts, each of which is the number of its
+//! nearest of 256 codewords.
 //!
 //! # Memory
 //! A byte a part.
 //!
 //! # Source
-//! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), sections II and III.
+//! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33
+//! (2011), sections II and III.
 
 use super::kmeans::{Centers, kmeans};
 use crate::{Error, Result};
@@ -127,7 +129,8 @@ mod tests {
             sum / n as f32
         };
         let errors = [3, 6, 12].map(error);
-        // Uniform numbers have a variance of 1/3; a twelfth of a squared step of 2/256 is the best for single numbers.
+        // Uniform numbers have a variance of 1/3; a twelfth of a squared step of 2/256 is the
+        // best for single numbers.
         assert!(errors[0] < 0.3 * 4.0 && errors[1] < 0.4 * errors[0] && errors[2] < 0.01, "{errors:?}");
         assert!(ProductQuantizer::train(&rows, dimension, 5, 1).is_err());
         assert!(ProductQuantizer::train(&[], dimension, 4, 1).is_err());

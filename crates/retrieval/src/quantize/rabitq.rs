@@ -1,26 +1,28 @@
-//! RaBitQ: one to eight bits a coordinate, with an unbiased estimate of inner products and a bound on its error.
+//! RaBitQ: one to eight bits a coordinate, with an unbiased estimate of inner products and a
+//! bound on its error.
 //!
-//! A vector less its center is rotated at random and scaled to length 1, o′. Its code is the grid vector that has the
-//! smallest angle to o′: for one bit the signs of the coordinates, for more the values k − (2ᵇ − 1)/2 of some scale that
-//! is searched for. With y the code as a vector,
+//! A vector less its center is rotated at random and scaled to length 1, o′. Its code is the grid vector that
+//! has the smallest angle to o′: for one bit the signs of the coordinates, for more the values k − (2ᵇ − 1)/2
+//! of some scale that is searched for. With y the code as a vector,
 //!
 //! ⟨o′, q′⟩ ≈ ⟨y, q′⟩ / ⟨y, o′⟩,
 //!
 //! which over the random rotation is right on average, and whose error is at most
-//! ε₀·‖q′‖·√((1 − c²)/(c²·(d − 1))) with c = ⟨y, o′⟩/‖y‖, except with a probability that falls as a Gaussian's tail in ε₀.
+//! ε₀·‖q′‖·√((1 − c²)/(c²·(d − 1))) with c = ⟨y, o′⟩/‖y‖, except with a probability that falls as
+//! a Gaussian's tail in ε₀.
 //!
-//! Codes are stored as bit planes, and queries are quantized to three bits more than the codes have, so that a scan is
-//! `AND` and `POPCNT` of each pair of planes: Σᵢⱼ 2ⁱ⁺ʲ·|codeᵢ ∧ queryⱼ|.
+//! Codes are stored as bit planes, and queries are quantized to three bits more than the codes have, so that
+//! a scan is `AND` and `POPCNT` of each pair of planes: Σᵢⱼ 2ⁱ⁺ʲ·|codeᵢ ∧ queryⱼ|.
 //!
 //! # Memory
 //! `bits` a coordinate, rounded up to 64 coordinates, and 20 bytes a vector.
 //!
 //! # Source
-//! Gao and Long, "RaBitQ: Quantizing high-dimensional vectors with a theoretical error bound for approximate nearest
-//! neighbor search", arXiv 2405.12497, section 3 (one bit); Gao et al., "Practical and asymptotically optimal quantization
-//! of high-dimensional vectors", arXiv 2409.09913, section 3 (more bits). Deviations: the rotation is a Hadamard transform
-//! with random signs, twice; the scale of several bits is searched over the points where a code changes, as there, but
-//! over a coarser grid.
+//! Gao and Long, "RaBitQ: Quantizing high-dimensional vectors with a theoretical error bound for approximate
+//! nearest neighbor search", arXiv 2405.12497, section 3 (one bit); Gao et al., "Practical and asymptotically
+//! optimal quantization of high-dimensional vectors", arXiv 2409.09913, section 3 (more bits). Deviations:
+//! the rotation is a Hadamard transform with random signs, twice; the scale of several bits is searched over
+//! the points where a code changes, as there, but over a coarser grid.
 
 use crate::{
     Error, Metric, Result,
@@ -93,7 +95,8 @@ impl RabitqCodes {
     /// No vectors yet. `center` is usually the mean of the vectors to come.
     ///
     /// # Errors
-    /// [`Error::DimensionRange`], [`Error::Dimension`] for the center, [`Error::Parameter`] unless `bits` is 1 to 8.
+    /// [`Error::DimensionRange`], [`Error::Dimension`] for the center, [`Error::Parameter`]
+    /// unless `bits` is 1 to 8.
     pub fn new(metric: Metric, center: &[f32], bits: u32, seed: u64) -> Result<Self> {
         let dimension = center.len();
         check_dimension(dimension)?;
@@ -119,7 +122,7 @@ impl RabitqCodes {
         self.factors.len()
     }
 
-    /// Whether there is no vector.
+    /// Whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.factors.is_empty()
     }
@@ -207,7 +210,8 @@ impl RabitqCodes {
         if largest == 0.0 {
             return vec![(most / 2.0) as u8; rest.len()];
         }
-        // From the scale at which no coordinate is cut off to one at which most of the grid is used for the smaller ones.
+        // From the scale at which no coordinate is cut off to one at which most of the grid is
+        // used for the smaller ones.
         let widest = (middle + 0.5) / largest;
         let isa = cpu::isa();
         let mut best = (f32::NEG_INFINITY, widest);
@@ -248,8 +252,8 @@ impl RabitqCodes {
         Ok(RabitqQuery { add, norm, planes, low, step, sum })
     }
 
-    /// Estimates of all distances, with bounds at this ε₀ ([`EPSILON`]); of [`Metric::L2`] and [`Metric::Cosine`] as
-    /// [`Metric::distance`] has them.
+    /// Estimates of all distances, with bounds at this ε₀ ([`EPSILON`]); of [`Metric::L2`] and
+    /// [`Metric::Cosine`] as [`Metric::distance`] has them.
     ///
     /// # Shapes
     /// - `out`: `[len]`
@@ -294,8 +298,8 @@ impl RabitqCodes {
             let all = (&self.words[..], &query.planes[..], words);
             let out = out.iter_mut().zip(&self.factors);
             let out = out.map(|(estimate, factors)| (&mut estimate.distance, factors));
-            // SAFETY: the processor has the instructions; there are `bits` planes of `words` words for each vector, and
-            // as many planes of the query as are named.
+            // SAFETY: the processor has the instructions; there are `bits` planes of `words` words for each
+            // vector, and as many planes of the query as are named.
             unsafe {
                 match bits {
                     1 => popcounts::<4>(all, out, finish),

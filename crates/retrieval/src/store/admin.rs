@@ -46,8 +46,8 @@ pub struct Job {
 }
 
 impl Store {
-    /// Writes a copy of the database as it is now to a file; reading and writing go on. The file has its name only once
-    /// it is whole, verified and on the disk.
+    /// Writes a copy of the database as it is now to a file; reading and writing go on. The file has its name
+    /// only once it is whole, verified and on the disk.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a file of the store itself, by any name; [`Error::Io`], [`Error::Sqlite`],
@@ -86,11 +86,11 @@ impl Store {
         })
     }
 
-    /// Makes a store out of a backup, in a folder that holds none.
+    /// Makes a store from a backup, in a folder that has none yet.
     ///
     /// # Errors
     /// [`Error::Parameter`] if the folder holds a store, [`Error::SchemaVersion`], [`Error::Corrupt`] and
-    /// [`Error::Sqlite`] if the backup is none or damaged; no store is there then.
+    /// [`Error::Sqlite`] if the backup is damaged or not a backup; no store is created then.
     pub fn restore(backup: impl AsRef<Path>, folder: impl AsRef<Path>, options: Options) -> Result<Self> {
         let (backup, folder) = (backup.as_ref(), folder.as_ref());
         let path = folder.join(DATABASE);
@@ -108,8 +108,8 @@ impl Store {
         Self::open_with(folder, options)
     }
 
-    /// Reads everything and compares checksums. Tables of fields, which follow from payloads, are made anew where they
-    /// differ from them.
+    /// Reads everything and compares checksums. Tables of fields, which follow from payloads, are made anew
+    /// where they differ from them.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for the first thing that is wrong, [`Error::Sqlite`].
@@ -125,11 +125,12 @@ impl Store {
         Ok(found.verification)
     }
 
-    /// Takes out what is damaged, so that the rest is whole: points that are not as they were written, which are named,
-    /// and tables of fields that are not what the payloads say, which are made anew.
+    /// Takes out what is damaged, so that the rest is whole: points that are not as they were written, which
+    /// are named, and tables of fields that are not what the payloads say, which are made anew.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if SQLite itself finds its file damaged beyond its indexes, [`Error::Sqlite`], [`Error::Busy`].
+    /// [`Error::Corrupt`] if SQLite itself finds its file damaged beyond its indexes,
+    /// [`Error::Sqlite`], [`Error::Busy`].
     ///
     /// # Example
     /// ```
@@ -328,11 +329,13 @@ struct Inspection {
     damaged: Vec<(i64, String, u64, Error)>,
     /// Collections whose table of fields is not what the payloads say.
     other_fields: Vec<i64>,
-    /// Collections that say that they have another number of points: the name, what they say, and what there is.
+    /// Collections that say that they have another number of points: the name, what they say,
+    /// and what there is.
     other_counts: Vec<(String, i64, i64)>,
 }
 
-/// Reads everything. With `heal`, tables of fields are made anew where they differ; that needs a transaction that writes.
+/// Reads everything. With `heal`, tables of fields are made anew where they differ; that needs a
+/// transaction that writes.
 fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
     let mut found = Inspection::default();
     let collections: Vec<(i64, String, String, i64)> = connection

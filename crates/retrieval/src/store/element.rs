@@ -12,8 +12,8 @@ pub enum Element {
     /// 32-bit floats: what was given.
     #[default]
     F32,
-    /// 16-bit floats: half the bytes, three decimal digits. Vectors with a number beyond ±65,504, or whose numbers are
-    /// all below 6·10⁻⁵, are refused: they would not come back with three digits.
+    /// 16-bit floats: half the bytes, three decimal digits. Vectors with a number beyond ±65,504, or whose
+    /// numbers are all below 6·10⁻⁵, are refused: they would not come back with three digits.
     F16,
     /// Eight bits each and one step for the vector.
     I8,

@@ -15,8 +15,8 @@ pub(super) use super::number::{Number, Scalar};
 
 /// A condition on a point's payload.
 ///
-/// Fields of nested objects are named by their path with dots (`author.name`). A field that is an array satisfies a
-/// condition if one of its elements does.
+/// Fields of nested objects are named by their path with dots (`author.name`). A field that is an array
+/// satisfies a condition if one of its elements does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

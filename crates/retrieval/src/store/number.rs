@@ -6,7 +6,8 @@ use std::cmp::Ordering;
 
 /// A number of a payload or a bound.
 ///
-/// Two numbers compare by their values, whatever their types: `2⁵³ + 1` is not `2⁵³`, though both are the same float.
+/// Two numbers compare by their values, whatever their types: `2⁵³ + 1` is not `2⁵³`, though
+/// both are the same float.
 ///
 /// In JSON an infinite float is the text `"inf"` or `"-inf"`, since JSON has no other way to write it.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +57,7 @@ impl Number {
         (self.compare(Self::Float(float)) == Some(Ordering::Equal)).then_some(float)
     }
 
-    /// The smallest unsigned integer that is not below the number; none if there is none in 64 bits.
+    /// The smallest unsigned integer that is not below the number; `None` if 64 bits do not hold one.
     pub(crate) fn unsigned_ceiling(self) -> Option<u64> {
         match self {
             Self::Integer(i) => Some(i.max(0) as u64),
@@ -169,7 +170,7 @@ impl From<u64> for Scalar {
 }
 
 impl Scalar {
-    /// What a JSON value is as a scalar; null, arrays and objects are none.
+    /// What a JSON value is as a scalar; `None` for null, arrays and objects.
     pub(crate) fn of(value: &Value) -> Option<Self> {
         match value {
             Value::Bool(b) => Some(Self::Bool(*b)),

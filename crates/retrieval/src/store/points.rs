@@ -13,7 +13,8 @@ pub const MAX_DEPTH: usize = 127;
 /// # Errors
 /// [`Error::PayloadDepth`].
 pub(super) fn check_depth(payload: &Payload) -> Result<()> {
-    // By a list of what is open and not by calls: who builds it decides how deep it is.
+    // With a list of open values instead of recursion, since whoever writes the payload
+    // decides how deep it is.
     let mut open: Vec<(usize, &Value)> = payload.values().map(|value| (1, value)).collect();
     while let Some((depth, value)) = open.pop() {
         let depth = match value {
@@ -49,7 +50,8 @@ pub struct Point {
     pub id: u64,
     /// `[dimension]`
     pub vector: Vec<f32>,
-    /// Fields that filters can ask for, and whatever else belongs to the point; nested at most [`MAX_DEPTH`] deep.
+    /// Fields that filters can ask for, and whatever else belongs to the point; nested at
+    /// most [`MAX_DEPTH`] deep.
     pub payload: Option<Payload>,
 }
 

@@ -1,4 +1,5 @@
-//! Filters that never return too few, against a plain scan of payloads and vectors. `BREAKERS_SOAK` asks 10⁵ queries.
+//! Filters that never return too few, against a plain scan of payloads and vectors.
+//! `BREAKERS_SOAK` asks 10⁵ queries.
 
 use breakers_retrieval::{
     Metric,
@@ -77,8 +78,8 @@ fn filtered_searches_find_enough_and_the_nearest() {
     let world = world(&mut random);
     let n_queries = if std::env::var_os("BREAKERS_SOAK").is_some() { 100_000 / 8 } else { 150 };
     let mut strategies = Vec::new();
-    // Shares from a half to a ten-thousandth, in a range of ids, which has nothing to do with vectors; and one side of
-    // space for queries on the other.
+    // Shares from a half to a ten-thousandth, in a range of ids, which has nothing to do with vectors; and
+    // one side of space for queries on the other.
     for share in [0.5, 0.2, 0.1, 0.03, 0.01, 0.001, 0.0001, f64::NAN] {
         let (mut found, mut wanted) = (0, 0);
         for _ in 0..n_queries {

@@ -259,7 +259,8 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
     assert_eq!(first.1.get(&ids).unwrap(), expected);
 }
 
-/// A step is a call, and every fourth is followed by about fifty that ask. `BREAKERS_SOAK` makes it a million calls.
+/// A step is a call, and every fourth is followed by about fifty that ask. `BREAKERS_SOAK`
+/// makes it a million calls.
 #[test]
 fn the_store_does_what_the_model_does() {
     let steps = if std::env::var_os("BREAKERS_SOAK").is_some() { 13_000 } else { 200 };

@@ -6,7 +6,7 @@ use crate::Draft;
 #[derive(Clone, Debug)]
 pub(super) struct Shadow {
     pub(super) draft: Draft,
-    /// Where in the context its first token would stand.
+    /// Where in the context its first token would be.
     pub(super) at: usize,
     /// Tokens that were judged already.
     pub(super) n_judged: usize,

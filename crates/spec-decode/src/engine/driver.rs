@@ -1,4 +1,4 @@
-//! The one who owns the model: what happens between two looks at the queue.
+//! The driver, which owns the model: what happens between two looks at the queue.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The adaptive length in simulated worlds: its rate against the best fixed length and against plain decoding.
+//! The adaptive length in simulated worlds: its rate against the best fixed length and
+//! against plain decoding.
 
 use breakers_core::{Sampler, SamplingConfig};
 use breakers_spec_decode::AdaptiveLength;

@@ -1,4 +1,5 @@
-//! Constraints, with every drafter, in batches that texts join and leave: the tokens of plain masked decoding.
+//! Constraints, with every drafter, in batches that texts join and leave: the tokens of plain
+//! masked decoding.
 
 use breakers_core::{
     Constraint, ConstraintError, Error as CoreError, FinishReason, LanguageModel as _, Sampler,
@@ -14,8 +15,9 @@ use crate::toy::{LogitsFn, Rules, Toy, markov, mix, repetitive};
 const VOCAB: usize = 24;
 const END: TokenId = 0;
 
-/// A language in which what may come next depends on the last token and on how many there are: half of the tokens in
-/// most places, one in three of seven places, and an end only in every fourth place after the tenth.
+/// A language in which what may come next depends on the last token and on how many there are:
+/// half of the tokens in most places, one in three of seven places, and an end only in every
+/// fourth place after the tenth.
 #[derive(Clone, Default)]
 struct Language {
     text: Vec<TokenId>,

@@ -143,7 +143,7 @@ fn conversations_stop_strings_and_log_probabilities() {
     let stopped = engine.chat(&request.clone().with_stop([&stop]), &mut keep).unwrap();
     assert_eq!(stopped.finish, FinishReason::Stop);
     assert_eq!(stopped.text, reply.text[..reply.text.find(&stop).unwrap()]);
-    // Ended by whoever listens.
+    // Ended by the receiver.
     let cancelled = engine.chat(&request, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((cancelled.finish, cancelled.token_ids.len()), (FinishReason::Cancelled, 1));
     assert_eq!(engine.chat(&request.with_max_tokens(0), &mut keep).unwrap().finish, FinishReason::Length);
@@ -202,7 +202,7 @@ fn requests_are_honored_or_refused() {
         "ContextTooLong { needed: Some(5), limit: Some(4) }",
     );
     assert_eq!(small.chat(&ChatRequest::new("12"), &mut keep).unwrap().finish, FinishReason::ContextFull);
-    // Whoever can constrain an answer honors its form.
+    // An engine that can constrain an answer honors its form.
     let constrained = engine().with_constraints(|request| {
         let is_text = request.response == ResponseFormat::Text;
         Ok((!is_text).then(|| Box::new(Digits(0)) as Box<dyn Constraint>))

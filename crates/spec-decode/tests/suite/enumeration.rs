@@ -1,4 +1,5 @@
-//! Exact losslessness: all outcomes of the random choices are walked through and their probabilities added up.
+//! Exact losslessness: all outcomes of the random choices are walked through and their
+//! probabilities added up.
 
 use std::collections::BTreeMap;
 

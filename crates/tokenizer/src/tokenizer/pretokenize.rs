@@ -20,8 +20,9 @@ pub(super) enum PreTokenizer {
     /// Runs of `[\p{P}$+<=>^~|]` (and a backtick, if so), then as [`PreTokenizer::Gpt2`], then numbers apart
     /// from the space before them (if so), then runs of ASCII digits in threes.
     Punctuation { backtick: bool, numbers: bool },
-    /// `'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
-    /// with `\p{M}` beside each `\p{L}` after the first if `marks`.
+    /// `'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}|
+    /// ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, with `\p{M}` beside each `\p{L}`
+    /// after the first if `marks`.
     Cased { digits: usize, marks: bool },
 }
 

@@ -38,7 +38,7 @@ impl TextStream {
         Self { tokenizer, options, characters: Utf8Stream::default(), at_start: true }
     }
 
-    /// The text that `token` completes; empty if it ends within a character or is no text.
+    /// The text that `token` completes; empty if it ends within a character or is not text.
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange); the stream is as before then.

@@ -1,5 +1,5 @@
-//! One contract for all chat models: a local one on real weights, with and without drafts, and the same one behind an
-//! endpoint. The scripted one is in `breakers-remote`'s own tests.
+//! One contract for all chat models: a local one on real weights, with and without drafts, and the same one
+//! behind an endpoint. The scripted one is in `breakers-remote`'s own tests.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
-//! Results that no change of structure may move: texts, log-probabilities over every kind of cache, files of the
-//! quantizer and exact search, compared bit for bit with `examples/checks/tests/golden.json`.
+//! Results that no change of structure may move: texts, log-probabilities over every kind of cache, files of
+//! the quantizer and exact search, compared bit for bit with `examples/checks/tests/golden.json`.
 //!
-//! The kernels give the same bits on every instruction set, so one file serves all machines. A change that is meant
-//! to move a result says so and writes the file anew: `BREAKERS_GOLDEN=write cargo test --workspace golden`.
+//! The kernels give the same bits on every instruction set, so one file serves all machines. A change that is
+//! meant to move a result says so and writes the file anew:
+//! `BREAKERS_GOLDEN=write cargo test --workspace golden`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,7 +74,8 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Greedy texts, with the log-probabilities of the five best tokens of each place; the same text scored over all caches.
+/// Greedy texts, with the log-probabilities of the five best tokens of each place; the same
+/// text scored over all caches.
 fn text_results(model: &str, caches: &[&str], results: &mut BTreeMap<String, Value>) -> Option<()> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ids.json");

@@ -1,4 +1,5 @@
-//! Compressed caches with everything else: on real weights, the logits over a cache do not depend on how its tokens came.
+//! Compressed caches with everything else: on real weights, the logits over a cache do not
+//! depend on how its tokens came.
 
 use std::ops::ControlFlow;
 

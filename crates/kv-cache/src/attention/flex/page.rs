@@ -16,8 +16,8 @@ use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout};
 use breakers_cpu::Isa;
 use breakers_cpu::simd::{self, Simd, Stored};
 
-/// Query rows that are processed together at most, by the instruction set with the most registers. Seven, because
-/// that is how many heads share keys and values in some models (Qwen2.5-0.5B).
+/// Query rows that are processed together at most, by the instruction set with the most registers. Seven,
+/// because that is how many heads share keys and values in some models (Qwen2.5-0.5B).
 pub(crate) const TILE_ROWS: usize = 7;
 
 /// The same by instruction set: what its registers hold.
@@ -242,8 +242,8 @@ unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
     B
 }
 
-/// Turns the rows' scores in the blocks `first..end` into weights and adds these to their sums; returns what the
-/// sums so far are to be multiplied by.
+/// Turns the rows' scores in the blocks `first..end` into weights and adds these to their sums; returns what
+/// the sums so far are to be multiplied by.
 ///
 /// # Safety
 /// `S`'s instructions are there, and `R` rows with scores in these blocks.
@@ -288,8 +288,8 @@ pub(crate) unsafe fn weigh<S: Simd, const R: usize>(rows: Rows, first: usize, en
 /// from `dim` on; returns the number of elements.
 ///
 /// # Safety
-/// As [`attend_page`], with `R` rows; `first` is the index of slot 0's elements in a panel of the given width,
-/// which has `B` registers from there on.
+/// As [`attend_page`], with `R` rows; `first` is the index of slot 0's elements in a panel of the given
+/// width, which has `B` registers from there on.
 #[inline(always)]
 unsafe fn sum_values<S: Simd, E: Stored, const R: usize, const B: usize>(
     (region, first, width, rows, dim, slots, rescale): (

@@ -1,7 +1,8 @@
-//! Many jobs at once, each attention of some rows over pages of their own: how the work is shared out to threads.
+//! Many jobs at once, each attention of some rows over pages of their own: how the work is
+//! shared out to threads.
 //!
-//! Tasks are some rows of one key-value head of one job. A job with so much work that its tasks would keep some
-//! threads waiting is cut by chunks of keys, too; where the cuts are changes no bit.
+//! Tasks are some rows of one key-value head of one job. A job with so much work that its tasks would keep
+//! some threads waiting is cut by chunks of keys, too; where the cuts are changes no bit.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -108,8 +109,8 @@ impl Plan {
     }
 }
 
-/// The results of all jobs, `[n_rows, width]`, of which each job fills its part and all together the whole; or
-/// the first row of the call with a NaN or an infinity in its query.
+/// The results of all jobs, `[n_rows, width]`, of which each job fills its part and all together the whole;
+/// or the first row of the call with a NaN or an infinity in its query.
 pub(crate) fn run(isa: Isa, jobs: &[Job<'_>], [n_rows, width]: [usize; 2]) -> Result<Vec<f32>, usize> {
     let filled: usize = jobs.iter().map(|job| job.q.len()).sum();
     debug_assert_eq!(filled, n_rows * width);

@@ -73,8 +73,8 @@ pub(super) fn best(scores: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// The last page's worth of queries, of rows of `width` elements, of the heads that read key-value head `head`,
-/// which are `group` elements.
+/// The last page's worth of queries, of rows of `width` elements, of the heads that read key-value head
+/// `head`, which are `group` elements.
 pub(super) fn group_queries(queries: &[f32], width: usize, head: usize, group: usize) -> Vec<f32> {
     let rows = queries.chunks_exact(width);
     let skip = rows.len().saturating_sub(PAGE_TOKENS);
@@ -107,7 +107,7 @@ impl Head {
         HeadView { keys, values, positions: self.kept.iter().chain(pressed..committed).collect() }
     }
 
-    /// Keeps the chosen tokens of those in `view`, and `provisional` ones behind them.
+    /// Keeps the chosen tokens of those in `view`, and `provisional` ones after them.
     pub(super) fn keep(
         &mut self,
         shape: &LayerShape,

@@ -1,9 +1,9 @@
 //! Runs: codes of one width in a lane.
 //!
-//! Four codes at a time, a *quad*, stand side by side in the four bytes of a lane's words, as products of bytes take
-//! them: code 4t + j in byte j. Each of the four columns of bytes is a stream of bits, least significant first, eight to
-//! a word; a run of width w has its quad t at bit `bit + t·w` of all four. So a quad is read by one shift and one mask,
-//! or, where it lies across two words, by two.
+//! Four codes at a time, a *quad*, stand side by side in the four bytes of a lane's words, as products of
+//! bytes take them: code 4t + j in byte j. Each of the four columns of bytes is a stream of bits, least
+//! significant first, eight to a word; a run of width w has its quad t at bit `bit + t·w` of all four. So a
+//! quad is read by one shift and one mask, or, where it lies across two words, by two.
 
 use crate::pages::page::LANES;
 

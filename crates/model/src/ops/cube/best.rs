@@ -35,7 +35,8 @@ impl BestOps for CubeBackend {
     }
 }
 
-/// Each round finds the best id behind the last round's, in descending order of logits and ascending order of ids.
+/// Each round finds the best id behind the last round's, in descending order of logits and
+/// ascending order of ids.
 #[cube(launch)]
 fn best_kernel(logits: &Tensor<f32>, out: &mut Tensor<f32>) {
     let vocab = logits.shape(1);

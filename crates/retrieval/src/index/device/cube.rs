@@ -1,8 +1,8 @@
 //! The GPU kernel: a cube for each block and four queries, a unit for each vector of the block.
 //!
-//! Vectors are columns, so that neighboring units read neighboring numbers, and each number that is read serves four
-//! queries. A unit then counts how many of the block's values come before its own: that is its place in the result, if
-//! it is below `k`. No heap, no second barrier.
+//! Vectors are columns, so that neighboring units read neighboring numbers, and each number that is read
+//! serves four queries. A unit then counts how many of the block's values come before its own: that is its
+//! place in the result, if it is below `k`. No heap, no second barrier.
 
 use breakers_backend::cube::{cube_per_row, row_of_cube};
 use burn::backend::TensorMetadata;
@@ -38,8 +38,8 @@ impl NearestOps for CubeBackend {
         let base = into_contiguous(base);
         let dtype = dtype_to_storage_type(base.dtype);
         let out = empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32);
-        // SAFETY: `DeviceScan` and the tests make tensors of these shapes, and all positions are clamped to them or
-        // compared with `k`. Loops end.
+        // SAFETY: `DeviceScan` and the tests make tensors of these shapes, and all positions are clamped to
+        // them or compared with `k`. Loops end.
         unsafe {
             nearest_kernel::launch_unchecked(
                 &client,

@@ -3,8 +3,8 @@
 //! - `base`: `[n_blocks, dimension, BLOCK]`, 16- or 32-bit floats; a vector is a column
 //! - `offsets`: `[n_blocks, BLOCK]`, 32-bit floats
 //! - `queries`: `[n_queries, dimension]`, 32-bit floats
-//! - result: `[n_queries, n_blocks, k, 2]`, 32-bit floats: of the `k` smallest `offset − ⟨query, vector⟩` of a block, in
-//!   ascending order, the value and the column; of equal ones the lower column first
+//! - result: `[n_queries, n_blocks, k, 2]`, 32-bit floats: of the `k` smallest `offset − ⟨query, vector⟩` of
+//!   a block, in ascending order, the value and the column; of equal ones the lower column first
 
 use breakers_backend::flex;
 use burn::backend::tensor::FloatTensor;

@@ -4,8 +4,8 @@ use super::{Graph, NONE};
 use crate::Bitset;
 
 impl Graph {
-    /// Verifies the invariants: links exist and are no duplicates, the tree spans all live slots, every link of the tree
-    /// is in both lists, and every live slot can be reached from every other one.
+    /// Verifies the invariants: links exist and are not duplicated, the tree spans all live slots, every link
+    /// of the tree is in both lists, and every live slot can be reached from every other one.
     ///
     /// The text says what is wrong.
     pub fn check(&self) -> Result<(), String> {

@@ -63,7 +63,7 @@ pub(super) enum Comparison {
     NotIn,
 }
 
-/// What stands between the parentheses of a call.
+/// What is between the parentheses of a call.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     pub(super) positional: Vec<Expr>,
@@ -114,7 +114,7 @@ pub(super) enum StatementKind {
     },
     Break,
     Continue,
-    /// Takes other templates, of which there are none.
+    /// Needs other templates, of which there are none.
     OtherTemplate(&'static str),
 }
 

@@ -211,7 +211,7 @@ impl Parser {
         }
     }
 
-    /// What stands in parentheses: a value, or a tuple, which may be empty.
+    /// What is in parentheses: a value, or a tuple, which may be empty.
     fn parenthesized(&mut self) -> Result<Expr> {
         if self.is_sign(")") {
             return Ok(Expr::Tuple(Vec::new()));

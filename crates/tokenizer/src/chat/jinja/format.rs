@@ -211,7 +211,7 @@ pub(super) fn format_value(value: &Value, spec: &str) -> Result<String> {
                 }
                 Some('n') => float_digits(number, 'g', parsed.precision.unwrap_or(6), parsed.alternate),
                 None => match parsed.precision {
-                    // As `g`, but with at least one digit behind the point.
+                    // As `g`, but with at least one digit after the point.
                     Some(precision) => {
                         let digits = float_digits(number, 'g', precision, false);
                         let whole = digits.bytes().all(|b| b.is_ascii_digit());

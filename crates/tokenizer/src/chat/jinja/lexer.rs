@@ -61,7 +61,7 @@ struct Lexer<'a> {
     tokens: Vec<Token>,
 }
 
-/// What stands in front of text.
+/// What comes before text.
 #[derive(Clone, Copy, PartialEq)]
 enum Opening {
     Print,
@@ -144,7 +144,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Takes the end of a tag if it stands here, with the whitespace that belongs to it.
+    /// Takes the end of a tag if it is here, with the whitespace that belongs to it.
     fn end(&mut self, sign: &str, trims: bool) -> bool {
         let rest = self.rest;
         if let Some(after) = rest.strip_prefix('-').and_then(|rest| rest.strip_prefix(sign)) {

@@ -44,7 +44,7 @@ impl Parser {
     pub(super) fn next(&mut self) -> Option<Kind> {
         let token = self.tokens.get_mut(self.at)?;
         self.at += 1;
-        // Names are looked at again by none: what is behind is never read twice.
+        // Nothing looks at a name again: what was read is never read twice.
         Some(std::mem::replace(&mut token.kind, Kind::Sign("")))
     }
 

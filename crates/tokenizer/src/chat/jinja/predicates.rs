@@ -1,4 +1,4 @@
-//! Jinja2's tests, the words behind `is`.
+//! Jinja2's tests, the words after `is`.
 
 use super::arguments::Args;
 use super::error::{Result, fail};

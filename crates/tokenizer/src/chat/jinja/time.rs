@@ -94,8 +94,8 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
 }
 
-/// Formats a time. `datetime.now()` knows no zone, so `%z` and `%Z` are empty; what is no directive stays as it is,
-/// as glibc leaves it.
+/// Formats a time. `datetime.now()` knows no zone, so `%z` and `%Z` are empty; what is not a directive stays
+/// as it is, as glibc leaves it.
 pub(super) fn strftime(format: &str, time: DateTime) -> String {
     let mut out = String::new();
     let mut rest = format;

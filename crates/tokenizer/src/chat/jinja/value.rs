@@ -113,7 +113,7 @@ pub(super) struct MacroValue {
     pub(super) scope: Rc<Scope>,
 }
 
-/// Variables, those around them behind.
+/// Variables; those of outer scopes come after the inner ones.
 #[derive(Debug, Default)]
 pub(super) struct Scope {
     pub(super) variables: RefCell<HashMap<Name, Value>>,

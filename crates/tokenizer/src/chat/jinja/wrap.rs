@@ -59,7 +59,7 @@ pub(super) fn wrap(line: &str, width: usize, break_long: bool, on_hyphens: bool)
     out
 }
 
-/// Words, the whitespace between them, and parts behind hyphens.
+/// Words, the whitespace between them, and parts after hyphens.
 fn chunks(line: &str, on_hyphens: bool) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     let chars: Vec<char> = line.chars().collect();

@@ -34,7 +34,7 @@ pub(crate) struct Job<'a> {
     pub(crate) n_kv_heads: usize,
     pub(crate) meta: &'a Tensor<1, Int>,
     pub(crate) tables: &'a Tensor<1>,
-    /// Pieces of packed pages: the first one's number, the one behind the last, and the words.
+    /// Pieces of packed pages: the first one's number, the one after the last, and the words.
     pub(crate) pieces: Vec<(usize, usize, &'a Tensor<1, Int>)>,
     /// Keys and values of the plain slots.
     pub(crate) tail: &'a [Tensor<3>; 2],
@@ -44,7 +44,7 @@ pub(crate) struct Job<'a> {
     pub(crate) q: Tensor<3>,
     /// Queries as the codes of keys need them, `[n_rows, n_heads, n_coded]`.
     pub(crate) coded: Tensor<3>,
-    /// For each row its first slot, the one behind the last that it sees packed, and the one behind its last.
+    /// For each row its first slot, the one after the last that it sees packed, and the one after its last.
     pub(crate) rows: &'a [[usize; SPAN]],
     /// In a tree, the slot of the step's first row and the rows' paths.
     pub(crate) paths: Option<(usize, &'a [Vec<usize>])>,
@@ -80,7 +80,8 @@ pub(crate) fn turn(x: Tensor<3>, matrix: &Tensor<2>) -> Result<Tensor<3>> {
     let client = x.client.clone();
     let shape = Shape::new([n_rows, n_heads, n_columns]);
     let out = empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, DType::F32);
-    // SAFETY: the matrix has as many rows as a vector has elements; the kernel limits all positions to the shapes.
+    // SAFETY: the matrix has as many rows as a vector has elements; the kernel limits all
+    // positions to the shapes.
     unsafe {
         turn_kernel::launch_unchecked(
             &client,
@@ -143,8 +144,8 @@ impl Job<'_> {
             let parts =
                 empty_device_contiguous_dtype(client.clone(), device.clone(), Shape::new([n]), DType::F32);
             self.launch_packed(&coded, &seen, &parts, first_row, rows.len(), splits.clone())?;
-            // SAFETY: slots are limited by the spans, which end where the tail does; parts were written for all rows
-            // and splits that a row sees. Loops end.
+            // SAFETY: slots are limited by the spans, which end where the tail does; parts were written for
+            // all rows and splits that a row sees. Loops end.
             unsafe {
                 join_kernel::launch_unchecked(
                     &client,
@@ -194,8 +195,8 @@ impl Job<'_> {
             if from >= to {
                 continue;
             }
-            // SAFETY: rows see packed pages that there are, in pieces that are there; a region's places are those of
-            // the format, and behind a piece there are words for units that look too far. Loops end.
+            // SAFETY: rows see packed pages that there are, in pieces that are there; a region's places are
+            // those of the format, and after a piece there are words for units that look too far. Loops end.
             unsafe {
                 packed_kernel::launch_unchecked(
                     &coded.client,

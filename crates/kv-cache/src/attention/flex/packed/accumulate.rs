@@ -1,10 +1,10 @@
 //! The loop that reads codes: bytes times integer factors, added up in registers.
 //!
-//! Scores are sums over channels of a query's elements times levels, outputs are sums over slots of weights times
-//! levels: the same loop. Factors were rounded to integers ([`super::factors`]) and levels are bytes, so that sums are
-//! exact: their bits depend neither on an order nor on an instruction set. For 64 codes the loop does no more than a
-//! shift and a mask, a look-up where codes do not stand for themselves, and one or two instructions of products for each
-//! row; and it fetches what is read next.
+//! Scores are sums over channels of a query's elements times levels, outputs are sums over slots of weights
+//! times levels: the same loop. Factors were rounded to integers ([`super::factors`]) and levels are bytes,
+//! so that sums are exact: their bits depend neither on an order nor on an instruction set. For 64 codes the
+//! loop does no more than a shift and a mask, a look-up where codes do not stand for themselves, and one or
+//! two instructions of products for each row; and it fetches what is read next.
 
 use breakers_cpu::Isa;
 
@@ -100,8 +100,8 @@ impl<'a> Codes<'a> {
 ///
 /// # Safety
 /// - the processor has the instructions of `isa`
-/// - `sums` points to the rows' factors, one for each code, to room for their sums, and to all of the codes' words and
-///   one more
+/// - `sums` points to the rows' factors, one for each code, to room for their sums, and to all of the
+///   codes' words and one more
 /// - factors of one plane meet codes of four bits at most
 pub(crate) unsafe fn accumulate(isa: Isa, n_rows: usize, sums: Sums, codes: Codes<'_>) {
     match (codes.kind, sums.planes) {

@@ -1,8 +1,9 @@
 //! Queries and weights as integers: what the loop over codes multiplies with.
 //!
-//! A row's factors, those of a query in one group of channels or of a page's weights in one, are rounded to multiples
-//! of a 16,256th of the largest one, or of a 127th where codes of up to four bits make larger errors anyway. The levels
-//! of codes are exact, so the whole error is that of the factors: 3·10⁻⁵ of the largest one at most, and 4·10⁻³.
+//! A row's factors, those of a query in one group of channels or of a page's weights in one, are rounded to
+//! multiples of a 16,256th of the largest one, or of a 127th where codes of up to four bits make larger
+//! errors anyway. The levels of codes are exact, so the whole error is that of the factors: 3·10⁻⁵ of the
+//! largest one at most, and 4·10⁻³.
 
 use crate::pages::page::LANES;
 use breakers_cpu::simd::{LARGEST, LARGEST_BYTE, Quad, Simd};

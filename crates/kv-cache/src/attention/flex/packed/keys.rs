@@ -1,4 +1,4 @@
-//! Scores of a tile of rows: what comes before the loop over the keys' codes, and behind it.
+//! Scores of a tile of rows: what comes before the loop over the keys' codes, and after it.
 
 use super::factors;
 use super::tile::{Scratch, Tile};
@@ -22,7 +22,8 @@ impl<const R: usize> Kernel for Prepare<'_, R> {
         let Tile { head, rows, .. } = self.tile;
         let (format, keys) = (head.format, &head.format.keys);
         let n = keys.n_coded();
-        // SAFETY: the caller's promises; groups begin and end at multiples of LANES, and an adaptive format has one.
+        // SAFETY: the caller's promises; groups begin and end at multiples of LANES, and an
+        // adaptive format has one.
         unsafe {
             let scratch = &mut *self.scratch;
             let steps = head.halves.add(format.key_meta.steps + self.set * n);

@@ -55,8 +55,8 @@ impl Queries {
 /// Prepares `n_rows` rows: `rows.q`, and `sketch(row)`, which is yet to be multiplied by `scale`.
 ///
 /// # Safety
-/// `S`'s instructions are there; `to` has [`floats`] numbers for each row, and `sketch` the head's elements if the format
-/// has one.
+/// `S`'s instructions are there; `to` has [`floats`] numbers for each row, and `sketch` the head's
+/// elements if the format has one.
 #[inline(always)]
 pub(crate) unsafe fn prepare<'a, S: Simd>(
     format: &PackedFormat,

@@ -1,4 +1,4 @@
-//! Weights and values of a tile of rows: what comes before the loop over the values' codes, and behind it.
+//! Weights and values of a tile of rows: what comes before the loop over the values' codes, and after it.
 
 use half::f16;
 
@@ -51,7 +51,8 @@ impl Kernel for PrepareValues<'_> {
     }
 }
 
-/// Scores of the exact slots, in place of those of their codes; then weights, as shares of the page's largest.
+/// Scores of the exact slots, in place of those of their codes; then weights, as shares of
+/// the page's largest.
 pub(super) struct Weigh<'a> {
     pub(super) tile: Tile<'a>,
     pub(super) scratch: *mut Scratch,
@@ -90,7 +91,8 @@ impl Kernel for Weigh<'_> {
                 }
                 let largest = S::max(S::max(parts[0], parts[1]), S::max(parts[2], parts[3]));
                 let (page, before) = (S::reduce_max(largest), *rows.max.add(r));
-                // Either the page or what came before it has the largest score of both: that one keeps its weights.
+                // Either the page or what came before it has the largest score of both: that
+                // one keeps its weights.
                 let (rescale, share) = match () {
                     () if page == f32::NEG_INFINITY => (1.0, 0.0),
                     () if page > before => (simd::exp2(before - page), 1.0),
@@ -158,7 +160,7 @@ impl Kernel for ScaleWeights<'_> {
     }
 }
 
-/// Adds one group's sums of values to the rows' own; behind the last one those of the exact slots.
+/// Adds one group's sums of values to the rows' own; after the last one those of the exact slots.
 pub(super) struct AddValues<'a> {
     pub(super) tile: Tile<'a>,
     pub(super) group: usize,

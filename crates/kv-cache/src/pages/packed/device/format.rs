@@ -1,26 +1,29 @@
 //! How packed pages lie in a GPU's memory.
 //!
-//! The numbers are those of [`packed`](crate::packed), the order is another one: a cube has a unit for each slot of a
-//! page, so the codes of all 64 slots stand side by side. A page holds for each key-value head, in words of 32 bits:
-//! - codes of keys, `[n_words][64]`: a slot's lane is one stream of bits, channel by channel, least significant first;
-//! - codes of values: for each run of channels with one width `[n_words][n_channels]`; a channel's lane is the stream
-//!   of its slots' codes;
-//! - where widths are adaptive, the channels in the order of their codes, a byte each, and widths of four bits for every
-//!   four of them;
-//! - 16-bit floats: steps and low ends of channels side by side in a word, likewise scales and offsets of slots;
-//!   scales alone two to a word.
+//! The numbers are those of [`packed`](crate::packed), the order is another one: a cube has a unit for
+//! each slot of a page, so the codes of all 64 slots stand side by side. A page holds for each key-value
+//! head, in words of 32 bits:
+//! - codes of keys, `[n_words][64]`: a slot's lane is one stream of bits, channel by channel,
+//!   least significant first;
+//! - codes of values: for each run of channels with one width `[n_words][n_channels]`; a channel's lane is
+//!   the stream of its slots' codes;
+//! - where widths are adaptive, the channels in the order of their codes, a byte each, and widths of four
+//!   bits for every four of them;
+//! - 16-bit floats: steps and low ends of channels side by side in a word, likewise scales and offsets of
+//!   slots; scales alone two to a word.
 //!
-//! Streams cost a second look at each word, and no more: a unit keeps the word that it reads and the one behind it.
+//! Streams cost a second look at each word, and no more: a unit keeps the word that it reads
+//! and the one after it.
 
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{Coded, Group, SideFormat, TABLE, WIDTH_BITS, Widths};
 use crate::pages::page::PAGE_TOKENS;
 
-/// Numbers that tell a run of key channels: its first channel and the one behind its last, their width, where their
-/// table begins, and, at the end of a group, the group's number plus one.
+/// Numbers that tell a run of key channels: its first channel and the one after its last, their width, where
+/// their table begins, and, at the end of a group, the group's number plus one.
 pub(crate) const RUN_WORDS: usize = 5;
-/// Numbers that tell a value's channel: where its lane begins, words from one of its words to the next, its width,
-/// where its table begins, and its group.
+/// Numbers that tell a value's channel: where its lane begins, words from one of its words to the next, its
+/// width, where its table begins, and its group.
 pub(crate) const LANE_WORDS: usize = 5;
 /// Widths in a word.
 const WIDTHS: usize = 32 / WIDTH_BITS;

@@ -8,7 +8,7 @@ pub(crate) const SPLIT_PAGES: usize = 4;
 const PIECE_PAGES: usize = 64;
 /// Pages by which a piece grows, once it has as many.
 const GROWTH: usize = 8;
-/// Words behind a piece, which units may look at without need.
+/// Words after a piece, which units may look at without need.
 const PADDING: usize = 128;
 
 const _: () = assert!(PIECE_PAGES.is_multiple_of(GROWTH) && GROWTH.is_multiple_of(SPLIT_PAGES));
