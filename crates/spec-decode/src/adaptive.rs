@@ -72,12 +72,12 @@ pub struct AdaptiveLength {
     probing: bool,
     since_explored: u64,
     /// Other texts in the same pass, and their rows.
-    others: Others,
+    others: OtherTexts,
 }
 
 /// Texts that share a pass with the one whose draft is sized.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Others {
+pub(crate) struct OtherTexts {
     pub(crate) texts: usize,
     pub(crate) rows: usize,
 }
@@ -102,7 +102,7 @@ impl AdaptiveLength {
             since_probe: 0,
             probing: false,
             since_explored: 0,
-            others: Others::default(),
+            others: OtherTexts::default(),
         }
     }
 
@@ -140,7 +140,7 @@ impl AdaptiveLength {
     }
 
     /// Tells which other texts are in the next pass.
-    pub(crate) fn set_others(&mut self, others: Others) {
+    pub(crate) fn set_others(&mut self, others: OtherTexts) {
         self.others = others;
     }
 
@@ -342,16 +342,16 @@ mod tests {
         for i in 0..400 {
             policy.record_acceptance(i / 2 % 4, None, i % 2 == 0);
         }
-        let mut check = |others: Others, expected: std::ops::RangeInclusive<usize>| {
+        let mut check = |others: OtherTexts, expected: std::ops::RangeInclusive<usize>| {
             policy.set_others(others);
             let kept = policy.keep(4, None);
             assert!(expected.contains(&kept), "{others:?}: {kept}");
         };
-        check(Others::default(), 3..=3);
+        check(OtherTexts::default(), 3..=3);
         // One other text leaves two rows that cost nothing.
-        check(Others { texts: 1, rows: 1 }, 2..=2);
+        check(OtherTexts { texts: 1, rows: 1 }, 2..=2);
         // A row costs a quarter, in which four texts give a token, more than a guess gives.
-        check(Others { texts: 3, rows: 3 }, 0..=0);
-        check(Others { texts: 15, rows: 15 }, 0..=0);
+        check(OtherTexts { texts: 3, rows: 3 }, 0..=0);
+        check(OtherTexts { texts: 15, rows: 15 }, 0..=0);
     }
 }

@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 
 use breakers_core::{LanguageModel, SequenceId, TokenId};
 
-use crate::adaptive::Others;
+use crate::adaptive::OtherTexts;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, Speculated, TextId};
 
 /// Generates several texts at a time, given at once: a [`Batch`] with the same settings for all.
@@ -121,7 +121,7 @@ impl<D: Drafter> BatchSpeculator<D> {
         let texts: Vec<Decoding> = ids.iter().filter_map(|id| Some(batch.leave(*id)?.0)).collect();
         if let Some(longest) = texts.iter().max_by_key(|text| text.stats().steps) {
             self.policy = longest.policy().clone();
-            self.policy.set_others(Others::default());
+            self.policy.set_others(OtherTexts::default());
         }
         result?;
         Ok(texts.into_iter().map(Decoding::into_result).collect())

@@ -1,4 +1,4 @@
-mod shadow;
+mod unverified;
 mod verifying;
 
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use breakers_core::{
     Vocabulary, Want,
 };
 
-use self::shadow::Shadow;
-use crate::adaptive::Others;
+use self::unverified::UnverifiedDraft;
+use crate::adaptive::OtherTexts;
 use crate::constrained::Constrained;
 use crate::text::TextOutput;
 use crate::{
@@ -59,7 +59,7 @@ pub struct Decoding {
     draft: Draft,
     /// Whether the constraint proposed it, and not the drafter.
     is_forced: bool,
-    shadow: Option<Shadow>,
+    unverified: Option<UnverifiedDraft>,
     drafter_started: bool,
     stats: Stats,
     finish: Option<FinishReason>,
@@ -116,7 +116,7 @@ impl Decoding {
             scores: Vec::new(),
             draft: Draft::none(),
             is_forced: false,
-            shadow: None,
+            unverified: None,
             drafter_started: false,
             stats: Stats::default(),
             finish: (config.max_tokens == 0).then_some(FinishReason::Length),
@@ -142,7 +142,7 @@ impl Decoding {
     /// Tells which other texts are in the next pass: their number and the rows expected of them. A pass that
     /// they fill has fewer rows left that cost little, so that less is drafted.
     pub fn set_others(&mut self, n_texts: usize, n_rows: usize) {
-        self.policy.set_others(Others { texts: n_texts, rows: n_rows });
+        self.policy.set_others(OtherTexts { texts: n_texts, rows: n_rows });
     }
 
     /// Turns the tokens into text, which [`take_text`](Self::take_text) hands out, and ends it before any of
@@ -509,7 +509,8 @@ impl Decoding {
                 let keep = self.policy.keep(draft.len(), draft.confidences());
                 if keep < draft.len() {
                     let at = self.context.len();
-                    self.shadow = Some(Shadow { draft: draft.clone(), at, n_judged: keep, open: true });
+                    self.unverified =
+                        Some(UnverifiedDraft { draft: draft.clone(), at, n_judged: keep, open: true });
                     draft.truncate(keep);
                 }
             }
@@ -531,12 +532,12 @@ impl Decoding {
             }
             self.stats.record_position(position, accepted);
         }
-        if let Some(mut shadow) = self.shadow.take() {
-            for (position, accepted) in shadow.judge(&self.context) {
-                let confidence = shadow.draft.confidences().map(|c| c[position]);
+        if let Some(mut unverified) = self.unverified.take() {
+            for (position, accepted) in unverified.judge(&self.context) {
+                let confidence = unverified.draft.confidences().map(|c| c[position]);
                 self.policy.record_acceptance(position, confidence, accepted);
             }
-            self.shadow = shadow.open.then_some(shadow);
+            self.unverified = unverified.open.then_some(unverified);
         }
     }
 }

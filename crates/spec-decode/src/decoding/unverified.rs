@@ -4,7 +4,7 @@ use crate::Draft;
 
 /// A proposal that was not verified to its end, to be compared with the text as it comes.
 #[derive(Clone, Debug)]
-pub(super) struct Shadow {
+pub(super) struct UnverifiedDraft {
     pub(super) draft: Draft,
     /// Where in the context its first token would be.
     pub(super) at: usize,
@@ -14,7 +14,7 @@ pub(super) struct Shadow {
     pub(super) open: bool,
 }
 
-impl Shadow {
+impl UnverifiedDraft {
     /// Positions that the text decides for the first time, and whether their tokens were right.
     pub(super) fn judge(&mut self, context: &[TokenId]) -> impl Iterator<Item = (usize, bool)> + use<> {
         let text = &context[self.at.min(context.len())..];
@@ -36,10 +36,10 @@ mod tests {
         // The draft 5 6 7 8 after a context of two tokens, of which `n_judged` were verified.
         let check = |n_judged, texts: &[&[TokenId]], expected: &[(usize, bool)], open| {
             let draft = Draft::chain(vec![5, 6, 7, 8]);
-            let mut shadow = Shadow { draft, at: 2, n_judged, open: true };
+            let mut unverified = UnverifiedDraft { draft, at: 2, n_judged, open: true };
             let found: Vec<_> =
-                texts.iter().flat_map(|text| shadow.judge(&[&[1, 2], *text].concat())).collect();
-            assert_eq!((&found[..], shadow.open), (expected, open), "{n_judged} judged, {texts:?}");
+                texts.iter().flat_map(|text| unverified.judge(&[&[1, 2], *text].concat())).collect();
+            assert_eq!((&found[..], unverified.open), (expected, open), "{n_judged} judged, {texts:?}");
         };
         check(0, &[&[5]], &[(0, true)], true);
         check(0, &[&[5], &[5, 6], &[5, 6, 9]], &[(0, true), (1, true), (2, false)], false);
