@@ -1,5 +1,5 @@
-//! Sentence embeddings: against sentence-transformers on the real model, against the formulas in 64-bit floats on a
-//! small one made up here, and folders that mean harm.
+//! Sentence embeddings: against sentence-transformers on the real model, against the formulas in 64-bit
+//! floats on a small one made up here, and folders that mean harm.
 #![cfg(feature = "bert")]
 
 use std::collections::BTreeMap;
@@ -408,7 +408,7 @@ fn damaged_tensors_are_typed_errors() {
             }
         }
     }
-    // A number that is none shows where it is first computed with.
+    // NaN is reported where it is first computed with.
     let mut tensors = random_tensors();
     tensors.get_mut("embeddings.LayerNorm.bias").unwrap().1[3] = f32::NAN;
     write_tensors(folder.path(), &tensors, Dtype::F32);

@@ -1,7 +1,7 @@
 //! SentencePiece's compiled normalization rules (`precompiled_charsmap`), checked.
 //!
-//! They are a double-array trie over bytes, whose leaves are places in a blob of texts; the reader follows its
-//! offsets without bounds. Here every place that a text can lead to is visited once.
+//! They are a double-array trie over bytes, whose leaves are places in a blob of texts; the reader follows
+//! its offsets without bounds. Here every place that a text can lead to is visited once.
 //!
 //! # Source
 //! `normalizer.cc` of google/sentencepiece for the layout (a 32-bit size, the trie, the texts), `darts.h` of

@@ -1,7 +1,7 @@
 //! What a tokenizer.json may ask for.
 //!
-//! The crate `tokenizers` trusts its files: some contents make it panic or cut letters apart, and others make it take
-//! time or memory out of proportion. These are refused here, before it sees them.
+//! The crate `tokenizers` trusts its files: some contents make it panic or cut letters apart, and others make
+//! it take time or memory out of proportion. These are refused here, before it sees them.
 
 use serde_json::{Map, Value};
 

@@ -43,7 +43,8 @@ impl Decoder {
     /// Reads the decoder; without one, tokens are words.
     ///
     /// # Errors
-    /// [`Error::TokenizerJson`](crate::Error::TokenizerJson) for those that need more than one token at a time.
+    /// [`Error::TokenizerJson`](crate::Error::TokenizerJson) for those that need more than
+    /// one token at a time.
     pub(super) fn read(decoder: &Value) -> Result<Self> {
         let mut out = Self { rules: Vec::new(), strips_first_space: false };
         if decoder.is_null() {
