@@ -26,6 +26,19 @@ pub trait Tokenizer: Vocabulary {
     /// # Errors
     /// The tokenizer's own, for a text that its vocabulary cannot express.
     fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, BoxError>;
+
+    /// The tokens of a conversation in a model's form, up to where its answer begins. Control tokens are
+    /// those that the form writes: what is spelled like one in a message or a tool is text, so nobody can
+    /// speak for another.
+    ///
+    /// # Errors
+    /// Those of the form and of the tokenizer.
+    fn encode_chat(
+        &self,
+        format: &dyn ChatFormat,
+        messages: &[Message],
+        tools: &[Tool],
+    ) -> Result<Vec<TokenId>, BoxError>;
 }
 
 /// How text becomes tokens.

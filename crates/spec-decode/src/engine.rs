@@ -212,10 +212,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Chat(messages) => {
                 let format = self.format.as_ref().ok_or_else(|| self.unsupported("conversations"))?;
-                let text = format.render(messages, &[]).map_err(failed)?;
-                // The format writes all control tokens itself.
-                let options = EncodeOptions { add_special: false, parse_special: true };
-                self.tokenizer.encode(&text, options).map_err(failed)
+                self.tokenizer.encode_chat(&**format, messages, &[]).map_err(failed)
             }
             _ => Err(self.unsupported("prompts of this kind")),
         }

@@ -126,15 +126,15 @@ impl ChatTemplate {
         self
     }
 
-    /// Sets what the template takes for the present, in UTC, so that prompts which hold a date are reproducible.
-    /// Otherwise it is the time of the machine's clock in its time zone.
+    /// Sets what the template takes for the present, in UTC, so that prompts which hold a date are
+    /// reproducible. Otherwise it is the time of the machine's clock in its time zone.
     pub fn with_time(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self
     }
 
-    /// Whether the template never looks at the conversation, so that its prompt is the same for all: `messages` does
-    /// not occur in it.
+    /// Whether the template never looks at the conversation, so that its prompt is the same for all:
+    /// `messages` does not occur in it.
     pub fn ignores_messages(&self) -> bool {
         !self.template.names_messages()
     }
@@ -146,13 +146,13 @@ impl ChatTemplate {
 
     /// The prompt for a conversation, with the start of the model's answer if `add_generation_prompt`.
     ///
-    /// `tools` is a JSON array of the functions that the model may call. Encode the prompt with
-    /// [`parse_special`](crate::EncodeOptions::parse_special), without
-    /// [`add_special`](crate::EncodeOptions::add_special) if the template writes `bos_token`.
+    /// `tools` is a JSON array of the functions that the model may call. For the prompt's tokens use
+    /// [`Tokenizer::encode_chat`](crate::Tokenizer::encode_chat): encoded as one text, control tokens that
+    /// are spelled in messages would become control tokens.
     ///
     /// # Errors
-    /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::Json`] for values that
-    /// are nested too deeply, [`Error::ChatTemplate`] for any other failure.
+    /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::Json`] for values
+    /// that are nested too deeply, [`Error::ChatTemplate`] for any other failure.
     pub fn render(
         &self,
         messages: &[Message],
@@ -173,8 +173,8 @@ impl ChatTemplate {
         self.run(&variables)
     }
 
-    /// The text that the template makes of any variables, the fields of an object: for templates that want more than
-    /// a conversation, such as `enable_thinking` or `documents`.
+    /// The text that the template makes of any variables, the fields of an object: for templates that want
+    /// more than a conversation, such as `enable_thinking` or `documents`.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`]; [`Error::ChatTemplate`] if `variables` is no object.
@@ -187,6 +187,13 @@ impl ChatTemplate {
         self.run(&names.iter().map(String::as_str).zip(values).collect::<Vec<_>>())
     }
 
+    /// The prompt up to where the model's answer begins.
+    pub(crate) fn render_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<String> {
+        let list = || Json::from_serialize(&tools.iter().map(Tool::to_json).collect::<Vec<_>>());
+        let tools = (!tools.is_empty()).then(|| list().expect("a list of JSON is JSON"));
+        self.render(messages, tools.as_ref(), true)
+    }
+
     fn run(&self, variables: &[(&str, Tree)]) -> Result<String> {
         self.template.render(variables, self.now).map_err(|source| match source.refused() {
             Some(message) => Error::ChatRefused { message: message.to_owned() },
@@ -197,10 +204,6 @@ impl ChatTemplate {
 
 impl ChatFormat for ChatTemplate {
     fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, BoxError> {
-        let tools = match tools {
-            [] => None,
-            tools => Some(Json::from_serialize(&tools.iter().map(Tool::to_json).collect::<Vec<_>>())?),
-        };
-        Ok(ChatTemplate::render(self, messages, tools.as_ref(), true)?)
+        Ok(self.render_chat(messages, tools)?)
     }
 }

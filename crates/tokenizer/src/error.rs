@@ -141,6 +141,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A message spells a control token, and there is no character left that could mark it as text.
+    #[error(
+        "a message spells the control token {spelling:?}, and holds all characters that could tell it from one"
+    )]
+    NoMark {
+        /// The spelling, at most 32 characters.
+        spelling: String,
+    },
     /// A chat template that does not parse or render.
     #[error("the chat template fails")]
     ChatTemplate {

@@ -5,7 +5,7 @@
 //! | the tokenizer of a GGUF file | [`Tokenizer::from_gguf`] |
 //! | that of a tokenizer.json | `Tokenizer::from_tokenizer_json`, with the feature `tokenizer-json` |
 //! | text of tokens as they come, in whole characters | [`TextStream`] |
-//! | the prompt that a model was trained on, from messages | [`ChatTemplate`] |
+//! | the prompt that a model was trained on, from messages | [`ChatTemplate`]; its tokens: [`Tokenizer::encode_chat`] |
 //!
 //! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
 //! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
@@ -17,8 +17,9 @@
 //!
 //! # Special tokens
 //! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
-//! they are recognized only with [`EncodeOptions::parse_special`], which is meant for the output of a
-//! [chat template](ChatTemplate). User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
+//! they are recognized only with [`EncodeOptions::parse_special`]. [`Tokenizer::encode_chat`] puts a conversation
+//! through a [chat template](ChatTemplate) so that the template's own become tokens and those that a message spells
+//! stay text. User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
 //! recognized always.
 //!
 //! # Round trip

@@ -190,9 +190,7 @@ impl<'a> Session<'a> {
 
     /// The next message of a conversation, printed as it comes; `None` if there is no room for it.
     fn answer(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Option<String>> {
-        let prompt = template.render(messages, None, true)?;
-        let options = EncodeOptions { add_special: false, parse_special: true };
-        let prompt = self.loaded.model.tokenizer().encode(&prompt, options)?;
+        let prompt = self.loaded.model.tokenizer().encode_chat(template, messages, &[])?;
         if prompt.len() >= self.loaded.model.info().max_context {
             return Ok(None);
         }

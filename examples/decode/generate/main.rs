@@ -144,9 +144,7 @@ fn encode(
 ) -> Result<Vec<TokenId>> {
     let tokenizer = loaded.model.tokenizer();
     let Some(template) = template else { return Ok(tokenizer.encode(prompt, EncodeOptions::default())?) };
-    let text = template.render(&chat::opening(system, prompt), None, true)?;
-    // The template writes all special tokens itself.
-    Ok(tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?)
+    Ok(tokenizer.encode_chat(template, &chat::opening(system, prompt), &[])?)
 }
 
 /// One prompt, one answer.

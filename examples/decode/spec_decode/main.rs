@@ -177,10 +177,7 @@ fn read_prompts(file: &str) -> Result<Vec<(String, String)>> {
 fn encode(target: &LoadedModel, text: &str) -> Result<Vec<TokenId>> {
     let tokenizer = target.model.tokenizer();
     let ids = match target.model.chat_template()? {
-        Some(template) => {
-            let text = template.render(&[Message::new("user", text)], None, true)?;
-            tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?
-        }
+        Some(template) => tokenizer.encode_chat(template, &[Message::user(text)], &[])?,
         None => tokenizer.encode(text, EncodeOptions::default())?,
     };
     if ids.is_empty() { Err(Error::Usage("the prompt is empty".to_owned())) } else { Ok(ids) }

@@ -1,6 +1,6 @@
 // A tokenizer whose tokens are bytes. Included by the tests and by an example in the crate's documentation.
 
-use breakers_core::{BoxError, EncodeOptions, TokenId, Tokenizer, Vocabulary};
+use breakers_core::{BoxError, ChatFormat, EncodeOptions, Message, TokenId, Tokenizer, Tool, Vocabulary};
 
 /// Each byte is a token, and there are no special ones.
 pub(crate) struct Bytes;
@@ -37,5 +37,13 @@ impl Vocabulary for Bytes {
 impl Tokenizer for Bytes {
     fn encode(&self, text: &str, _options: EncodeOptions) -> Result<Vec<TokenId>, BoxError> {
         Ok(text.bytes().map(TokenId::from).collect())
+    }
+    fn encode_chat(
+        &self,
+        format: &dyn ChatFormat,
+        messages: &[Message],
+        tools: &[Tool],
+    ) -> Result<Vec<TokenId>, BoxError> {
+        self.encode(&format.render(messages, tools)?, EncodeOptions::default())
     }
 }

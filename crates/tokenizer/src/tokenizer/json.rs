@@ -35,7 +35,7 @@ use self::template::Template;
 use super::{
     Algorithm, Inner, Roles, Tokenizer,
     gguf::END_NAMES,
-    special::SpecialTokens,
+    special::{SpecialToken, SpecialTokens},
     vocab::{Attributes, Vocab},
 };
 use crate::{Error, Result};
@@ -179,6 +179,16 @@ fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
     let tokens = collect_tokens(&model, &parsed)?;
     let vocab_size = tokens.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
     let Template { prefix, suffix } = Template::read(&post_processor, vocab_size)?;
+    // The crate finds these itself, except where some of them are to be overlooked.
+    let specials = parsed.get_added_tokens_decoder().iter().filter(|(_, token)| token.special);
+    let specials = specials.map(|(&id, token)| SpecialToken {
+        id,
+        text: token.content.clone(),
+        only_if_parsed: true,
+        strip_left: token.lstrip,
+        strip_right: token.rstrip,
+    });
+    let specials = SpecialTokens::new(specials.collect());
     let id_of = |name: &str| parsed.token_to_id(name, &model);
     let special = |names: &[&str]| {
         names.iter().filter(|name| parsed.is_special_token(name)).find_map(|name| id_of(name))
@@ -222,7 +232,7 @@ fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
             plain,
             is_lossless,
         })),
-        specials: SpecialTokens::new(Vec::new()),
+        specials,
         roles,
         prefix,
         suffix,

@@ -1,6 +1,7 @@
 //! The tokenizer, over the algorithms that files name.
 
 mod bpe;
+mod conversation;
 mod gguf;
 #[cfg(feature = "tokenizer-json")]
 mod json;
@@ -123,10 +124,7 @@ impl Tokenizer {
     /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary can neither hold nor spell,
     /// [`Error::Tokenize`] where the rules of a tokenizer.json fail, [`Error::TextTooLong`] beyond 1.3 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
-        let limit = u32::MAX as usize;
-        if text.len() >= limit / 3 {
-            return Err(Error::TextTooLong { found: text.len(), limit: limit / 3 });
-        }
+        check_length(text)?;
         let inner = &*self.0;
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
         if options.add_special {
@@ -139,8 +137,8 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut short, never
-    /// what stands around it.
+    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut
+    /// short, never what stands around it.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -231,8 +229,8 @@ impl Tokenizer {
     /// Whether every text survives encoding and decoding.
     ///
     /// Byte-level vocabularies need a token for each byte that occurs in UTF-8. SentencePiece loses the
-    /// difference between a space and `▁`, so it is never lossless in this strict sense. Of a tokenizer.json it is
-    /// said only where its parts show it: byte-level vocabularies without a normalizer.
+    /// difference between a space and `▁`, so it is never lossless in this strict sense. Of a tokenizer.json
+    /// it is said only where its parts show it: byte-level vocabularies without a normalizer.
     pub fn is_lossless(&self) -> bool {
         match &self.0.algorithm {
             Algorithm::ByteLevelBpe(bpe) => {
@@ -258,6 +256,12 @@ impl Tokenizer {
     }
 }
 
+/// Positions in a text are kept in 32 bits.
+fn check_length(text: &str) -> Result<()> {
+    let limit = u32::MAX as usize / 3;
+    if text.len() < limit { Ok(()) } else { Err(Error::TextTooLong { found: text.len(), limit }) }
+}
+
 impl Inner {
     /// Encodes a text without what stands around it.
     fn encode_between(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<()> {
@@ -265,17 +269,26 @@ impl Inner {
         if let Algorithm::Json(json) = &self.algorithm {
             return json.encode(text, parse_special, out);
         }
-        // A token before a stretch of text counts as the start of a text.
-        let mut after_token = true;
-        for fragment in self.specials.split(text, parse_special) {
+        self.encode_fragments(text, self.specials.split(text, parse_special), &mut true, out)
+    }
+
+    /// Encodes the fragments of a text. A stretch of text `after_token` counts as the start of a text.
+    fn encode_fragments(
+        &self,
+        text: &str,
+        fragments: Vec<Fragment>,
+        after_token: &mut bool,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
+        for fragment in fragments {
             match fragment {
                 Fragment::Token(token) => {
                     out.push(token);
-                    after_token = true;
+                    *after_token = true;
                 }
                 Fragment::Text(range) => {
-                    self.encode_stretch(&text[range], after_token, out)?;
-                    after_token = false;
+                    self.encode_stretch(&text[range], *after_token, out)?;
+                    *after_token = false;
                 }
             }
         }

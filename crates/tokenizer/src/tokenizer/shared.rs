@@ -1,6 +1,6 @@
 //! The tokenizer as those know it who see only the shared words.
 
-use breakers_core::{BoxError, EncodeOptions, TokenId, Vocabulary};
+use breakers_core::{BoxError, ChatFormat, EncodeOptions, Message, TokenId, Tool, Vocabulary};
 
 use super::Tokenizer;
 
@@ -26,5 +26,14 @@ impl breakers_core::Tokenizer for Tokenizer {
     fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, BoxError> {
         let EncodeOptions { add_special, parse_special } = options;
         Ok(Tokenizer::encode(self, text, super::EncodeOptions { add_special, parse_special })?)
+    }
+
+    fn encode_chat(
+        &self,
+        format: &dyn ChatFormat,
+        messages: &[Message],
+        tools: &[Tool],
+    ) -> Result<Vec<TokenId>, BoxError> {
+        self.encode_in_format(format, messages, tools)
     }
 }

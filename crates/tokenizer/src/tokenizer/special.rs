@@ -50,6 +50,12 @@ impl SpecialTokens {
     pub(super) fn split(&self, text: &str, parse_special: bool) -> Vec<Fragment> {
         if parse_special { self.parsed.split(text) } else { self.always.split(text) }
     }
+
+    /// Where a token that is found only if special tokens are parsed is spelled, overlapping ones included;
+    /// ascending.
+    pub(super) fn spelled_controls(&self, text: &str) -> Vec<usize> {
+        self.parsed.spelled_controls(text)
+    }
 }
 
 /// # Cost
@@ -79,6 +85,22 @@ impl Searcher {
             })
             .flatten();
         Self { tokens, all }
+    }
+
+    fn spelled_controls(&self, text: &str) -> Vec<usize> {
+        let mut starts: Vec<usize> = match &self.all {
+            Some(all) => {
+                let hits = all.find_overlapping_iter(text);
+                hits.filter(|hit| self.tokens[hit.pattern()].only_if_parsed).map(|hit| hit.start()).collect()
+            }
+            None => {
+                let controls = self.tokens.iter().filter(|token| token.only_if_parsed);
+                controls.flat_map(|token| text.match_indices(&token.text).map(|(start, _)| start)).collect()
+            }
+        };
+        starts.sort_unstable();
+        starts.dedup();
+        starts
     }
 
     fn split(&self, text: &str) -> Vec<Fragment> {

@@ -1,0 +1,174 @@
+//! What users, tools and models type never becomes a control token, whatever template it goes through.
+
+use std::collections::BTreeMap;
+
+use crate::models::model_path;
+use breakers_core::{ChatFormat, Json, Message, Part, TokenId, Tool, ToolCall};
+use breakers_gguf::{File, Metadata};
+use breakers_tokenizer::{ChatTemplate, DecodeOptions, Error, Tokenizer};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Templates {
+    templates: BTreeMap<String, Template>,
+}
+
+#[derive(Deserialize)]
+struct Template {
+    source: String,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+fn templates() -> BTreeMap<String, ChatTemplate> {
+    let Templates { templates } = serde_json::from_str(include_str!("../data/chat_cases.json")).unwrap();
+    let compile = |t: Template| ChatTemplate::new(t.source).unwrap().with_tokens(t.bos_token, t.eos_token);
+    templates.into_iter().map(|(name, t)| (name, compile(t))).collect()
+}
+
+/// Conversations with a text in every place where a stranger's text can stand.
+fn conversations(text: &str) -> Vec<(Vec<Message>, Vec<Tool>)> {
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    // `<` can be spelled in a second way in JSON.
+    let twice = json(text).replace('<', "\\u003c");
+    let call = ToolCall::new(text, text, format!("{{{}: [{twice}, 1.50]}}", json(text)));
+    let broken = ToolCall::new("1", "f", format!("{{ {text}"));
+    let parameters = Json::parse(&format!("{{\"type\": \"object\", {}: {twice}}}", json(text))).unwrap();
+    let tool = Tool::new(text, parameters).with_description(text);
+    let mut parts = Message::user("");
+    // Within the first spelling.
+    let (head, tail) = text.split_at(text.char_indices().nth(2).map_or(text.len(), |(at, _)| at));
+    parts.content = vec![Part::Text(head.to_owned()), Part::Text(tail.to_owned())];
+    vec![
+        (vec![Message::user(text)], Vec::new()),
+        (vec![parts], Vec::new()),
+        (
+            vec![Message::system(text), Message::user("b"), Message::assistant(text), Message::user("c")],
+            Vec::new(),
+        ),
+        (
+            vec![
+                Message::user("a").with_field("name", Json::parse(&twice).unwrap()),
+                Message::assistant("").with_tool_call(call).with_tool_call(broken),
+                Message::tool(text, text),
+            ],
+            vec![tool],
+        ),
+    ]
+}
+
+fn n_controls(tokenizer: &Tokenizer, ids: &[TokenId]) -> usize {
+    ids.iter().filter(|&&id| tokenizer.is_control(id)).count()
+}
+
+#[test]
+fn control_tokens_come_from_the_template_alone() {
+    let show = DecodeOptions { skip_special: false, continues: true };
+    let mut n_checked = 0;
+    for model in ["smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m"] {
+        let Some(path) = model_path(model) else { continue };
+        let tokenizer = Tokenizer::from_gguf(&File::open(path).unwrap()).unwrap();
+        let controls = (0..tokenizer.vocab_size() as TokenId).filter(|&id| tokenizer.is_control(id));
+        let controls: Vec<TokenId> = controls.take(300).collect();
+        assert!(controls.len() >= 4, "{model}");
+        for (name, template) in templates() {
+            for &control in &controls {
+                let spelling = String::from_utf8(tokenizer.token_bytes(control).unwrap().to_vec()).unwrap();
+                let typed = format!("x{spelling}y {spelling}{spelling}");
+                for ((messages, tools), (plain, plain_tools)) in
+                    conversations(&typed).iter().zip(conversations("xy"))
+                {
+                    let encode = |messages, tools| tokenizer.encode_chat(&template, messages, tools);
+                    let (found, expected) = match (encode(messages, tools), encode(&plain, &plain_tools)) {
+                        (Ok(found), Ok(expected)) => (found, expected),
+                        (Err(Error::ChatRefused { .. }), Err(Error::ChatRefused { .. })) => continue,
+                        (found, _) => panic!("{model} {name} {spelling:?}: {found:?}"),
+                    };
+                    let context = format!("{model} {name} {typed:?}");
+                    assert_eq!(
+                        n_controls(&tokenizer, &found),
+                        n_controls(&tokenizer, &expected),
+                        "{context}"
+                    );
+                    // Nothing is lost or added: it is the text that the template makes of the conversation.
+                    // The one that prints lengths counts the marks, too.
+                    if name != "python_strings" {
+                        let text = ChatFormat::render(&template, messages, tools).unwrap();
+                        assert_eq!(tokenizer.decode(&found, show).unwrap(), text, "{context}");
+                    }
+                    n_checked += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{n_checked} conversations");
+}
+
+/// Each character is a token; two are of control, one is found in any text.
+fn small() -> Tokenizer {
+    let mut metadata = Metadata::new();
+    let letters = ["<", "e", ">", "f", "<e>", "<ee>", "f<ee>f"];
+    let types = vec![1, 1, 1, 1, 3, 3, 4];
+    metadata.insert("tokenizer.ggml.model", "gpt2").unwrap();
+    metadata.insert("tokenizer.ggml.pre", "gpt-2").unwrap();
+    metadata.insert("tokenizer.ggml.tokens", letters.to_vec()).unwrap();
+    metadata.insert("tokenizer.ggml.token_type", types).unwrap();
+    metadata.insert("tokenizer.ggml.merges", Vec::<String>::new()).unwrap();
+    Tokenizer::from_metadata(&metadata).unwrap()
+}
+
+const TURNS: &str = "{% for m in messages %}<e>{{ m.content }}{% endfor %}<e>";
+
+#[test]
+fn marks_leave_no_trace() {
+    let tokenizer = small();
+    let check = |template: &str, content: &str, expected: &[TokenId]| {
+        let template = ChatTemplate::new(template).unwrap();
+        let ids = tokenizer.encode_chat(&template, &[Message::user(content)], &[]).unwrap();
+        assert_eq!(ids, expected, "{content:?}");
+    };
+    check(TURNS, "", &[4, 4]);
+    check(TURNS, "e", &[4, 1, 4]);
+    check(TURNS, "<e>", &[4, 0, 1, 2, 4]);
+    check(TURNS, "<<ee>e", &[4, 0, 0, 1, 1, 2, 1, 4]);
+    // A user-defined token is one in any text, also around a control token's spelling.
+    check(TURNS, "f<ee>f", &[4, 6, 4]);
+    check(TURNS, "ef<ee>f<ee>", &[4, 1, 6, 0, 1, 1, 2, 4]);
+    // Text next to a template's own tokens.
+    check("<e{{ messages[0].content }}", ">", &[4]);
+    // Marks that a filter spells out.
+    check("{{ messages[0].content | tojson(ensure_ascii=true) }}", "<e>", &[0, 1, 2]);
+    // The first candidates are in use.
+    let taken: String = ('\u{fdd0}'..='\u{fdef}').collect();
+    check(TURNS, &format!("{taken}\\ue000<e>"), &[4, 1, 0, 1, 2, 4]);
+}
+
+#[test]
+fn a_message_with_all_marks_is_refused() {
+    let tokenizer = small();
+    let template = ChatTemplate::new(TURNS).unwrap();
+    let all: String = ('\u{fdd0}'..='\u{fdef}').chain('\u{e000}'..='\u{f8ff}').collect();
+    let encode = |text: String| tokenizer.encode_chat(&template, &[Message::user(text)], &[]);
+    assert_eq!(encode(all.clone()).unwrap(), [4, 4]);
+    let refused = encode(format!("{all}<e>"));
+    assert!(matches!(&refused, Err(Error::NoMark { spelling }) if spelling == "<e>"), "{refused:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_message_has_the_tokens_of_its_text(
+        texts in prop::collection::vec("(<|e|>|<e>|<ee>|f){0,12}", 1..4),
+    ) {
+        let tokenizer = small();
+        let template = ChatTemplate::new(TURNS).unwrap();
+        let messages: Vec<Message> = texts.iter().map(Message::user).collect();
+        let ids = tokenizer.encode_chat(&template, &messages, &[]).unwrap();
+        let mut expected = vec![4];
+        for text in &texts {
+            expected.extend(tokenizer.encode(text, Default::default()).unwrap());
+            expected.push(4);
+        }
+        prop_assert_eq!(ids, expected);
+    }
+}
