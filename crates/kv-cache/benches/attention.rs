@@ -197,7 +197,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1));
     let element = if arguments.iter().any(|a| a == "--f32") { Element::F32 } else { Element::F16 };
-    let compression = value("--cache").map(|name| Compression::named(name).map(Box::new));
+    let compression = value("--cache").map(|name| name.parse::<Compression>().map(Box::new));
     let kind = match compression.transpose() {
         Ok(compression) => compression.map_or(Kind::Plain(element), Kind::Compressed),
         Err(error) => {

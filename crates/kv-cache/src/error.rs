@@ -175,6 +175,14 @@ pub enum Error {
         /// The device asked for.
         device: String,
     },
+    /// A method that is not of this crate has no kernel for a GPU.
+    #[error("{coder} codes pages that only the CPU can read, not {device}")]
+    CoderDevice {
+        /// The method's name.
+        coder: String,
+        /// The device asked for.
+        device: String,
+    },
     /// More tokens are to stay exact than a page holds.
     #[error("{found} exact first tokens asked for, {most} are possible")]
     ExactTokens {

@@ -6,7 +6,7 @@
 //! | wish | type |
 //! |---|---|
 //! | every token as it is, as 16- or 32-bit floats, in pages that forks share | [`PlainCache`] |
-//! | the same tokens in 2 to 8 bits an element | [`QuantizedCache`] with a [`Compression`]; methods: [`coders`] |
+//! | the same tokens in 2 to 8 bits an element | [`QuantizedCache`] with a [`Compression`]; methods, and your own: [`coders`] |
 //! | fewer tokens | [`EvictingCache`] with an [`Eviction`]; methods, and your own: [`presses`] |
 //! | any of them by name, such as `snapkv-25+water-4` | [`CacheSpec`] |
 //! | many sequences in one call | [`attend_many`] |
@@ -40,6 +40,62 @@
 //!     one_by_one.commit(1)?;
 //!     assert_eq!(out.into_data(), expected.clone().narrow(0, row, 1).into_data());
 //! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A coder of one's own: keys and values as bytes, with one scale for each page.
+//! ```
+//! use breakers_kv_cache::coders::{Coder, Coding, PageCoder};
+//! use breakers_kv_cache::{CacheShape, Compression, KvCache, LayerShape, QuantizedCache, Result};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//!
+//! #[derive(Debug)]
+//! struct Bytes;
+//!
+//! impl Coder for Bytes {
+//!     fn name(&self) -> String {
+//!         "bytes".to_owned()
+//!     }
+//!     fn coding(&self, head_dim: usize) -> Result<Coding> {
+//!         Ok(Coding::pages(Page { head_dim }, Page { head_dim }))
+//!     }
+//! }
+//!
+//! struct Page {
+//!     head_dim: usize,
+//! }
+//!
+//! impl PageCoder for Page {
+//!     fn page_bytes(&self) -> usize {
+//!         4 + breakers_kv_cache::coders::PAGE_TOKENS * self.head_dim
+//!     }
+//!     fn encode(&self, rows: &[f32], bytes: &mut [u8]) {
+//!         let scale = rows.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+//!         let (head, codes) = bytes.split_at_mut(4);
+//!         head.copy_from_slice(&scale.to_le_bytes());
+//!         for (code, x) in codes.iter_mut().zip(rows) {
+//!             *code = (x / scale.max(f32::MIN_POSITIVE)).round() as i8 as u8;
+//!         }
+//!     }
+//!     fn decode(&self, bytes: &[u8], rows: &mut [f32]) {
+//!         let (head, codes) = bytes.split_at(4);
+//!         let scale = f32::from_le_bytes(head.try_into().unwrap_or_default());
+//!         rows.iter_mut().zip(codes).for_each(|(x, code)| *x = f32::from(*code as i8) * scale);
+//!     }
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! let device = Device::flex();
+//! let shape = CacheShape::uniform(1, LayerShape::new(2, 64), 4096);
+//! let mut cache = QuantizedCache::new(shape, &Compression::new(Bytes), &device)?;
+//! let random = |heads| Tensor::<3>::random([256, heads, 64], Distribution::Default, &device);
+//! cache.begin(256, None)?;
+//! cache.attend(0, random(4), random(2), random(2), 0.125)?;
+//! cache.end()?;
+//! cache.commit(256)?;
+//! // About eight bits an element, where 16-bit floats would take twice as much.
+//! assert!(cache.bytes() < 256 * 2 * 2 * 64 * 3 / 2);
 //! # Ok(())
 //! # }
 //! ```

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use breakers::cli::{Error, ModelArgs, Result, cache_named, finish, print_json, read_text, run};
 use breakers_eval::needle::NeedleConfig;
-use breakers_kv_cache::Compression;
+use breakers_kv_cache::coders::CODERS;
 use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 
@@ -163,7 +163,7 @@ fn main() -> ExitCode {
 
 /// The caches asked for, f16 first.
 fn names(asked: &[String]) -> Vec<String> {
-    let all = Compression::presets().into_iter().map(|preset| preset.0.to_owned());
+    let all = CODERS.iter().map(|coder| coder.name.to_owned());
     let asked: Vec<String> =
         if asked.iter().any(|name| name == "all") { all.collect() } else { asked.to_vec() };
     let others = asked.into_iter().filter(|name| name != "f16");

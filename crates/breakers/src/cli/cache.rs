@@ -47,15 +47,16 @@ pub fn runner_over(kind: &CacheKind, model: &Model) -> Result<Runner> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use breakers_kv_cache::coders::CODERS;
     use breakers_kv_cache::presses::PRESSES;
-    use breakers_kv_cache::{Budget, Compression, Element};
+    use breakers_kv_cache::{Budget, Element};
 
     #[test]
     fn names_are_known_or_listed() {
         assert!(matches!(cache_named("f32"), Ok(CacheKind::Plain(Element::F32))));
-        for (name, compression) in Compression::presets() {
-            let Ok(CacheKind::Quantized(found)) = cache_named(name) else { panic!("{name}") };
-            assert_eq!(found, compression);
+        for coder in CODERS {
+            let Ok(CacheKind::Quantized(found)) = cache_named(coder.name) else { panic!("{}", coder.name) };
+            assert_eq!(format!("{found:?}"), format!("{:?}", (coder.build)()));
         }
         for press in PRESSES {
             let name = format!("{}-12.5+q8_0", press.name);

@@ -11,10 +11,9 @@ use burn::tensor::{Device, Tensor};
 use self::head::{Head, Positions, best, group_queries};
 use super::driver::{Cache, HostCall, Layers, Storage};
 use super::ledger::Step;
-use super::quantized::{Layer, NEVER, QueryHeads, Seen};
+use super::quantized::{Layer, QueryHeads, Seen};
 use crate::attention::flex::job::Job;
 use crate::checks::require;
-use crate::coders::Method;
 use crate::pages::layer::BadRow;
 use crate::pages::meter::PageMeter;
 use crate::pages::page::PAGE_TOKENS;
@@ -161,9 +160,9 @@ impl EvictingCache {
             let head = match compression {
                 Some(compression) => {
                     let lag = compression.lag()?;
-                    Layer::new(&one, &compression.method, compression.exact_tokens, lag, &meter)?
+                    Layer::new(&one, &*compression.coder, compression.exact_tokens, lag, &meter)?
                 }
-                None => Layer::new(&one, &Method::Q8_0, 0, NEVER, &meter)?,
+                None => Layer::plain(&one, &meter),
             };
             let head = Head { layer: head, kept: Positions::default() };
             let heads = vec![head; layer.n_kv_heads];

@@ -2,10 +2,10 @@
 
 #[cfg(feature = "cube")]
 pub(crate) mod device;
-mod presets;
 mod storage;
 
 use std::borrow::Cow;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use breakers_core::StepError;
@@ -18,20 +18,34 @@ use super::driver::{Cache, HostCall, Layers, Storage};
 use super::ledger::Step;
 use crate::attention::flex::job::Job;
 use crate::checks::require;
-use crate::coders::{Coders, Method};
+use crate::coders::{CODERS, Coder, CodingKind, PackedCoding};
 use crate::pages::layer::BadRow;
 use crate::pages::meter::PageMeter;
 use crate::pages::packed::PackedFormat;
-use crate::pages::packed::layer::{PackedLayer, Packing};
-use crate::pages::page::{LANES, PAGE_TOKENS};
+use crate::pages::packed::bytes::BytesFormat;
+use crate::pages::packed::layer::{Format, PackedLayer, Packing};
+use crate::pages::page::PAGE_TOKENS;
 use crate::pages::source::PageSource;
 use crate::{CacheShape, Error, LayerShape, Result, Visible};
 
-/// How a cache is compressed.
-#[derive(Clone, Debug, PartialEq)]
+/// How a cache is compressed; those that have a name, such as `water-4`, are parsed.
+///
+/// # Example
+/// ```
+/// use breakers_kv_cache::Compression;
+/// use breakers_kv_cache::coders::{CODERS, KiviConfig};
+///
+/// let compression: Compression = "kivi-4".parse()?;
+/// assert_eq!(compression.coder.name(), "kivi-4");
+/// let other = Compression { window: 256, ..Compression::new(KiviConfig::paper(3)) };
+/// assert_eq!(other.coder.name(), "kivi-3");
+/// assert!(CODERS.iter().all(|entry| entry.name.parse::<Compression>().is_ok()));
+/// # Ok::<(), breakers_kv_cache::Error>(())
+/// ```
+#[derive(Clone, Debug)]
 pub struct Compression {
     /// How keys and values are coded.
-    pub method: Method,
+    pub coder: Arc<dyn Coder>,
     /// First tokens of the sequence that stay as they are: attention often rests on them, with keys unlike
     /// all others.
     pub exact_tokens: usize,
@@ -44,8 +58,8 @@ pub struct Compression {
 
 impl Compression {
     /// A method with four exact tokens at the beginning and no window.
-    pub fn new(method: Method) -> Self {
-        Self { method, exact_tokens: 4, window: 0, plain_layers: Vec::new() }
+    pub fn new(coder: impl Coder + 'static) -> Self {
+        Self { coder: Arc::new(coder), exact_tokens: 4, window: 0, plain_layers: Vec::new() }
     }
 
     /// Fails for a plain layer that is not there.
@@ -61,7 +75,21 @@ impl Compression {
         if self.exact_tokens >= PAGE_TOKENS {
             return Err(Error::ExactTokens { most: PAGE_TOKENS - 1, found: self.exact_tokens });
         }
-        Ok(self.window.max(self.method.window()).div_ceil(PAGE_TOKENS))
+        Ok(self.window.max(self.coder.window()).div_ceil(PAGE_TOKENS))
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::UnknownCompression`], which lists the names of [`CODERS`].
+    fn from_str(name: &str) -> Result<Self> {
+        let found = CODERS.iter().find(|entry| entry.name == name).map(|entry| (entry.build)());
+        found.ok_or_else(|| {
+            let known: Vec<&str> = CODERS.iter().map(|entry| entry.name).collect();
+            Error::UnknownCompression { name: name.to_owned(), known: known.join(", ") }
+        })
     }
 }
 
@@ -94,7 +122,7 @@ impl Compression {
 /// # fn main() -> Result<(), breakers_kv_cache::Error> {
 /// let device = Device::flex();
 /// let shape = CacheShape::uniform(1, LayerShape::new(2, 64), 4096);
-/// let mut cache = QuantizedCache::new(shape, &Compression::named("water-4")?, &device)?;
+/// let mut cache = QuantizedCache::new(shape, &"water-4".parse::<Compression>()?, &device)?;
 /// let random = |heads| Tensor::<3>::random([1024, heads, 64], Distribution::Default, &device);
 /// cache.begin(1024, None)?;
 /// cache.attend(0, random(4), random(2), random(2), 0.125)?;
@@ -136,9 +164,10 @@ impl QuantizedCache {
     ///
     /// # Errors
     /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of
-    /// two from 16 to 256; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for
+    /// two from 16 to 256 with a method of this crate; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for
     /// impossible settings; [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer
-    /// that is not there; [`Error::UnsupportedDevice`], and [`Error::UnsupportedElement`] for a GPU without
+    /// that is not there; [`Error::CoderDevice`] for a method of somebody else's on a GPU;
+    /// [`Error::UnsupportedDevice`], and [`Error::UnsupportedElement`] for a GPU without
     /// 16-bit floats.
     pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
         require(device)?;
@@ -178,24 +207,34 @@ impl Layer {
     /// A layer, or a head of one.
     pub(crate) fn new(
         shape: &LayerShape,
-        method: &Method,
+        coder: &dyn Coder,
         n_exact: usize,
         lag: usize,
         meter: &PageMeter,
     ) -> Result<Self> {
-        // The tables of a layer that is never packed are never read.
-        let head_dim = if lag == NEVER { LANES } else { shape.head_dim };
-        let coders = method.coders(head_dim)?;
-        let Coders { keys, values, key_rotation, value_rotation, sketch, weighs_channels } = coders;
-        let (key_format, value_format) = (keys.format().clone(), values.format().clone());
-        let format = PackedFormat::new(shape.n_kv_heads, head_dim, key_format, value_format, n_exact);
-        let turns = match lag {
-            NEVER => Turns::default(),
-            _ => Turns { keys: key_rotation, values: value_rotation, sketch },
+        let LayerShape { n_kv_heads, head_dim, .. } = *shape;
+        let mut turns = Turns::default();
+        let (format, weighs_channels) = match coder.coding(head_dim)?.0 {
+            CodingKind::Packed(coding) => {
+                let PackedCoding { keys, values, key_rotation, value_rotation, sketch, weighs_channels } =
+                    coding;
+                turns = Turns { keys: key_rotation, values: value_rotation, sketch };
+                let (key_format, value_format) = (keys.format().clone(), values.format().clone());
+                let format = PackedFormat::new(n_kv_heads, head_dim, key_format, value_format);
+                (Format::Packed { format, keys, values }, weighs_channels)
+            }
+            CodingKind::Pages(keys, values) => {
+                (Format::Bytes(BytesFormat::new(n_kv_heads, head_dim, keys, values)), false)
+            }
         };
-        let weighs_channels = weighs_channels && lag != NEVER;
-        let packing = Packing { format, keys, values, lag, weighs_channels };
+        let packing = Packing { format, lag, n_exact, weighs_channels };
         Ok(Self { pages: PackedLayer::new(shape, Arc::new(packing), meter), turns: Arc::new(turns) })
+    }
+
+    /// A layer, or a head of one, that is never packed.
+    pub(crate) fn plain(shape: &LayerShape, meter: &PageMeter) -> Self {
+        let packing = Packing { format: Format::Plain, lag: NEVER, n_exact: 0, weighs_channels: false };
+        Self { pages: PackedLayer::new(shape, Arc::new(packing), meter), turns: Arc::default() }
     }
 
     /// An empty layer that shares all tables with this one.
@@ -278,7 +317,7 @@ impl Layer {
     pub(crate) fn bytes_per_token(&self) -> f64 {
         let page = match self.pages.packing.lag {
             NEVER => self.pages.plain.layout.page_bytes(),
-            _ => self.pages.packing.format.page_bytes(),
+            _ => self.pages.packing.page_bytes(),
         };
         page as f64 / PAGE_TOKENS as f64
     }

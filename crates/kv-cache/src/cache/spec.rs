@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use super::evicting::{Budget, EvictingCache, Eviction};
 use super::plain::PlainCache;
 use super::quantized::{Compression, QuantizedCache};
+use crate::coders::CODERS;
 use crate::presses::PRESSES;
 use crate::{CacheShape, Element, Error, KvCache, Result};
 
@@ -16,7 +17,7 @@ use crate::{CacheShape, Element, Error, KvCache, Result};
 /// | name | cache |
 /// |---|---|
 /// | `f16`, `f32` | [`PlainCache`] of these elements |
-/// | `water-4`, `kivi-2`, … | [`QuantizedCache`]: the names of [`Compression::presets`] |
+/// | `water-4`, `kivi-2`, … | [`QuantizedCache`]: the names of [`CODERS`] |
 /// | `snapkv-25`, … | [`EvictingCache`]: a press of [`PRESSES`] that keeps 25 % of the tokens |
 /// | `snapkv-25+water-4` | both |
 ///
@@ -84,7 +85,7 @@ impl CacheSpec {
     /// Every name; of presses those that keep a quarter.
     pub fn names() -> Vec<String> {
         let plain = ["f16", "f32"].map(str::to_owned);
-        let coded = Compression::presets().into_iter().map(|preset| preset.0.to_owned());
+        let coded = CODERS.iter().map(|coder| coder.name.to_owned());
         let pressed = PRESSES.iter().map(|press| format!("{}-25", press.name));
         plain.into_iter().chain(coded).chain(pressed).collect()
     }
@@ -120,7 +121,7 @@ impl FromStr for CacheSpec {
                 let known = format!("{}, snapkv-25+water-4", Self::names().join(", "));
                 Error::UnknownCompression { name: name.to_owned(), known }
             };
-            Compression::named(name).map_err(unknown)
+            name.parse::<Compression>().map_err(unknown)
         };
         let (first, compression) = match name.split_once('+') {
             Some((press, compression)) => (press, Some(compression)),

@@ -11,12 +11,55 @@
 
 use half::f16;
 
+use super::coder::{Coder, Coding, PackedCoding, check_width};
 use super::turbo_quant::to_f16;
 use crate::pages::packed::{Coded, Group, SideFormat, Tile, TileCoder, Widths};
 use crate::pages::page::PAGE_TOKENS;
+use crate::{Error, Result};
 
 /// Elements that share a scale.
 const BLOCK: usize = 32;
+
+/// Settings of block formats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockConfig {
+    /// Bits of an element, 4 or 8.
+    pub bits: u32,
+    /// Whether heads are rotated by a Walsh–Hadamard transform before.
+    pub rotated: bool,
+}
+
+impl BlockConfig {
+    /// Eight bits.
+    pub fn q8_0() -> Self {
+        Self { bits: 8, rotated: false }
+    }
+
+    /// Four bits.
+    pub fn q4_0() -> Self {
+        Self { bits: 4, rotated: false }
+    }
+}
+
+impl Coder for BlockConfig {
+    fn name(&self) -> String {
+        format!("q{}_0{}", self.bits, if self.rotated { "-rotated" } else { "" })
+    }
+
+    fn coding(&self, head_dim: usize) -> Result<Coding> {
+        check_width(head_dim)?;
+        let bits = match self.bits {
+            4 => 4,
+            8 => 8,
+            found => {
+                let (what, expected) = ("a block format", "4 or 8");
+                return Err(Error::BitWidth { what, expected, found: found.into() });
+            }
+        };
+        let coding = PackedCoding::new(Block::new(head_dim, bits), Block::new(head_dim, bits));
+        Ok(if self.rotated { coding.rotated(head_dim, true)? } else { coding }.into())
+    }
+}
 
 /// Groups of `size` channels, or of as many as there are.
 pub(super) fn groups(dim: usize, size: usize) -> Vec<Group> {

@@ -13,9 +13,11 @@
 use half::f16;
 
 use super::block::groups;
+use super::coder::{Coder, Coding, PackedCoding, check_width, whole_bits};
 use super::turbo_quant::to_f16;
 use crate::pages::packed::{Coded, SideFormat, Tile, TileCoder, Widths};
 use crate::pages::page::PAGE_TOKENS;
+use crate::{Error, Result};
 
 /// Settings of KIVI.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +41,25 @@ impl Default for KiviConfig {
     /// Four bits, groups of 64 tokens, no window.
     fn default() -> Self {
         Self { bits: 4, group: 64, window: 0 }
+    }
+}
+
+impl Coder for KiviConfig {
+    fn name(&self) -> String {
+        format!("kivi-{}", self.bits)
+    }
+
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn coding(&self, head_dim: usize) -> Result<Coding> {
+        check_width(head_dim)?;
+        whole_bits("KIVI", self.bits)?;
+        if ![32, PAGE_TOKENS].contains(&self.group) {
+            return Err(Error::GroupSize { expected: "32 or 64", found: self.group });
+        }
+        Ok(PackedCoding::new(KiviKeys::new(head_dim, self), KiviValues::new(head_dim, self)).into())
     }
 }
 

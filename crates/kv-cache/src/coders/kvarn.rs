@@ -14,8 +14,10 @@
 use half::f16;
 
 use super::block::groups;
+use super::coder::{Coder, Coding, PackedCoding, check_width, whole_bits};
 use super::kivi::{inverse, nearest, spread};
 use super::turbo_quant::to_f16;
+use crate::Result;
 use crate::pages::packed::{Coded, SideFormat, Tile, TileCoder, Widths};
 use crate::pages::page::PAGE_TOKENS;
 
@@ -41,6 +43,21 @@ impl Default for KvarnConfig {
     /// Four bits for both.
     fn default() -> Self {
         Self { value_bits: 4, ..Self::paper() }
+    }
+}
+
+impl Coder for KvarnConfig {
+    fn name(&self) -> String {
+        format!("kvarn-{}-{}", self.key_bits, self.value_bits)
+    }
+
+    fn coding(&self, head_dim: usize) -> Result<Coding> {
+        check_width(head_dim)?;
+        whole_bits("KVarN", self.key_bits)?;
+        whole_bits("KVarN", self.value_bits)?;
+        let keys = Kvarn::new(head_dim, self.key_bits, self.rounds, true);
+        let values = Kvarn::new(head_dim, self.value_bits, self.rounds, false);
+        Ok(PackedCoding::new(keys, values).rotated(head_dim, true)?.into())
     }
 }
 

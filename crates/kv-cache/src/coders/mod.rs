@@ -9,23 +9,31 @@
 //! | `turbo_cache` | the same in a cache's pages |
 //! | `kvarn` | KVarN: even spreads along tokens and channels, then rounding |
 //! | `water_filling` | bits for each channel of the keys by what its errors cost |
+//! | `table` | all of them by name: [`CODERS`] |
 //!
-//! A method of this list becomes a cache by [`Compression`](crate::Compression).
+//! A method becomes a cache by [`Compression`](crate::Compression). One of your own implements [`Coder`].
 
 mod block;
+mod coder;
 mod kivi;
 mod kvarn;
 mod lloyd_max;
-mod method;
+mod table;
 mod turbo_cache;
 mod turbo_quant;
 mod water_filling;
 
+pub use block::BlockConfig;
+pub use coder::{Coder, Coding, PageCoder};
 pub use kivi::KiviConfig;
 pub use kvarn::KvarnConfig;
 pub use lloyd_max::{Codebook, MAX_CODEBOOK_BITS};
-pub use method::Method;
+pub use table::{CODERS, Entry};
+pub use turbo_cache::TurboConfig;
 pub use turbo_quant::{Estimator, RotationKind, Sketch, TurboCode, TurboQuant, TurboQuantConfig};
 pub use water_filling::WaterFillingConfig;
 
-pub(crate) use method::Coders;
+pub(crate) use coder::{CodingKind, PackedCoding};
+
+/// Tokens of a page.
+pub const PAGE_TOKENS: usize = crate::pages::page::PAGE_TOKENS;

@@ -3,12 +3,58 @@
 //! Keys and values arrive rotated. A fractional number of bits gives the first channels one bit more than the
 //! others, which a random rotation makes as good as any.
 
+use breakers_cpu::random::SplitMix64;
+
 use super::block::groups;
+use super::coder::{Coder, Coding, PackedCoding, check_bits, check_width};
 use super::lloyd_max::Codebook;
-use super::turbo_quant::{Estimator, encode_row, root_mean_square, sketch_factor, to_f16};
-use crate::Result;
+use super::turbo_quant::{Estimator, encode_row, root_mean_square, sketch_factor, sketch_matrix, to_f16};
 use crate::pages::packed::{Coded, Group, SideFormat, TABLE, Tile, TileCoder, Widths};
 use crate::pages::page::{LANES, PAGE_TOKENS};
+use crate::{Error, Result};
+
+/// Settings of TurboQuant in a cache, with the same number of bits for keys and values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurboConfig {
+    /// Bits of an element, 1 to 5; a fraction gives a part of the channels one bit more. A whole number for
+    /// [`Estimator::Prod`].
+    pub bits: f64,
+    /// The estimator. *prod* is for keys alone, whose products it estimates; values are rescaled then.
+    pub estimator: Estimator,
+}
+
+/// Seed of the sketch.
+const SEED: u64 = 0x736b_6574;
+
+impl Coder for TurboConfig {
+    fn name(&self) -> String {
+        let estimator = match self.estimator {
+            Estimator::Mse => "-mse",
+            Estimator::Rescaled => "",
+            Estimator::Prod(_) => "-prod",
+        };
+        format!("turbo{estimator}-{}", self.bits)
+    }
+
+    fn coding(&self, head_dim: usize) -> Result<Coding> {
+        let Self { bits, estimator } = *self;
+        check_width(head_dim)?;
+        check_bits("TurboQuant", "1 to 5", bits, 1.0, 5.0)?;
+        let values = Turbo::new(head_dim, bits, estimator != Estimator::Mse)?;
+        let Estimator::Prod(kind) = estimator else {
+            let keys = Turbo::new(head_dim, bits, estimator == Estimator::Rescaled)?;
+            return Ok(PackedCoding::new(keys, values).rotated(head_dim, true)?.into());
+        };
+        if bits.fract() != 0.0 {
+            let (what, expected) = ("TurboQuant's sketch", "a whole number of");
+            return Err(Error::BitWidth { what, expected, found: bits });
+        }
+        let sketch = sketch_matrix(head_dim, kind, &mut SplitMix64::new(SEED));
+        let keys = TurboProd::new(head_dim, bits as u32, estimator, sketch.clone())?;
+        let coding = PackedCoding::new(keys, values).rotated(head_dim, true)?;
+        Ok(PackedCoding { sketch, ..coding }.into())
+    }
+}
 
 /// A codebook whose levels are rounded to bytes: multiples of a 127th of the largest.
 struct Bytes {
@@ -169,11 +215,6 @@ impl TileCoder for TurboProd {
             out.scales[group * PAGE_TOKENS + slot] = to_f16(length * self.factor);
         }
     }
-}
-
-/// For values, or keys without a sketch.
-pub(super) fn is_rescaled(estimator: Estimator) -> bool {
-    estimator == Estimator::Rescaled
 }
 
 #[cfg(test)]

@@ -22,8 +22,11 @@
 use half::f16;
 
 use super::block::groups;
+use super::coder::{Coder, Coding, PackedCoding, check_bits, check_width};
 use super::kivi::nearest;
+use super::turbo_cache::Turbo;
 use super::turbo_quant::to_f16;
+use crate::Result;
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{Coded, SideFormat, Tile, TileCoder, Widths};
 
@@ -44,6 +47,22 @@ impl Default for WaterFillingConfig {
     /// of values are faster than fractions.
     fn default() -> Self {
         Self { key_bits: 3.5, value_bits: 3.0 }
+    }
+}
+
+impl Coder for WaterFillingConfig {
+    fn name(&self) -> String {
+        format!("water-{}-{}", self.key_bits, self.value_bits)
+    }
+
+    fn coding(&self, head_dim: usize) -> Result<Coding> {
+        check_width(head_dim)?;
+        check_bits("water filling (keys)", "1 to 7", self.key_bits, 1.0, 7.0)?;
+        check_bits("water filling (values)", "1 to 5", self.value_bits, 1.0, 5.0)?;
+        let keys = WaterFillingKeys::new(head_dim, self.key_bits);
+        let values = Turbo::new(head_dim, self.value_bits, true)?;
+        let coding = PackedCoding::new(keys, values).rotated(head_dim, false)?;
+        Ok(PackedCoding { weighs_channels: true, ..coding }.into())
     }
 }
 

@@ -11,6 +11,7 @@
 //! a byte that c stands for, plus the group's offset. The first slots of the first page may be exact: they are kept as
 //! 16-bit floats beside their codes.
 
+pub(crate) mod bytes;
 #[cfg(feature = "cube")]
 pub(crate) mod device;
 pub(crate) mod layer;
@@ -153,8 +154,6 @@ pub(crate) struct PackedFormat {
     pub(crate) head_dim: usize,
     pub(crate) keys: SideFormat,
     pub(crate) values: SideFormat,
-    /// First slots of the sequence that are exact.
-    pub(crate) n_exact: usize,
     /// Words of a slot's lane.
     pub(crate) key_words: usize,
     /// Of keys of fixed width, in the order of the channels; none goes over the end of a group.
@@ -167,15 +166,9 @@ pub(crate) struct PackedFormat {
 }
 
 impl PackedFormat {
-    pub(crate) fn new(
-        n_kv_heads: usize,
-        head_dim: usize,
-        keys: SideFormat,
-        values: SideFormat,
-        n_exact: usize,
-    ) -> Self {
+    pub(crate) fn new(n_kv_heads: usize, head_dim: usize, keys: SideFormat, values: SideFormat) -> Self {
         debug_assert!(head_dim.is_multiple_of(LANES) && keys.n_coded() <= MAX_CODED);
-        debug_assert!(values.n_coded() == head_dim && values.scales && n_exact < PAGE_TOKENS);
+        debug_assert!(values.n_coded() == head_dim && values.scales);
         let bits = match &keys.widths {
             Widths::Fixed(widths) => widths.iter().map(|&w| usize::from(w)).sum(),
             Widths::Adaptive { bits } => *bits,
@@ -221,7 +214,6 @@ impl PackedFormat {
             head_dim,
             keys,
             values,
-            n_exact,
             key_words,
             key_runs,
             value_runs,
@@ -348,9 +340,9 @@ impl PackedPage {
         Self { lease: None, lines: Box::default(), exact: Box::default() }
     }
 
-    pub(crate) fn zeroed(format: &PackedFormat, n_exact: usize, meter: &PageMeter) -> Self {
-        let n_lines = format.page_bytes().div_ceil(size_of::<Line>());
-        let n_halves = format.n_kv_heads * n_exact * 2 * format.head_dim;
+    /// A page of `n_bytes`, and `n_halves` numbers of exact slots.
+    pub(crate) fn zeroed(n_bytes: usize, n_halves: usize, meter: &PageMeter) -> Self {
+        let n_lines = n_bytes.div_ceil(size_of::<Line>());
         let mut page = Self {
             lease: None,
             lines: vec![Line::zeroed(); n_lines].into_boxed_slice(),
@@ -369,14 +361,23 @@ impl PackedPage {
         &bytemuck::cast_slice(&self.lines)[head * format.region_words..][..format.region_words]
     }
 
+    /// All that is stored but the exact slots.
+    fn raw(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    fn raw_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
     /// A head's exact slots, `[n_exact, 2, head_dim]`.
-    pub(crate) fn exact(&self, format: &PackedFormat, head: usize) -> &[f16] {
-        let n = self.exact.len() / format.n_kv_heads;
+    pub(crate) fn exact(&self, n_kv_heads: usize, head: usize) -> &[f16] {
+        let n = self.exact.len() / n_kv_heads;
         &self.exact[head * n..][..n]
     }
 
-    pub(crate) fn exact_mut(&mut self, format: &PackedFormat, head: usize) -> &mut [f16] {
-        let n = self.exact.len() / format.n_kv_heads;
+    pub(crate) fn exact_mut(&mut self, n_kv_heads: usize, head: usize) -> &mut [f16] {
+        let n = self.exact.len() / n_kv_heads;
         &mut self.exact[head * n..][..n]
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::layer::LayerPages;
-use super::packed::layer::{PackedLayer, PathPages};
+use super::packed::bytes::BytesFormat;
+use super::packed::layer::{Format, PackedLayer, PathPages};
 use super::packed::{PackedFormat, PackedPage};
 use super::page::{Page, PageLayout};
 
@@ -15,8 +16,13 @@ pub(crate) trait PageSource: Sync {
     /// A page as 16- or 32-bit floats; `None` if it has no such storage any more.
     fn plain(&self, page: usize) -> Option<&Page>;
 
-    /// How packed pages are laid out, if there may be any.
+    /// How packed pages are laid out, if there may be any that kernels read.
     fn format(&self) -> Option<&PackedFormat> {
+        None
+    }
+
+    /// How packed pages are decoded, if there may be any that kernels cannot read.
+    fn bytes_format(&self) -> Option<&BytesFormat> {
         None
     }
 
@@ -65,6 +71,10 @@ impl<T: PageSource + ?Sized> PageSource for &T {
         (**self).format()
     }
 
+    fn bytes_format(&self) -> Option<&BytesFormat> {
+        (**self).bytes_format()
+    }
+
     fn n_packed_for(&self, position: usize) -> usize {
         (**self).n_packed_for(position)
     }
@@ -95,7 +105,17 @@ impl PageSource for PackedLayer {
     }
 
     fn format(&self) -> Option<&PackedFormat> {
-        Some(&self.packing.format)
+        match &self.packing.format {
+            Format::Packed { format, .. } => Some(format),
+            _ => None,
+        }
+    }
+
+    fn bytes_format(&self) -> Option<&BytesFormat> {
+        match &self.packing.format {
+            Format::Bytes(format) => Some(format),
+            _ => None,
+        }
     }
 
     fn n_packed_for(&self, position: usize) -> usize {
@@ -119,6 +139,10 @@ impl PageSource for PathPages<'_> {
 
     fn format(&self) -> Option<&PackedFormat> {
         self.layer.format()
+    }
+
+    fn bytes_format(&self) -> Option<&BytesFormat> {
+        self.layer.bytes_format()
     }
 
     fn n_packed_for(&self, position: usize) -> usize {

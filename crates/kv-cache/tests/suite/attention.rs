@@ -107,7 +107,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 
 #[test]
 fn a_row_of_a_tree_has_the_bits_of_its_chain() {
-    let mut random = Random(19);
+    let mut random = Random::new(19);
     for heads in SHAPES {
         for prefix in [0, 1, 60, 64, 250] {
             let n_rows = 1 + random.below(20);

@@ -279,7 +279,7 @@ proptest! {
     /// Whatever is done to a cache, it answers as a fresh one that was fed the tokens that are left.
     #[test]
     fn any_history_ends_as_its_chain(seed: u64) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let pool = Tokens::random(HEADS, 64, seed ^ 1);
         let mut caches: Vec<(Box<dyn KvCache>, Vec<usize>)> =
             vec![(Box::new(HEADS.cache(Element::F16)), Vec::new())];

@@ -1,27 +1,24 @@
 //! Random inputs, and attention written down a second time, plainly and in f64.
 #![allow(unreachable_pub)]
 
+use breakers_cpu::random::SplitMix64;
 use breakers_kv_cache::{CacheShape, Element, KvCache, LayerShape, PlainCache};
 use burn::tensor::{Device, Tensor, TensorData, f16};
 
 /// Seeded numbers, about normal.
-pub struct Random(pub u64);
+pub struct Random(SplitMix64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub fn new(seed: u64) -> Self {
+        Self(SplitMix64::new(seed))
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.0.next() % n as u64) as usize
     }
 
     pub fn uniform(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+        (self.0.next() >> 40) as f32 / (1u32 << 24) as f32
     }
 
     pub fn normal(&mut self) -> f32 {
@@ -77,7 +74,7 @@ pub struct Tokens {
 
 impl Tokens {
     pub fn random(heads: Heads, n: usize, seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let Heads { n_heads, n_kv_heads, head_dim, .. } = heads;
         Self {
             heads,

@@ -1,9 +1,12 @@
 //! Compressed caches: every method through the same trials.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
+use crate::own_coder::Bytes;
 use breakers_core::StepError;
 use breakers_cpu::{self as cpu, pool};
-use breakers_kv_cache::coders::{Estimator, KiviConfig, KvarnConfig, Method, WaterFillingConfig};
+use breakers_kv_cache::coders::{
+    BlockConfig, CODERS, Estimator, KiviConfig, TurboConfig, WaterFillingConfig,
+};
 use breakers_kv_cache::{
     CacheShape, Compression, Element, Error, KvCache, LayerShape, PlainCache, QuantizedCache,
 };
@@ -12,10 +15,12 @@ use burn::tensor::{Device, Tensor, f16};
 const SHAPES: [Heads; 5] =
     [heads(9, 3, 64), heads(4, 1, 256), heads(12, 2, 128), heads(2, 2, 16), heads(4, 1, 64).window(100)];
 
+/// Every method of the table, and some that have no name.
 fn methods() -> Vec<(&'static str, Compression)> {
-    let mut methods = Compression::presets();
+    let mut methods: Vec<_> = CODERS.iter().map(|entry| (entry.name, (entry.build)())).collect();
     let with_window = Compression { window: 65, ..methods[0].1.clone() };
     methods.push(("q8_0 with a window", with_window));
+    methods.push(("a coder of somebody else's", Compression::new(Bytes)));
     methods
 }
 
@@ -75,7 +80,7 @@ fn instruction_sets_and_threads_give_the_same_bits() {
     });
     for name in ["water-4", "turbo-prod-4"] {
         let heads = heads(9, 3, 64);
-        let compression = Compression::named(name).unwrap();
+        let compression = name.parse::<Compression>().unwrap();
         let tokens = Tokens::random(heads, 1500, 17);
         let run = |threads| {
             pool::set_threads(threads).unwrap();
@@ -91,7 +96,7 @@ fn instruction_sets_and_threads_give_the_same_bits() {
 #[test]
 fn a_row_of_a_tree_has_the_bits_of_its_chain() {
     for_all(|name, heads, compression| {
-        let mut random = Random(random_seed(name));
+        let mut random = Random::new(random_seed(name));
         // Among them trees that reach over a page's end, the first one's too.
         for prefix in [0, 60, 64, 125] {
             let n_rows = 6 + random.below(10);
@@ -168,7 +173,7 @@ fn forks_and_truncation_leave_no_trace() {
 fn final_tokens_can_be_taken_back_to_a_page_boundary() {
     let heads = heads(4, 2, 64);
     let tokens = Tokens::random(heads, 300, 37);
-    let compression = Compression::named("water-4").unwrap();
+    let compression = "water-4".parse::<Compression>().unwrap();
     let mut cache = make(heads, &compression);
     tokens.feed(&mut cache, None);
     cache.commit(300).unwrap();
@@ -193,30 +198,39 @@ fn final_tokens_can_be_taken_back_to_a_page_boundary() {
 }
 
 /// Bits of an element of final, whole pages by the method's formula: keys and values.
-fn formula(method: &Method, dim: f64, exact: f64) -> [f64; 2] {
+fn formula(name: &str, dim: f64) -> [f64; 2] {
     let rows = 64.0;
-    match method {
-        Method::Q8_0 => [8.0 + 16.0 / 32f64.min(dim); 2],
-        Method::Q4_0 { .. } => [4.0 + 16.0 / 32f64.min(dim); 2],
-        Method::Kivi(KiviConfig { bits, group, .. }) => {
-            let (bits, group) = (f64::from(*bits), *group as f64);
-            [bits + 32.0 / group, bits + 32.0 / group.min(dim)]
-        }
-        Method::Turbo { bits, estimator } => {
-            // Fractions come in steps of 16 channels; a sketch has a length of its own.
-            let bits = bits.floor() + (bits.fract() * dim / 16.0).round() * 16.0 / dim;
-            let lengths = if matches!(estimator, Estimator::Prod(_)) { 32.0 } else { 16.0 };
-            [bits + lengths / dim, bits + 16.0 / dim]
-        }
-        Method::Kvarn(KvarnConfig { key_bits, value_bits, .. }) => {
-            [*key_bits, *value_bits].map(|bits| f64::from(bits) + 32.0 / rows + 16.0 / dim)
-        }
-        Method::WaterFilling(WaterFillingConfig { key_bits, value_bits }) => {
-            let value_bits = value_bits.floor() + (value_bits.fract() * dim / 16.0).round() * 16.0 / dim;
-            let key_bits = (key_bits * dim / 32.0).round() * 32.0 / dim;
-            [key_bits + 41.0 / rows, value_bits + 16.0 / dim]
-        }
-        other => panic!("{other:?} {exact}"),
+    let kivi = |bits: f64| [bits + 1.0, bits + 32.0 / 32f64.min(dim)];
+    // Fractions come in steps of 16 channels.
+    let codebook = |bits: f64| bits.floor() + (bits.fract() * dim / 16.0).round() * 16.0 / dim;
+    let turbo = |bits: f64| [codebook(bits) + 16.0 / dim; 2];
+    // A sketch has a length of its own.
+    let prod = |bits: f64| [bits + 32.0 / dim, bits + 16.0 / dim];
+    let kvarn = |bits: [f64; 2]| bits.map(|bits| bits + 32.0 / rows + 16.0 / dim);
+    let water = |key_bits: f64, value_bits: f64| {
+        let key_bits = (key_bits * dim / 32.0).round() * 32.0 / dim;
+        [key_bits + 41.0 / rows, codebook(value_bits) + 16.0 / dim]
+    };
+    match name {
+        "q8_0" | "q8_0 with a window" => [8.0 + 16.0 / 32f64.min(dim); 2],
+        "q4_0" | "q4_0-rotated" => [4.0 + 16.0 / 32f64.min(dim); 2],
+        "kivi-4" => kivi(4.0),
+        "kivi-2" => kivi(2.0),
+        "turbo-mse-4" | "turbo-4" => turbo(4.0),
+        "turbo-mse-3" | "turbo-3" => turbo(3.0),
+        "turbo-prod-4" => prod(4.0),
+        "turbo-prod-3" => prod(3.0),
+        "turbo-5" => turbo(5.0),
+        "turbo-3.5" => turbo(3.5),
+        "turbo-2" => turbo(2.0),
+        "kvarn-4" => kvarn([4.0, 4.0]),
+        "kvarn-4-2" => kvarn([4.0, 2.0]),
+        "water-5" => water(4.5, 4.0),
+        "water-4" => water(3.5, 3.0),
+        "water-3" => water(3.0, 2.0),
+        "water-2" => water(2.0, 1.0),
+        "a coder of somebody else's" => [8.0 + 32.0 / (rows * dim); 2],
+        other => panic!("{other} has no formula"),
     }
 }
 
@@ -230,11 +244,8 @@ fn memory_is_what_the_formula_says() {
                 cache.commit(256).unwrap();
             }
             let dim = heads.head_dim as f64;
-            let [keys, values] = formula(&compression.method, dim, 0.0);
-            let mut window = compression.window;
-            if let Method::Kivi(config) = &compression.method {
-                window = window.max(config.window);
-            }
+            let [keys, values] = formula(name, dim);
+            let window = compression.window.max(if name.starts_with("kivi") { 128 } else { 0 });
             let n_plain = window.next_multiple_of(64) as f64 + compression.exact_tokens as f64;
             let n_packed = n as f64 - window.next_multiple_of(64) as f64;
             let elements = dim * heads.n_kv_heads as f64;
@@ -245,8 +256,8 @@ fn memory_is_what_the_formula_says() {
     }
 }
 
-/// Attention in f64 of the last row, keys and values of whole pages rounded by `round`.
-fn reference(tokens: &Tokens, keys: &[f64], values: &[f64]) -> Vec<f64> {
+/// Attention in f64 of the last row over these keys and values.
+pub(crate) fn reference(tokens: &Tokens, keys: &[f64], values: &[f64]) -> Vec<f64> {
     let Heads { n_heads, n_kv_heads, head_dim, .. } = tokens.heads;
     let row = tokens.n - 1;
     let mut out = Vec::new();
@@ -291,7 +302,7 @@ fn kivi_is_what_its_paper_says() {
         for heads in [heads(9, 3, 64), heads(4, 1, 128)] {
             let tokens = Tokens::random(heads, 400, seed);
             let config = KiviConfig::paper(bits);
-            let compression = Compression { exact_tokens: 0, ..Compression::new(Method::Kivi(config)) };
+            let compression = Compression { exact_tokens: 0, ..Compression::new(config) };
             let out = tokens.feed(&mut make(heads, &compression), None);
             let halves = |x: &[f32]| x.iter().map(|x| f64::from(half(*x))).collect::<Vec<_>>();
             let (mut keys, mut values) = (halves(&tokens.k), halves(&tokens.v));
@@ -322,7 +333,7 @@ fn errors_shrink_with_the_bits() {
     let tokens = Tokens::random(heads, 500, 41);
     let exact = tokens.feed(&mut heads.cache(Element::F32), None);
     let error = |name: &str| {
-        let out = tokens.feed(&mut make(heads, &Compression::named(name).unwrap()), None);
+        let out = tokens.feed(&mut make(heads, &name.parse::<Compression>().unwrap()), None);
         let (error, size) = out
             .iter()
             .zip(&exact)
@@ -350,24 +361,26 @@ fn bad_input_is_refused() {
         let shape = CacheShape::uniform(2, LayerShape::new(1, dim), 1000);
         QuantizedCache::new(shape, compression, &Device::flex()).map(|_| ())
     };
-    let water = Compression::named("water-4").unwrap();
+    let water = "water-4".parse::<Compression>().unwrap();
     for dim in [7, 8, 65, 80, 96, 512] {
-        for (_, compression) in methods() {
+        for entry in CODERS {
             let expected = "a power of two from 16 to 256";
-            assert_eq!(make(dim, &compression), Err(Error::HeadWidth { expected, found: dim }));
+            assert_eq!(make(dim, &(entry.build)()), Err(Error::HeadWidth { expected, found: dim }));
         }
     }
     for bits in [0.0, 0.5, 5.5, f64::NAN, f64::INFINITY, -1.0] {
-        let compression = Compression::new(Method::Turbo { bits, estimator: Estimator::Rescaled });
+        let compression = Compression::new(TurboConfig { bits, estimator: Estimator::Rescaled });
         assert!(matches!(make(64, &compression), Err(Error::BitWidth { .. })), "{bits}");
         let config = WaterFillingConfig { key_bits: 4.0, value_bits: bits };
-        assert!(matches!(
-            make(64, &Compression::new(Method::WaterFilling(config))),
-            Err(Error::BitWidth { .. })
-        ));
+        assert!(matches!(make(64, &Compression::new(config)), Err(Error::BitWidth { .. })));
+    }
+    for bits in [0, 2, 16] {
+        let found = make(64, &Compression::new(BlockConfig { bits, rotated: false }));
+        let expected = "4 or 8";
+        assert_eq!(found, Err(Error::BitWidth { what: "a block format", expected, found: bits.into() }));
     }
     let group = KiviConfig { group: 48, ..KiviConfig::default() };
-    let group = make(64, &Compression::new(Method::Kivi(group)));
+    let group = make(64, &Compression::new(group));
     assert_eq!(group, Err(Error::GroupSize { expected: "32 or 64", found: 48 }));
     let exact = make(64, &Compression { exact_tokens: 64, ..water.clone() });
     assert_eq!(exact, Err(Error::ExactTokens { most: 63, found: 64 }));
@@ -376,7 +389,7 @@ fn bad_input_is_refused() {
         layers,
         Err(StepError::OutOfRange { what: "plain layers", requested: 2, available: 2 }.into())
     );
-    assert!(matches!(Compression::named("water-99"), Err(Error::UnknownCompression { .. })));
+    assert!(matches!("water-99".parse::<Compression>(), Err(Error::UnknownCompression { .. })));
 
     let heads = heads(2, 1, 64);
     for (at, name) in ["q", "k", "v"].into_iter().enumerate() {
@@ -408,7 +421,7 @@ fn plain_layers_have_the_bits_of_the_plain_cache() {
     let heads = heads(9, 3, 64);
     let tokens = Tokens::random(heads, 300, 47);
     let shape = || CacheShape::uniform(2, heads.layer(), 1000);
-    let compression = Compression { plain_layers: vec![1], ..Compression::named("water-2").unwrap() };
+    let compression = Compression { plain_layers: vec![1], .."water-2".parse::<Compression>().unwrap() };
     let mut cache = QuantizedCache::new(shape(), &compression, &Device::flex()).unwrap();
     let mut plain = PlainCache::new(shape(), Element::F16, &Device::flex()).unwrap();
     let attend = |cache: &mut dyn KvCache| -> Vec<Tensor<2>> {
@@ -430,7 +443,7 @@ fn plain_layers_have_the_bits_of_the_plain_cache() {
 #[test]
 fn pages_behind_a_window_are_freed() {
     let heads = heads(4, 1, 64).window(128);
-    let compression = Compression::named("water-4").unwrap();
+    let compression = "water-4".parse::<Compression>().unwrap();
     let mut cache = make(heads, &compression);
     let mut most = 0;
     for at in 0..40 {

@@ -3,6 +3,7 @@
 //! That results are what the codes stand for is tested beside the kernels, with the CPU's.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
+use crate::own_coder::Bytes;
 use breakers_backend::device::{self, Kind};
 use breakers_backend::harness;
 use breakers_core::StepError;
@@ -36,7 +37,7 @@ fn gpus() -> Vec<Device> {
 
 fn make(name: &str, heads: Heads, device: &Device) -> QuantizedCache {
     let shape = CacheShape::uniform(1, heads.layer(), 1 << 20);
-    QuantizedCache::new(shape, &Compression::named(name).unwrap(), device).unwrap()
+    QuantizedCache::new(shape, &name.parse::<Compression>().unwrap(), device).unwrap()
 }
 
 fn tensors(tokens: &Tokens, device: &Device) -> [Tensor<3>; 3] {
@@ -93,7 +94,7 @@ fn steps_of_any_size_give_the_same_bits() {
 #[test]
 fn a_row_of_a_tree_has_the_bits_of_its_chain() {
     for (device, (name, heads)) in gpus().iter().flat_map(|device| CACHES.map(|cache| (device, cache))) {
-        let mut random = Random(name.bytes().map(u64::from).sum());
+        let mut random = Random::new(name.bytes().map(u64::from).sum());
         // One tree reaches over a page's end, the first one's for methods that weigh channels.
         for prefix in [60, 70] {
             let n_rows = 6 + random.below(4);
@@ -238,8 +239,11 @@ fn bad_input_is_refused() {
         assert!(matches!(cache.attend(0, q, k, v, 0.1), Err(Error::Device { .. })));
         let shape = CacheShape::uniform(1, LayerShape::new(1, 80), 100);
         let refused =
-            QuantizedCache::new(shape, &Compression::named("turbo-4").unwrap(), &device).map(|_| ());
+            QuantizedCache::new(shape, &"turbo-4".parse::<Compression>().unwrap(), &device).map(|_| ());
         assert_eq!(refused, Err(Error::HeadWidth { expected: "a power of two from 16 to 256", found: 80 }));
+        let shape = CacheShape::uniform(1, heads.layer(), 100);
+        let refused = QuantizedCache::new(shape, &Compression::new(Bytes), &device).map(|_| ());
+        assert!(matches!(&refused, Err(Error::CoderDevice { coder, .. }) if coder == "bytes"), "{refused:?}");
         let eviction = Eviction::new(Tova, Budget::Fraction(0.5));
         let pressed = EvictingCache::new(CacheShape::uniform(1, heads.layer(), 100), eviction, &device);
         assert!(matches!(pressed.map(|_| ()), Err(Error::EvictionDevice { .. })));
@@ -252,7 +256,7 @@ fn plain_layers_have_the_bits_of_the_plain_cache() {
         let heads = heads(4, 2, 64);
         let tokens = Tokens::random(heads, 150, 47);
         let shape = || CacheShape::uniform(2, heads.layer(), 1000);
-        let compression = Compression { plain_layers: vec![1], ..Compression::named("turbo-2").unwrap() };
+        let compression = Compression { plain_layers: vec![1], .."turbo-2".parse::<Compression>().unwrap() };
         let mut cache = QuantizedCache::new(shape(), &compression, &device).unwrap();
         let mut plain = PlainCache::new(shape(), Element::F16, &device).unwrap();
         // The last layer's rows are what is compared.

@@ -25,7 +25,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// with a random unit vector), and the mean of ⟨x, x̂⟩ − 1.
 fn errors(bits: u32, estimator: Estimator, rotation: RotationKind) -> (f64, f64) {
     let (n_quantizers, n_vectors) = if rotation == RotationKind::Dense { (12, 60) } else { (40, 20) };
-    let mut random = Random(bits.into());
+    let mut random = Random::new(bits.into());
     let (mut squares, mut bias) = (0.0, 0.0);
     for seed in 0..n_quantizers {
         let config = TurboQuantConfig { bits, estimator, rotation, seed };
@@ -85,7 +85,7 @@ fn unbiased_estimators_have_no_bias() {
 /// The rescaled estimate of a product with any query is right on average.
 #[test]
 fn the_rescaled_estimate_is_unbiased_for_any_query() {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for bits in 1..=4 {
         let config = |seed| TurboQuantConfig { bits, seed, ..TurboQuantConfig::default() };
         let (n_seeds, n_vectors) = (100, 60);

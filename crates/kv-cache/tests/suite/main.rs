@@ -9,4 +9,5 @@ mod compressed;
 mod compressed_device;
 mod distortion;
 mod many;
+mod own_coder;
 mod presses;

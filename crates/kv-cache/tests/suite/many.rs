@@ -19,12 +19,12 @@ fn make(kind: &str) -> Box<dyn KvCache> {
         "snapkv" | "snapkv+water-4" => {
             let mut eviction = Eviction::new(SnapKv::default(), Budget::Fraction(0.5));
             if kind != "snapkv" {
-                eviction.compression = Some(Compression::named("water-4").unwrap());
+                eviction.compression = Some("water-4".parse::<Compression>().unwrap());
             }
             Box::new(EvictingCache::new(shape, eviction, &device).unwrap())
         }
         name => {
-            let compression = Compression::named(name).unwrap();
+            let compression = name.parse::<Compression>().unwrap();
             Box::new(QuantizedCache::new(shape, &compression, &device).unwrap())
         }
     }
@@ -43,7 +43,7 @@ fn many_sequences_at_once_have_the_bits_of_each_alone() {
     let lengths = [(0, 3), (62, 5), (130, 1), (300, 1), (65, 70), (128, 2), (1500, 1)];
     for threads in [1, 3] {
         pool::set_threads(threads).unwrap();
-        let mut random = Random(5);
+        let mut random = Random::new(5);
         let mut alone: Vec<Box<dyn KvCache>> = Vec::new();
         let mut together: Vec<Box<dyn KvCache>> = Vec::new();
         let (mut parts, mut trees, mut want) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,7 +1,9 @@
 //! Presses: what they keep, and what a cache makes of it.
 
 use crate::common::{Heads, Random, Tokens, bits, heads};
+use crate::own_coder::Bytes;
 use breakers_core::StepError;
+use breakers_kv_cache::coders::CODERS;
 use breakers_kv_cache::presses::{
     self, ExpectedAttention, H2o, HeadBudgets, HeadView, KeyDiff, Knorm, LayerBudgets, LayerView, Press,
     RandomPress, SnapKv, SnapKvConfig, StreamingLlm, Tova,
@@ -282,7 +284,7 @@ fn a_quarter_of_the_budget_takes_a_quarter_of_the_bytes() {
     ] {
         let mut eviction = eviction(PRESSES[0], Budget::Fraction(fraction));
         eviction.heads = budgets;
-        eviction.compression = compression.map(|name| Compression::named(name).unwrap());
+        eviction.compression = compression.map(|name| name.parse::<Compression>().unwrap());
         let n_exact = eviction.compression.as_ref().map_or(0, |c| c.exact_tokens);
         let what = format!("{:?}, {fraction}, {compression:?}", eviction.heads);
         let mut cache = make(heads, eviction);
@@ -326,7 +328,7 @@ fn repeated_presses_keep_the_budget() {
     assert!(cache.kept(0, 0).len() >= 100);
     let shape = || CacheShape::uniform(1, heads.layer(), 1 << 20);
     let mut both = Eviction::new(Knorm, Budget::Tokens(100));
-    (both.every, both.compression) = (Some(64), Some(Compression::named("q8_0").unwrap()));
+    (both.every, both.compression) = (Some(64), Some("q8_0".parse::<Compression>().unwrap()));
     assert_eq!(EvictingCache::new(shape(), both, &Device::flex()).map(|_| ()), Err(Error::RepeatedEviction));
 }
 
@@ -358,7 +360,8 @@ fn every_press_works_with_every_compression_however_tokens_come() {
         for sizes in [&[1][..], &[64, 1, 30], &[135, 65], &chat] {
             let eviction = || (press.build)(Budget::Fraction(0.25));
             let (_, want) = decode(&tokens, eviction(), sizes);
-            for (name, compression) in Compression::presets() {
+            let own = std::iter::once(("of somebody else's", Compression::new(Bytes)));
+            for (name, compression) in CODERS.iter().map(|entry| (entry.name, (entry.build)())).chain(own) {
                 let mut eviction = eviction();
                 let what = format!("{} + {name}, {sizes:?}", press.name);
                 eviction.compression = Some(compression);
@@ -382,7 +385,17 @@ fn rows<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>) -> String {
 }
 
 #[test]
-fn the_table_of_presses_parses_and_is_the_one_in_the_documentation() {
+fn the_tables_of_methods_parse_and_are_those_in_the_documentation() {
+    for entry in CODERS {
+        let spec: CacheSpec = entry.name.parse().unwrap();
+        assert_eq!(spec.to_string(), entry.name);
+        let CacheKind::Quantized(found) = spec.kind() else { panic!("{}", entry.name) };
+        let built = (entry.build)();
+        assert_eq!(format!("{found:?}"), format!("{built:?}"));
+        // No two names mean the same.
+        let same = CODERS.iter().filter(|other| format!("{:?}", (other.build)()) == format!("{built:?}"));
+        assert_eq!(same.count(), 1, "{}", entry.name);
+    }
     for press in presses::PRESSES {
         for name in [format!("{}-12.5", press.name), format!("{}-25+kivi-2", press.name)] {
             let spec: CacheSpec = name.parse().unwrap();
@@ -407,11 +420,15 @@ fn the_table_of_presses_parses_and_is_the_one_in_the_documentation() {
     }
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/kv-cache.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let table = rows(presses::PRESSES.iter().map(|press| (press.name, press.paper)));
-    assert!(
-        page.contains(&format!("| press | paper |\n|---|---|\n{table}\n")),
-        "docs/kv-cache.md lacks:\n{table}"
-    );
+    for (what, table) in [
+        ("press", rows(presses::PRESSES.iter().map(|press| (press.name, press.paper)))),
+        ("coder", rows(CODERS.iter().map(|coder| (coder.name, coder.paper)))),
+    ] {
+        assert!(
+            page.contains(&format!("| {what} | paper |\n|---|---|\n{table}\n")),
+            "docs/kv-cache.md lacks:\n{table}"
+        );
+    }
 }
 
 #[test]
@@ -420,7 +437,7 @@ fn final_tokens_before_a_press_can_be_taken_back() {
     let tokens = Tokens::random(heads, 180, 23);
     let make = || {
         let mut eviction = eviction(PRESSES[0], Budget::Tokens(150));
-        eviction.compression = Some(Compression::named("water-4").unwrap());
+        eviction.compression = Some("water-4".parse::<Compression>().unwrap());
         make(heads, eviction)
     };
     let mut cache = make();
@@ -447,7 +464,7 @@ fn speculation_over_a_pressed_cache_is_plain_decoding() {
     for compression in [None, Some("water-4"), Some("turbo-prod-4"), Some("kivi-4")] {
         let start = || {
             let mut eviction = eviction(PRESSES[0], Budget::Fraction(0.5));
-            eviction.compression = compression.map(|name| Compression::named(name).unwrap());
+            eviction.compression = compression.map(|name| name.parse::<Compression>().unwrap());
             let mut cache = make(heads, eviction);
             Tokens::random(heads, 500, 13).feed(&mut cache, None);
             cache.commit(500).unwrap();
@@ -461,7 +478,7 @@ fn speculation_over_a_pressed_cache_is_plain_decoding() {
             plain.commit(1).unwrap();
         }
         let mut speculative = start();
-        let (mut got, mut at, mut random) = (Vec::<u32>::new(), 0, Random(3));
+        let (mut got, mut at, mut random) = (Vec::<u32>::new(), 0, Random::new(3));
         while at < 100 {
             // A draft of which some is right, in a tree with wrong branches.
             let right = (1 + random.below(7)).min(100 - at);

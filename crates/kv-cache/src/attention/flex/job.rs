@@ -257,13 +257,23 @@ impl Job<'_> {
                     }
                     continue;
                 }
-                let region = match own_page {
-                    None => match region_of(page) {
+                let coded = source.bytes_format().zip(source.packed(page)).filter(|_| is_packed);
+                let region = match (own_page, coded) {
+                    (_, Some((format, packed))) => {
+                        // SAFETY: there is room for a region, and the caller's promise.
+                        unsafe {
+                            let n = layout.region_elements();
+                            let region = std::slice::from_raw_parts_mut(virtual_page, n);
+                            format.decode::<S, E>(packed, task.head, layout, region);
+                        }
+                        virtual_page.cast_const()
+                    }
+                    (None, None) => match region_of(page) {
                         Some(region) => region,
                         // What a row sees is stored: there is no such page.
                         None => continue,
                     },
-                    Some(tree) => {
+                    (Some(tree), None) => {
                         // SAFETY: there is room for a region.
                         let region =
                             unsafe { std::slice::from_raw_parts_mut(virtual_page, layout.region_elements()) };

@@ -56,7 +56,7 @@ pub(crate) unsafe fn attend_page(
     let places =
         fill_places(&rest[..(n_adaptive / QUAD).div_ceil(8 / WIDTH_BITS)], &mut places[..n_adaptive / QUAD]);
     let words = region.as_ptr();
-    let exact = page.exact(format, head);
+    let exact = page.exact(format.n_kv_heads, head);
     // Codes are fetched while those of this page are read.
     simd::dispatch(isa, Fetch { format, next });
     let mut values = MaybeUninit::<Values>::uninit();

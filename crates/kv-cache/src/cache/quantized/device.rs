@@ -16,7 +16,7 @@ use breakers_cpu::pool;
 use burn::tensor::{DType, Device, Tensor, f16};
 
 use crate::attention::cube::packed::launch::{Job, turn};
-use crate::coders::Method;
+use crate::coders::Coder;
 use crate::pages::meter::{Lease, PageMeter};
 use crate::pages::packed::device::packing::Packing;
 use crate::pages::packed::device::tail::{Tail, select};
@@ -55,11 +55,11 @@ fn turn_by(x: Tensor<3>, matrix: &Option<Tensor<2>>) -> Result<Tensor<3>> {
 
 impl DeviceLayer {
     /// # Errors
-    /// Those of the method; [`Error::UnsupportedElement`], and
+    /// Those of the method; [`Error::CoderDevice`], [`Error::UnsupportedElement`], and
     /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) if no page fits a buffer.
     pub(crate) fn new(
         shape: &LayerShape,
-        method: &Method,
+        coder: &dyn Coder,
         n_exact: usize,
         lag: usize,
         device: &Device,
@@ -69,7 +69,7 @@ impl DeviceLayer {
             let element = Element::F16;
             return Err(Error::UnsupportedElement { element, device: format!("{device:?}") });
         }
-        let packing = Packing::new(shape, method, n_exact, lag, device)?;
+        let packing = Packing::new(shape, coder, n_exact, lag, device)?;
         Ok(Self::with(Arc::new(packing), shape, device, meter))
     }
 

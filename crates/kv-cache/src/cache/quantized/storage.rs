@@ -3,9 +3,9 @@
 use breakers_backend::device;
 use burn::tensor::{Device, Tensor};
 
-use super::{Compression, Layer};
 #[cfg(feature = "cube")]
-use super::{NEVER, device::DeviceLayer};
+use super::device::DeviceLayer;
+use super::{Compression, Layer, NEVER};
 use crate::cache::ledger::Step;
 use crate::pages::meter::PageMeter;
 #[cfg(feature = "cube")]
@@ -43,10 +43,13 @@ impl LayerStorage {
         lag: usize,
         place: Place<'_>,
     ) -> Result<Self> {
-        let (method, n_exact) = (&compression.method, compression.exact_tokens);
+        let (coder, n_exact) = (&*compression.coder, compression.exact_tokens);
         let Place { max_tokens, device, meter } = place;
         if device::is_cpu(device) {
-            return Layer::new(shape, method, n_exact, lag, meter).map(Self::Host);
+            return match lag {
+                NEVER => Ok(Self::Host(Layer::plain(shape, meter))),
+                _ => Layer::new(shape, coder, n_exact, lag, meter).map(Self::Host),
+            };
         }
         #[cfg(feature = "cube")]
         return match lag {
@@ -54,7 +57,7 @@ impl LayerStorage {
                 let pages = DevicePages::new(shape, max_tokens, Element::F16, device, meter)?;
                 Ok(Self::Plain { pages, window: shape.window })
             }
-            _ => DeviceLayer::new(shape, method, n_exact, lag, device, meter).map(Self::Device),
+            _ => DeviceLayer::new(shape, coder, n_exact, lag, device, meter).map(Self::Device),
         };
         // Without GPU features there are no other devices.
         #[cfg(not(feature = "cube"))]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use half::f16;
 
+use super::bytes::BytesFormat;
 use super::{Coded, PackedFormat, PackedPage, Tile, TileCoder};
 use crate::pages::layer::LayerPages;
 use crate::pages::meter::PageMeter;
@@ -20,13 +21,35 @@ use breakers_cpu::simd::Stored;
 
 /// How one layer is packed.
 pub(crate) struct Packing {
-    pub(crate) format: PackedFormat,
-    pub(crate) keys: Box<dyn TileCoder>,
-    pub(crate) values: Box<dyn TileCoder>,
+    pub(crate) format: Format,
     /// Whole pages before a row's own that it sees plain.
     pub(crate) lag: usize,
+    /// First slots of the sequence that are exact.
+    pub(crate) n_exact: usize,
     /// Whether queries of the first page tell how much a channel of the keys matters.
     pub(crate) weighs_channels: bool,
+}
+
+/// How pages are packed.
+#[allow(clippy::large_enum_variant)] // One for each kind of layer; its size does not matter.
+pub(crate) enum Format {
+    /// They are not.
+    Plain,
+    /// As kernels read them.
+    Packed { format: PackedFormat, keys: Box<dyn TileCoder>, values: Box<dyn TileCoder> },
+    /// As only their coders read them.
+    Bytes(BytesFormat),
+}
+
+impl Packing {
+    /// Bytes of a packed page, exact slots apart.
+    pub(crate) fn page_bytes(&self) -> usize {
+        match &self.format {
+            Format::Plain => 0,
+            Format::Packed { format, .. } => format.page_bytes(),
+            Format::Bytes(format) => format.page_bytes(),
+        }
+    }
 }
 
 /// A layer whose last packed pages hold the tokens of one row's path through a tree.
@@ -132,7 +155,7 @@ impl PackedLayer {
     fn weigh(&self, place: impl Fn(usize) -> usize) -> Vec<f32> {
         let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
         let mut weights = vec![0.0f32; width];
-        for slot in self.packing.format.n_exact..PAGE_TOKENS {
+        for slot in self.packing.n_exact..PAGE_TOKENS {
             let squares = self.squares.get(place(slot) * width..).unwrap_or_default();
             weights.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
         }
@@ -151,13 +174,13 @@ impl PackedLayer {
         place: impl Fn(usize) -> usize,
     ) -> PackedPage {
         let (packing, layout) = (&*self.packing, &self.plain.layout);
-        let format = &packing.format;
-        let n_exact = if page == 0 { format.n_exact } else { 0 };
-        let mut packed = PackedPage::zeroed(format, n_exact, self.plain.meter());
-        let dim = layout.head_dim;
+        let n_exact = if page == 0 { packing.n_exact } else { 0 };
+        let (dim, n_kv_heads) = (layout.head_dim, layout.n_kv_heads);
+        let n_halves = n_kv_heads * n_exact * 2 * dim;
+        let mut packed = PackedPage::zeroed(packing.page_bytes(), n_halves, self.plain.meter());
         let mut rows = [vec![0.0f32; PAGE_TOKENS * dim], vec![0.0f32; PAGE_TOKENS * dim]];
         let ones = vec![1.0; dim];
-        for head in 0..layout.n_kv_heads {
+        for head in 0..n_kv_heads {
             for slot in 0..PAGE_TOKENS {
                 let at = place(page * PAGE_TOKENS + slot);
                 let region = self.plain.pages[at / PAGE_TOKENS].region::<f16>(layout, head);
@@ -167,7 +190,7 @@ impl PackedLayer {
                     rows[1][slot * dim + channel] = region[layout.value_index(at, channel)].to_f32();
                 }
             }
-            let exact = packed.exact_mut(format, head);
+            let exact = packed.exact_mut(n_kv_heads, head);
             for (slot, exact) in exact.chunks_exact_mut(2 * dim).enumerate() {
                 for (rows, exact) in rows.iter().zip(exact.chunks_exact_mut(dim)) {
                     let row = &rows[slot * dim..][..dim];
@@ -178,12 +201,21 @@ impl PackedLayer {
                 Some(weights) => &weights[head * dim..][..dim],
                 None => &ones,
             };
-            let tile = |rows, weights| Tile { rows, head_dim: dim, n_exact, weights };
-            let mut keys = Coded::new(packing.keys.format());
-            packing.keys.code(&tile(&rows[0], weights), &mut keys);
-            let mut values = Coded::new(packing.values.format());
-            packing.values.code(&tile(&rows[1], &ones), &mut values);
-            packed.write(format, head, &keys, &values);
+            match &packing.format {
+                Format::Plain => debug_assert!(false, "a plain layer is never packed"),
+                Format::Packed { format, keys, values } => {
+                    let code = |coder: &dyn TileCoder, rows, weights| {
+                        let mut coded = Coded::new(coder.format());
+                        coder.code(&Tile { rows, head_dim: dim, n_exact, weights }, &mut coded);
+                        coded
+                    };
+                    let (keys, values) = (code(&**keys, &rows[0], weights), code(&**values, &rows[1], &ones));
+                    packed.write(format, head, &keys, &values);
+                }
+                Format::Bytes(format) => {
+                    format.encode(&mut packed, head, [&rows[0], &rows[1]], n_exact);
+                }
+            }
         }
         packed
     }

@@ -2,7 +2,7 @@
 
 use breakers_backend::harness::{Inputs, Operation, Outputs, Tolerance};
 
-use crate::coders::Coders;
+use crate::coders::{CodingKind, PackedCoding};
 use crate::pages::packed::{Coded, Group, SideFormat, Tile, TileCoder};
 use crate::pages::page::PAGE_TOKENS;
 use crate::{CacheShape, Compression, KvCache, LayerShape, QuantizedCache};
@@ -28,7 +28,7 @@ fn case(cache: &'static str, shape: [usize; 3]) -> Case {
 fn kernel(case: &Case, inputs: &mut Inputs) -> Outputs {
     let [n_heads, n_kv_heads, dim] = case.shape;
     let layer = LayerShape { n_kv_heads, head_dim: dim, window: case.window };
-    let compression = Compression::named(case.cache).unwrap();
+    let compression: Compression = case.cache.parse().unwrap();
     let shape = CacheShape::uniform(1, layer, 1000);
     let mut cache = QuantizedCache::new(shape, &compression, inputs.device()).unwrap();
     let mut outputs = Outputs::default();
@@ -81,10 +81,12 @@ fn halves(row: &[f32]) -> Vec<f32> {
 
 fn reference(case: &Case, inputs: &mut Inputs) -> Outputs {
     let [n_heads, n_kv_heads, dim] = case.shape;
-    let compression = Compression::named(case.cache).unwrap();
+    let compression: Compression = case.cache.parse().unwrap();
     let (lag, group) = (compression.lag().unwrap(), n_heads / n_kv_heads);
-    let Coders { keys, values, key_rotation, value_rotation, sketch, weighs_channels } =
-        compression.method.coders(dim).unwrap();
+    let CodingKind::Packed(coding) = compression.coder.coding(dim).unwrap().0 else {
+        panic!("{}: no packed pages", case.cache)
+    };
+    let PackedCoding { keys, values, key_rotation, value_rotation, sketch, weighs_channels } = coding;
     let mut all = [const { Vec::new() }; 3];
     for &n in case.steps {
         for (all, heads) in all.iter_mut().zip([n_heads, n_kv_heads, n_kv_heads]) {

@@ -7,7 +7,7 @@ use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, f16};
 
 use super::format::DeviceFormat;
-use crate::coders::{Coders, Method};
+use crate::coders::{Coder, CodingKind, PackedCoding};
 use crate::pages::packed::{Coded, Tile, TileCoder};
 use crate::pages::page::PAGE_TOKENS;
 use crate::{Error, LayerShape, Result};
@@ -56,14 +56,16 @@ fn turned(rotation: &Rotation, row: &[f32], back: bool) -> Vec<f32> {
 impl Packing {
     pub(crate) fn new(
         shape: &LayerShape,
-        method: &Method,
+        coder: &dyn Coder,
         n_exact: usize,
         lag: usize,
         device: &Device,
     ) -> Result<Self> {
         let dim = shape.head_dim;
-        let Coders { keys, values, key_rotation, value_rotation, sketch, weighs_channels } =
-            method.coders(dim)?;
+        let CodingKind::Packed(coding) = coder.coding(dim)?.0 else {
+            return Err(Error::CoderDevice { coder: coder.name(), device: format!("{device:?}") });
+        };
+        let PackedCoding { keys, values, key_rotation, value_rotation, sketch, weighs_channels } = coding;
         let format = DeviceFormat::new(dim, keys.format(), values.format());
         let forward = |rotation: &Option<Rotation>, back: bool| {
             let rotation = rotation.as_ref()?;
