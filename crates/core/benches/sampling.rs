@@ -10,7 +10,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use breakers_core::{Sampler, SamplingConfig, TokenMask, kullback_leibler, top_k};
+use breakers_core::{Sampler, SamplingConfig, TokenMask, kullback_leibler, token_score, top_k};
 
 #[path = "../tests/suite/reference.rs"]
 mod reference;
@@ -80,7 +80,8 @@ fn main() {
                 black_box(masked.sample_within(&logits, &[], Some(&mask)).unwrap());
             }),
             ("top-p .95 with 5 best", &mut || {
-                black_box(sampler.sample_scored(&logits, &[], None, 5).unwrap());
+                let token = sampler.sample(&logits, &[]).unwrap();
+                black_box(token_score(&logits, token, 5).unwrap());
             }),
             ("greedy", &mut || {
                 black_box(greedy.sample(&logits, &[]).unwrap());

@@ -1,4 +1,4 @@
-use breakers_core::{FinishReason, SamplingConfig, TokenId, TokenLogprob};
+use breakers_core::{FinishReason, SamplingConfig, TokenId, TokenScore};
 
 use crate::Stats;
 
@@ -66,17 +66,6 @@ impl Config {
     pub fn paper() -> Self {
         Self { draft_length: DraftLength::Fixed(4), ..Self::default() }
     }
-}
-
-/// How likely a token of the output was.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct TokenScore {
-    /// Natural logarithm of its probability under the target's full softmax, before penalties, constraint and
-    /// temperature.
-    pub logprob: f32,
-    /// The most likely tokens of its place, best first: as many as [`Config::top_logprobs`] asks for.
-    pub top: Vec<TokenLogprob>,
 }
 
 /// A finished continuation.

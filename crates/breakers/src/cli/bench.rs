@@ -1,13 +1,14 @@
 //! Speed of a model on this machine: prompts and decoding, as `llama-bench` counts them.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use breakers_core::{LanguageModel, Step, TokenId, Want};
+use breakers_core::{LanguageModel, SamplingConfig, SequenceId, TokenId};
 use breakers_eval::stats::median;
+use breakers_spec_decode::{Config, Decoding, DraftLength, NoDrafter};
 use serde_json::{Value, json};
 
-use super::{Bar, CacheArgs, Error, ModelArgs, Result, print, print_json, tokens_per_second};
+use super::{Bar, CacheArgs, Error, ModelArgs, Result, SamplingArgs, print, print_json, tokens_per_second};
 
 /// Flags of `breakers bench`.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub struct BenchArgs {
     /// What to keep keys and values in.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How tokens are chosen; what that costs is shown beside the speeds.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Tokens of the prompt.
     #[arg(short, long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt_tokens: u32,
@@ -39,35 +43,64 @@ pub struct Speed {
     pub prefill: f64,
     /// Of the tokens behind it, one a pass.
     pub decode: f64,
+    /// The part of the decoding time that passes outside of the model, where tokens are chosen: 0 to 1.
+    pub choosing: f64,
 }
 
-/// Feeds the prompt, then `n_tokens` tokens one at a time, each the most likely one after the last.
+/// Feeds the prompt, then `n_tokens` tokens one at a time, each chosen after the last as `sampling` says.
 ///
 /// # Errors
-/// [`Error::Usage`] for an empty prompt; the model's own.
-pub fn measure(model: &mut impl LanguageModel, prompt: &[TokenId], n_tokens: usize) -> Result<Speed> {
+/// Those of the decode loop: an empty prompt, settings out of range, the model's own.
+pub fn measure(
+    model: &mut impl LanguageModel,
+    prompt: &[TokenId],
+    n_tokens: usize,
+    sampling: &SamplingConfig,
+    seed: u64,
+) -> Result<Speed> {
+    let config = Config {
+        // The prompt gives the first token, each pass one more.
+        max_tokens: n_tokens + 1,
+        sampling: sampling.clone(),
+        seed,
+        // A text that ends would make the rounds unequal.
+        end_tokens: Some(Vec::new()),
+        draft_length: DraftLength::Fixed(0),
+        ..Config::default()
+    };
     let sequence = model.open()?;
-    let mut feed = |tokens: Vec<TokenId>| -> Result<TokenId> {
-        let n = tokens.len();
-        let mut steps = [Step::last(sequence, tokens, Want::ArgMax)];
-        model.forward(&mut steps)?;
-        model.commit(sequence, n)?;
-        let best = steps[0].outputs.last().and_then(|row| row.output.best());
-        best.ok_or_else(|| Error::Usage("the prompt is empty".to_owned()))
-    };
-    let start = Instant::now();
-    let mut timed = || -> Result<Speed> {
-        let mut token = feed(prompt.to_vec())?;
-        let prefilled = Instant::now();
-        for _ in 0..n_tokens {
-            token = feed(vec![token])?;
-        }
-        let decode = tokens_per_second(n_tokens, prefilled.elapsed());
-        Ok(Speed { prefill: tokens_per_second(prompt.len(), prefilled - start), decode })
-    };
-    let speed = timed();
+    let speed = decode(model, sequence, prompt, &config);
     model.close(sequence);
     speed
+}
+
+fn decode(
+    model: &mut impl LanguageModel,
+    sequence: SequenceId,
+    prompt: &[TokenId],
+    config: &Config,
+) -> Result<Speed> {
+    let start = Instant::now();
+    let mut decoding = Decoding::new(model, sequence, prompt, config)?;
+    let (mut prefilled, mut in_model) = (start, Duration::ZERO);
+    while let Some(mut step) = decoding.plan(&mut NoDrafter, usize::MAX)? {
+        let begun = Instant::now();
+        model.forward(std::slice::from_mut(&mut step))?;
+        let passed = begun.elapsed();
+        let is_prompt = decoding.is_in_prompt();
+        decoding.absorb(model, &mut NoDrafter, &step, passed.as_secs_f64())?;
+        if is_prompt {
+            prefilled = Instant::now();
+        } else {
+            in_model += passed;
+        }
+    }
+    let decoded = prefilled.elapsed();
+    Ok(Speed {
+        prefill: tokens_per_second(prompt.len(), prefilled - start),
+        decode: tokens_per_second(decoding.output().len() - 1, decoded),
+        choosing: 1.0 - in_model.as_secs_f64() / decoded.as_secs_f64().max(f64::MIN_POSITIVE),
+    })
 }
 
 /// Runs the bench and shows medians, with the slowest and the fastest round.
@@ -87,15 +120,16 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
     // Any tokens do: products do not depend on their values. Low ids are special tokens in many vocabularies.
     let prompt: Vec<TokenId> =
         (0..n_prompt).map(|i| ((1000 + i * 7919) % info.vocab_size) as TokenId).collect();
+    let (sampling, seed) = (arguments.sampling.config()?, arguments.sampling.seed());
     let mut runner = arguments.cache.runner(&loaded.model)?;
     let bar = Bar::new(arguments.repeat as usize + 1, "rounds");
     bar.doing("warming up");
-    measure(&mut runner, &prompt, n_new.min(8))?;
+    measure(&mut runner, &prompt, n_new.min(8), &sampling, seed)?;
     bar.step();
     let mut speeds = Vec::new();
     for round in 1..=arguments.repeat {
         bar.doing(&format!("round {round}"));
-        speeds.push(measure(&mut runner, &prompt, n_new)?);
+        speeds.push(measure(&mut runner, &prompt, n_new, &sampling, seed)?);
         bar.step();
     }
     drop(bar);
@@ -103,6 +137,7 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
         (format!("prompt of {n_prompt}"), "prefill", speeds.iter().map(|s| s.prefill).collect::<Vec<_>>()),
         (format!("decode of {n_new}"), "decode", speeds.iter().map(|s| s.decode).collect()),
     ];
+    let choosing: f64 = median(&speeds.iter().map(|s| s.choosing).collect::<Vec<_>>())?;
     if arguments.json {
         let mut answer =
             json!({ "provenance": serde_json::to_value(arguments.model.provenance(&[&loaded])?)? });
@@ -110,6 +145,7 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
             let median: f64 = median(rates)?;
             answer[*name] = json!({ "median_tok_s": median, "rounds_tok_s": rates });
         }
+        answer["choosing"] = json!(choosing);
         return print_json(&answer).map(|()| ExitCode::SUCCESS);
     }
     for (name, _, rates) in &tests {
@@ -117,6 +153,8 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
         let most = rates.iter().copied().fold(0.0, f64::max);
         print(&format!("{name:16} {:9.1} token/s  ({least:.1} to {most:.1})\n", median(rates)?))?;
     }
+    let micros = choosing * 1e6 / median(&tests[1].2)?;
+    print(&format!("choosing a token {micros:9.0} µs       ({:.1} % of decoding)\n", choosing * 100.0))?;
     Ok(ExitCode::SUCCESS)
 }
 

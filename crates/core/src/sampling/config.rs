@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::exp::{append_exp, sum, sum_exp};
+use super::exp::{append_exp, scale as scale_weights, sum, sum_exp};
 use super::logits::{check, largest_of};
 use super::select::{Tokens, bound_of_largest};
 use super::{Distribution, SamplingError};
@@ -63,8 +63,6 @@ pub(super) struct Scratch {
     row: Vec<f32>,
     /// The tokens left; their weights are probabilities in the end.
     pub(super) tokens: Tokens,
-    /// The logarithm of the sum of the exponentials of the logits as the model gave them, if it was needed.
-    pub(super) log_sum_exp: Option<f64>,
 }
 
 impl SamplingConfig {
@@ -187,16 +185,14 @@ impl SamplingConfig {
     ) -> Result<(), SamplingError> {
         self.validate()?;
         let mut max = check(logits)?;
-        let Scratch { row, tokens, log_sum_exp } = scratch;
-        *log_sum_exp = None;
-        let changed = self.changes_logits() || mask.is_some();
-        let row = if changed {
+        let Scratch { row, tokens } = scratch;
+        let row = if self.changes_logits() || mask.is_some() {
             row.clear();
-            row.extend_from_slice(logits);
-            self.change(row, history)?;
-            if let Some(mask) = mask {
-                mask.apply(row);
+            match mask {
+                Some(mask) => mask.append_allowed(logits, row),
+                None => row.extend_from_slice(logits),
             }
+            self.change(row, history)?;
             max = largest_of(row);
             if let (f32::NEG_INFINITY, Some(mask)) = (max, mask) {
                 return Err(SamplingError::NothingAllowed { allowed: mask.count(), vocab_size: row.len() });
@@ -220,9 +216,6 @@ impl SamplingConfig {
         let mut least_weight = f64::MIN_POSITIVE;
         if self.top_p < 1.0 && !limited {
             rough_total = sum_exp(row, max, scale);
-            if !changed && scale == 1.0 {
-                *log_sum_exp = Some(max_64 + rough_total.ln());
-            }
             // Together, tokens of less than this have half of what may be left out.
             least_weight = (1.0 - f64::from(self.top_p)) * rough_total / (2 * row.len()) as f64;
         }
@@ -254,7 +247,7 @@ impl SamplingConfig {
             tokens.retain(|_, _, weight| weight >= least);
         }
         let total = sum(&tokens.weights);
-        tokens.weights.iter_mut().for_each(|weight| *weight /= total);
+        scale_weights(&mut tokens.weights, 1.0 / total);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-use super::exp::{LANES, sum};
+use super::exp::{LANES, sum_of_few};
 use crate::TokenId;
 
 /// A probability distribution over tokens, sparse, in ascending order of id.
@@ -63,7 +63,7 @@ pub(super) fn index_at(n: usize, probability: impl Fn(usize) -> f64, u: f64) -> 
         for (i, p) in block.iter_mut().enumerate() {
             *p = probability(first + i);
         }
-        let through = below + sum(&block);
+        let through = below + sum_of_few(&block);
         if u < through {
             break;
         }

@@ -125,8 +125,16 @@ widest! {
     }
 }
 
-/// Σ numbers, in an order that the compiler can vectorize.
-pub(super) fn sum(numbers: &[f64]) -> f64 {
+widest! {
+    /// Σ numbers, in an order that the compiler can vectorize.
+    fn sum(numbers: &[f64]) -> f64 {
+        sum_of_few(numbers)
+    }
+}
+
+/// [`sum`] without the choice of registers, which takes longer than a few numbers do.
+#[inline(always)]
+pub(super) fn sum_of_few(numbers: &[f64]) -> f64 {
     let (chunks, rest) = numbers.as_chunks::<LANES>();
     let mut lanes = [0.0f64; LANES];
     for chunk in chunks {
@@ -135,6 +143,13 @@ pub(super) fn sum(numbers: &[f64]) -> f64 {
         }
     }
     lanes.iter().sum::<f64>() + rest.iter().sum::<f64>()
+}
+
+widest! {
+    /// Multiplies numbers by a factor.
+    fn scale(numbers: &mut [f64], factor: f64) -> () {
+        numbers.iter_mut().for_each(|number| *number *= factor);
+    }
 }
 
 #[cfg(test)]

@@ -7,26 +7,33 @@ use crate::{TokenId, TokenLogprob};
 
 /// Checks that tokens can be chosen by these logits, and gives the largest.
 pub(super) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut bad = [0u32; LANES];
-    for chunk in chunks {
-        for ((max, bad), &l) in max.iter_mut().zip(&mut bad).zip(chunk) {
-            *max = if l > *max { l } else { *max };
-            *bad |= is_bad(l) as u32;
-        }
-    }
-    for (&l, (max, bad)) in rest.iter().zip(max.iter_mut().zip(&mut bad)) {
-        *max = if l > *max { l } else { *max };
-        *bad |= is_bad(l) as u32;
-    }
-    let max = max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if bad != [0; LANES] || max == f32::NEG_INFINITY {
+    let (max, any_bad) = largest_and_bad(logits);
+    if any_bad || max == f32::NEG_INFINITY {
         let at = logits.iter().position(|&l| is_bad(l)).unwrap_or(0);
         let value = *logits.get(at).ok_or(SamplingError::Empty)?;
         return Err(SamplingError::NotFinite { token: at as TokenId, value });
     }
     Ok(max)
+}
+
+widest! {
+    /// The largest logit, −∞ of none, and whether any is NaN or +∞. NaNs are not the largest.
+    fn largest_and_bad(logits: &[f32]) -> (f32, bool) {
+        let (chunks, rest) = logits.as_chunks::<LANES>();
+        let mut max = [f32::NEG_INFINITY; LANES];
+        let mut bad = [0u32; LANES];
+        for chunk in chunks {
+            for ((max, bad), &l) in max.iter_mut().zip(&mut bad).zip(chunk) {
+                *max = if l > *max { l } else { *max };
+                *bad |= is_bad(l) as u32;
+            }
+        }
+        for (&l, (max, bad)) in rest.iter().zip(max.iter_mut().zip(&mut bad)) {
+            *max = if l > *max { l } else { *max };
+            *bad |= is_bad(l) as u32;
+        }
+        (max.iter().copied().fold(f32::NEG_INFINITY, f32::max), bad != [0; LANES])
+    }
 }
 
 /// NaN or +∞.
@@ -37,15 +44,7 @@ fn is_bad(logit: f32) -> bool {
 
 /// The largest number; −∞ of none. NaNs do not count.
 pub(super) fn largest_of(logits: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        for (lane, &l) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, l);
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    largest_and_bad(logits).0
 }
 
 /// The index of the largest logit; of equal ones the lowest.
@@ -95,7 +94,7 @@ pub fn log_probability(logits: &[f32], token: TokenId) -> Result<f64, SamplingEr
 }
 
 /// [`log_probability`] where the logarithm of the sum is known.
-pub(super) fn log_probability_given(logits: &[f32], token: TokenId, z: f64) -> Result<f64, SamplingError> {
+fn log_probability_given(logits: &[f32], token: TokenId, z: f64) -> Result<f64, SamplingError> {
     if !z.is_finite() {
         check(logits)?;
     }
@@ -151,6 +150,42 @@ widest! {
     }
 }
 
+/// How likely a token is under the softmax of logits `[vocab]`, and which `n_top` tokens are the most likely ones. The
+/// sum of the exponentials is computed once for all of them.
+///
+/// # Errors
+/// Those of [`log_probability`] and [`top_k`].
+///
+/// # Example
+/// ```
+/// let score = breakers_core::token_score(&[0.0, 0.0, f32::NEG_INFINITY], 1, 2)?;
+/// assert_eq!((score.logprob, score.top.len()), (0.5f32.ln(), 2));
+/// # Ok::<(), breakers_core::SamplingError>(())
+/// ```
+pub fn token_score(logits: &[f32], token: TokenId, n_top: usize) -> Result<TokenScore, SamplingError> {
+    let z = log_sum_exp(logits);
+    let logprob = log_probability_given(logits, token, z)? as f32;
+    Ok(TokenScore { logprob, top: top_k_given(logits, n_top, z) })
+}
+
+/// How likely a token was.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TokenScore {
+    /// Natural logarithm of its probability under the model's full softmax, before penalties, biases, mask and
+    /// temperature.
+    pub logprob: f32,
+    /// The most likely tokens of its place under the same softmax, best first.
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenScore {
+    /// A score that is known.
+    pub fn new(logprob: f32, top: Vec<TokenLogprob>) -> Self {
+        Self { logprob, top }
+    }
+}
+
 /// Up to this many best tokens are found by insertion instead of selection.
 const SMALL_K: usize = 16;
 
@@ -164,7 +199,7 @@ pub fn top_k(logits: &[f32], k: usize) -> Result<Vec<TokenLogprob>, SamplingErro
 }
 
 /// [`top_k`] where the logarithm of the sum is known, and no logit is NaN.
-pub(super) fn top_k_given(logits: &[f32], k: usize, z: f64) -> Vec<TokenLogprob> {
+fn top_k_given(logits: &[f32], k: usize, z: f64) -> Vec<TokenLogprob> {
     // Both zeros are the same.
     let logit = |id: TokenId| logits[id as usize] + 0.0;
     let by_logit = |a: &TokenId, b: &TokenId| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));

@@ -17,8 +17,10 @@ mod select;
 
 pub use config::SamplingConfig;
 pub use distribution::Distribution;
-pub use logits::{argmax, kullback_leibler, log_probability, log_softmax, log_sum_exp, top_k};
-pub use sampler::{Sampled, Sampler};
+pub use logits::{
+    TokenScore, argmax, kullback_leibler, log_probability, log_softmax, log_sum_exp, token_score, top_k,
+};
+pub use sampler::Sampler;
 
 use crate::TokenId;
 

@@ -3,9 +3,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::config::Scratch;
 use super::distribution::index_at;
-use super::logits::{log_probability_given, log_sum_exp, top_k_given};
 use super::{Distribution, SamplingConfig, SamplingError};
-use crate::{TokenId, TokenLogprob, TokenMask};
+use crate::{TokenId, TokenMask};
 
 /// Draws tokens, reproducibly: the same seed and logits give the same tokens on every machine.
 ///
@@ -22,19 +21,6 @@ pub struct Sampler {
     config: SamplingConfig,
     rng: ChaCha8Rng,
     scratch: Scratch,
-}
-
-/// A drawn token and how likely the model found it.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Sampled {
-    /// The token.
-    pub token: TokenId,
-    /// Natural logarithm of its probability under the model's full softmax, before penalties,
-    /// biases, mask and temperature.
-    pub logprob: f32,
-    /// The most likely tokens of its place under the same softmax, best first.
-    pub top: Vec<TokenLogprob>,
 }
 
 impl Sampler {
@@ -72,34 +58,6 @@ impl Sampler {
         let u = if self.config.is_greedy() { 0.0 } else { self.uniform() };
         let tokens = &self.scratch.tokens;
         Ok(tokens.ids[index_at(tokens.ids.len(), |i| tokens.weights[i], u)])
-    }
-
-    /// Draws the next token like [`sample_within`](Self::sample_within), and tells its log-probability and
-    /// the `n_top` most likely tokens of its place.
-    ///
-    /// # Errors
-    /// Those of [`SamplingConfig::distribution_within`].
-    ///
-    /// # Example
-    /// ```
-    /// use breakers_core::{Sampler, SamplingConfig};
-    ///
-    /// let mut sampler = Sampler::new(SamplingConfig::greedy(), 0);
-    /// let drawn = sampler.sample_scored(&[0.0, 0.0], &[], None, 2)?;
-    /// assert_eq!((drawn.token, drawn.logprob, drawn.top.len()), (0, 0.5f32.ln(), 2));
-    /// # Ok::<(), breakers_core::SamplingError>(())
-    /// ```
-    pub fn sample_scored(
-        &mut self,
-        logits: &[f32],
-        history: &[TokenId],
-        mask: Option<&TokenMask>,
-        n_top: usize,
-    ) -> Result<Sampled, SamplingError> {
-        let token = self.sample_within(logits, history, mask)?;
-        let z = self.scratch.log_sum_exp.unwrap_or_else(|| log_sum_exp(logits));
-        let logprob = log_probability_given(logits, token, z)? as f32;
-        Ok(Sampled { token, logprob, top: top_k_given(logits, n_top, z) })
     }
 
     /// Draws from a given distribution.

@@ -4,7 +4,7 @@
 //! beginning of this order. [`gather`] collects all tokens above a bound that is certainly low enough, in
 //! ascending order of id, and [`Tokens::keep_heaviest`] finds where the beginning ends.
 
-use super::exp::LANES;
+use super::exp::{LANES, widest};
 use crate::TokenId;
 
 /// Tokens in ascending order of id, with their logits.
@@ -27,28 +27,8 @@ const BUCKET_BITS: u32 = 11;
 impl Tokens {
     /// Collects all tokens of a row whose logit is at least `least`.
     pub(super) fn gather(&mut self, row: &[f32], least: f32) {
-        let mut n = 0;
         self.weights.clear();
-        for (chunk, first) in row.chunks(4 * LANES).zip((0..).step_by(4 * LANES)) {
-            // Nearly all chunks hold none.
-            if !chunk.iter().fold(false, |any, &l| any | (l >= least)) {
-                continue;
-            }
-            if self.ids.len() < n + 4 * LANES {
-                let len = 2 * n + 4 * LANES;
-                self.ids.resize(len, 0);
-                self.logits.resize(len, 0.0);
-            }
-            let (ids, logits) = (&mut self.ids[n..n + 4 * LANES], &mut self.logits[n..n + 4 * LANES]);
-            let mut found = 0;
-            for (id, &l) in (first..).zip(chunk) {
-                (ids[found], logits[found]) = (id, l);
-                found += usize::from(l >= least);
-            }
-            n += found;
-        }
-        self.ids.truncate(n);
-        self.logits.truncate(n);
+        gather(row, least, &mut self.ids, &mut self.logits);
     }
 
     /// Keeps the smallest beginning of the order whose weights sum to `target`, at least one token. Weights
@@ -59,11 +39,9 @@ impl Tokens {
     /// first ids are taken.
     pub(super) fn keep_heaviest(&mut self, target: f64, weigh: bool) {
         let Self { logits, weights, keys, members: [members, next], .. } = self;
-        keys.clear();
-        keys.extend(logits.iter().map(|&logit| key(logit)));
+        let (mut low, mut high) = fill_keys(logits, keys);
         let weight = |i: usize| if weigh { weights[i] } else { 1.0 };
         let range = |(low, high): (u32, u32), key: u32| (low.min(key), high.max(key));
-        let (mut low, mut high) = keys.iter().copied().fold((u32::MAX, 0), range);
         let mut sum = 0.0;
         // The first round looks at all tokens, later ones at members.
         members.clear();
@@ -88,7 +66,12 @@ impl Tokens {
             let is_member = |key: u32| key >= first_key && (key - first_key) >> shift == 0;
             next.clear();
             if is_first {
-                next.extend((0..).zip(&*keys).filter(|(_, key)| is_member(**key)).map(|(i, _)| i));
+                for (chunk, first) in keys.chunks(4 * LANES).zip((0..).step_by(4 * LANES)) {
+                    // Most chunks hold none.
+                    if chunk.iter().fold(false, |any, &key| any | is_member(key)) {
+                        next.extend((first..).zip(chunk).filter(|(_, key)| is_member(**key)).map(|(i, _)| i));
+                    }
+                }
             } else {
                 next.extend(members.iter().copied().filter(|&i| is_member(keys[i as usize])));
             }
@@ -134,7 +117,50 @@ impl Tokens {
     }
 }
 
+widest! {
+    /// Makes `ids` and `logits` those of all logits of a row that are at least `least`.
+    fn gather(row: &[f32], least: f32, ids: &mut Vec<TokenId>, logits: &mut Vec<f32>) -> () {
+        let mut n = 0;
+        for (chunk, first) in row.chunks(4 * LANES).zip((0..).step_by(4 * LANES)) {
+            // Nearly all chunks hold none, or, of flat logits, nothing else.
+            let count = chunk.iter().fold(0, |count, &l| count + u32::from(l >= least));
+            if count == 0 {
+                continue;
+            }
+            if ids.len() < n + 4 * LANES {
+                let len = 2 * n + 4 * LANES;
+                ids.resize(len, 0);
+                logits.resize(len, 0.0);
+            }
+            let (ids, logits) = (&mut ids[n..n + 4 * LANES], &mut logits[n..n + 4 * LANES]);
+            if count as usize == chunk.len() {
+                ids.iter_mut().zip(first..).for_each(|(to, id)| *to = id);
+                logits[..chunk.len()].copy_from_slice(chunk);
+            } else {
+                let mut found = 0;
+                for (id, &l) in (first..).zip(chunk) {
+                    (ids[found], logits[found]) = (id, l);
+                    found += usize::from(l >= least);
+                }
+            }
+            n += count as usize;
+        }
+        ids.truncate(n);
+        logits.truncate(n);
+    }
+}
+
+widest! {
+    /// Makes `keys` the logits' own, and gives the least and the greatest.
+    fn fill_keys(logits: &[f32], keys: &mut Vec<u32>) -> (u32, u32) {
+        keys.clear();
+        keys.extend(logits.iter().map(|&logit| key(logit)));
+        keys.iter().fold((u32::MAX, 0), |(low, high), &key| (low.min(key), high.max(key)))
+    }
+}
+
 /// A number for each logit that ascends with it. Both zeros have the same.
+#[inline(always)]
 pub(super) fn key(logit: f32) -> u32 {
     // −0 + 0 is 0.
     let bits = (logit + 0.0).to_bits();

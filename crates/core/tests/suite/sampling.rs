@@ -1,7 +1,7 @@
 //! The sampler against its plain reference: the same tokens are left, with the same probabilities, and the
 //! same uniform number draws the same token.
 
-use breakers_core::{Sampler, SamplingConfig, TokenId, TokenMask, log_softmax, top_k};
+use breakers_core::{Sampler, SamplingConfig, TokenId, TokenMask, log_softmax, token_score, top_k};
 use proptest::prelude::*;
 
 use crate::reference::{self, Noise, Shape, row};
@@ -144,10 +144,11 @@ proptest! {
         let expected = config.distribution(&masked, &history).unwrap();
         prop_assert_eq!(&config.distribution_within(&logits, &history, Some(&mask)).unwrap(), &expected);
         let (mut sampler, mut other) = (Sampler::new(config.clone(), 5), Sampler::new(config, 5));
-        let drawn = sampler.sample_scored(&logits, &history, Some(&mask), 3).unwrap();
-        prop_assert_eq!(drawn.token, other.sample(&masked, &history).unwrap());
-        prop_assert_eq!(drawn.logprob, log_softmax(&logits)[drawn.token as usize]);
-        prop_assert_eq!(drawn.top, top_k(&logits, 3).unwrap());
+        let drawn = sampler.sample_within(&logits, &history, Some(&mask)).unwrap();
+        prop_assert_eq!(drawn, other.sample(&masked, &history).unwrap());
+        let score = token_score(&logits, drawn, 3).unwrap();
+        prop_assert_eq!(score.logprob, log_softmax(&logits)[drawn as usize]);
+        prop_assert_eq!(score.top, top_k(&logits, 3).unwrap());
     }
 }
 
