@@ -32,6 +32,14 @@ pub enum Error {
         /// The draft model's.
         found: TokenizerFingerprint,
     },
+    /// No drafter has this name.
+    #[error("unknown drafter {name:?}; known: {known}")]
+    UnknownDrafter {
+        /// The name asked for.
+        name: String,
+        /// Names that exist.
+        known: String,
+    },
     /// A prompt without tokens has nothing to predict from.
     #[error("the prompt is empty; it needs at least one token")]
     EmptyPrompt,

@@ -13,6 +13,7 @@
 //! | text as it comes, stop strings, a constraint, log-probabilities | [`Decoding`], the state machine underneath |
 //! | texts that join and leave | [`Batch`] |
 //! | guesses | [`NgramDrafter`] (a suffix automaton), [`ModelDrafter`] (a small model), [`NoDrafter`] (plain decoding) |
+//! | any of them by name, such as `ngram` or `model:smollm2-135m` | [`DrafterSpec`], the list: [`DRAFTERS`] |
 //! | a drafter of one's own | [`Drafter`], with the rules of acceptance in [`verify`] |
 //! | how many tokens to draft | [`AdaptiveLength`], from measured costs; it turns itself off where it would lose |
 //! | what a run cost, and what it should | [`Stats`], [`theory`] |
@@ -45,6 +46,42 @@
 //! # }
 //! ```
 //!
+//! A drafter of one's own, which expects what stood twenty tokens before. Wrong guesses cost time, and nothing else:
+//! ```
+//! # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
+//! # use toy::Toy;
+//! # use std::ops::ControlFlow;
+//! # use breakers_spec_decode::NoDrafter;
+//! use breakers_spec_decode::{Config, Draft, DraftLength, DraftRequest, Drafter, Result, Speculator};
+//!
+//! struct Period(usize);
+//!
+//! impl Drafter for Period {
+//!     fn name(&self) -> &str {
+//!         "period"
+//!     }
+//!     fn start(&mut self, _prompt: &[u32]) -> Result<()> {
+//!         Ok(())
+//!     }
+//!     fn propose(&mut self, request: &mut DraftRequest<'_>) -> Result<Draft> {
+//!         let first = request.context.len().saturating_sub(self.0);
+//!         let tokens = request.context[first..].iter().copied().take(request.max_tokens);
+//!         Ok(Draft::chain(tokens.collect()))
+//!     }
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! let mut model = Toy::repetitive(64, 7);
+//! let prompt: Vec<u32> = (1..20).collect();
+//! let config = Config { max_tokens: 200, draft_length: DraftLength::Fixed(8), ..Config::default() };
+//! let go_on = |_: &[u32]| ControlFlow::Continue(());
+//! let fast = Speculator::new(Period(20)).generate(&mut model, &prompt, &config, go_on)?;
+//! assert!(fast.stats.accepted > 0);
+//! # assert_eq!(fast.tokens, Speculator::new(NoDrafter).generate(&mut model, &prompt, &config, go_on)?.tokens);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Source
 //! Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192);
 //! Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318).
@@ -70,6 +107,7 @@ mod none;
 mod speculator;
 mod stats;
 mod suffix_automaton;
+mod table;
 mod text;
 pub mod theory;
 pub mod verify;
@@ -77,7 +115,8 @@ pub mod verify;
 pub use adaptive::AdaptiveLength;
 pub use batch::{Batch, Progress, TextId};
 pub use batch_speculator::BatchSpeculator;
-pub use config::{Config, DraftLength, Speculated, TokenScore};
+pub use breakers_core::TokenScore;
+pub use config::{Config, DraftLength, Speculated};
 pub use decoding::{Decoding, Pass};
 pub use draft::{Draft, DraftRequest, Drafter, Outcome};
 pub use draft_model::{ModelDraftConfig, ModelDrafter, Proposal};
@@ -88,6 +127,7 @@ pub use ngram::{Continuation, NgramConfig, NgramDrafter};
 pub use none::NoDrafter;
 pub use speculator::{Speculator, speculate};
 pub use stats::{PositionStats, RowStats, Stats};
+pub use table::{Build, DRAFTERS, DraftModel, DrafterSpec, Entry, NamedDrafter};
 pub use text::{StopStrings, TextOutput};
 pub use verify::{Chance, Verdict};
 

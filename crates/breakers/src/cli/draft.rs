@@ -1,8 +1,6 @@
 //! Drafters by name.
 
-use breakers_spec_decode::{
-    DraftLength, Drafter, ModelDraftConfig, ModelDrafter, NgramDrafter, NoDrafter, TokenizerFingerprint,
-};
+use breakers_spec_decode::{DraftLength, DraftModel, DrafterSpec, NamedDrafter, TokenizerFingerprint};
 
 use super::{LoadedModel, ModelArgs, Result};
 
@@ -13,12 +11,21 @@ pub const MAX_DRAFT: usize = 16;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DraftArgs {
     /// Draft tokens that the model verifies in one pass, without changing the text: `ngram` (what stood in the text
-    /// before), or a smaller model with the same tokenizer, by name or path.
-    #[arg(long, value_name = "ngram|NAME|PATH")]
-    pub draft: Option<String>,
+    /// before), `model:NAME` (a smaller model with the same tokenizer, by name or path) or just its NAME, and others:
+    /// an unknown one lists them.
+    #[arg(long, value_name = "ngram|NAME|PATH", value_parser = parse_drafter)]
+    pub draft: Option<DrafterSpec>,
     /// Tokens drafted in a step; default: as many as pay off, 16 at most.
     #[arg(long, value_name = "N", requires = "draft", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub draft_length: Option<u16>,
+}
+
+/// A drafter's name; one that is none, and has no colon, is a model's.
+fn parse_drafter(text: &str) -> breakers_spec_decode::Result<DrafterSpec> {
+    text.parse().or_else(|error| match text.contains(':') || text.is_empty() {
+        true => Err(error),
+        false => format!("model:{text}").parse(),
+    })
 }
 
 impl DraftArgs {
@@ -26,12 +33,9 @@ impl DraftArgs {
     ///
     /// # Errors
     /// Those of loading the other model; [`TokenizerMismatch`](breakers_spec_decode::Error::TokenizerMismatch).
-    pub fn drafter(&self, models: &ModelArgs, target: &LoadedModel) -> Result<Box<dyn Drafter + Send>> {
-        Ok(match self.draft.as_deref() {
-            None => Box::new(NoDrafter),
-            Some("ngram") => Box::<NgramDrafter>::default(),
-            Some(name) => Box::new(model_drafter(&models.load_other(name)?, target)?),
-        })
+    pub fn drafter(&self, models: &ModelArgs, target: &LoadedModel) -> Result<NamedDrafter> {
+        let spec = self.draft.clone().unwrap_or_default();
+        spec.make(|name| Ok(draft_model(&models.load_other(name)?, target)))
     }
 
     /// How many tokens are drafted.
@@ -43,14 +47,31 @@ impl DraftArgs {
     }
 }
 
-/// A model that drafts for another.
-///
-/// # Errors
-/// [`TokenizerMismatch`](breakers_spec_decode::Error::TokenizerMismatch).
-pub fn model_drafter(
-    draft: &LoadedModel,
-    target: &LoadedModel,
-) -> breakers_spec_decode::Result<ModelDrafter<breakers_model::Runner>> {
-    let [ours, theirs] = [draft, target].map(|loaded| TokenizerFingerprint::of(loaded.model.tokenizer()));
-    ModelDrafter::new(draft.model.runner(), ours, theirs, ModelDraftConfig::default())
+/// What a drafter needs of a model that drafts for another.
+pub fn draft_model(draft: &LoadedModel, target: &LoadedModel) -> DraftModel {
+    let [tokenizer, target_tokenizer] =
+        [draft, target].map(|loaded| TokenizerFingerprint::of(loaded.model.tokenizer()));
+    DraftModel { model: Box::new(draft.model.runner()), tokenizer, target_tokenizer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_a_models() {
+        for (text, full) in [
+            ("ngram", "ngram"),
+            ("none", "none"),
+            ("model-likely:a", "model-likely:a"),
+            ("smollm2-135m", "model:smollm2-135m"),
+            ("models/a.gguf", "model:models/a.gguf"),
+        ] {
+            assert_eq!(parse_drafter(text).unwrap().to_string(), full);
+        }
+        for text in ["", "tree:a", "ngram:a"] {
+            let error = parse_drafter(text).unwrap_err().to_string();
+            assert!(error.contains("ngram-frequent"), "{error}");
+        }
+    }
 }

@@ -32,7 +32,7 @@ mod quantization;
 mod steps;
 
 pub use cache::{CacheArgs, cache_named, runner_over};
-pub use draft::{DraftArgs, MAX_DRAFT, model_drafter};
+pub use draft::{DraftArgs, MAX_DRAFT, draft_model};
 pub use input::{Ids, PromptArgs, SamplingArgs, Seed, read_ids, read_text};
 pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};

@@ -13,4 +13,5 @@ mod enumeration;
 mod greedy;
 mod sampling;
 mod support;
+mod table;
 mod text;
