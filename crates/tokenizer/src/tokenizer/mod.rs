@@ -27,22 +27,7 @@ use self::{
 use crate::{Error, Result};
 
 pub use self::stream::TextStream;
-
-/// How text becomes tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EncodeOptions {
-    /// Adds what the model wants around a text (a token that begins it, one that ends it), if it wants any.
-    pub add_special: bool,
-    /// Takes the spelling of a control token for the token. Off for text of unknown origin.
-    pub parse_special: bool,
-}
-
-impl Default for EncodeOptions {
-    /// What the model wants around a text is added; control tokens in it are text.
-    fn default() -> Self {
-        Self { add_special: true, parse_special: false }
-    }
-}
+pub use breakers_core::EncodeOptions;
 
 /// How tokens become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -24,8 +24,7 @@ impl Vocabulary for Tokenizer {
 
 impl breakers_core::Tokenizer for Tokenizer {
     fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, BoxError> {
-        let EncodeOptions { add_special, parse_special } = options;
-        Ok(Tokenizer::encode(self, text, super::EncodeOptions { add_special, parse_special })?)
+        Ok(Tokenizer::encode(self, text, options)?)
     }
 
     fn encode_chat(
