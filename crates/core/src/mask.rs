@@ -131,8 +131,8 @@ impl TokenMask {
         })
     }
 
-    /// Appends the logits `[vocab]`, −∞ for all tokens that are not in the set, whose logits are not even read where 32
-    /// neighbors are out.
+    /// Appends the logits `[vocab]`, −∞ for all tokens that are not in the set. Where 32 neighbors are not,
+    /// their logits are not even read.
     pub(crate) fn append_allowed(&self, logits: &[f32], row: &mut Vec<f32>) {
         let mut words = self.words.iter();
         for chunk in logits.chunks(BITS) {

@@ -150,8 +150,8 @@ widest! {
     }
 }
 
-/// How likely a token is under the softmax of logits `[vocab]`, and which `n_top` tokens are the most likely ones. The
-/// sum of the exponentials is computed once for all of them.
+/// How likely a token is under the softmax of logits `[vocab]`, and the `n_top` most likely tokens. The sum
+/// of the exponentials is computed once for all of them.
 ///
 /// # Errors
 /// Those of [`log_probability`] and [`top_k`].
@@ -172,8 +172,8 @@ pub fn token_score(logits: &[f32], token: TokenId, n_top: usize) -> Result<Token
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TokenScore {
-    /// Natural logarithm of its probability under the model's full softmax, before penalties, biases, mask and
-    /// temperature.
+    /// Natural logarithm of its probability under the model's full softmax, before penalties, biases, mask
+    /// and temperature.
     pub logprob: f32,
     /// The most likely tokens of its place under the same softmax, best first.
     pub top: Vec<TokenLogprob>,
