@@ -9,11 +9,10 @@ use crate::Result;
 const WIDTH: usize = 110;
 
 /// Folders whose comments have not been broken to that width yet. This list only shrinks.
-const UNBROKEN: [&str; 9] = [
+const UNBROKEN: [&str; 8] = [
     "crates/breakers/",
     "crates/kv-cache/",
     "crates/model/",
-    "crates/quant/",
     "crates/retrieval/",
     "crates/spec-decode/",
     "crates/structured/",

@@ -11,7 +11,7 @@
 //! | read and write GGUF files and files of quantized matrices | `gguf` | `gguf` |
 //! | text to token ids and back, conversations to prompts | `tokenizer` | `tokenizer` |
 //! | products with quantized weights | `linear` | `linear` |
-//! | quantize weights | `quant` | `quant` |
+//! | quantize weights, of one matrix or a whole model | `quant` | `quant` |
 //! | obtain models by name | `hub` | `hub` |
 //! | talk to a model behind an OpenAI-compatible endpoint | `remote` | `remote` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |

@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use breakers_core::BoxError;
-use breakers_gguf::Encoding;
 use breakers_kv_cache::Error as CacheError;
 
 /// Result of this crate's functions.
@@ -20,9 +19,6 @@ pub enum Error {
     /// Weights that no product can be made of.
     #[error(transparent)]
     Linear(#[from] breakers_linear::Error),
-    /// A method that quantizes weights.
-    #[error(transparent)]
-    Quant(#[from] breakers_quant::Error),
     /// The cache of keys and values.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -108,42 +104,6 @@ pub enum Error {
         /// What is wrong with it.
         source: BoxError,
     },
-    /// Less text than a method needs to be calibrated with.
-    #[error(
-        "{expected} tokens of text are needed, {found} are there (a remainder of a window does not count)"
-    )]
-    TooLittleText {
-        /// Tokens needed.
-        expected: usize,
-        /// Whole windows of tokens found.
-        found: usize,
-    },
-    /// A format that GGUF lacks, for a GGUF file.
-    #[error("{name}: {encoding} is no format of GGUF; give the output a name that ends in .safetensors")]
-    NotOfGguf {
-        /// The tensor.
-        name: String,
-        /// The format asked for.
-        encoding: Encoding,
-    },
-    /// A format that a method has no codes for.
-    #[error(
-        "{name}: {method} chooses offsets of integers, which {encoding} has not; int4-g64 and its like have"
-    )]
-    Unsuited {
-        /// The tensor.
-        name: String,
-        /// The method.
-        method: &'static str,
-        /// The format asked for.
-        encoding: Encoding,
-    },
-    /// A change of basis that this model does not allow.
-    #[error("what the method changes cannot be folded into this model: {reason}")]
-    Unfoldable {
-        /// Why not.
-        reason: String,
-    },
     /// A window of text that is empty or too long.
     #[error("a window of {found} tokens; 1 to {limit} are possible")]
     WindowLength {
@@ -191,6 +151,9 @@ pub enum Error {
         /// Rows of the table.
         rows: usize,
     },
+    /// What watches the inputs of matrices has failed.
+    #[error("what watches the inputs of matrices has failed: {0}")]
+    Observer(#[source] BoxError),
     /// A result could not be read back from the device.
     #[error("a result could not be read back from the device: {reason}")]
     TensorData {

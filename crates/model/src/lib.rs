@@ -3,8 +3,8 @@
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
 //! - with the feature `bert`, `Bert` turns texts into vectors;
-//! - [`quantize`](mod@quantize) writes a model's file with smaller matrices;
-//! - [`walk`] leads a text through one block after the other, for those who change the weights on the way;
+//! - [`walk`] leads a text through one block after the other, for those who change the weights on the way, as
+//!   `breakers-quant` does;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
 //!
 //! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its `Engine`
@@ -32,11 +32,11 @@ mod arch;
 mod error;
 mod load;
 mod runner;
+mod site;
 #[cfg(feature = "bert")]
 mod weights;
 
 pub mod ops;
-pub mod quantize;
 pub mod walk;
 
 #[cfg(feature = "bert")]
@@ -45,3 +45,4 @@ pub use arch::decoder::ProductCost;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};
 pub use runner::{CacheFactory, Runner};
+pub use site::{InputObserver, InputSite};

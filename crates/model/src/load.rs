@@ -74,7 +74,7 @@ impl Model {
     /// Loads a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Quant`] for a damaged file or a missing tensor, [`Error::NotCausal`] for a model that only embeds
+    /// [`Error::Gguf`] for a damaged file or a missing tensor, [`Error::NotCausal`] for a model that only embeds
     /// texts, [`Error::UnknownArchitecture`], [`Error::Hyperparameter`], [`Error::TensorShape`], and the tokenizer's
     /// own.
     ///

@@ -1,40 +1,49 @@
 //! A text through a model, one block at a time, for whoever changes the weights on the way.
 //!
 //! # Memory
-//! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer collects
-//! comes on top.
+//! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer
+//! collects comes on top.
 
 use std::sync::Arc;
 
-use breakers_core::TokenId;
+use breakers_core::{BoxError, TokenId};
 use breakers_cpu::hadamard::Rotation;
 use breakers_gguf as gguf;
 use breakers_gguf::MatrixFile;
 use breakers_kv_cache::{Visible, attention};
-use breakers_linear::QuantizedEmbedding;
-use breakers_quant::statistics::{InputObserver, InputSite};
+use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
 use crate::arch::decoder::{Block, Weights, check_tensors, norm};
 use crate::arch::{self, DecoderSpec};
 use crate::ops::RopeTable;
+use crate::{InputObserver, InputSite};
 
 /// Hidden states of a text between two blocks of a causal model, on the CPU.
 ///
 /// # Example
 /// ```no_run
+/// use breakers_core::BoxError;
 /// use breakers_gguf as gguf;
 /// use breakers_model::walk::BlockWalk;
-/// use breakers_quant::statistics::{InputSite, SiteStatistics, StatisticsConfig};
+/// use breakers_model::{InputObserver, InputSite};
+///
+/// /// Prints the largest input of each place.
+/// struct Largest;
+///
+/// impl InputObserver for Largest {
+///     fn observe(&mut self, site: InputSite, rows: &[f32], _: usize) -> Result<(), BoxError> {
+///         println!("{site:?}: {}", rows.iter().fold(0.0f32, |most, x| most.max(x.abs())));
+///         Ok(())
+///     }
+/// }
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = gguf::File::open("model.gguf")?;
 /// let mut walk = BlockWalk::new(&file, vec![vec![1, 2, 3, 4]])?;
 /// for block in 0..walk.n_blocks() {
-///     let mut inputs = SiteStatistics::new(StatisticsConfig::default());
-///     walk.run(&file, block, None, Some(&mut inputs), true, &mut |_| ())?;
-///     println!("{:?}", inputs.take(InputSite::FeedForward).map(|s| s.mean_magnitude()));
+///     walk.run(&file, block, None, Some(&mut Largest), true, &mut |_| ())?;
 /// }
 /// # Ok(())
 /// # }
@@ -53,8 +62,9 @@ impl BlockWalk {
     /// Looks the embeddings of the windows' tokens up. A window sees nothing of the others.
     ///
     /// # Errors
-    /// [`Error::Quant`] for a file that lacks the embeddings or a token that has none; those of the hyperparameters;
-    /// [`Error::WindowLength`] for a window that is empty or longer than the model's context.
+    /// [`Error::Gguf`] for a file that lacks the embeddings, [`Error::Linear`] for a token that has none;
+    /// those of the hyperparameters; [`Error::WindowLength`] for a window that is empty or longer than the
+    /// model's context.
     pub fn new(file: &gguf::File, windows: Vec<Vec<TokenId>>) -> Result<Self, Error> {
         Self::with_matrices(file, None, windows)
     }
@@ -111,8 +121,8 @@ impl BlockWalk {
         self.hidden.len()
     }
 
-    /// Whether the outputs of attention and feed-forward are normalized before they are added, which keeps rotations of the
-    /// hidden states from being folded into the weights.
+    /// Whether the outputs of attention and feed-forward are normalized before they are added, which keeps
+    /// rotations of the hidden states from being folded into the weights.
     pub fn has_post_norms(&self) -> bool {
         self.spec.post_norms
     }
@@ -122,13 +132,13 @@ impl BlockWalk {
         self.spec.n_heads / self.spec.n_kv_heads.max(1)
     }
 
-    /// Feeds all windows to a block whose weights are those of `file`; `progress` is told of each window. With `rotation` the
-    /// weights are those of rotated hidden states. With `advance` the hidden states become those behind the block,
-    /// otherwise they stay.
+    /// Feeds all windows to a block whose weights are those of `file`; `progress` is told of each window.
+    /// With `rotation` the weights are those of rotated hidden states. With `advance` the hidden states
+    /// become those behind the block, otherwise they stay.
     ///
     /// # Errors
-    /// [`Error::Quant`] and [`Error::TensorShape`] for a file without the block's weights, [`Error::BlockIndex`], those of the
-    /// observer.
+    /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the block's weights,
+    /// [`Error::BlockIndex`], [`Error::Observer`].
     pub fn run(
         &mut self,
         file: &gguf::File,
@@ -147,7 +157,7 @@ impl BlockWalk {
         let mut observe = |site: InputSite, rows: &Tensor<2>| -> Result<(), Error> {
             if let Some(observer) = &mut observer {
                 let n_cols = rows.dims()[1];
-                observer.observe(site, &to_vec(rows.clone())?, n_cols)?;
+                observer.observe(site, &to_vec(rows.clone())?, n_cols).map_err(Error::Observer)?;
             }
             Ok(())
         };
@@ -166,7 +176,7 @@ impl BlockWalk {
             };
             let mut states = hidden.clone();
             if let Some(rotation) = rotation {
-                rotation.forward(&mut states).map_err(breakers_quant::Error::from)?;
+                rotation.forward(&mut states).map_err(breakers_linear::Error::from)?;
             }
             let x = Tensor::<2>::from_data(TensorData::new(states, [n, spec.width]), &self.device);
             let heads = block.heads(&x, spec, &table.1, &mut observe)?;
@@ -176,7 +186,7 @@ impl BlockWalk {
             if advance {
                 *hidden = to_vec(x)?;
                 if let Some(rotation) = rotation {
-                    rotation.inverse(hidden).map_err(breakers_quant::Error::from)?;
+                    rotation.inverse(hidden).map_err(breakers_linear::Error::from)?;
                 }
             }
             progress(i + 1);
@@ -187,20 +197,54 @@ impl BlockWalk {
     /// Calls `see` with the inputs of the head, `[tokens, width]`, one window after the other.
     ///
     /// # Errors
-    /// [`Error::Quant`] and [`Error::TensorShape`] for a file without the last norm, those of `see`.
+    /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the last norm, [`Error::Observer`] with
+    /// what `see` says.
     pub fn head_inputs(
         &self,
         file: &gguf::File,
-        mut see: impl FnMut(&[f32]) -> Result<(), Error>,
+        mut see: impl FnMut(&[f32]) -> Result<(), BoxError>,
     ) -> Result<(), Error> {
         let weights = Weights { file, store: self.matrices.as_deref(), device: &self.device };
         let weight = weights.vector("output_norm.weight", self.spec.width)?;
         for hidden in &self.hidden {
             let n = hidden.len() / self.spec.width;
             let data = TensorData::new(hidden.clone(), [n, self.spec.width]);
-            see(&to_vec(norm(Tensor::from_data(data, &self.device), &weight, &self.spec))?)?;
+            see(&to_vec(norm(Tensor::from_data(data, &self.device), &weight, &self.spec))?)
+                .map_err(Error::Observer)?;
         }
         Ok(())
+    }
+
+    /// The logits of every `every`-th token of each window, the `every`-th first.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the last norm or a head,
+    /// [`Error::Linear`] for a head that no product can be made of.
+    pub fn logits(&self, file: &gguf::File, every: usize) -> Result<Vec<Vec<f32>>, Error> {
+        let every = every.max(1);
+        let weights = Weights { file, store: self.matrices.as_deref(), device: &self.device };
+        let name = match file.tensor("output.weight") {
+            None if weights.stored_table("output.weight")?.is_none() => "token_embd.weight",
+            _ => "output.weight",
+        };
+        let head = match weights.stored_table(name)? {
+            Some(table) => QuantizedLinear::from_quantized(&[table], &self.device)?,
+            None => QuantizedLinear::new(vec![file.require(name)?], &self.device)?,
+        };
+        let (width, mut out) = (self.spec.width, Vec::new());
+        self.head_inputs(file, |rows| {
+            let kept: Vec<f32> =
+                rows.chunks_exact(width).skip(every - 1).step_by(every).flatten().copied().collect();
+            let n = kept.len() / width;
+            if n == 0 {
+                return Ok(());
+            }
+            let x = Tensor::<2>::from_data(TensorData::new(kept, [n, width]), &self.device);
+            let logits = to_vec(head.forward(x))?;
+            out.extend(logits.chunks_exact(head.n_outputs()).map(<[f32]>::to_vec));
+            Ok(())
+        })?;
+        Ok(out)
     }
 }
 

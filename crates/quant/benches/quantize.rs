@@ -1,12 +1,13 @@
-//! Where calibration and GPTQ spend their time: `cargo bench -p breakers-quant --bench quantize -- 1536 4864 8960`.
+//! Where calibration and GPTQ spend their time:
+//! `cargo bench -p breakers-quant --bench quantize -- 1536 4864 8960`.
 //!
-//! Operations count multiplication and addition: n² for each row of a Hessian (half of XᵀX), n³/3 for its factor, n² for each
-//! row of weights.
+//! Operations count multiplication and addition: n² for each row of a Hessian (half of XᵀX), n³/3 for its
+//! factor, n² for each row of weights.
 
 use breakers_cpu::{self as cpu, pool};
 use breakers_gguf::{Encoding, Format};
+use breakers_quant::methods::{GptqConfig, GptqFactor, RoundToNearest};
 use breakers_quant::quantizer::{Quantizer, WeightMatrix};
-use breakers_quant::quantizers::{GptqConfig, GptqFactor, RoundToNearest};
 use breakers_quant::statistics::{Statistics, StatisticsConfig};
 use std::time::Instant;
 
@@ -55,7 +56,7 @@ fn main() {
             factor.quantize(&weights, encoding, None).expect("fitting rows");
         });
         time("scales and codes alone", 0.0, &mut || {
-            RoundToNearest::new(encoding).quantize(&weights, None).expect("fitting rows");
+            RoundToNearest::new().quantize(&weights, encoding, None).expect("fitting rows");
         });
     }
 }

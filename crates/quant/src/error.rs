@@ -1,3 +1,8 @@
+use std::path::PathBuf;
+
+use breakers_core::BoxError;
+use breakers_gguf::Encoding;
+
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -8,6 +13,12 @@ pub enum Error {
     /// A file or a format that is refused.
     #[error(transparent)]
     Gguf(#[from] breakers_gguf::Error),
+    /// A model that cannot be read, or a text that it cannot take.
+    #[error(transparent)]
+    Model(Box<breakers_model::Error>),
+    /// Predictions that cannot be compared.
+    #[error(transparent)]
+    Sampling(#[from] breakers_core::SamplingError),
     /// Bytes or values of another number than the shape asks for.
     #[error("{what}: {expected} expected, {found} found")]
     Length {
@@ -68,9 +79,106 @@ pub enum Error {
         /// Columns of the other operand.
         found: usize,
     },
-    /// Activations that cannot be quantized, or a length that has no rotation.
+    /// A format that a method has no codes for.
+    #[error("{method} is for {expected}; {found} is something else")]
+    Unsuited {
+        /// The method.
+        method: String,
+        /// The formats that it is for.
+        expected: &'static str,
+        /// The format asked for.
+        found: Encoding,
+    },
+    /// A quantizer that gave something else than the matrix asked of it.
+    #[error("{method} was asked for {expected} and gave {found}")]
+    WrongMatrix {
+        /// The method.
+        method: String,
+        /// What was asked for.
+        expected: String,
+        /// What it gave.
+        found: String,
+    },
+    /// Something about one tensor.
+    #[error("tensor {name}: {source}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        source: BoxError,
+    },
+    /// A tensor that is not in the file.
+    #[error("tensor {name} is missing")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// Less text than a method needs to be calibrated with.
+    #[error(
+        "{expected} tokens of text are needed, {found} are there (a remainder of a window does not count)"
+    )]
+    TooLittleText {
+        /// Tokens needed.
+        expected: usize,
+        /// Whole windows of tokens found.
+        found: usize,
+    },
+    /// A format that GGUF lacks, for a GGUF file.
+    #[error("{name}: {encoding} is no format of GGUF; give the output a name that ends in .safetensors")]
+    NotOfGguf {
+        /// The tensor.
+        name: String,
+        /// The format asked for.
+        encoding: Encoding,
+    },
+    /// A change of basis that this model does not allow.
+    #[error("what the method changes cannot be folded into this model: {reason}")]
+    Unfoldable {
+        /// Why not.
+        reason: String,
+    },
+    /// Words of a job that mean nothing.
+    #[error("unknown {what} {found:?}; expected {expected}")]
+    Words {
+        /// What the words should be.
+        what: &'static str,
+        /// What is possible.
+        expected: String,
+        /// The words.
+        found: String,
+    },
+    /// A number of bytes that not even the smallest formats fit into.
+    #[error("the smallest formats take {expected} bytes, the budget is {found}")]
+    Budget {
+        /// Bytes of the matrices of the blocks in their smallest formats.
+        expected: u64,
+        /// Bytes allowed.
+        found: u64,
+    },
+    /// A file or folder that cannot be read or written.
+    #[error("cannot read or write {path}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A length that has no rotation.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
+}
+
+impl Error {
+    /// An error about one tensor.
+    pub(crate) fn in_tensor<E: Into<BoxError>>(name: &str) -> impl Fn(E) -> Self + use<'_, E> {
+        move |source| Self::Tensor { name: name.to_owned(), source: source.into() }
+    }
+}
+
+impl From<breakers_model::Error> for Error {
+    fn from(error: breakers_model::Error) -> Self {
+        Error::Model(Box::new(error))
+    }
 }
 
 impl From<breakers_cpu::Error> for Error {

@@ -1,48 +1,105 @@
 //! What all quantizers have in common: weights in, a packed matrix and a report out.
 
-mod chosen;
-
 use crate::{
     Error, Result,
     linalg::{Operand, Part, add_product},
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_cpu::matrix::transposed;
-use breakers_gguf::QuantizedMatrix;
-pub(crate) use chosen::{Chosen, group_ranges};
-use std::time::Duration;
+use breakers_gguf::{Encoding, QuantizedMatrix};
+use std::{fmt::Debug, time::Duration};
 
-/// How weights are chosen for a smaller format. Each method is one file of [`quantizers`](crate::quantizers).
+/// How weights are chosen for a smaller format. Each method is one file of [`methods`](crate::methods).
+///
+/// [`name`](Self::name) and [`quantize`](Self::quantize) are enough to quantize a matrix, and a whole model
+/// with [`job::quantize`](crate::job::quantize). The others say what a method wants of a job: statistics of
+/// the inputs, formats that it can choose, work shared by several matrices, factors that are folded into the
+/// model.
+///
+/// `Debug` shows all settings of a method: an interrupted job goes on only with the same ones.
 ///
 /// ```
-/// use breakers_gguf::{Encoding, Format};
-/// use breakers_quant::{quantizer::{Quantizer, WeightMatrix}, quantizers::RoundToNearest};
+/// use breakers_gguf::Format;
+/// use breakers_quant::{quantizer::{Quantizer, WeightMatrix}, methods::RoundToNearest};
 ///
 /// # fn main() -> Result<(), breakers_quant::Error> {
 /// let values: Vec<f32> = (0..2 * 64).map(|i| (i as f32 * 0.1).sin()).collect();
 /// let weights = WeightMatrix::new(&values, 2, 64)?;
-/// let quantized = RoundToNearest::new(Encoding::Gguf(Format::Q4_0)).quantize(&weights, None)?;
+/// let quantized = RoundToNearest::new().quantize(&weights, Format::Q4_0.into(), None)?;
 /// assert_eq!(quantized.matrix.bytes(), 2 * 2 * 18);
 /// assert!(quantized.report.weight_error < 0.01);
 /// # Ok(())
 /// # }
 /// ```
-pub trait Quantizer: Send + Sync {
-    /// The method and its format, such as `gptq Q3_K`.
+pub trait Quantizer: Debug + Send + Sync {
+    /// The method's name, such as `gptq`: lower case, without `+` and `:`, so that it can stand in the words
+    /// of a [`JobSpec`](crate::job::JobSpec).
     fn name(&self) -> String;
 
-    /// The statistics of the inputs that the method works with.
-    fn needs(&self) -> StatisticsConfig {
-        StatisticsConfig::default()
+    /// The statistics of the inputs that the method works with; `None` for a method that looks at weights
+    /// alone, which a job gives no text.
+    fn needs(&self) -> Option<StatisticsConfig> {
+        None
     }
 
-    /// Chooses the packed weights.
+    /// Whether the method can choose weights of a format. A job asks before it begins.
     ///
     /// # Errors
-    /// [`Error::Gguf`] when rows are not whole blocks or groups, [`Error::NoStatistics`]
-    /// without statistics that the method cannot do without, [`Error::Columns`] when they are of other inputs,
-    /// [`Error::TooFewRows`], [`Error::Indefinite`].
-    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized>;
+    /// [`Error::Unsuited`], which says what formats the method is for.
+    fn check(&self, encoding: Encoding) -> Result<()> {
+        let _ = encoding;
+        Ok(())
+    }
+
+    /// Factors on the columns, for methods that look for some: whole-model jobs fold them into the norms and
+    /// matrices ahead.
+    fn folding(&self) -> Option<&dyn Folding> {
+        None
+    }
+
+    /// Work that matrices with the same inputs share, done once for all of them, such as factoring a Hessian:
+    /// a quantizer for these matrices alone. `None` for a method without such work.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize), of the statistics.
+    fn prepare(&self, statistics: &Statistics) -> Result<Option<Box<dyn Quantizer>>> {
+        let _ = statistics;
+        Ok(None)
+    }
+
+    /// Chooses the packed weights of a format.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] when rows are not whole blocks or groups, [`Error::Unsuited`] for a format that the
+    /// method has no codes for, [`Error::NoStatistics`] without statistics that the method cannot do without,
+    /// [`Error::Columns`] when they are of other inputs, [`Error::TooFewRows`], [`Error::Indefinite`].
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized>;
+}
+
+/// A method that multiplies columns by factors before it rounds them.
+///
+/// In a whole model nothing divides the inputs as it runs: a job multiplies the factors into the columns of
+/// all matrices that read the same inputs, and divides the norm or the matrix ahead by them.
+pub trait Folding {
+    /// The factors for the columns of matrices with the same inputs, whose rows are given together.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize`].
+    fn factors(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: &Statistics,
+    ) -> Result<Vec<f32>>;
+
+    /// What rounds the matrices afterwards, and those whose inputs nothing stands ahead of that could take
+    /// the factors.
+    fn rounding(&self) -> &dyn Quantizer;
 }
 
 /// Weights to be quantized: finite numbers, `[n_rows, n_cols]` (output and input features).
@@ -95,7 +152,8 @@ impl<'a> WeightMatrix<'a> {
     }
 }
 
-/// How the range of a group is chosen in a [`GroupFormat`](breakers_gguf::GroupFormat). (Blocks of GGUF always get the scales with the least error.)
+/// How the range of a group is chosen in a [`GroupFormat`](breakers_gguf::GroupFormat). (Blocks of GGUF
+/// always get the scales with the least error.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RangeChoice {
@@ -110,7 +168,7 @@ pub enum RangeChoice {
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct QuantizationReport {
-    /// The quantizer's name.
+    /// The method and the format, such as `gptq Q3_K`.
     pub method: String,
     /// Squared error of the weights over their squares.
     pub weight_error: f64,
@@ -134,8 +192,8 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Adds the errors to a report, which may be the default one: those of the weights, and of the outputs if the statistics
-    /// hold a sample of inputs. `weights` are the original ones.
+    /// Adds the errors to a report, which may be the default one: those of the weights, and of the outputs if
+    /// the statistics hold a sample of inputs. `weights` are the original ones.
     ///
     /// # Errors
     /// [`Error::Columns`] and [`Error::Length`] when the matrix is of another size.

@@ -1,8 +1,8 @@
 //! What quantizers want to know of a layer's inputs, collected while a model reads text.
 //!
 //! # Memory
-//! For `n` columns: 16 n bytes of sums; with a Hessian 4 n² bytes and 512 rows that wait to be added (2,048 n); with a
-//! sample of `m` rows 4 m n. The number of rows seen does not matter.
+//! For `n` columns: 16 n bytes of sums; with a Hessian 4 n² bytes and 512 rows that wait to be added (2,048
+//! n); with a sample of `m` rows 4 m n. The number of rows seen does not matter.
 //!
 //! # Cost
 //! The Hessian takes n² multiplications a row (half of `XᵀX`, as it is symmetric).
@@ -11,50 +11,13 @@ use crate::{
     Error, Result,
     linalg::{Operand, Part, add_product, mirror},
 };
+use breakers_core::BoxError;
 use breakers_cpu::{matrix::transposed, pool};
+use breakers_model::{InputObserver, InputSite};
 use std::collections::BTreeMap;
 
 /// Rows that are added to the Hessian at a time, so that it passes through memory rarely.
 const PENDING_ROWS: usize = 512;
-
-/// A place in a transformer's block where matrices read their inputs; matrices of one place share them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum InputSite {
-    /// Queries, keys and values.
-    Attention,
-    /// The projection behind attention.
-    AttentionOut,
-    /// Gate and up projection.
-    FeedForward,
-    /// The down projection.
-    FeedForwardOut,
-}
-
-impl InputSite {
-    /// All places, in the order in which a block comes through them.
-    pub const ALL: [InputSite; 4] =
-        [InputSite::Attention, InputSite::AttentionOut, InputSite::FeedForward, InputSite::FeedForwardOut];
-
-    /// The matrices' names in GGUF files, behind `blk.N.`
-    pub fn matrices(self) -> &'static [&'static str] {
-        match self {
-            InputSite::Attention => &["attn_q.weight", "attn_k.weight", "attn_v.weight"],
-            InputSite::AttentionOut => &["attn_output.weight"],
-            InputSite::FeedForward => &["ffn_gate.weight", "ffn_up.weight"],
-            InputSite::FeedForwardOut => &["ffn_down.weight"],
-        }
-    }
-}
-
-/// Whom a model shows the inputs of its matrices. Models call it; nothing here knows any model.
-pub trait InputObserver {
-    /// Sees rows of inputs `[n, n_cols]`.
-    ///
-    /// # Errors
-    /// Its own; the forward pass ends with it.
-    fn observe(&mut self, site: InputSite, rows: &[f32], n_cols: usize) -> Result<()>;
-}
 
 /// Statistics of some places of one block.
 #[derive(Debug, Default)]
@@ -84,12 +47,12 @@ impl SiteStatistics {
 }
 
 impl InputObserver for SiteStatistics {
-    fn observe(&mut self, site: InputSite, rows: &[f32], n_cols: usize) -> Result<()> {
+    fn observe(&mut self, site: InputSite, rows: &[f32], n_cols: usize) -> Result<(), BoxError> {
         let config = self.config;
-        match self.sites.get_mut(&site) {
-            Some(found) => found.get_or_insert_with(|| Statistics::new(n_cols, config)).observe(rows),
-            None => Ok(()),
+        if let Some(found) = self.sites.get_mut(&site) {
+            found.get_or_insert_with(|| Statistics::new(n_cols, config)).observe(rows)?;
         }
+        Ok(())
     }
 }
 
@@ -98,14 +61,15 @@ impl InputObserver for SiteStatistics {
 pub struct StatisticsConfig {
     /// Second moments of all pairs of columns, which error feedback (GPTQ) needs.
     pub hessian: bool,
-    /// Rows that are kept as they are, drawn uniformly from all that are seen, which searches by output error (AWQ) need.
+    /// Rows that are kept as they are, drawn uniformly from all that are seen, which searches by output error
+    /// (AWQ) need.
     pub sample_rows: usize,
     /// Seed of the draw.
     pub seed: u64,
-    /// The largest square of a row, as a multiple of the median of the rows that are shown together (a window of text);
-    /// larger rows are scaled down to it. Models have tokens, such as the first of a text, whose inputs are a thousand times as
-    /// large as others' in a few places. They would decide alone on the second moments, although the norm behind takes
-    /// their size away again.
+    /// The largest square of a row, as a multiple of the median of the rows that are shown together (a window
+    /// of text); larger rows are scaled down to it. Models have tokens, such as the first of a text, whose
+    /// inputs are a thousand times as large as others' in a few places. They would decide alone on the second
+    /// moments, although the norm behind takes their size away again.
     pub row_limit: Option<f32>,
 }
 
@@ -174,8 +138,8 @@ impl Statistics {
     /// `rows`: `[n, n_cols]`
     ///
     /// # Errors
-    /// [`Error::Length`] when they are not whole rows, [`Error::NotFinite`] when a value is infinite or no number;
-    /// nothing is counted then.
+    /// [`Error::Length`] when they are not whole rows, [`Error::NotFinite`] when a value is infinite or no
+    /// number; nothing is counted then.
     pub fn observe(&mut self, rows: &[f32]) -> Result<()> {
         let n = self.n_cols;
         if n == 0 || !rows.len().is_multiple_of(n) {
@@ -332,9 +296,9 @@ impl Statistics {
         Ok(out)
     }
 
-    /// Statistics of the same rows after a linear map of each, which `transform` applies to rows in place: the Hessian H
-    /// becomes RHRᵀ, the sample is mapped row by row. Magnitudes are those of the sample, squares those of the Hessian, or
-    /// of the sample without one.
+    /// Statistics of the same rows after a linear map of each, which `transform` applies to rows in place:
+    /// the Hessian H becomes RHRᵀ, the sample is mapped row by row. Magnitudes are those of the sample,
+    /// squares those of the Hessian, or of the sample without one.
     ///
     /// # Errors
     /// Those of `transform`.

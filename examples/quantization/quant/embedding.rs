@@ -1,54 +1,45 @@
 //! The second reference: a sentence encoder in 32-bit floats, where every method and format can be compared.
 //!
-//! Weights are quantized, decoded and run by the float kernels, so that formats without a product of their own take part.
+//! Weights are quantized, decoded and run by the float kernels, so that formats without a product of their
+//! own take part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use breakers::cli::{Error, Result};
 use breakers_core::Embedder;
 use breakers_eval::{Cell, Column, Table};
 use breakers_gguf::{Encoding, Format, GroupFormat};
-use breakers_model::Bert;
+use breakers_model::{Bert, InputSite};
+use breakers_quant::methods::{Gptq, METHODS, Rotated};
 use breakers_quant::quantizer::{Quantizer, WeightMatrix};
-use breakers_quant::quantizers::{Awq, AwqConfig, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest};
-use breakers_quant::statistics::{InputSite, Statistics, StatisticsConfig};
+use breakers_quant::statistics::{Statistics, StatisticsConfig};
 use burn::tensor::Device;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Letters of a passage.
 const PASSAGE: usize = 600;
 
-/// All methods, for one encoding of so many bits.
-fn methods(encoding: Encoding) -> Vec<Box<dyn Quantizer>> {
-    vec![
-        Box::new(RoundToNearest::new(encoding).unweighted()),
-        Box::new(RoundToNearest::new(encoding)),
-        Box::new(Awq::new(encoding, AwqConfig::default())),
-        Box::new(Gptq::new(encoding, GptqConfig::default())),
-        Box::new(Rotated::new(Gptq::new(encoding, GptqConfig::default()), 1)),
-    ]
-}
+/// The formats that methods are compared in.
+const ENCODINGS: [Encoding; 8] = [
+    Encoding::Gguf(Format::Q4_0),
+    Encoding::Gguf(Format::IQ4_NL),
+    Encoding::Gguf(Format::MXFP4),
+    Encoding::Groups(GroupFormat::Affine { bits: 4, group: 128 }),
+    Encoding::Groups(GroupFormat::Affine { bits: 3, group: 128 }),
+    Encoding::Groups(GroupFormat::Affine { bits: 2, group: 64 }),
+    Encoding::Groups(GroupFormat::Nf4),
+    Encoding::Groups(GroupFormat::NvFp4),
+];
 
-fn quantizers() -> Vec<Box<dyn Quantizer>> {
-    let mut all = Vec::new();
-    for format in [Format::Q4_0, Format::IQ4_NL, Format::MXFP4] {
-        all.extend(methods(Encoding::Gguf(format)));
-    }
-    for format in [
-        GroupFormat::Affine { bits: 4, group: 128 },
-        GroupFormat::Affine { bits: 3, group: 128 },
-        GroupFormat::Affine { bits: 2, group: 64 },
-        GroupFormat::Nf4,
-        GroupFormat::NvFp4,
-    ] {
-        all.extend(methods(Encoding::Groups(format)));
-        if let GroupFormat::Affine { bits, group } = format {
-            all.push(Box::new(Hqq::new(bits, group, HqqConfig::paper())));
-        }
-    }
-    all
+/// All methods of the table, and a rotation ahead of one, with each format that they can choose.
+fn contestants() -> Vec<(Arc<dyn Quantizer>, Encoding)> {
+    let mut methods: Vec<Arc<dyn Quantizer>> = METHODS.iter().map(|entry| (entry.build)()).collect();
+    methods.push(Arc::new(Rotated::new(Gptq::default(), 1)));
+    let pairs = ENCODINGS.iter().flat_map(|&encoding| methods.iter().map(move |m| (m.clone(), encoding)));
+    pairs.filter(|(method, encoding)| method.check(*encoding).is_ok()).collect()
 }
 
 /// The matrices of a block, and the place that they read from.
@@ -69,8 +60,8 @@ struct Matrix {
     place: (usize, InputSite),
 }
 
-/// The table of all methods on the encoder in a folder. Passages of `text` are compared, those of `calibration` read
-/// beforehand.
+/// The table of all methods on the encoder in a folder. Passages of `text` are compared, those of
+/// `calibration` read beforehand.
 pub(crate) fn compare(folder: &Path, text: &str, calibration: &str) -> Result<Table> {
     let reference = Bert::load(folder, &Device::flex())?;
     let passages = passages(text, 200);
@@ -119,13 +110,13 @@ fn rows(
             std::fs::copy(folder.join(name), work.join(name))?;
         }
     }
-    for quantizer in quantizers() {
+    for (quantizer, encoding) in contestants() {
         let start = Instant::now();
         let (mut bytes, mut n_weights, mut error) = (0, 0, 0.0);
         let mut changed: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
         for matrix in matrices {
             let found = WeightMatrix::new(&matrix.values, matrix.n_rows, matrix.n_cols)?;
-            let quantized = quantizer.quantize(&found, statistics.get(&matrix.place))?;
+            let quantized = quantizer.quantize(&found, encoding, statistics.get(&matrix.place))?;
             bytes += quantized.matrix.bytes();
             n_weights += matrix.values.len();
             error += quantized.report.output_error.unwrap_or(0.0) / matrices.len() as f64;
@@ -147,7 +138,7 @@ fn rows(
         let cosine = expected.iter().zip(&found).map(|(a, b)| dot(a, b)).sum::<f64>() / found.len() as f64;
         let same = (0..found.len()).filter(|&i| nearest(expected, i) == nearest(&found, i)).count();
         table.row(vec![
-            Cell::from(&*quantizer.name()),
+            Cell::from(&*format!("{} {encoding}", quantizer.name())),
             Cell::Number(8.0 * bytes as f64 / n_weights as f64),
             Cell::Number(error),
             Cell::Number(1.0 - cosine),
@@ -182,7 +173,7 @@ fn collect(bert: &Bert, text: &str) -> Result<BTreeMap<(usize, InputSite), Stati
     let mut statistics: BTreeMap<(usize, InputSite), Statistics> = BTreeMap::new();
     bert.observe(&passages(text, 200), &mut |block, site, rows, n_cols| {
         let found = statistics.entry((block, site)).or_insert_with(|| Statistics::new(n_cols, config));
-        found.observe(rows)
+        Ok(found.observe(rows)?)
     })?;
     statistics.values_mut().for_each(Statistics::finish);
     Ok(statistics)

@@ -6,10 +6,11 @@
 //! cargo run --release --example quant -- --model qwen2.5-coder-0.5b --text book.txt --calibration code.txt \
 //!     --job rtn:Q4_0 --job imatrix:Q4_0 --job gptq:Q4_0 --file llama.cpp=peer-Q3_K_M.gguf
 //! ```
-//! The reference is the model's own file: its decoded weights, run by the same kernels. Matrices that keep the source's
-//! format lose nothing against it, which says nothing about the method; the column "kept" gives their share, and files
-//! that are all kept are left out of the chart. Formats of our own (`gptq:int4-g128`, `hqq:int3-g64`, `awq:nf4`) make files that
-//! lie over the source's; their bytes are those of the tensors in them and of the others in the source. The report (`--out`) holds a table, `report.json` and a chart.
+//! The reference is the model's own file: its decoded weights, run by the same kernels. Matrices that keep
+//! the source's format lose nothing against it, which says nothing about the method; the column "kept" gives
+//! their share, and files that are all kept are left out of the chart. Formats of our own (`gptq:int4-g128`,
+//! `hqq:int3-g64`, `awq:nf4`) make files that lie over the source's; their bytes are those of the tensors in
+//! them and of the others in the source. The report (`--out`) holds a table, `report.json` and a chart.
 
 mod embedding;
 mod measure;
@@ -17,8 +18,9 @@ mod measure;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers::cli::{Bar, Error, JobSpec, ModelArgs, Result, print, print_json, read_text, run};
+use breakers::cli::{Bar, Error, ModelArgs, Result, print, print_json, read_text, run};
 use breakers_eval::{Cell, Column, LineChart, Report, Table};
+use breakers_quant::job::JobSpec;
 use breakers_tokenizer::EncodeOptions;
 use clap::Parser;
 
@@ -32,13 +34,15 @@ struct Arguments {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128 or imatrix:like=other.gguf; may be repeated.
     #[arg(long)]
     job: Vec<JobSpec>,
-    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation, +online or +tie behind them.
+    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation, +online or +tie behind
+    /// them.
     #[arg(long, value_delimiter = ',', requires = "bits")]
     method: Vec<String>,
     /// Bits a weight or formats for --method: 4 is Q4_K, for hqq int4-g64.
     #[arg(long, value_delimiter = ',', requires = "method", value_name = "BITS|FORMAT")]
     bits: Vec<String>,
-    /// NAME=FILE: another file of the same model, such as one of llama.cpp's, or a .safetensors of `quantize`; may be repeated.
+    /// NAME=FILE: another file of the same model, such as one of llama.cpp's, or a .safetensors of
+    /// `quantize`; may be repeated.
     #[arg(long)]
     file: Vec<String>,
     /// The text that predictions are compared on.
@@ -56,7 +60,8 @@ struct Arguments {
     /// Windows that are compared at most.
     #[arg(long, default_value_t = 16, value_name = "N")]
     windows: usize,
-    /// Name or folder of a sentence encoder (all-minilm-l6-v2): every method and format is compared on it too.
+    /// Name or folder of a sentence encoder (all-minilm-l6-v2): every method and format is compared on it
+    /// too.
     #[arg(long, value_name = "NAME|FOLDER")]
     embedder: Option<String>,
     /// Where the quantized files go; those that are there are not made again.
@@ -103,12 +108,13 @@ fn main() -> ExitCode {
         let mut jobs = arguments.job.clone();
         for method in &arguments.method {
             for bits in &arguments.bits {
-                jobs.push(JobSpec::of_bits(method, bits, false).map_err(Error::Usage)?);
+                let job = JobSpec::of_bits(method, bits, false);
+                jobs.push(job.map_err(|error| Error::Usage(error.to_string()))?);
             }
         }
         for job in &jobs {
-            if job.method.needs_text() && calibration.is_empty() {
-                return Err(Error::Usage(format!("--job {} needs a --calibration text", job.name)));
+            if job.needs_text() && calibration.is_empty() {
+                return Err(Error::Usage(format!("--job {job} needs a --calibration text")));
             }
             contestants.push(Contestant::make(
                 job,

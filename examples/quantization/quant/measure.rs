@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use breakers::cli::{Error, JobSpec, LoadedModel, ModelArgs, Result, peak_memory, reset_peak_memory};
+use breakers::cli::{
+    Error, LoadedModel, ModelArgs, Result, peak_memory, quantize_with_bar, reset_peak_memory,
+};
 use breakers_core::{LanguageModel, Output, Step, TokenId, Want};
 use breakers_eval::divergence::{Divergence, divergence};
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, Format, MatrixFile, matrix_file};
-use breakers_model::quantize::parts_folder;
+use breakers_quant::job::{JobSpec, parts_folder};
 
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.
 const PROMPT_TOKENS: usize = 256;
@@ -117,8 +119,9 @@ impl Contestant {
             let last = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
             last.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect()
         };
+        let job_name = job.to_string();
         let words: String =
-            job.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            job_name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         // The last characters say more of a path than the first.
         let words = &words[words.len().saturating_sub(100)..];
         let name = format!("{}-{words}-{}.{}", stem(&reference.name), calibration.len(), job.extension());
@@ -126,10 +129,10 @@ impl Contestant {
         let mut made = None;
         if !path.exists() || parts_folder(&path).exists() {
             reset_peak_memory();
-            let report = job.run(reference.model.path(), &path, calibration.to_vec(), window)?;
+            let report = quantize_with_bar(job, reference.model.path(), &path, calibration.to_vec(), window)?;
             made = Some((report.total.as_secs_f64(), peak_memory()));
         }
-        let contestant = Self::file(&short(&job.name), &path, reference)?;
+        let contestant = Self::file(&short(&job_name), &path, reference)?;
         Ok(match made {
             Some((seconds, peak_bytes)) => Self { seconds: Some(seconds), peak_bytes, ..contestant },
             None => contestant,

@@ -4,21 +4,25 @@
 //! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --method gptq --bits 4 --text prose.txt --out small.gguf
 //! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
 //! ```
-//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`), a colon and a format for all matrices of the blocks, `like=FILE` for
-//! the formats of another file, or `budget=MB` for those that lose least within so many megabytes (`budget=MB:Q3_K+nf4` chooses
-//! among these). `rtn` and `hqq` read no text. `+rotation` behind the method rotates the hidden states in the weights, `+online`
-//! the inputs of each matrix as the model runs.
-//! With `--out NAME.gguf` the file runs here and in llama.cpp. Formats of our own, such as `int4-g128`, `sym3-g64`, `nf4` or
-//! `nvfp4`, need `--out NAME.safetensors`: what differs from the model's file, which other examples lay over it with
-//! `--matrices`. Embeddings and head that are the same numbers are written once with `+tie`; single matrices get other formats
-//! by `,ffn_up=IQ4_NL` behind the first. Interrupted, it goes on where it was when the same command is given again.
+//! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`), a colon and a format for all matrices of the
+//! blocks, `like=FILE` for the formats of another file, or `budget=MB` for those that lose least within so
+//! many megabytes (`budget=MB:Q3_K+nf4` chooses among these). `rtn` and `hqq` read no text. `+rotation`
+//! behind the method rotates the hidden states in the weights, `+online` the inputs of each matrix as the
+//! model runs. With `--out NAME.gguf` the file runs here and in llama.cpp. Formats of our own, such as
+//! `int4-g128`, `sym3-g64`, `nf4` or `nvfp4`, need `--out NAME.safetensors`: what differs from the model's
+//! file, which other examples lay over it with `--matrices`. Embeddings and head that are the same numbers
+//! are written once with `+tie`; single matrices get other formats by `,ffn_up=IQ4_NL` behind the first.
+//! Interrupted, it goes on where it was when the same command is given again.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers::cli::{Error, JobSpec, ModelArgs, Result, peak_memory, print, print_json, read_text, run};
+use breakers::cli::{
+    Error, ModelArgs, Result, peak_memory, print, print_json, quantize_with_bar, read_text, run,
+};
 use breakers_gguf as gguf;
 use breakers_gguf::matrix_file;
+use breakers_quant::job::JobSpec;
 use breakers_tokenizer::{EncodeOptions, Tokenizer};
 use clap::Parser;
 use serde_json::json;
@@ -69,7 +73,7 @@ impl Arguments {
             Some(megabytes) => format!("{method}:budget={megabytes}").parse(),
             None => JobSpec::of_bits(method, &self.bits, matrix_file::is_named(&self.out)),
         };
-        job.map_err(Error::Usage)
+        job.map_err(|error| Error::Usage(error.to_string()))
     }
 }
 
@@ -80,17 +84,16 @@ fn main() -> ExitCode {
         let job = arguments.job()?;
         let source = arguments.model.file()?;
         let mut ids = Vec::new();
-        if job.method.needs_text() {
+        if job.needs_text() {
             let Some(text) = &arguments.text else {
-                let name = &job.name;
-                return Err(Error::Usage(format!("--job {name} needs a --text to calibrate with")));
+                return Err(Error::Usage(format!("--job {job} needs a --text to calibrate with")));
             };
             let tokenizer = Tokenizer::from_gguf(&gguf::File::open(&source)?)?;
             let options = EncodeOptions { add_special: true, parse_special: false };
             ids = tokenizer.encode(&read_text(text)?, options)?;
             ids.truncate(arguments.tokens);
         }
-        let report = job.run(&source, &arguments.out, ids, arguments.window)?;
+        let report = quantize_with_bar(&job, &source, &arguments.out, ids, arguments.window)?;
         let seconds = |time: std::time::Duration| time.as_secs_f64();
         let errors: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.output_error).collect();
         let mean_error = (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64);
@@ -112,7 +115,7 @@ fn main() -> ExitCode {
                 })
                 .collect();
             print_json(&json!({
-                "job": job.name,
+                "job": job.to_string(),
                 "bytes": report.bytes,
                 "tokens": report.n_tokens,
                 "seconds": seconds(report.total),

@@ -38,5 +38,5 @@ pub use memory::{peak_memory, reset_peak_memory, resident_memory};
 pub use model::{LoadedModel, ModelArgs};
 pub use output::{Error, Result, finish, print, print_json, run};
 pub use progress::{Bar, FetchBar};
-pub use quantization::{Formats, JobSpec};
+pub use quantization::quantize_with_bar;
 pub use steps::{N_TOP, ScoredStep, step_json, tokens_per_second};

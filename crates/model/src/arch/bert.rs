@@ -12,17 +12,16 @@ use std::fmt;
 use std::path::Path;
 
 use breakers_backend::norm::layer_norm;
-use breakers_core::{CallError, Embedder, TokenId};
+use breakers_core::{BoxError, CallError, Embedder, TokenId};
 use breakers_kv_cache::{Visible, attention};
 use breakers_linear::QuantizedLinear;
-use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData, activation::gelu};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::Error;
 use crate::weights::{WeightFile, Weights, vector};
+use crate::{Error, InputSite};
 use breakers_tokenizer::Tokenizer;
 
 /// Tokens in one forward pass; more texts take several.
@@ -103,7 +102,7 @@ struct Block {
 }
 
 /// Told of a block, a place in it, rows of inputs and their columns; see [`Bert::observe`].
-pub type SeeInputs<'a> = dyn FnMut(usize, InputSite, &[f32], usize) -> breakers_quant::Result<()> + 'a;
+pub type SeeInputs<'a> = dyn FnMut(usize, InputSite, &[f32], usize) -> Result<(), BoxError> + 'a;
 
 impl Bert {
     /// Loads a folder as sentence-transformers lays it out: `config.json`, `model.safetensors` (F32, F16 or BF16) and
@@ -113,7 +112,7 @@ impl Bert {
     /// [`Error::Io`] for a missing file; [`Error::Json`] and [`Error::Safetensors`] for damaged ones;
     /// [`Error::Hyperparameter`] for settings that are impossible or not implemented; [`Error::MissingTensor`],
     /// [`Error::TensorShape`], [`Error::TensorType`] and [`Error::Vocabulary`] for weights that do not fit; the
-    /// tokenizer's own; [`Error::Quant`] for a device without kernels or too little memory.
+    /// tokenizer's own; [`Error::Linear`] for a device without kernels or too little memory.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
         let folder = folder.as_ref();
         let config: Config = require_json(folder, "config.json")?;
@@ -166,7 +165,7 @@ impl Bert {
     /// `[tokens, columns]` and their columns. The feed-forward part has no gate.
     ///
     /// # Errors
-    /// The tokenizer's, and those of `see`, with which the pass ends.
+    /// The tokenizer's, and [`Error::Observer`] with what `see` says, with which the pass ends.
     pub fn observe(&self, texts: &[&str], see: &mut SeeInputs<'_>) -> Result<(), Error> {
         for text in texts {
             let ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
@@ -176,7 +175,7 @@ impl Bert {
             self.forward(&[ids], &mut |block, site, rows| {
                 let n_cols = rows.dims()[1];
                 let rows = rows.clone().into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
-                Ok(see(block, site, &rows, n_cols)?)
+                see(block, site, &rows, n_cols).map_err(Error::Observer)
             })?;
         }
         Ok(())

@@ -5,13 +5,12 @@ use breakers_gguf as gguf;
 use breakers_gguf::{MatrixFile, QuantizedMatrix};
 use breakers_kv_cache::{CacheShape, LayerShape, Segment, attend_many};
 use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
-use breakers_quant::statistics::InputSite;
 use burn::tensor::{Device, Tensor, TensorData};
 use tracing::trace_span;
 
 use super::DecoderSpec;
-use crate::Error;
 use crate::ops::{HeadLayout, Heads, RopeTable, gated_activation, split_heads};
+use crate::{Error, InputSite};
 
 /// A causal transformer's weights on a device.
 pub(crate) struct Decoder {

@@ -1,4 +1,4 @@
-//! The crate's tests: real models, small ones made up, and quantized files.
+//! The crate's tests: real models and small ones made up.
 //!
 //! One program, because each one links all of Burn.
 
@@ -7,6 +7,6 @@ mod device;
 mod invariance;
 mod llama_cpp;
 mod odd_files;
-mod quantize;
 mod reference;
 mod support;
+mod walk;

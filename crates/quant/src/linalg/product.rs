@@ -6,7 +6,8 @@ use breakers_cpu::{
     pool::{self, DisjointMut},
 };
 
-/// Indices of the sum that are packed at a time: a panel of the right operand fills most of a first-level cache.
+/// Indices of the sum that are packed at a time: a panel of the right operand fills most of a first-level
+/// cache.
 const SLAB: usize = 256;
 /// Panels of the left operand in a task.
 const TASK_LEFT: usize = 16;

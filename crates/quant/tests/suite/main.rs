@@ -1,4 +1,8 @@
-//! The crate's tests: the quantizers.
+//! The crate's tests: the methods, whole models, jobs as words, and a method from outside.
 
-mod quantizers;
+mod methods;
+mod own_method;
+mod specs;
 mod support;
+mod tiny_model;
+mod whole_models;

@@ -1,22 +1,24 @@
-//! AWQ's factors in a whole block.
+//! Factors on the inputs, AWQ's for one, in a whole block.
 
 use std::collections::BTreeMap;
 
 use breakers_gguf::{Encoding, Format};
-use breakers_quant::quantizer::WeightMatrix;
-use breakers_quant::quantizers::{Awq, AwqConfig};
-use breakers_quant::statistics::{InputSite, Statistics};
+use breakers_model::InputSite;
 
 use super::fold::{divide_rows, scale_columns};
-use super::job::{Job, Matrix, require};
+use super::matrix::{Matrix, require};
+use super::run::Job;
 use crate::Error;
+use crate::quantizer::{Folding, WeightMatrix};
+use crate::statistics::Statistics;
 
 impl Job<'_> {
-    /// AWQ's factors: onto the columns of the matrices, off the norms or the rows of the matrices before.
+    /// A method's factors: onto the columns of the matrices, off the norms or the rows of the matrices
+    /// before.
     pub(super) fn fold_factors(
         &mut self,
         prefix: &str,
-        config: AwqConfig,
+        folding: &dyn Folding,
         matrices: &mut BTreeMap<String, Matrix>,
         vectors: &mut BTreeMap<String, Vec<f32>>,
         statistics: &mut BTreeMap<InputSite, Statistics>,
@@ -30,9 +32,12 @@ impl Job<'_> {
             (InputSite::FeedForwardOut, "ffn_up.weight"),
         ] {
             if site == InputSite::AttentionOut && self.walk.queries_per_key() != 1 {
-                let note = "awq: several query heads share a value head, so that the output projection is not scaled";
-                if !self.report.notes.iter().any(|found| found == note) {
-                    self.report.notes.push(note.to_owned());
+                let note = format!(
+                    "{}: several query heads share a value head, so that the output projection is not scaled",
+                    self.options.quantizer.name()
+                );
+                if !self.report.notes.contains(&note) {
+                    self.report.notes.push(note);
                 }
                 continue;
             }
@@ -46,9 +51,11 @@ impl Job<'_> {
                 n_cols = matrix.n_cols;
                 encoding = self.plan.encoding(&matrix.name).unwrap_or(encoding);
             }
+            let first = name(site.matrices()[0]);
             let weights = WeightMatrix::new(&together, together.len() / n_cols.max(1), n_cols)
-                .map_err(Error::in_tensor(&name(site.matrices()[0])))?;
-            let (factors, _) = Awq::new(encoding, config).search(&weights, found)?;
+                .map_err(Error::in_tensor(&first))?;
+            let factors = folding.factors(&weights, encoding, found).map_err(Error::in_tensor(&first))?;
+            check(&factors, n_cols).map_err(Error::in_tensor(&first))?;
             for suffix in site.matrices() {
                 scale_columns(&mut require(matrices, &name(suffix))?.values, &factors);
             }
@@ -70,5 +77,16 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Factors can be divided by, and there is one for each column.
+fn check(factors: &[f32], n_cols: usize) -> Result<(), Error> {
+    if factors.len() != n_cols {
+        return Err(Error::Columns { expected: n_cols, found: factors.len() });
+    }
+    match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+        Some(&found) => Err(Error::Setting { what: "a factor on a column (finite, above 0)", found }),
+        None => Ok(()),
     }
 }

@@ -9,8 +9,8 @@
 //! This is what GPTQ computes with the Cholesky factor of H⁻¹, with neither the inverse nor its factor.
 //!
 //! # Cost
-//! n³/6 multiplications for the factor, n²/2 a row of weights. Rows are independent, and 32
-//! of them share a register.
+//! n³/6 multiplications for the factor, n²/2 a row of weights. Rows are independent, and 32 of them share a
+//! register.
 //!
 //! # Memory
 //! 4 n² bytes for the Hessian and its factor, then 2 n² for the coefficients.
@@ -21,8 +21,8 @@
 
 use crate::{
     Error, Result,
-    grid::{Grid, LANES},
     linalg::{MR, NR, cholesky, kernel, mirror},
+    rounding::{Grid, LANES},
     statistics::Statistics,
 };
 use breakers_cpu::{
@@ -52,8 +52,8 @@ pub(crate) struct Feedback {
     n: usize,
     /// The column that is rounded at each time.
     order: Vec<usize>,
-    /// For each block of times, its coefficients of all earlier times: panels of [`MR`]
-    /// times, `[earlier][MR]`.
+    /// For each block of times, its coefficients of all earlier times: panels of [`MR`] times,
+    /// `[earlier][MR]`.
     panels: Vec<[f32; MR]>,
     /// For each block, the coefficients within: `[BLOCK][BLOCK]`, of (time, earlier time).
     inner: Vec<f32>,
@@ -68,8 +68,8 @@ impl Feedback {
     /// times its own diagonal; more of the former, if it is indefinite.
     ///
     /// # Errors
-    /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`] without rows,
-    /// [`Error::Indefinite`] when no damping helps.
+    /// [`Error::NoStatistics`] without a Hessian, [`Error::TooFewRows`] without rows, [`Error::Indefinite`]
+    /// when no damping helps.
     pub(crate) fn new(
         statistics: &Statistics,
         order: ColumnOrder,
@@ -198,11 +198,11 @@ impl Feedback {
         loss
     }
 
-    /// Rounds weights `[n_rows, n]` in the order of the columns, where each group of `group` columns gets
-    /// its scale from the weights as they have become when its turn comes: `choose` is given them,
-    /// `[rows, group]`, and the index of the first row and of the group, and returns the values that may
-    /// be chosen, column 0 being the group's first. Returns the codes. `group` must be a multiple of
-    /// [`BLOCK`] and divide a row.
+    /// Rounds weights `[n_rows, n]` in the order of the columns, where each group of `group` columns gets its
+    /// scale from the weights as they have become when its turn comes: `choose` is given them,
+    /// `[rows, group]`, and the index of the first row and of the group, and returns the values that may be
+    /// chosen, column 0 being the group's first. Returns the codes. `group` must be a multiple of [`BLOCK`]
+    /// and divide a row.
     pub(crate) fn round_by_groups(
         &self,
         weights: &[f32],

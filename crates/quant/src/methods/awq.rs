@@ -7,10 +7,11 @@
 
 use crate::{
     Error, Result,
-    grid::inverse,
+    methods::RoundToNearest,
     quantizer::{
-        Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, output_squares,
+        Folding, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, output_squares,
     },
+    rounding::{Chosen, inverse},
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_cpu::{
@@ -34,8 +35,8 @@ pub struct AwqConfig {
     pub sample_rows: usize,
     /// Rows of the weights that the error is measured on, evenly spread over the matrix.
     pub weight_rows: usize,
-    /// How ranges are chosen once the factors are fixed. During the search they go from the
-    /// least to the largest weight.
+    /// How ranges are chosen once the factors are fixed. During the search they go from the least to the largest
+    /// weight.
     pub range: RangeChoice,
     /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least,
     /// in place of `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF
@@ -64,16 +65,15 @@ impl Default for AwqConfig {
 }
 
 /// Scales columns by a power of the mean magnitude of their inputs, which is found by trying some.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Awq {
-    encoding: Encoding,
     config: AwqConfig,
 }
 
 impl Awq {
-    /// AWQ onto the values of an encoding.
-    pub fn new(encoding: Encoding, config: AwqConfig) -> Self {
-        Self { encoding, config }
+    /// AWQ with these settings.
+    pub const fn new(config: AwqConfig) -> Self {
+        Self { config }
     }
 
     /// The factors on the columns with the least error, and their exponent. Matrices that read the same
@@ -81,9 +81,14 @@ impl Awq {
     ///
     /// # Errors
     /// As [`Quantizer::quantize`].
-    pub fn search(&self, weights: &WeightMatrix<'_>, statistics: &Statistics) -> Result<(Vec<f32>, f32)> {
+    pub fn search(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: &Statistics,
+    ) -> Result<(Vec<f32>, f32)> {
         weights.check(Some(statistics))?;
-        self.encoding.check(weights.n_cols())?;
+        encoding.check(weights.n_cols())?;
         if statistics.sample().is_empty() {
             return Err(Error::NoStatistics { needed: "a sample of the inputs" });
         }
@@ -98,7 +103,7 @@ impl Awq {
             let exponent = i as f32 / self.config.n_exponents.max(1) as f32;
             let factors = factors(&magnitudes, exponent);
             let scaled = scaled(values, &factors);
-            let chosen = Chosen::new(self.encoding, &scaled, n, None, RangeChoice::Extremes)?;
+            let chosen = Chosen::new(encoding, &scaled, n, None, RangeChoice::Extremes)?;
             let mut wrong = chosen.rounded(&scaled);
             for (row, original) in wrong.chunks_exact_mut(n).zip(values.chunks_exact(n)) {
                 for ((x, original), factor) in row.iter_mut().zip(original).zip(&factors) {
@@ -211,38 +216,63 @@ fn range_below(format: GroupFormat, weights: &[f32], share: f32) -> (f32, f32) {
     }
 }
 
+impl Folding for Awq {
+    fn factors(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: &Statistics,
+    ) -> Result<Vec<f32>> {
+        Ok(self.search(weights, encoding, statistics)?.0)
+    }
+
+    fn rounding(&self) -> &dyn Quantizer {
+        const ROUNDING: &RoundToNearest = &RoundToNearest::new();
+        ROUNDING
+    }
+}
+
 impl Quantizer for Awq {
     fn name(&self) -> String {
-        format!("awq {}", self.encoding.name())
+        "awq".to_owned()
     }
 
-    fn needs(&self) -> StatisticsConfig {
-        StatisticsConfig { sample_rows: self.config.sample_rows, ..Default::default() }
+    fn needs(&self) -> Option<StatisticsConfig> {
+        Some(StatisticsConfig { sample_rows: self.config.sample_rows, ..Default::default() })
     }
 
-    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
+    fn folding(&self) -> Option<&dyn Folding> {
+        Some(self)
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized> {
         let Some(statistics) = statistics else {
             return Err(Error::NoStatistics { needed: "a sample of the inputs" });
         };
         let start = Instant::now();
-        let (factors, exponent) = self.search(weights, statistics)?;
+        let (factors, exponent) = self.search(weights, encoding, statistics)?;
         let n = weights.n_cols();
         let scaled = scaled(weights.values(), &factors);
         let squares: Vec<f32> =
             statistics.mean_square().iter().zip(&factors).map(|(square, f)| square / (f * f)).collect();
-        let chosen = match self.encoding {
+        let chosen = match encoding {
             Encoding::Groups(format) if self.config.clip => {
                 let ranges =
                     clipped_ranges(format, &scaled, &scaled_inputs(statistics.sample(), &factors), n);
                 Chosen::of_groups(format, &scaled, n, &ranges)
             }
-            _ => Chosen::new(self.encoding, &scaled, n, Some(&squares), self.config.range)?,
+            _ => Chosen::new(encoding, &scaled, n, Some(&squares), self.config.range)?,
         };
         let codes = chosen.nearest(&scaled);
         let matrix = WeightMatrix::new(&scaled, weights.n_rows(), n)?;
         let matrix = chosen.pack(&matrix, &codes)?.of_divided_inputs(factors)?;
         let report = QuantizationReport {
-            method: self.name(),
+            method: format!("{} {encoding}", self.name()),
             setting: Some(exponent),
             time: start.elapsed(),
             ..QuantizationReport::default()

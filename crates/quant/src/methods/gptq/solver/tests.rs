@@ -29,9 +29,9 @@ fn steps(n_rows: usize, n_cols: usize, scale: f32) -> Grid {
     Grid::new(Levels::Steps { least: -4, n: 8 }, n_cols, n_rows, n_cols, |_, put| put(0, scale, 0.0))
 }
 
-/// GPTQ as the paper has it, column by column with an explicit inverse in `f64`: after each
-/// column the remaining weights move by `-(w_q − q) / [H⁻¹]_qq · [H⁻¹]_q,:`, and the column is
-/// eliminated from the inverse.
+/// GPTQ as the paper has it, column by column with an explicit inverse in `f64`: after each column the
+/// remaining weights move by `-(w_q − q) / [H⁻¹]_qq · [H⁻¹]_q,:`, and the column is eliminated from the
+/// inverse.
 fn brute_force(hessian: &[f64], weights: &[f32], order: &[usize], scale: f64) -> Vec<f64> {
     let n = order.len();
     let mut inverse = invert(hessian, n);
@@ -98,8 +98,8 @@ fn it_equals_the_papers_recursion_column_by_column() {
             let values = grid.values(&codes);
             let same =
                 values.iter().zip(&expected).filter(|(a, b)| (f64::from(**a) - **b).abs() < 1e-6).count();
-            // A target halfway between two values may fall to either side, and what follows
-            // in its row then differs.
+            // A target halfway between two values may fall to either side, and what follows in its row then
+            // differs.
             assert!(same as f64 >= 0.98 * values.len() as f64, "{n} {order:?}: {same} of {}", values.len());
             // The loss is the quadratic form.
             let mut form = 0.0;

@@ -4,13 +4,12 @@ use std::time::Instant;
 
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, QuantizedMatrix};
-use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
-use super::job::{
-    EMBEDDINGS, HEAD, Job, LAST_NORM, REPORT_ROWS, ROW_LIMIT, Ready, choose, kept, shape, vector,
-};
-use super::{Method, QuantizeOptions, Rotate, TensorReport};
+use super::matrix::{Prepared, kept, shape, statistics_config, vector};
+use super::run::{EMBEDDINGS, HEAD, Job, LAST_NORM};
+use super::{QuantizeOptions, Rotate, TensorReport};
 use crate::Error;
+use crate::statistics::Statistics;
 
 /// Rows that are quantized at a time.
 const SLAB_ROWS: usize = 8192;
@@ -83,23 +82,17 @@ impl Job<'_> {
             if self.rotation.is_some() {
                 let note = "rotation: embeddings and head were one, and are two now";
                 self.report.notes.push(note.to_owned());
-                return self.table_as(&file.require(EMBEDDINGS)?, HEAD, Some(&norm), &Ready::PLAIN);
+                return self.table_as(&file.require(EMBEDDINGS)?, HEAD, Some(&norm), &Prepared::PLAIN);
             }
             return Ok(());
         };
-        let mut ready = Ready::PLAIN;
+        let mut prepared = Prepared::PLAIN;
         if self.walk.n_windows() > 0
             && !(self.rotation.is_none() && self.target(&view) == view.format().into())
         {
             let start = Instant::now();
-            let hessian = matches!(self.options.method, Method::Gptq(_));
-            let config = StatisticsConfig {
-                hessian,
-                sample_rows: REPORT_ROWS,
-                row_limit: Some(ROW_LIMIT),
-                ..Default::default()
-            };
-            let mut statistics = Statistics::new(self.walk.width(), config);
+            let needs = self.rounding.needs().unwrap_or_default();
+            let mut statistics = Statistics::new(self.walk.width(), statistics_config(needs));
             self.walk.head_inputs(file, |rows| Ok(statistics.observe(rows)?))?;
             statistics.finish();
             if let Some(rotation) = &self.rotation {
@@ -107,15 +100,15 @@ impl Job<'_> {
             }
             self.report.observing += start.elapsed();
             self.report.reading += start.elapsed();
-            ready = self.ready_as_is(Some(statistics))?;
+            prepared = self.prepared_as_is(Some(statistics))?;
         }
-        self.table_as(&view, HEAD, Some(&norm), &ready)
+        self.table_as(&view, HEAD, Some(&norm), &prepared)
     }
 
     /// The table of embeddings; where both are one, from the head, whose format is the finer one.
     pub(super) fn embeddings(&mut self) -> Result<(), Error> {
         let view = self.file.require(if self.tied { HEAD } else { EMBEDDINGS })?;
-        self.table_as(&view, EMBEDDINGS, None, &Ready::PLAIN)
+        self.table_as(&view, EMBEDDINGS, None, &Prepared::PLAIN)
     }
 
     fn table_as(
@@ -123,7 +116,7 @@ impl Job<'_> {
         view: &gguf::TensorView<'_>,
         name: &str,
         norm: Option<&[f32]>,
-        ready: &Ready,
+        prepared: &Prepared<'_>,
     ) -> Result<(), Error> {
         let start = Instant::now();
         let encoding = self.target(view);
@@ -155,7 +148,7 @@ impl Job<'_> {
                     (Some(rotation), None) => rotation.rows(&mut values)?,
                     _ => {}
                 }
-                let quantized = choose(name, values, n_slab, n_cols, encoding, ready)?;
+                let quantized = self.choose(name, values, n_slab, n_cols, encoding, prepared)?;
                 let share = n_slab as f64 / n_rows as f64;
                 let found = quantized.report;
                 wrong += share * found.weight_error;

@@ -1,10 +1,10 @@
 //! The choice of scales, before any code is chosen.
 
-use super::{RangeChoice, WeightMatrix};
+use super::encode::{Blocks, floats_to_bytes};
+use super::grid::{Grid, LANES};
 use crate::{
     Result,
-    encode::{Blocks, floats_to_bytes},
-    grid::{Grid, LANES},
+    quantizer::{RangeChoice, WeightMatrix},
 };
 use breakers_cpu::{self as cpu, per_isa, pool};
 use breakers_gguf::{Encoding, Format, GroupFormat, GroupMatrix, GroupScales, QuantizedMatrix};

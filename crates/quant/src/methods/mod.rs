@@ -1,4 +1,4 @@
-//! The methods, one file each.
+//! The methods, one file each, and all of them by name.
 //!
 //! | method | needs | idea |
 //! |---|---|---|
@@ -13,10 +13,11 @@ mod gptq;
 mod hqq;
 mod rotated;
 mod round_to_nearest;
+mod table;
 
-pub use crate::feedback::ColumnOrder;
 pub use awq::{Awq, AwqConfig};
-pub use gptq::{Gptq, GptqConfig, GptqFactor, ScaleImportance, ScaleTime};
+pub use gptq::{ColumnOrder, Gptq, GptqConfig, GptqFactor, ScaleImportance, ScaleTime};
 pub use hqq::{Hqq, HqqConfig};
 pub use rotated::Rotated;
 pub use round_to_nearest::RoundToNearest;
+pub use table::{Entry, METHODS, named};

@@ -1,23 +1,27 @@
 //! GPTQ: rounding with error feedback along the Hessian of the inputs.
 //!
 //! # Source
-//! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
-//! transformers", arXiv 2210.17323, section 3; act-order from the authors' code. Deviation: the
-//! factor of the Hessian itself takes the place of that of its inverse (see
-//! [`feedback`](crate::feedback), which shows that the results are the same).
+//! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", arXiv
+//! 2210.17323, section 3; act-order from the authors' code. Deviation: the factor of the Hessian itself takes
+//! the place of that of its inverse (the module `solver` shows that the results are the same).
+
+mod solver;
 
 use crate::{
     Error, Result,
-    feedback::{BLOCK, ColumnOrder, Feedback},
-    grid::Grid,
-    quantizer::{Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, group_ranges},
+    quantizer::{QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix},
+    rounding::{Chosen, Grid, group_ranges},
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_gguf::{Encoding, GroupFormat, GroupScales};
+pub use solver::ColumnOrder;
+use solver::{BLOCK, Feedback};
 use std::{
     sync::Mutex,
     time::{Duration, Instant},
 };
+
+const NAME: &str = "gptq";
 
 /// What a column's error counts while scales are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +31,8 @@ pub enum ScaleImportance {
     None,
     /// The mean square of the column's inputs.
     Diagonal,
-    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors
-    /// are fed back with.
+    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors are fed back
+    /// with.
     Conditional,
 }
 
@@ -91,38 +95,47 @@ impl Default for GptqConfig {
 }
 
 /// Rounds columns one after the other; each takes over the errors of those before it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Gptq {
-    encoding: Encoding,
     config: GptqConfig,
 }
 
 impl Gptq {
-    /// GPTQ onto the values of an encoding.
-    pub fn new(encoding: Encoding, config: GptqConfig) -> Self {
-        Self { encoding, config }
+    /// GPTQ with these settings.
+    pub const fn new(config: GptqConfig) -> Self {
+        Self { config }
     }
 }
 
 impl Quantizer for Gptq {
     fn name(&self) -> String {
-        format!("gptq {}", self.encoding.name())
+        NAME.to_owned()
     }
 
-    fn needs(&self) -> StatisticsConfig {
-        StatisticsConfig { hessian: true, ..Default::default() }
+    fn needs(&self) -> Option<StatisticsConfig> {
+        Some(StatisticsConfig { hessian: true, ..Default::default() })
     }
 
-    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
+    fn prepare(&self, statistics: &Statistics) -> Result<Option<Box<dyn Quantizer>>> {
+        Ok(Some(Box::new(GptqFactor::new(statistics, self.config)?)))
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized> {
         weights.check(statistics)?;
         let Some(statistics) = statistics else {
             return Err(Error::NoStatistics { needed: "second moments of pairs of columns" });
         };
-        GptqFactor::new(statistics, self.config)?.quantize(weights, self.encoding, Some(statistics))
+        GptqFactor::new(statistics, self.config)?.quantize(weights, encoding, Some(statistics))
     }
 }
 
-/// A Hessian that is factored, ready for all matrices that read the same inputs.
+/// A Hessian that is factored, ready for all matrices that read the same inputs, and for any statistics or
+/// none: these serve the report alone.
 pub struct GptqFactor {
     config: GptqConfig,
     feedback: Feedback,
@@ -152,42 +165,6 @@ impl GptqFactor {
         Ok(Self { config, feedback, importance, time: start.elapsed() })
     }
 
-    /// Rounds weights to the values of an encoding. With statistics that hold a sample of inputs, the report
-    /// has the error of the outputs on it.
-    ///
-    /// # Errors
-    /// [`Error::Columns`] for weights with other inputs, [`Error::Gguf`] for rows that are
-    /// not whole blocks or groups.
-    pub fn quantize(
-        &self,
-        weights: &WeightMatrix<'_>,
-        encoding: Encoding,
-        statistics: Option<&Statistics>,
-    ) -> Result<Quantized> {
-        let start = Instant::now();
-        let (values, n_cols) = (weights.values(), weights.n_cols());
-        if n_cols != self.feedback.n_cols() {
-            return Err(Error::Columns { expected: self.feedback.n_cols(), found: n_cols });
-        }
-        encoding.check(n_cols)?;
-        let (chosen, codes) = match encoding {
-            Encoding::Groups(format) if self.in_turn(format) => self.round_in_turn(values, n_cols, format),
-            _ => {
-                let importance = self.importance.as_deref();
-                let chosen = Chosen::new(encoding, values, n_cols, importance, self.config.range)?;
-                let codes = chosen.grid().map_or_else(Vec::new, |grid| self.feedback.round(values, grid).0);
-                (chosen, codes)
-            }
-        };
-        let report = QuantizationReport {
-            method: Gptq::new(encoding, self.config).name(),
-            damping: Some(self.feedback.damping),
-            time: self.time + start.elapsed(),
-            ..QuantizationReport::default()
-        };
-        Quantized::new(chosen.pack(weights, &codes)?, weights, statistics, report)
-    }
-
     fn in_turn(&self, format: GroupFormat) -> bool {
         self.config.scales == ScaleTime::InTurn
             && self.config.order == ColumnOrder::Natural
@@ -211,5 +188,48 @@ impl GptqFactor {
         });
         let wanted = wanted.into_inner().unwrap_or_default();
         (Chosen::of_groups(format, values, n_cols, &wanted), codes)
+    }
+}
+
+impl Quantizer for GptqFactor {
+    fn name(&self) -> String {
+        NAME.to_owned()
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized> {
+        let start = Instant::now();
+        let (values, n_cols) = (weights.values(), weights.n_cols());
+        if n_cols != self.feedback.n_cols() {
+            return Err(Error::Columns { expected: self.feedback.n_cols(), found: n_cols });
+        }
+        encoding.check(n_cols)?;
+        let (chosen, codes) = match encoding {
+            Encoding::Groups(format) if self.in_turn(format) => self.round_in_turn(values, n_cols, format),
+            _ => {
+                let importance = self.importance.as_deref();
+                let chosen = Chosen::new(encoding, values, n_cols, importance, self.config.range)?;
+                let codes = chosen.grid().map_or_else(Vec::new, |grid| self.feedback.round(values, grid).0);
+                (chosen, codes)
+            }
+        };
+        let report = QuantizationReport {
+            method: format!("{NAME} {encoding}"),
+            damping: Some(self.feedback.damping),
+            time: self.time + start.elapsed(),
+            ..QuantizationReport::default()
+        };
+        Quantized::new(chosen.pack(weights, &codes)?, weights, statistics, report)
+    }
+}
+
+impl std::fmt::Debug for GptqFactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let n_cols = self.feedback.n_cols();
+        f.debug_struct("GptqFactor").field("config", &self.config).field("n_cols", &n_cols).finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Scales of a group of weights: those with the least weighted squared error among some candidates, each
 //! fitted to the codes that it leads to.
 
-use crate::grid::inverse;
+use crate::rounding::inverse;
 use breakers_gguf::Levels;
 
 /// Candidates on either side of the range that the weights span, in tenths of a step.
@@ -66,9 +66,9 @@ fn moments<const N: usize>(x: &[f32; N], w: &[f32; N], levels: &[f32; N]) -> (f3
 
 /// Scale and offset of levels `0..=most`, with an offset of at most zero if `negative`.
 ///
-/// The weights' range, and ranges a little shorter or longer, are divided into steps; for the
-/// codes that follow, scale and offset are those of weighted least squares, and once more for the
-/// codes that these lead to.
+/// The weights' range, and ranges a little shorter or longer, are divided into steps; for the codes that
+/// follow, scale and offset are those of weighted least squares, and once more for the codes that these lead
+/// to.
 #[inline(always)]
 pub(crate) fn scale_and_offset<const N: usize>(
     x: &[f32; N],

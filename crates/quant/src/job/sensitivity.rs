@@ -4,8 +4,8 @@
 //! and of one with this matrix alone rounded. The losses of several matrices are taken to add up.
 //!
 //! # Cost
-//! For each matrix and format one pass of the text from its block to the end of the model,
-//! and one through the head.
+//! For each matrix and format one pass of the text from its block to the end of the model, and one through
+//! the head.
 //!
 //! # Source
 //! The choice is the greedy one on the lower convex hull of each matrix's (bytes, loss): Shoham and Gersho,
@@ -16,16 +16,17 @@ use std::collections::BTreeMap;
 use breakers_core::{TokenId, kullback_leibler};
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, QuantizedMatrix};
-use breakers_linear::QuantizedLinear;
-use breakers_quant::quantizer::{Quantizer, WeightMatrix};
-use breakers_quant::quantizers::RoundToNearest;
-use burn::tensor::{Device, Tensor, TensorData};
+use breakers_model::walk::BlockWalk;
 
 use super::Plan;
-use super::job::file_of;
+use super::matrix::file_of;
 use super::plan::fitting;
 use crate::Error;
-use crate::walk::BlockWalk;
+use crate::methods::RoundToNearest;
+use crate::quantizer::{Quantizer, WeightMatrix};
+
+/// Predictions are compared at every fourth token, which is enough and a quarter of the head's work.
+const EVERY: usize = 4;
 
 /// What a format would do to a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,8 +52,8 @@ impl Sensitivities {
     /// of a text. `progress` is told (matrices done, matrices in all).
     ///
     /// # Errors
-    /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite;
-    /// [`Error::TooLittleText`] without a window.
+    /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite; [`Error::TooLittleText`]
+    /// without a window.
     pub fn measure(
         file: &gguf::File,
         windows: Vec<Vec<TokenId>>,
@@ -67,7 +68,7 @@ impl Sensitivities {
         for block in 0..walk.n_blocks() {
             through.run(file, block, None, None, true, &mut |_| ())?;
         }
-        let reference = logits(file, &through)?;
+        let reference = through.logits(file, EVERY)?;
         drop(through);
         let matrices = |block: usize| {
             let prefix = format!("blk.{block}.");
@@ -99,23 +100,28 @@ impl Sensitivities {
     }
 
     /// The plan with the least sum of losses that this method finds within a number of bytes for the matrices
-    /// of the blocks; embeddings and head keep their formats. Nothing if not even the smallest formats fit.
-    pub fn allocate(&self, file: &gguf::File, budget: u64) -> Option<Plan> {
+    /// of the blocks; embeddings and head keep their formats. A matrix without choices keeps its own too, and
+    /// its bytes do not count.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if not even the smallest formats fit; [`Error::MissingTensor`] for a file without
+    /// one of the matrices.
+    pub fn allocate(&self, file: &gguf::File, budget: u64) -> Result<Plan, Error> {
         let mut plan = Plan::by(file, |_, from| from);
         let mut used = 0u64;
         // For each matrix the corners of its lower hull, and the corner it stands on.
         let mut hulls: Vec<(&str, Vec<Choice>, usize)> =
             self.choices.iter().map(|(name, choices)| (&**name, hull(choices), 0)).collect();
         for (_, hull, _) in &hulls {
-            used = used.checked_add(hull.first()?.bytes)?;
+            used = used.saturating_add(hull.first().map_or(0, |choice| choice.bytes));
         }
         if used > budget {
-            return None;
+            return Err(Error::Budget { expected: used, found: budget });
         }
         loop {
             let gain = |at: usize| -> Option<(f64, u64)> {
                 let (_, hull, corner) = &hulls[at];
-                let (now, next) = (hull[*corner], hull.get(corner + 1)?);
+                let (now, next) = (hull.get(*corner)?, hull.get(corner + 1)?);
                 let bytes = next.bytes - now.bytes;
                 Some(((now.loss - next.loss) / bytes as f64, bytes))
             };
@@ -128,10 +134,12 @@ impl Sensitivities {
             hulls[at].2 += 1;
         }
         for (name, hull, corner) in hulls {
-            let n_cols = file.tensor(name)?.n_cols();
-            plan.set(name, hull[corner].encoding, n_cols);
+            let view = file.tensor(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+            if let Some(choice) = hull.get(corner) {
+                plan.set(name, choice.encoding, view.n_cols());
+            }
         }
-        Some(plan)
+        Ok(plan)
     }
 }
 
@@ -169,7 +177,7 @@ fn loss_of(
     let weights =
         WeightMatrix::new(&values, view.n_rows(), view.n_cols()).map_err(Error::in_tensor(view.name()))?;
     let rounded =
-        RoundToNearest::new(encoding).quantize(&weights, None).map_err(Error::in_tensor(view.name()))?;
+        RoundToNearest::new().quantize(&weights, encoding, None).map_err(Error::in_tensor(view.name()))?;
     let prefix = format!("blk.{block}.");
     let views: Vec<_> = file.tensors().filter(|other| other.name().starts_with(&prefix)).collect();
     let tensors: Vec<_> = views
@@ -185,33 +193,11 @@ fn loss_of(
     for later in block + 1..walk.n_blocks() {
         walk.run(file, later, None, None, true, &mut |_| ())?;
     }
-    let found = logits(file, &walk)?;
+    let found = walk.logits(file, EVERY)?;
     let rows = reference.iter().zip(&found);
     let divergences = rows.map(|(expected, found)| kullback_leibler(expected, found));
     let sum = divergences.sum::<Result<f64, _>>()?;
     Ok(sum / reference.len().max(1) as f64)
-}
-
-/// The logits of every fourth token, which is enough to compare and a quarter of the head's work.
-fn logits(file: &gguf::File, walk: &BlockWalk) -> Result<Vec<Vec<f32>>, Error> {
-    const EVERY: usize = 4;
-    let device = Device::flex();
-    let view = match file.tensor("output.weight") {
-        Some(view) => view,
-        None => file.require("token_embd.weight")?,
-    };
-    let head = QuantizedLinear::new(vec![view], &device)?;
-    let (width, mut out) = (walk.width(), Vec::new());
-    walk.head_inputs(file, |rows| {
-        let kept: Vec<f32> =
-            rows.chunks_exact(width).skip(EVERY - 1).step_by(EVERY).flatten().copied().collect();
-        let n = kept.len() / width;
-        let x = Tensor::<2>::from_data(TensorData::new(kept, [n, width]), &device);
-        let logits = head.forward(x).into_data().try_into_vec::<f32>().map_err(Error::tensor_data)?;
-        out.extend(logits.chunks_exact(head.n_outputs()).map(<[f32]>::to_vec));
-        Ok(())
-    })?;
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -286,6 +272,7 @@ mod tests {
                 cost(&|name| sensitivities.allocate(&file, budget + 60).unwrap().encoding(name).unwrap());
             assert!(found.1 >= best && roomier <= best + 1e-9, "{budget}: {found:?} {best} {roomier}");
         }
-        assert!(sensitivities.allocate(&file, 419).is_none());
+        let found = sensitivities.allocate(&file, 419).unwrap_err();
+        assert!(matches!(found, Error::Budget { expected: 420, found: 419 }), "{found}");
     }
 }

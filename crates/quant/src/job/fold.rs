@@ -1,9 +1,9 @@
 //! Changes of basis that leave a model's function as it is: rotated hidden states, scaled channels.
 
 use breakers_cpu::{hadamard::Rotation, matrix::transposed};
-use breakers_quant::statistics::Statistics;
 
 use crate::Error;
+use crate::statistics::Statistics;
 
 /// Norm weights below this share of the largest are not divided by.
 const SMALLEST_NORM: f32 = 1e-6;
@@ -16,8 +16,7 @@ pub(super) struct HiddenRotation {
 
 impl HiddenRotation {
     pub(super) fn new(width: usize, seed: u64) -> Result<Self, Error> {
-        let rotation = Rotation::random(width, seed).map_err(breakers_quant::Error::from)?;
-        Ok(Self { rotation })
+        Ok(Self { rotation: Rotation::random(width, seed)? })
     }
 
     /// A matrix `[out, width]` that reads states normed with these weights.
@@ -30,7 +29,7 @@ impl HiddenRotation {
 
     /// Rows of hidden states, such as embeddings.
     pub(super) fn rows(&self, values: &mut [f32]) -> Result<(), Error> {
-        Ok(self.rotation.forward(values).map_err(breakers_quant::Error::from)?)
+        Ok(self.rotation.forward(values)?)
     }
 
     /// A matrix `[width, in]` that adds to the states.
@@ -49,12 +48,12 @@ impl HiddenRotation {
             let reason = format!("a norm has the weight {} at {at}, which cannot be divided by", norm[at]);
             return Err(Error::Unfoldable { reason });
         }
-        Ok(statistics.transformed(|rows| {
+        statistics.transformed(|rows| {
             for row in rows.chunks_exact_mut(norm.len()) {
                 row.iter_mut().zip(norm).for_each(|(x, weight)| *x /= weight);
             }
             Ok(self.rotation.forward(rows)?)
-        })?)
+        })
     }
 }
 

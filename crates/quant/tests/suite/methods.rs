@@ -3,10 +3,10 @@
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, Format, GroupFormat};
 use breakers_quant::Error;
-use breakers_quant::quantizer::{Quantizer, WeightMatrix};
-use breakers_quant::quantizers::{
+use breakers_quant::methods::{
     Awq, AwqConfig, ColumnOrder, Gptq, GptqConfig, Hqq, HqqConfig, Rotated, RoundToNearest, ScaleImportance,
 };
+use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use breakers_quant::statistics::{Statistics, StatisticsConfig};
 
 use crate::support::Random;
@@ -33,9 +33,9 @@ struct Layer {
 }
 
 impl Layer {
-    /// Normal weights; inputs whose covariance has the spectrum 1/i in a random basis, with
-    /// log-normal channels: the quantiles of that distribution in random order, as AWQ depends on how
-    /// far the largest one stands out.
+    /// Normal weights; inputs whose covariance has the spectrum 1/i in a random basis, with log-normal
+    /// channels: the quantiles of that distribution in random order, as AWQ depends on how far the largest
+    /// one stands out.
     fn new(n: usize, n_rows: usize, seed: u64) -> Self {
         let mut random = Random(seed);
         let basis = orthogonal(n, &mut random);
@@ -67,9 +67,9 @@ impl Layer {
     }
 
     /// The squared error of the outputs over their squares, on inputs that were not calibrated with.
-    fn error(&self, quantizer: &dyn Quantizer) -> f64 {
+    fn error(&self, quantizer: &dyn Quantizer, encoding: impl Into<Encoding>) -> f64 {
         let weights = WeightMatrix::new(&self.weights, self.n, self.n).unwrap();
-        let quantized = quantizer.quantize(&weights, Some(&self.calibration)).unwrap();
+        let quantized = quantizer.quantize(&weights, encoding.into(), Some(&self.calibration)).unwrap();
         let decoded = quantized.matrix.to_f32();
         let differences: Vec<f32> = self.weights.iter().zip(&decoded).map(|(a, b)| a - b).collect();
         self.squares(&differences) / self.squares(&self.weights)
@@ -92,8 +92,8 @@ impl Layer {
     }
 }
 
-/// The numbers below which lie (i + 1/2)/n of a log-normal distribution, found by integrating
-/// the normal density.
+/// The numbers below which lie (i + 1/2)/n of a log-normal distribution, found by integrating the normal
+/// density.
 fn log_normal_quantiles(n: usize) -> Vec<f32> {
     let (mut out, mut below, step) = (Vec::with_capacity(n), 0.0, 1e-4);
     let mut x = -6.0f64;
@@ -126,8 +126,8 @@ fn orthogonal(n: usize, random: &mut Random) -> Vec<f32> {
     rows
 }
 
-/// Mean errors of round-to-nearest, AWQ, GPTQ and GPTQ with act-order, computed independently
-/// (numpy), at 4, 3 and 2 bits.
+/// Mean errors of round-to-nearest, AWQ, GPTQ and GPTQ with act-order, computed independently (numpy), at 4,
+/// 3 and 2 bits.
 const TABLE: [(u8, [f64; 4]); 3] = [
     (4, [0.0099, 0.0065, 0.0046, 0.0035]),
     (3, [0.0451, 0.0296, 0.0223, 0.0160]),
@@ -141,13 +141,13 @@ fn the_layer_error_table_is_reproduced() {
         let encoding = Encoding::Groups(GroupFormat::Affine { bits, group: 128 });
         let act_order = GptqConfig { order: ColumnOrder::DescendingSquares, ..GptqConfig::paper() };
         let methods: [Box<dyn Quantizer>; 4] = [
-            Box::new(RoundToNearest::extremes(encoding)),
-            Box::new(Awq::new(encoding, AwqConfig { clip: false, ..AwqConfig::paper() })),
-            Box::new(Gptq::new(encoding, GptqConfig::paper())),
-            Box::new(Gptq::new(encoding, act_order)),
+            Box::new(RoundToNearest::extremes()),
+            Box::new(Awq::new(AwqConfig { clip: false, ..AwqConfig::paper() })),
+            Box::new(Gptq::new(GptqConfig::paper())),
+            Box::new(Gptq::new(act_order)),
         ];
         for (method, expected) in methods.iter().zip(expected) {
-            let errors: Vec<f64> = layers.iter().map(|layer| layer.error(&**method)).collect();
+            let errors: Vec<f64> = layers.iter().map(|layer| layer.error(&**method, encoding)).collect();
             let mean = errors.iter().sum::<f64>() / errors.len() as f64;
             assert!((mean / expected - 1.0).abs() < 0.1, "{bits} {}: {errors:?}", method.name());
         }
@@ -178,11 +178,11 @@ fn methods_rank_as_they_should() {
     let layer = Layer::new(512, 2048, 7);
     for encoding in ENCODINGS {
         let name = encoding.name();
-        let plain = layer.error(&RoundToNearest::new(encoding).unweighted());
-        let weighted = layer.error(&RoundToNearest::new(encoding));
-        let awq = layer.error(&Awq::new(encoding, AwqConfig::default()));
-        let gptq = layer.error(&Gptq::new(encoding, independent()));
-        let rotated = layer.error(&Rotated::new(Gptq::new(encoding, independent()), 1));
+        let plain = layer.error(&RoundToNearest::new().unweighted(), encoding);
+        let weighted = layer.error(&RoundToNearest::new(), encoding);
+        let awq = layer.error(&Awq::new(AwqConfig::default()), encoding);
+        let gptq = layer.error(&Gptq::new(independent()), encoding);
+        let rotated = layer.error(&Rotated::new(Gptq::new(independent()), 1), encoding);
         assert!(weighted < plain, "{name}: {weighted} {plain}");
         assert!(awq < plain, "{name}: {awq} {plain}");
         assert!(gptq < 0.6 * weighted, "{name}: {gptq} {weighted}");
@@ -190,8 +190,8 @@ fn methods_rank_as_they_should() {
     }
     for bits in [4, 3, 2] {
         let encoding = Encoding::Groups(GroupFormat::Affine { bits, group: 64 });
-        let extremes = layer.error(&RoundToNearest::extremes(encoding));
-        let hqq = layer.error(&Hqq::new(bits, 64, HqqConfig::paper()));
+        let extremes = layer.error(&RoundToNearest::extremes(), encoding);
+        let hqq = layer.error(&Hqq::new(HqqConfig::paper()), encoding);
         assert!(hqq < extremes, "{bits}: {hqq} {extremes}");
     }
 }
@@ -207,7 +207,7 @@ fn ranges_are_cut_off_where_outputs_lose_least() {
     ] {
         let error = |clip| {
             let config = AwqConfig { clip, ..AwqConfig::paper() };
-            layer.error(&Awq::new(Encoding::Groups(format), config))
+            layer.error(&Awq::new(config), format)
         };
         let (whole, clipped) = (error(false), error(true));
         assert!(clipped < 0.97 * whole, "{}: {clipped} {whole}", format.name());
@@ -218,7 +218,7 @@ fn ranges_are_cut_off_where_outputs_lose_least() {
 fn shrinkage_helps_where_rows_are_few() {
     let error = |n_rows, shrinkage| {
         let config = GptqConfig { shrinkage, ..GptqConfig::default() };
-        Layer::new(256, n_rows, 11).error(&Gptq::new(Encoding::Gguf(Format::Q3_K), config))
+        Layer::new(256, n_rows, 11).error(&Gptq::new(config), Format::Q3_K)
     };
     // Fewer rows than columns, and four times as many.
     let (few, few_shrunk) = (error(128, 0.0), error(128, 0.5));
@@ -229,8 +229,8 @@ fn shrinkage_helps_where_rows_are_few() {
 
 #[test]
 fn a_few_large_rows_do_not_decide_alone() {
-    // One row in a window is a thousand times as large as the others in a few places, as the
-    // first of a text is in models.
+    // One row in a window is a thousand times as large as the others in a few places, as the first of a text
+    // is in models.
     let n = 256;
     let mut random = Random(12);
     let mut window = random.normals(n * 64);
@@ -255,7 +255,7 @@ fn what_scales_are_weighted_by_matters_to_feedback() {
     for format in [Format::Q2_K, Format::Q3_K, Format::Q4_K] {
         let error = |importance| {
             let config = GptqConfig { importance, ..independent() };
-            layer.error(&Gptq::new(Encoding::Gguf(format), config))
+            layer.error(&Gptq::new(config), format)
         };
         let (none, conditional) = (error(ScaleImportance::None), error(ScaleImportance::Conditional));
         assert!(conditional < 0.75 * none, "{format}: {conditional} {none}");
@@ -265,12 +265,14 @@ fn what_scales_are_weighted_by_matters_to_feedback() {
 /// What a quantizer makes of weights that it cannot take.
 #[test]
 fn bad_input_is_refused_by_name() {
-    let quantizers: [Box<dyn Quantizer>; 5] = [
-        Box::new(RoundToNearest::new(Encoding::Gguf(Format::Q4_K))),
-        Box::new(Gptq::new(Encoding::Gguf(Format::Q4_K), GptqConfig::default())),
-        Box::new(Awq::new(Encoding::Gguf(Format::Q4_K), AwqConfig::default())),
-        Box::new(Hqq::new(4, 256, HqqConfig::paper())),
-        Box::new(Rotated::new(RoundToNearest::new(Encoding::Gguf(Format::Q4_K)), 0)),
+    let blocks = Encoding::Gguf(Format::Q4_K);
+    let integers = Encoding::Groups(GroupFormat::Affine { bits: 4, group: 256 });
+    let quantizers: [(Box<dyn Quantizer>, Encoding); 5] = [
+        (Box::new(RoundToNearest::new()), blocks),
+        (Box::new(Gptq::new(GptqConfig::default())), blocks),
+        (Box::new(Awq::new(AwqConfig::default())), blocks),
+        (Box::new(Hqq::new(HqqConfig::paper())), integers),
+        (Box::new(Rotated::new(RoundToNearest::new(), 0)), blocks),
     ];
     let mut random = Random(9);
     let statistics = |n: usize, random: &mut Random| {
@@ -284,17 +286,17 @@ fn bad_input_is_refused_by_name() {
     let values = random.normals(2 * 256);
     let weights = WeightMatrix::new(&values, 2, 256).unwrap();
     let narrow = WeightMatrix::new(&values[..192], 2, 96).unwrap();
-    for quantizer in quantizers {
+    for (quantizer, encoding) in quantizers {
         let name = quantizer.name();
-        assert!(quantizer.quantize(&weights, Some(&fitting)).is_ok(), "{name}");
-        let mixed = quantizer.quantize(&weights, Some(&other));
+        assert!(quantizer.quantize(&weights, encoding, Some(&fitting)).is_ok(), "{name}");
+        let mixed = quantizer.quantize(&weights, encoding, Some(&other));
         assert!(matches!(mixed, Err(Error::Columns { expected: 256, found: 128 })), "{name}: {mixed:?}");
-        let found = quantizer.quantize(&narrow, Some(&uneven));
+        let found = quantizer.quantize(&narrow, encoding, Some(&uneven));
         let expected =
             matches!(found, Err(Error::Gguf(gguf::Error::RowLength { .. } | gguf::Error::GroupSize { .. })));
         assert!(expected, "{name}: {found:?}");
-        let needs = quantizer.needs() != StatisticsConfig::default();
-        let without = quantizer.quantize(&weights, None);
+        let needs = quantizer.needs().is_some_and(|needs| needs != StatisticsConfig::default());
+        let without = quantizer.quantize(&weights, encoding, None);
         assert_eq!(matches!(without, Err(Error::NoStatistics { .. })), needs, "{name}");
     }
     for spoil in [f32::NAN, f32::INFINITY] {
@@ -308,10 +310,16 @@ fn bad_input_is_refused_by_name() {
     }
     assert!(matches!(WeightMatrix::new(&values, 2, 255), Err(Error::Length { .. })));
     assert!(matches!(WeightMatrix::new(&[], 0, 256), Err(Error::Length { .. })));
-    let bits = Hqq::new(1, 128, HqqConfig::paper()).quantize(&weights, None);
+    let hqq = Hqq::new(HqqConfig::paper());
+    let bits = hqq.quantize(&weights, GroupFormat::Affine { bits: 1, group: 128 }.into(), None);
     assert!(matches!(bits, Err(Error::Gguf(gguf::Error::Bits { found: 1 }))));
+    for encoding in [blocks, GroupFormat::Symmetric { bits: 4, group: 64 }.into(), GroupFormat::Nf4.into()] {
+        let found = hqq.quantize(&weights, encoding, None);
+        assert!(matches!(found, Err(Error::Unsuited { found, .. }) if found == encoding), "{encoding}");
+        assert!(hqq.check(encoding).is_err() && hqq.check(integers).is_ok());
+    }
     let damping = GptqConfig { damping: f32::NAN, ..GptqConfig::default() };
-    let found = Gptq::new(Encoding::Gguf(Format::Q4_K), damping).quantize(&weights, Some(&fitting));
+    let found = Gptq::new(damping).quantize(&weights, blocks, Some(&fitting));
     assert!(matches!(found, Err(Error::Setting { .. })));
 }
 
@@ -331,13 +339,13 @@ fn columns_that_are_never_fed_and_weights_of_zero_are_no_trouble() {
     for format in [Format::Q4_K, Format::Q2_K, Format::Q4_0, Format::MXFP4] {
         let encoding = Encoding::Gguf(format);
         let methods: [Box<dyn Quantizer>; 4] = [
-            Box::new(RoundToNearest::new(encoding)),
-            Box::new(Awq::new(encoding, AwqConfig::default())),
-            Box::new(Gptq::new(encoding, independent())),
-            Box::new(Rotated::new(Gptq::new(encoding, independent()), 2)),
+            Box::new(RoundToNearest::new()),
+            Box::new(Awq::new(AwqConfig::default())),
+            Box::new(Gptq::new(independent())),
+            Box::new(Rotated::new(Gptq::new(independent()), 2)),
         ];
         for method in methods {
-            let quantized = method.quantize(&weights, Some(&statistics)).unwrap();
+            let quantized = method.quantize(&weights, encoding, Some(&statistics)).unwrap();
             let decoded = quantized.matrix.to_f32();
             assert!(decoded.iter().all(|x| x.is_finite()), "{}", method.name());
             assert!(decoded[..n].iter().all(|x| *x == 0.0), "{}: a row of zeros stays one", method.name());

@@ -1,80 +1,50 @@
 //! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for
 //! formats that GGUF lacks, a file of what differs from the source ([`breakers_gguf::matrix_file`]), which
-//! [`LoadOptions::matrices`](crate::LoadOptions::matrices) lays over it.
+//! [`LoadOptions::matrices`](breakers_model::LoadOptions::matrices) lays over it.
 //!
-//! Blocks are taken one after the other: a text is fed to the block with its original weights, the
-//! statistics of its inputs choose the new ones, and the text goes on through those, so that later
-//! blocks see what they will see.
+//! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics
+//! of its inputs choose the new ones, and the text goes on through those, so that later blocks see what they
+//! will see.
 //!
 //! # Memory
 //! With `n` tokens of text, width `d` and the widest input `f` (that of the down projection): 4nd bytes of
 //! hidden states; with Hessians 4(f² + 3d²) bytes to collect, and 6f² while the largest is factored; one
-//! block of weights, a few times its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2 + 0.35
-//! + 0.48 + 0.3 GB beside the mapped file.
+//! block of weights, a few times its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2, 0.35,
+//! 0.48 and 0.3 GB, 1.33 GB in all beside the mapped file.
 //!
 //! # Interruptions
 //! Each finished tensor goes to a folder beside the output, `NAME.parts`. The same job, begun again, takes
 //! what is there; another one clears the folder. The output appears whole, when all is done.
 //!
 //! # Source
-//! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323, section
-//! 4. Rotations folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4, stage 1a.
-//! Factors folded into norms and earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
+//! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323,
+//! section 4. Rotations folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4,
+//! stage 1a. Factors folded into norms and earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
 
+mod block;
 mod factors;
 mod fold;
-mod job;
+mod matrix;
 mod parts;
 mod plan;
+mod run;
 mod sensitivity;
+mod spec;
 mod tables;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use breakers_core::TokenId;
 use breakers_gguf::{Encoding, Format};
-use breakers_quant::quantizers::{AwqConfig, GptqConfig, HqqConfig};
 
 use crate::Error;
+use crate::quantizer::Quantizer;
 
 pub use plan::Plan;
 pub use sensitivity::{Choice, Sensitivities};
-
-/// How weights are chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Method {
-    /// The nearest value of the scales with the least error; `weighted` by the mean squares of the inputs.
-    RoundToNearest {
-        /// Whether columns count by their inputs. Needs a text.
-        weighted: bool,
-    },
-    /// Columns scaled by their inputs' magnitudes, then as before. Needs a text.
-    Awq(AwqConfig),
-    /// Error feedback along the Hessian of the inputs. Needs a text.
-    Gptq(GptqConfig),
-    /// Offsets that minimize a norm which forgives outliers. For integers with offsets alone.
-    Hqq(HqqConfig),
-}
-
-impl Method {
-    /// The method's name.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Method::RoundToNearest { weighted: false } => "rtn",
-            Method::RoundToNearest { weighted: true } => "imatrix",
-            Method::Awq(_) => "awq",
-            Method::Gptq(_) => "gptq",
-            Method::Hqq(_) => "hqq",
-        }
-    }
-
-    /// Whether a text is needed.
-    pub fn needs_text(&self) -> bool {
-        !matches!(self, Method::RoundToNearest { weighted: false } | Method::Hqq(_))
-    }
-}
+pub use spec::{Formats, JobSpec};
 
 /// A Hadamard rotation with random signs; equal seeds give equal ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +56,8 @@ pub enum Rotate {
         /// Seed of the signs.
         seed: u64,
     },
-    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they
-    /// run. GGUF cannot say that.
+    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they run. GGUF
+    /// cannot say that.
     Online {
         /// Seed of the signs.
         seed: u64,
@@ -97,8 +67,10 @@ pub enum Rotate {
 /// A job for [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
-    /// How weights are chosen.
-    pub method: Method,
+    /// How the weights of the blocks and the head are chosen: a method of this crate or one's own.
+    /// Embeddings, which are looked up and not multiplied, are rounded to the nearest values, as is a head
+    /// without statistics.
+    pub quantizer: Arc<dyn Quantizer>,
     /// A rotation ahead of the method, `None` for none.
     pub rotation: Option<Rotate>,
     /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format:
@@ -115,13 +87,13 @@ pub struct QuantizeOptions {
 
 impl QuantizeOptions {
     /// A job without a rotation or tied tables, with windows of 512 tokens.
-    pub fn new(method: Method, tokens: Vec<TokenId>) -> Self {
-        Self { method, rotation: None, tie: false, tokens, window: 512, min_tokens: 2048 }
+    pub fn new(quantizer: Arc<dyn Quantizer>, tokens: Vec<TokenId>) -> Self {
+        Self { quantizer, rotation: None, tie: false, tokens, window: 512, min_tokens: 2048 }
     }
 
     /// The text in windows; none for a method that needs no text.
     fn windows(&self) -> Result<Vec<Vec<TokenId>>, Error> {
-        if !self.method.needs_text() {
+        if self.quantizer.needs().is_none() {
             return Ok(Vec::new());
         }
         let windows: Vec<Vec<TokenId>> =
@@ -138,18 +110,21 @@ impl QuantizeOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Steps done: a block takes two and its matrices one each, the embeddings and the head one each.
+    /// Steps done: a block takes two and its matrices one each, the embeddings and the head one each. While a
+    /// plan is measured, matrices done.
     pub done: usize,
     /// Steps in all.
     pub steps: usize,
     /// What is being done.
-    pub doing: Doing,
+    pub stage: Stage,
 }
 
-/// What a job is doing.
+/// What a job is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Doing {
+pub enum Stage {
+    /// Each matrix is rounded alone, to see what the model loses by it ([`Sensitivities::measure`]).
+    Measuring,
     /// The text passes through a block.
     Reading {
         /// The block.
@@ -211,10 +186,12 @@ pub struct QuantizeReport {
 /// source if its name ends in `.safetensors`, otherwise a GGUF file of its own.
 ///
 /// # Errors
-/// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Unsuited`] for a method that
-/// cannot choose weights of a format, [`Error::Quant`] for a damaged source or weights that are not finite,
-/// [`Error::TooLittleText`] for a method that needs more, [`Error::Unfoldable`] for a rotation of a model
-/// that allows none, [`Error::Io`] when the disk fails.
+/// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Tensor`] with an
+/// [`Error::Unsuited`] for a method that cannot choose weights of a format, with an [`Error::NotFinite`] for
+/// weights that are not finite and with an [`Error::WrongMatrix`] for a quantizer that gives another matrix
+/// than it was asked for, [`Error::Gguf`] and [`Error::Model`] for a damaged source, [`Error::TooLittleText`]
+/// for a method that needs more, [`Error::Unfoldable`] for a rotation of a model that allows none,
+/// [`Error::Io`] when the disk fails.
 pub fn quantize(
     source: impl AsRef<Path>,
     out: impl AsRef<Path>,
@@ -222,7 +199,7 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<QuantizeReport, Error> {
-    job::run(source.as_ref(), out.as_ref(), plan, options, progress)
+    run::run(source.as_ref(), out.as_ref(), plan, options, progress)
 }
 
 /// The folder where finished tensors of an output wait.

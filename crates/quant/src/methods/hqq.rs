@@ -7,8 +7,8 @@
 
 use crate::{
     Error, Result,
-    grid::LANES,
-    quantizer::{Chosen, QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix, group_ranges},
+    quantizer::{QuantizationReport, Quantized, Quantizer, RangeChoice, WeightMatrix},
+    rounding::{Chosen, LANES, group_ranges},
     statistics::Statistics,
 };
 use breakers_cpu::{self as cpu, per_isa, pool};
@@ -42,21 +42,29 @@ impl Default for HqqConfig {
 }
 
 /// Alternates between the codes, an error with a few large elements, and the offset that fits the rest.
-#[derive(Debug, Clone, Copy, PartialEq)]
+///
+/// For integers with offsets alone ([`GroupFormat::Affine`]).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Hqq {
-    bits: u8,
-    group: usize,
     config: HqqConfig,
 }
 
 impl Hqq {
-    /// Integers of so many bits, in groups of so many weights.
-    pub fn new(bits: u8, group: usize, config: HqqConfig) -> Self {
-        Self { bits, group, config }
+    /// HQQ with these settings.
+    pub const fn new(config: HqqConfig) -> Self {
+        Self { config }
     }
 
-    fn format(&self) -> GroupFormat {
-        GroupFormat::Affine { bits: self.bits, group: self.group }
+    /// The format, if it has offsets.
+    fn format(&self, encoding: Encoding) -> Result<GroupFormat> {
+        match encoding {
+            Encoding::Groups(format @ GroupFormat::Affine { .. }) => Ok(format),
+            _ => Err(Error::Unsuited {
+                method: self.name(),
+                expected: "integers with offsets, such as int4-g64",
+                found: encoding,
+            }),
+        }
     }
 
     /// The offset of a group of weights.
@@ -94,12 +102,22 @@ impl Hqq {
 
 impl Quantizer for Hqq {
     fn name(&self) -> String {
-        format!("hqq {}", self.format().name())
+        "hqq".to_owned()
     }
 
-    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
+    fn check(&self, encoding: Encoding) -> Result<()> {
+        self.format(encoding).map(|_| ())
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized> {
         weights.check(statistics)?;
-        Encoding::Groups(self.format()).check(weights.n_cols())?;
+        let format = self.format(encoding)?;
+        encoding.check(weights.n_cols())?;
         if !(self.config.exponent > 0.0 && self.config.exponent <= 1.0 && self.config.beta > 0.0) {
             return Err(Error::Setting {
                 what: "exponent (0 to 1) and beta (above 0) of HQQ",
@@ -107,19 +125,19 @@ impl Quantizer for Hqq {
             });
         }
         let start = Instant::now();
-        let (values, n_cols, format) = (weights.values(), weights.n_cols(), self.format());
+        let (values, n_cols, group) = (weights.values(), weights.n_cols(), format.group());
         let mut wanted = group_ranges(format, values, n_cols, None, RangeChoice::Extremes);
         let (most, isa) = (format.levels().range().1, cpu::isa());
         pool::parallel_chunks_mut(&mut wanted, LANES, |first, wanted| {
             for (i, wanted) in wanted.iter_mut().enumerate() {
-                let x = &values[(first + i) * self.group..][..self.group];
+                let x = &values[(first + i) * group..][..group];
                 wanted.1 = per_isa!(isa, || self.offset(x, *wanted, most));
             }
         });
         let chosen = Chosen::of_groups(format, values, n_cols, &wanted);
         let codes = chosen.nearest(values);
         let report = QuantizationReport {
-            method: self.name(),
+            method: format!("{} {encoding}", self.name()),
             time: start.elapsed(),
             ..QuantizationReport::default()
         };

@@ -1,14 +1,14 @@
 //! From weights to the blocks of a GGUF file: the choice of scales, and the packing of codes.
 //!
-//! The two are apart, because codes are chosen by the nearest value in plain rounding and by error
-//! feedback in GPTQ. Scales are those that minimize the squared error, each column weighted by its
-//! importance: first the best ones freely, then the super-block's factor, then the small integers around
-//! each quotient, tried out one by one.
+//! The two are apart, because codes are chosen by the nearest value in plain rounding and by error feedback
+//! in GPTQ. Scales are those that minimize the squared error, each column weighted by its importance: first
+//! the best ones freely, then the super-block's factor, then the small integers around each quotient, tried
+//! out one by one.
 
 mod pack;
 mod search;
 
-use crate::grid::{Grid, LANES};
+use super::grid::{Grid, LANES};
 use breakers_cpu::{
     self as cpu, per_isa,
     pool::{self, DisjointMut},

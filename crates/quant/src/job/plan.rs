@@ -9,10 +9,10 @@ use crate::Error;
 
 /// Formats of a model's matrices by name. Vectors (norms, biases) stay as they are.
 ///
-/// Where rows are not whole blocks or groups of a format, the nearest one that fits takes its place,
-/// and a note says so: IQ4_NL for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five
-/// and six, as in files of llama.cpp; F16 where rows are not even whole blocks of 32; halves,
-/// quarters and so on of groups, down to 32.
+/// Where rows are not whole blocks or groups of a format, the nearest one that fits takes its place, and a
+/// note says so: IQ4_NL for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six, as in
+/// files of llama.cpp; F16 where rows are not even whole blocks of 32; halves, quarters and so on of groups,
+/// down to 32.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     encodings: BTreeMap<String, Encoding>,
@@ -91,8 +91,8 @@ fn is_matrix(view: &gguf::TensorView<'_>) -> bool {
     view.shape().len() == 2
 }
 
-/// The format, or the one in its place; see [`Plan`]. What nothing fits stays, and is refused
-/// by name where it is used.
+/// The format, or the one in its place; see [`Plan`]. What nothing fits stays, and is refused by name where
+/// it is used.
 pub(super) fn fitting(encoding: Encoding, n_cols: usize) -> Encoding {
     let halved = |group: usize| {
         let mut halves = std::iter::successors(Some(group), |group| Some(group / 2));

@@ -30,8 +30,8 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// A grid whose scales and offsets are given for each (row, group) by `of`, called for 32
-    /// rows in each task.
+    /// A grid whose scales and offsets are given for each (row, group) by `of`, called for 32 rows in each
+    /// task.
     pub(crate) fn new(
         levels: Levels,
         group: usize,

@@ -1,10 +1,10 @@
 //! A rotation of the inputs ahead of another method: incoherence processing.
 //!
 //! # Source
-//! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#",
-//! arXiv 2402.04396, section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs
-//! alone are rotated here; rotations of the outputs are folded into the matrices that read them,
-//! where a model allows it.
+//! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#", arXiv
+//! 2402.04396, section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs alone are
+//! rotated here; rotations of the outputs are folded into the matrices that read them, where a model allows
+//! it.
 
 use crate::{
     Result,
@@ -12,11 +12,12 @@ use crate::{
     statistics::{Statistics, StatisticsConfig},
 };
 use breakers_cpu::hadamard::Rotation;
+use breakers_gguf::Encoding;
 
 /// Rotates the inputs' space, quantizes there, and has the inputs rotated before each product.
 ///
-/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no
-/// input stands out any more.
+/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no input stands
+/// out any more.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotated<Q> {
     inner: Q,
@@ -32,14 +33,23 @@ impl<Q: Quantizer> Rotated<Q> {
 
 impl<Q: Quantizer> Quantizer for Rotated<Q> {
     fn name(&self) -> String {
-        format!("rotated {}", self.inner.name())
+        format!("rotated-{}", self.inner.name())
     }
 
-    fn needs(&self) -> StatisticsConfig {
+    fn needs(&self) -> Option<StatisticsConfig> {
         self.inner.needs()
     }
 
-    fn quantize(&self, weights: &WeightMatrix<'_>, statistics: Option<&Statistics>) -> Result<Quantized> {
+    fn check(&self, encoding: Encoding) -> Result<()> {
+        self.inner.check(encoding)
+    }
+
+    fn quantize(
+        &self,
+        weights: &WeightMatrix<'_>,
+        encoding: Encoding,
+        statistics: Option<&Statistics>,
+    ) -> Result<Quantized> {
         weights.check(statistics)?;
         let rotation = Rotation::random(weights.n_cols(), self.seed)?;
         let rotate = |rows: &mut [f32]| Ok(rotation.forward(rows)?);
@@ -47,10 +57,10 @@ impl<Q: Quantizer> Quantizer for Rotated<Q> {
         rotate(&mut values)?;
         let statistics = statistics.map(|s| s.transformed(rotate)).transpose()?;
         let rotated = WeightMatrix::new(&values, weights.n_rows(), weights.n_cols())?;
-        let quantized = self.inner.quantize(&rotated, statistics.as_ref())?;
+        let quantized = self.inner.quantize(&rotated, encoding, statistics.as_ref())?;
         // Errors are the same on both sides of a rotation, so that the report stays true.
         let mut report = quantized.report;
-        report.method = self.name();
+        report.method = format!("rotated {}", report.method);
         Ok(Quantized { matrix: quantized.matrix.of_rotated_inputs(self.seed)?, report })
     }
 }
