@@ -22,7 +22,7 @@ use breakers::cli::{
     CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
     bench, print, print_json, read_ids, read_text, run, step_json,
 };
-use breakers_core::{FinishReason, LanguageModel, TokenId};
+use breakers_core::{FinishReason, LanguageModel, SamplingConfig, TokenId};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 use clap::Parser;
@@ -216,9 +216,10 @@ fn finish_name(finish: Option<FinishReason>) -> &'static str {
     }
 }
 
-/// Speed of a prompt's pass and of passes over one token, after an untimed pass of each.
+/// Speed of a prompt's pass and of passes over one token with greedy choice, after an untimed pass of each.
 fn measure(loaded: &LoadedModel, cache: &CacheArgs, prompt: &[TokenId], n_tokens: usize) -> Result<Value> {
     let mut runner = cache.runner(&loaded.model)?;
-    bench::measure(&mut runner, prompt, 1)?;
-    Ok(bench::speed_json(bench::measure(&mut runner, prompt, n_tokens)?))
+    let greedy = SamplingConfig::greedy();
+    bench::measure(&mut runner, prompt, 1, &greedy, 0)?;
+    Ok(bench::speed_json(bench::measure(&mut runner, prompt, n_tokens, &greedy, 0)?))
 }

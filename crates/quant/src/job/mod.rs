@@ -19,7 +19,8 @@
 //! # Source
 //! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323,
 //! section 4. Rotations folded into the weights: Ashkboos et al., "QuaRot", arXiv 2404.00456, section 4,
-//! stage 1a. Factors folded into norms and earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its code.
+//! stage 1a. Factors folded into norms and earlier matrices: Lin et al., "AWQ", arXiv 2306.00978, and its
+//! code.
 
 mod block;
 mod factors;

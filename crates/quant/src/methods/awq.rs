@@ -35,8 +35,8 @@ pub struct AwqConfig {
     pub sample_rows: usize,
     /// Rows of the weights that the error is measured on, evenly spread over the matrix.
     pub weight_rows: usize,
-    /// How ranges are chosen once the factors are fixed. During the search they go from the least to the largest
-    /// weight.
+    /// How ranges are chosen once the factors are fixed. During the search they go from the least to the
+    /// largest weight.
     pub range: RangeChoice,
     /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least,
     /// in place of `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF
