@@ -50,6 +50,14 @@ pub enum Error {
         /// Columns of the other operand.
         found: usize,
     },
+    /// An adapter that changes outputs which the layer lacks.
+    #[error("an adapter changes the outputs {found:?} of a layer that has {n_outputs}")]
+    AdapterOutputs {
+        /// Outputs of the layer.
+        n_outputs: usize,
+        /// The outputs that the adapter changes.
+        found: std::ops::Range<usize>,
+    },
     /// A linear layer over no matrix at all.
     #[error("a linear layer needs at least one matrix")]
     NoMatrices,

@@ -6,7 +6,8 @@
 //! holds is divided into several.
 
 use crate::{
-    Activations, Error, HostMatrices, PackedMatrix, QuantizedLinearOps, Result,
+    Activations, Error, HostMatrices, LowRank, PackedMatrix, QuantizedLinearOps, Result,
+    adapter::Adapter,
     input_rotation::InputRotation,
     on_device::{self, DeviceMatrix, Rows},
     product, records,
@@ -49,6 +50,7 @@ pub struct QuantizedLinear {
     weights: Weights,
     /// What the inputs are rotated by first.
     rotation: Option<Arc<InputRotation>>,
+    adapters: Vec<Adapter>,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +86,7 @@ impl QuantizedLinear {
             parts.iter().for_each(TensorView::advise_done);
             Weights::Device { matrices, sources: parts.iter().map(|part| part.to_shared()).collect() }
         };
-        Ok(Self { n_cols, n_outputs, weights, rotation: None })
+        Ok(Self { n_cols, n_outputs, weights, rotation: None, adapters: Vec::new() })
     }
 
     /// A layer on the CPU over matrices that are packed already.
@@ -94,7 +96,8 @@ impl QuantizedLinear {
     pub fn from_packed(parts: Vec<Arc<PackedMatrix>>) -> Result<Self> {
         let n_cols = common_columns(parts.iter().map(|part| part.n_cols()))?;
         let n_outputs = parts.iter().map(|part| part.n_rows()).sum();
-        Ok(Self { n_cols, n_outputs, weights: Weights::Host(parts.into()), rotation: None })
+        let weights = Weights::Host(parts.into());
+        Ok(Self { n_cols, n_outputs, weights, rotation: None, adapters: Vec::new() })
     }
 
     /// A layer on a device over quantized matrices, each in its own format. Where they are of rotated inputs,
@@ -129,7 +132,7 @@ impl QuantizedLinear {
         let matrices = on_device::place(rows.into_iter(), device)?.into();
         let n_outputs = parts.iter().map(QuantizedMatrix::n_rows).sum();
         let weights = Weights::Device { matrices, sources: [].into() };
-        Ok(Self { n_cols, n_outputs, weights, rotation })
+        Ok(Self { n_cols, n_outputs, weights, rotation, adapters: Vec::new() })
     }
 
     /// A layer on a device over one matrix of plain numbers, which are not quantized.
@@ -152,7 +155,39 @@ impl QuantizedLinear {
         let rows = Rows { encoding: Encoding::Gguf(Format::F32), n_rows, n_cols, bytes: bytes.into() };
         let matrices = on_device::place([rows].into_iter(), device)?.into();
         let weights = Weights::Device { matrices, sources: [].into() };
-        Ok(Self { n_cols, n_outputs: n_rows, weights, rotation: None })
+        Ok(Self { n_cols, n_outputs: n_rows, weights, rotation: None, adapters: Vec::new() })
+    }
+
+    /// The layer with a low-rank addition, which comes on top of those that it has. Clones made before are as
+    /// they were.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for matrices that do not fit the rank or the layer's inputs,
+    /// [`Error::AdapterOutputs`] for outputs that the layer lacks, and as [`from_f32`](Self::from_f32).
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_linear::{LowRank, QuantizedLinear};
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// # fn main() -> Result<(), breakers_linear::Error> {
+    /// let device = Device::flex();
+    /// let layer = QuantizedLinear::from_f32(2, 2, &[1.0, 0.0, 0.0, 1.0], &device)?;
+    /// // The second output gains half the sum of the inputs.
+    /// let adapter = LowRank { first_output: 1, rank: 1, down: &[1.0, 1.0], up: &[1.0], scale: 0.5 };
+    /// let layer = layer.with_adapter(adapter)?;
+    /// let x = Tensor::<2>::from_data([[3.0f32, 5.0]], &device);
+    /// assert_eq!(layer.forward(x).into_data().try_to_vec::<f32>().unwrap(), [3.0, 9.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_adapter(mut self, adapter: LowRank<'_>) -> Result<Self> {
+        let device = match &self.weights {
+            Weights::Host(_) => Device::flex(),
+            Weights::Device { matrices, .. } => matrices.first().ok_or(Error::NoMatrices)?.device(),
+        };
+        self.adapters.push(Adapter::new(adapter, self.n_cols, self.n_outputs, &device)?);
+        Ok(self)
     }
 
     /// Multiplies activations with the weights.
@@ -169,6 +204,12 @@ impl QuantizedLinear {
         if n_rows == 0 {
             return Tensor::zeros([0, self.n_outputs], &x.device());
         }
+        let out = self.product(x.clone());
+        self.adapters.iter().fold(out, |out, adapter| adapter.add(x.clone(), out))
+    }
+
+    /// The product with the layer's own weights.
+    fn product(&self, x: Tensor<2>) -> Tensor<2> {
         let x = match &self.rotation {
             Some(rotation) => rotation.forward(x),
             None => x,
@@ -194,15 +235,16 @@ impl QuantizedLinear {
         self.n_outputs
     }
 
-    /// Bytes of weights, all of which a product reads once.
+    /// Bytes of weights and adapters, all of which a product reads once.
     pub fn bytes(&self) -> usize {
-        match &self.weights {
+        let weights: usize = match &self.weights {
             Weights::Host(matrices) => matrices.iter().map(|matrix| matrix.bytes()).sum(),
             Weights::Device { matrices, .. } => matrices.iter().map(DeviceMatrix::bytes).sum(),
-        }
+        };
+        weights + self.adapters.iter().map(Adapter::bytes).sum::<usize>()
     }
 
-    /// The packed matrices, if the weights lie in the host's memory.
+    /// The packed matrices without adapters, if the weights lie in the host's memory.
     pub fn matrices(&self) -> Option<&[Arc<PackedMatrix>]> {
         match &self.weights {
             Weights::Host(matrices) => Some(matrices),

@@ -3,6 +3,7 @@
 //! | you want to | use |
 //! |---|---|
 //! | a linear layer over weights of a GGUF file or of [`QuantizedMatrix`](breakers_gguf::QuantizedMatrix), on any device | [`QuantizedLinear`] |
+//! | a low-rank adapter (LoRA) on a layer | [`QuantizedLinear::with_adapter`] |
 //! | a table of embeddings | [`QuantizedEmbedding`] |
 //! | the product on slices, without tensors | [`PackedMatrix`], [`Activations`], [`matmul_parts`] |
 //! | the operation that Burn dispatches, and its reference | [`QuantizedLinearOps`], [`linear_reference`] |
@@ -27,6 +28,7 @@
 //! # }
 //! ```
 
+mod adapter;
 #[cfg(feature = "cube")]
 mod cube;
 mod error;
@@ -40,6 +42,7 @@ mod product;
 mod records;
 mod repack;
 
+pub use adapter::LowRank;
 pub use error::{Error, Result};
 pub use layer::{QuantizedEmbedding, QuantizedLinear, matmul_parts};
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};

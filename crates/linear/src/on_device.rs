@@ -39,6 +39,10 @@ impl DeviceMatrix {
         self.words.dims()[0] * 4
     }
 
+    pub(crate) fn device(&self) -> Device {
+        self.words.device()
+    }
+
     fn new(spec: MatrixSpec, bytes: &[u8], device: &Device) -> Self {
         let words = to_words(bytes);
         let len = words.len();

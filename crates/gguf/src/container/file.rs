@@ -164,7 +164,7 @@ impl File {
     }
 
     fn view<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
-        TensorView { info, file: self }
+        TensorView { info, file: self, slab: None }
     }
 
     fn from_storage(storage: Storage) -> Result<Self> {
@@ -330,6 +330,8 @@ fn place(tensors: &mut [TensorInfo], header_end: usize, file_end: usize, alignme
 pub struct TensorView<'a> {
     info: &'a TensorInfo,
     file: &'a File,
+    /// The one slab that is seen, if it is not the whole tensor.
+    slab: Option<usize>,
 }
 
 impl<'a> TensorView<'a> {
@@ -346,7 +348,7 @@ impl<'a> TensorView<'a> {
     /// The shape in row-major order, outermost first: a weight matrix is `[out features, in features]`.
     /// (The file stores the reverse.) One to four dimensions, none zero.
     pub fn shape(&self) -> &'a [usize] {
-        &self.info.shape[..self.info.n_dimensions]
+        &self.info.shape[usize::from(self.slab.is_some())..self.info.n_dimensions]
     }
 
     /// Number of rows: the product of all dimensions but the last.
@@ -360,6 +362,29 @@ impl<'a> TensorView<'a> {
         self.info.shape[self.info.n_dimensions - 1]
     }
 
+    /// One slab of a stack of matrices: the view without its outermost dimension, at an index of it. The
+    /// experts of a layer are stored so. None for a tensor that is no stack, a slab of a slab, or an index
+    /// beyond the last.
+    ///
+    /// # Shapes
+    /// `[n_slabs, n_rows, n_cols]` becomes `[n_rows, n_cols]`.
+    pub fn slab(&self, slab_idx: usize) -> Option<TensorView<'a>> {
+        let is_stack = self.slab.is_none() && self.shape().len() > 2;
+        (is_stack && slab_idx < self.shape()[0]).then_some(TensorView { slab: Some(slab_idx), ..*self })
+    }
+
+    /// Where its bytes are in the file.
+    fn range(&self) -> Range<usize> {
+        let all = &self.info.range;
+        match self.slab {
+            None => all.clone(),
+            Some(at) => {
+                let n_bytes = all.len() / self.info.shape[0];
+                all.start + at * n_bytes..all.start + (at + 1) * n_bytes
+            }
+        }
+    }
+
     /// Number of values.
     pub fn n_values(&self) -> usize {
         self.shape().iter().product()
@@ -367,7 +392,7 @@ impl<'a> TensorView<'a> {
 
     /// The packed bytes of all rows, one after the other.
     pub fn bytes(&self) -> &'a [u8] {
-        &self.file.inner.storage.bytes()[self.info.range.clone()]
+        &self.file.inner.storage.bytes()[self.range()]
     }
 
     /// The packed bytes of one row, or nothing beyond the last.
@@ -375,7 +400,7 @@ impl<'a> TensorView<'a> {
         if row_idx >= self.n_rows() {
             return None;
         }
-        let row_bytes = self.info.range.len() / self.n_rows();
+        let row_bytes = self.range().len() / self.n_rows();
         Some(&self.bytes()[row_idx * row_bytes..(row_idx + 1) * row_bytes])
     }
 
@@ -396,20 +421,21 @@ impl<'a> TensorView<'a> {
     /// the disk when they are read. Neighbors that share the first or last page lose it too, at no more than
     /// the cost of one page fault. A file in memory and other systems than Unix are left as they are.
     pub fn advise_done(&self) {
-        self.file.inner.storage.advise_done(self.info.range.clone());
+        self.file.inner.storage.advise_done(self.range());
     }
 
     /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes; what lies
     /// beyond them is passed over.
     pub fn advise_done_with(&self, range: Range<usize>) {
-        let all = &self.info.range;
+        let all = self.range();
         let range = range.start.min(all.len())..range.end.min(all.len());
         self.file.inner.storage.advise_done(all.start + range.start..all.start + range.end);
     }
 
     /// The tensor with a share in the file, so that it can outlive the [`File`] it came from.
     pub fn to_shared(&self) -> SharedTensor {
-        SharedTensor { file: self.file.clone(), tensor_idx: self.file.inner.index[&*self.info.name] }
+        let tensor_idx = self.file.inner.index[&*self.info.name];
+        SharedTensor { file: self.file.clone(), tensor_idx, slab: self.slab }
     }
 }
 
@@ -418,12 +444,13 @@ impl<'a> TensorView<'a> {
 pub struct SharedTensor {
     file: File,
     tensor_idx: usize,
+    slab: Option<usize>,
 }
 
 impl SharedTensor {
     /// The tensor.
     pub fn view(&self) -> TensorView<'_> {
-        self.file.view(&self.file.inner.tensors[self.tensor_idx])
+        TensorView { slab: self.slab, ..self.file.view(&self.file.inner.tensors[self.tensor_idx]) }
     }
 }
 

@@ -132,6 +132,33 @@ proptest! {
 }
 
 #[test]
+fn a_slab_is_one_matrix_of_a_stack() {
+    let bytes = |n: usize, seed: usize| (0..n).map(|i| (i * 37 + seed) as u8).collect::<Vec<u8>>();
+    let stack = Tensor { format: Format::Q8_0, shape: vec![3, 2, 64], bytes: bytes(3 * 2 * 2 * 34, 5) };
+    let matrix = Tensor { format: Format::F32, shape: vec![3, 4], bytes: bytes(48, 1) };
+    let tensors = BTreeMap::from([("experts".to_owned(), stack.clone()), ("matrix".to_owned(), matrix)]);
+    let file = File::from_bytes(write(&Metadata::new(), &tensors, 1000)).unwrap();
+    let whole = file.require("experts").unwrap();
+    let values = whole.to_f32();
+    for at in 0..3 {
+        let slab = whole.slab(at).unwrap();
+        assert_eq!((slab.shape(), slab.n_rows(), slab.n_cols(), slab.n_values()), (&[2, 64][..], 2, 64, 128));
+        assert_eq!(slab.bytes(), &stack.bytes[at * 136..(at + 1) * 136]);
+        assert_eq!(slab.row(1), Some(&stack.bytes[at * 136 + 68..(at + 1) * 136]));
+        assert_eq!(slab.row(2), None);
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&slab.to_f32()), bits(&values[at * 128..(at + 1) * 128]));
+        let shared = slab.to_shared();
+        assert_eq!((shared.view().shape(), shared.view().bytes()), (slab.shape(), slab.bytes()));
+        slab.advise_done();
+        slab.advise_done_with(0..usize::MAX);
+        assert!(slab.slab(0).is_none());
+    }
+    assert!(whole.slab(3).is_none());
+    assert!(file.require("matrix").unwrap().slab(0).is_none());
+}
+
+#[test]
 fn removed_and_replaced_pairs() {
     let mut metadata = sample::metadata();
     let n_pairs = metadata.len();

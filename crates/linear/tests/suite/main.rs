@@ -2,6 +2,7 @@
 //!
 //! One program, because each one links all of Burn.
 
+mod adapters;
 mod devices;
 mod groups;
 mod hostile;
