@@ -18,8 +18,8 @@ use crate::{Error, Runner};
 use breakers_tokenizer::Tokenizer;
 use breakers_tokenizer::{ChatTemplate, TemplateError};
 
-/// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no longer fits
-/// the caches, and is so large that the allocator takes fresh pages from the system each time.
+/// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no
+/// longer fits the caches, and is so large that the allocator takes fresh pages from the system each time.
 const CPU_ROWS: usize = 128;
 /// GPUs need more rows to be busy.
 const GPU_ROWS: usize = 512;
@@ -31,8 +31,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// How the plain cache stores keys and values.
     pub cache_element: Element,
-    /// A file of matrices ([`breakers_gguf::matrix_file`]) that take the place of the model's tensors of the same names: matrices,
-    /// embeddings, head, and vectors as matrices of one row.
+    /// A file of matrices ([`breakers_gguf::matrix_file`]) that take the place of the model's tensors of the
+    /// same names: matrices, embeddings, head, and vectors as matrices of one row.
     pub matrices: Option<PathBuf>,
     /// Tokens that a sequence may hold, at most what the model was trained for; `None`: that many.
     pub max_context: Option<usize>,
@@ -90,7 +90,7 @@ impl Model {
         let path = path.as_ref();
         refuse_encoder(path)?;
         let file = gguf::File::open(path)?;
-        let spec = arch::decoder_spec(file.metadata())?;
+        let spec = arch::decoder_spec(&file)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
         let chat = chat_template(&file, &tokenizer);
         let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
@@ -169,21 +169,22 @@ impl Model {
         self.inner.decoder.bytes()
     }
 
-    /// What the products of a forward pass cost, by kind. Their times are those of the `tracing` spans of the same
-    /// names; beside these there are `embedding`, `norm`, `heads` (split, norm and rotation), `attention`,
-    /// `activation`, `residual` and `choice` (arg-max or top-k).
+    /// What the products of a forward pass cost, by kind. Their times are those of the `tracing` spans of the
+    /// same names; beside these there are `embedding`, `norm`, `heads` (split, norm and rotation),
+    /// `attention`, `activation`, `residual` and `choice` (arg-max or top-k). Of experts the products count
+    /// that one row needs.
     pub fn products(&self) -> Vec<ProductCost> {
         self.inner.decoder.products()
     }
 
-    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows behind `n_past` tokens;
-    /// rows beyond the context do not count.
+    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows behind `n_past`
+    /// tokens; rows beyond the context do not count.
     pub fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
         self.inner.decoder.attention_multiplications(n_past, n_rows)
     }
 
-    /// Bytes of a plain cache that attention of `n_rows` rows behind `n_past` tokens reads once: what windows hide is not
-    /// among them.
+    /// Bytes of a plain cache that attention of `n_rows` rows behind `n_past` tokens reads once: what windows
+    /// hide is not among them.
     ///
     /// # Units
     /// Bytes of keys and values, in the element type of [`LoadOptions::cache_element`].

@@ -15,8 +15,10 @@ use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
-use crate::arch::decoder::{Block, Weights, check_tensors, norm};
-use crate::arch::{self, DecoderSpec};
+use crate::arch;
+use crate::arch::block::{Block, norm};
+use crate::arch::spec::{DecoderSpec, FeedForwardSpec};
+use crate::arch::tensors::{Weights, check_tensors, rope_divisors};
 use crate::ops::RopeTable;
 use crate::{InputObserver, InputSite};
 
@@ -53,7 +55,7 @@ pub struct BlockWalk {
     spec: DecoderSpec,
     /// For each window its hidden states, `[tokens, width]`.
     hidden: Vec<Vec<f32>>,
-    rope_factors: Vec<f32>,
+    rope_divisors: Vec<f32>,
     matrices: Option<Arc<MatrixFile>>,
     device: Device,
 }
@@ -64,7 +66,7 @@ impl BlockWalk {
     /// # Errors
     /// [`Error::Gguf`] for a file that lacks the embeddings, [`Error::Linear`] for a token that has none;
     /// those of the hyperparameters; [`Error::WindowLength`] for a window that is empty or longer than the
-    /// model's context.
+    /// model's context; [`Error::Hyperparameter`] for a model with experts, whose inputs nobody observes yet.
     pub fn new(file: &gguf::File, windows: Vec<Vec<TokenId>>) -> Result<Self, Error> {
         Self::with_matrices(file, None, windows)
     }
@@ -79,8 +81,9 @@ impl BlockWalk {
         windows: Vec<Vec<TokenId>>,
     ) -> Result<Self, Error> {
         let device = Device::flex();
-        let spec = arch::decoder_spec(file.metadata())?;
+        let spec = arch::decoder_spec(file)?;
         check_tensors(file, &spec)?;
+        refuse_experts(&spec)?;
         let weights = Weights { file, store: matrices.as_deref(), device: &device };
         let table = match weights.stored_table("token_embd.weight")? {
             Some(table) => QuantizedEmbedding::from_quantized(&table)?,
@@ -95,15 +98,8 @@ impl BlockWalk {
             x.iter_mut().for_each(|x| *x *= spec.embedding_scale);
             hidden.push(x);
         }
-        let rope_factors = file.tensor("rope_freqs.weight").map_or_else(Vec::new, |view| view.to_f32());
-        if !rope_factors.is_empty() && rope_factors.len() != spec.n_rotated / 2 {
-            return Err(Error::TensorShape {
-                name: "rope_freqs.weight".to_owned(),
-                expected: vec![spec.n_rotated / 2],
-                found: vec![rope_factors.len()],
-            });
-        }
-        Ok(Self { spec, hidden, rope_factors, matrices, device })
+        let rope_divisors = rope_divisors(file, &spec)?;
+        Ok(Self { spec, hidden, rope_divisors, matrices, device })
     }
 
     /// Blocks of the model.
@@ -124,12 +120,12 @@ impl BlockWalk {
     /// Whether the outputs of attention and feed-forward are normalized before they are added, which keeps
     /// rotations of the hidden states from being folded into the weights.
     pub fn has_post_norms(&self) -> bool {
-        self.spec.post_norms
+        self.spec.layers.iter().any(|layer| layer.post_norms)
     }
 
-    /// Query heads for each key and value head.
+    /// Query heads for each key and value head, in the block that has the most.
     pub fn queries_per_key(&self) -> usize {
-        self.spec.n_heads / self.spec.n_kv_heads.max(1)
+        self.spec.layers.iter().map(|layer| layer.n_heads / layer.n_kv_heads).max().unwrap_or(1)
     }
 
     /// Feeds all windows to a block whose weights are those of `file`; `progress` is told of each window.
@@ -148,7 +144,7 @@ impl BlockWalk {
         advance: bool,
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), Error> {
-        let Some(layer) = self.spec.layers.get(block_idx).copied() else {
+        let Some(layer) = self.spec.layers.get(block_idx).cloned() else {
             return Err(Error::BlockIndex { n_blocks: self.n_blocks(), found: block_idx });
         };
         let spec = &self.spec;
@@ -168,9 +164,7 @@ impl BlockWalk {
                 Some(found) if found.0 == n => table.insert(found),
                 _ => {
                     let positions: Vec<usize> = (0..n).collect();
-                    let (base, scale) = (layer.rope_base, layer.rope_scale);
-                    let (factors, device) = (&self.rope_factors, &self.device);
-                    let made = RopeTable::new(&positions, spec.n_rotated, base, scale, factors, device);
+                    let made = layer.rope.table(&positions, &self.rope_divisors, &self.device);
                     table.insert((n, made))
                 }
             };
@@ -179,10 +173,10 @@ impl BlockWalk {
                 rotation.forward(&mut states).map_err(breakers_linear::Error::from)?;
             }
             let x = Tensor::<2>::from_data(TensorData::new(states, [n, spec.width]), &self.device);
-            let heads = block.heads(&x, spec, &table.1, &mut observe)?;
+            let heads = block.heads(&x, &table.1, &mut observe)?;
             let visible = Visible::causal(0, n, layer.window);
-            let attended = attention(heads.q, heads.k, heads.v, &visible, spec.attention_scale)?;
-            let x = block.finish(x, attended, spec, &mut observe)?;
+            let attended = attention(heads.q, heads.k, heads.v, &visible, layer.attention_scale)?;
+            let x = block.finish(x, attended, &mut observe)?;
             if advance {
                 *hidden = to_vec(x)?;
                 if let Some(rotation) = rotation {
@@ -209,8 +203,8 @@ impl BlockWalk {
         for hidden in &self.hidden {
             let n = hidden.len() / self.spec.width;
             let data = TensorData::new(hidden.clone(), [n, self.spec.width]);
-            see(&to_vec(norm(Tensor::from_data(data, &self.device), &weight, &self.spec))?)
-                .map_err(Error::Observer)?;
+            let rows = Tensor::from_data(data, &self.device);
+            see(&to_vec(norm(rows, &weight, self.spec.norm_eps))?).map_err(Error::Observer)?;
         }
         Ok(())
     }
@@ -245,6 +239,22 @@ impl BlockWalk {
             Ok(())
         })?;
         Ok(out)
+    }
+}
+
+/// Fails for a model whose feed-forward layers have inputs that no [`InputSite`] names.
+fn refuse_experts(spec: &DecoderSpec) -> Result<(), Error> {
+    let experts = spec.layers.iter().find_map(|layer| match layer.feed_forward {
+        FeedForwardSpec::Experts(experts) => Some(experts),
+        FeedForwardSpec::Dense { .. } => None,
+    });
+    match experts {
+        None => Ok(()),
+        Some(experts) => Err(Error::Hyperparameter {
+            name: format!("{}.expert_count", spec.architecture),
+            expected: "0, since experts cannot be calibrated or quantized yet".to_owned(),
+            found: experts.n_experts.to_string(),
+        }),
     }
 }
 

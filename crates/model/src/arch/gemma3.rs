@@ -1,13 +1,13 @@
 //! Gemma 3 (arXiv 2503.19786, section 2): five layers with a sliding window, then a global one; norms on
 //! query and key heads and behind each sublayer; embeddings scaled by √width.
 //!
-//! The local layers rotate with base 10,000 unless the file says another, and are never scaled; a file without a window
-//! has global layers alone.
-//! Norm weights in GGUF files hold the +1 already.
+//! The local layers rotate with base 10,000 unless the file says another, and are never scaled; a file
+//! without a window has global layers alone. Norm weights in GGUF files hold the +1 already.
 
-use breakers_gguf::Metadata;
+use breakers_gguf as gguf;
 
-use super::{DecoderSpec, LayerSpec, keys};
+use super::keys;
+use super::spec::DecoderSpec;
 use crate::Error;
 use crate::ops::Activation;
 
@@ -18,34 +18,28 @@ const LOCAL_BASE: f32 = 10_000.0;
 /// Blocks of the 27B model, the only one whose attention is scaled by width / heads instead of head size.
 const LAYERS_27B: usize = 62;
 
-pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, Error> {
-    let common = DecoderSpec::common("gemma3", metadata)?;
+pub(super) fn spec(file: &gguf::File) -> Result<DecoderSpec, Error> {
+    let metadata = file.metadata();
+    let mut spec = DecoderSpec::common("gemma3", file)?;
     keys::check("gemma3", metadata, keys::READ_WITH_WINDOWS)?;
-    let n_layers = common.layers.len();
+    let (n_layers, width) = (spec.layers.len(), spec.width);
     let pattern = "gemma3.attention.sliding_window_pattern";
     let windowed = keys::windowed(metadata, pattern, PATTERN, n_layers)?;
     let local_base = keys::float(metadata, "gemma3.rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-    let layers: Vec<LayerSpec> = common
-        .layers
-        .iter()
-        .zip(windowed)
-        .map(|(layer, windowed)| match layer.window {
-            Some(_) if windowed => LayerSpec { rope_base: local_base, rope_scale: 1.0, ..*layer },
-            _ => LayerSpec { window: None, ..*layer },
-        })
-        .collect();
-    let attention_scale = if metadata.get("gemma3.attention.scale").is_none() && layers.len() == LAYERS_27B {
-        1.0 / ((common.width / common.n_heads.max(1)) as f32).sqrt()
-    } else {
-        common.attention_scale
-    };
-    Ok(DecoderSpec {
-        embedding_scale: (common.width as f32).sqrt(),
-        attention_scale,
-        activation: Activation::GeluTanh,
-        head_norms: true,
-        post_norms: true,
-        layers,
-        ..common
-    })
+    let is_27b = metadata.get("gemma3.attention.scale").is_none() && n_layers == LAYERS_27B;
+    for (layer, windowed) in spec.layers.iter_mut().zip(windowed) {
+        if windowed && layer.window.is_some() {
+            (layer.rope.base, layer.rope.scale) = (local_base, 1.0);
+        } else {
+            layer.window = None;
+        }
+        if is_27b {
+            layer.attention_scale = 1.0 / ((width / layer.n_heads.max(1)) as f32).sqrt();
+        }
+        layer.activation = Activation::GeluTanh;
+        layer.head_norms = true;
+        layer.post_norms = true;
+    }
+    spec.embedding_scale = (width as f32).sqrt();
+    Ok(spec)
 }

@@ -1,8 +1,8 @@
 //! Which keys of a file's architecture are read, and what becomes of the others.
 //!
-//! A key `<architecture>.*` says how the model computes, so one that nobody reads would give other numbers without a
-//! word. Each has a reader, or a value that changes nothing, or is known not to matter; else the file is refused by its
-//! name.
+//! A key `<architecture>.*` says how the model computes, so one that nobody reads would give other numbers
+//! without a word. Each has a reader, or a value that changes nothing, or is known not to matter; else the
+//! file is refused by its name.
 
 use breakers_gguf::{Metadata, Value};
 
@@ -15,8 +15,10 @@ const READ: &[&str] = &[
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
     "attention.scale",
+    "attention.shared_kv_layers",
     "attention.sliding_window",
     "attention.value_length",
+    "attn_logit_softcapping",
     "block_count",
     "context_length",
     "embedding_length",
@@ -32,8 +34,14 @@ const READ: &[&str] = &[
 /// Read where there are windows.
 pub(super) const READ_WITH_WINDOWS: &[&str] = &["attention.sliding_window_pattern", "rope.freq_base_swa"];
 
-/// Keys that do not touch what is computed: sizes that tensors tell, notes of converters, norms of another kind, how
-/// embeddings are pooled, how long contexts were in training.
+/// Read where there are experts.
+pub(super) const READ_WITH_EXPERTS: &[&str] =
+    &["expert_count", "expert_feed_forward_length", "expert_used_count", "expert_weights_norm"];
+/// A router whose scores become weights by a softmax.
+const SOFTMAX: f64 = 1.0;
+
+/// Keys that do not touch what is computed: sizes that tensors tell, notes of converters, norms of another
+/// kind, how embeddings are pooled, how long contexts were in training.
 const HARMLESS: &[&str] = &[
     "attention.layer_norm_epsilon",
     "pooling_type",
@@ -52,12 +60,14 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("attention.causal", 1.0),
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
-    ("attention.shared_kv_layers", 0.0),
-    ("attn_logit_softcapping", 0.0),
     ("embedding_length_per_layer_input", 0.0),
     ("embedding_scale", 1.0),
     ("expert_count", 0.0),
+    ("expert_gating_func", SOFTMAX),
+    ("expert_group_count", 0.0),
+    ("expert_shared_count", 0.0),
     ("expert_used_count", 0.0),
+    ("expert_weights_scale", 1.0),
     ("leading_dense_block_count", 0.0),
     ("logit_scale", 1.0),
     ("nextn_predict_layers", 0.0),
@@ -99,23 +109,47 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// A count that is one number, or an array of one for each block, all equal.
+/// A count for each block: one number for all, or an array of one for each.
 ///
 /// # Errors
-/// [`Error::Hyperparameter`] for blocks that differ or an array of another length; those of a value of another type.
-pub(super) fn uniform(metadata: &Metadata, key: &str, n_layers: usize) -> Result<Option<usize>, Error> {
+/// [`Error::Hyperparameter`] for an array of another length; those of a value of another type.
+pub(super) fn per_layer(
+    metadata: &Metadata,
+    key: &str,
+    n_layers: usize,
+) -> Result<Option<Vec<usize>>, Error> {
     let Some(Value::Array(_)) = metadata.get(key) else {
-        return Ok(metadata.u32(key)?.map(|number| number as usize));
+        return Ok(metadata.u32(key)?.map(|number| vec![number as usize; n_layers]));
     };
     let numbers = metadata.u32s(key)?.unwrap_or_default();
-    match numbers.first() {
-        Some(&first) if numbers.len() == n_layers && numbers.iter().all(|&number| number == first) => {
-            Ok(Some(first as usize))
-        }
-        _ => Err(Error::Hyperparameter {
-            name: key.to_owned(),
-            expected: format!("one number, or {n_layers} equal ones"),
-            found: format!("{numbers:?}"),
+    if numbers.len() == n_layers {
+        return Ok(Some(numbers.iter().map(|&number| number as usize).collect()));
+    }
+    Err(Error::Hyperparameter {
+        name: key.to_owned(),
+        expected: format!("one number, or {n_layers} of them"),
+        found: format!("{numbers:?}"),
+    })
+}
+
+/// The factor on positions. Scaling is linear where the file does not say it, by a factor of 1; 0 is none.
+/// `rope.scale_linear` is the factor's older name.
+///
+/// # Errors
+/// [`Error::Hyperparameter`] for another kind of scaling; those of a value of another type.
+pub(super) fn position_scale(architecture: &str, metadata: &Metadata) -> Result<f32, Error> {
+    let key = |suffix: &str| format!("{architecture}.{suffix}");
+    let factor = match float(metadata, &key("rope.scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => float(metadata, &key("rope.scale_linear"))?,
+    };
+    match metadata.str(&key("rope.scaling.type"))?.unwrap_or("linear") {
+        "none" => Ok(1.0),
+        "linear" => Ok(factor.filter(|factor| *factor != 0.0).map_or(1.0, |factor| 1.0 / factor)),
+        other => Err(Error::Hyperparameter {
+            name: key("rope.scaling.type"),
+            expected: "none or linear".to_owned(),
+            found: other.to_owned(),
         }),
     }
 }
@@ -131,8 +165,8 @@ pub(super) fn float(metadata: &Metadata, key: &str) -> Result<Option<f32>, Error
     }
 }
 
-/// For each block whether its attention has the window. The key holds one period, of which the last block sees all, or a
-/// flag for each block.
+/// For each block whether its attention has the window. The key holds one period, of which the last block
+/// sees all, or a flag for each block.
 ///
 /// # Errors
 /// [`Error::Hyperparameter`] for an array of another length; those of a value of another type.

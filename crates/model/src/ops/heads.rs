@@ -29,8 +29,8 @@ pub struct HeadLayout {
     pub head_dim: usize,
     /// Pairing of the rotation.
     pub rope: RopeStyle,
-    /// RMS norm of each query and key head before the rotation; `None` without.
-    pub norm_eps: Option<f32>,
+    /// Added to the mean square in the norms of query and key heads, where there are any.
+    pub norm_eps: f32,
 }
 
 impl HeadLayout {
@@ -112,15 +112,40 @@ pub struct Heads {
     pub v: Tensor<3>,
 }
 
+/// A vector that a model may lack: extensions of Burn's backends take no `Option`.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum OptionalVector<B: Backend> {
+    /// `[n]`.
+    There(FloatTensor<B>),
+    /// None.
+    Absent,
+}
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalVector<B> {
+    fn from(vector: Option<FloatTensor<B>>) -> Self {
+        vector.map_or(Self::Absent, Self::There)
+    }
+}
+
+impl<B: Backend> OptionalVector<B> {
+    /// The vector, if there is one.
+    pub fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::There(vector) => Some(vector),
+            Self::Absent => None,
+        }
+    }
+}
+
 /// Extension of Burn's backends: see [`split_heads`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait HeadOps: Backend {
     /// See [`split_heads`].
     fn heads(
         qkv: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        q_norm: FloatTensor<Self>,
-        k_norm: FloatTensor<Self>,
+        #[extension_type] bias: OptionalVector<Self>,
+        #[extension_type] q_norm: OptionalVector<Self>,
+        #[extension_type] k_norm: OptionalVector<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
         layout: HeadLayout,
@@ -132,9 +157,9 @@ pub trait HeadOps: Backend {
 /// The reference, in tensor operations.
 pub fn heads_reference<B: Backend>(
     qkv: FloatTensor<B>,
-    bias: FloatTensor<B>,
-    q_norm: FloatTensor<B>,
-    k_norm: FloatTensor<B>,
+    bias: OptionalVector<B>,
+    q_norm: OptionalVector<B>,
+    k_norm: OptionalVector<B>,
     cos: FloatTensor<B>,
     sin: FloatTensor<B>,
     layout: HeadLayout,
@@ -150,17 +175,20 @@ pub fn heads_reference<B: Backend>(
         let (n_heads, n_kv_heads) = (layout.n_heads, layout.n_kv_heads);
         return HeadTensors { q: empty(n_heads), k: empty(n_kv_heads), v: empty(n_kv_heads) };
     }
-    let qkv = B::float_add(qkv, B::float_reshape(bias, Shape::new([1, layout.width()])));
+    let qkv = match bias.into_option() {
+        None => qkv,
+        Some(bias) => B::float_add(qkv, B::float_reshape(bias, Shape::new([1, layout.width()]))),
+    };
     let part = |from: usize, heads: usize| {
         let part =
             B::float_slice(qkv.clone(), &[Slice::from(0..rows), Slice::from(from * d..(from + heads) * d)]);
         B::float_reshape(part, Shape::new([rows, heads, d]))
     };
-    let normed = |x: FloatTensor<B>, weight: FloatTensor<B>| match layout.norm_eps {
+    let normed = |x: FloatTensor<B>, weight: OptionalVector<B>| match weight.into_option() {
         None => x,
-        Some(eps) => {
+        Some(weight) => {
             let mean = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 2);
-            let root = B::float_sqrt(B::float_add_scalar(mean, eps.into()));
+            let root = B::float_sqrt(B::float_add_scalar(mean, layout.norm_eps.into()));
             B::float_mul(B::float_div(x, root), B::float_reshape(weight, Shape::new([1, 1, d])))
         }
     };
@@ -200,15 +228,15 @@ pub fn heads_reference<B: Backend>(
 impl HeadOps for burn_flex::Flex {
     fn heads(
         qkv: burn_flex::FlexTensor,
-        bias: burn_flex::FlexTensor,
-        q_norm: burn_flex::FlexTensor,
-        k_norm: burn_flex::FlexTensor,
+        bias: OptionalVector<Self>,
+        q_norm: OptionalVector<Self>,
+        k_norm: OptionalVector<Self>,
         cos: burn_flex::FlexTensor,
         sin: burn_flex::FlexTensor,
         layout: HeadLayout,
     ) -> HeadTensors<Self> {
-        let [qkv, bias, q_norm, k_norm, cos, sin] =
-            [qkv, bias, q_norm, k_norm, cos, sin].map(flex::contiguous);
+        let [qkv, cos, sin] = [qkv, cos, sin].map(flex::contiguous);
+        let [bias, q_norm, k_norm] = [bias, q_norm, k_norm].map(|x| x.into_option().map(flex::contiguous));
         let isa = cpu::isa();
         let rows = qkv.layout().shape()[0];
         let half = cos.layout().shape()[1];
@@ -218,8 +246,8 @@ impl HeadOps for burn_flex::Flex {
         let mut k = vec![0.0; rows * kv_width];
         let mut v = vec![0.0; rows * kv_width];
         {
-            let [qkv, bias, q_norm, k_norm, cos, sin] =
-                [&qkv, &bias, &q_norm, &k_norm, &cos, &sin].map(flex::as_slice);
+            let [qkv, cos, sin] = [&qkv, &cos, &sin].map(flex::as_slice);
+            let [bias, q_norm, k_norm] = [&bias, &q_norm, &k_norm].map(|x| x.as_ref().map(flex::as_slice));
             let (q, k, v) = (
                 pool::DisjointMut::new(&mut q),
                 pool::DisjointMut::new(&mut k),
@@ -237,13 +265,19 @@ impl HeadOps for burn_flex::Flex {
                     };
                     let x = &qkv[row * width..(row + 1) * width];
                     let (cos, sin) = (&cos[row * half..(row + 1) * half], &sin[row * half..(row + 1) * half]);
-                    add(&x[..q_width], &bias[..q_width], q);
-                    add(&x[q_width..q_width + kv_width], &bias[q_width..q_width + kv_width], k);
-                    add(&x[q_width + kv_width..], &bias[q_width + kv_width..], v);
+                    let mut from = 0;
+                    for part in [&mut *q, &mut *k, v] {
+                        let columns = from..from + part.len();
+                        match bias {
+                            Some(bias) => add(&x[columns.clone()], &bias[columns], part),
+                            None => part.copy_from_slice(&x[columns]),
+                        }
+                        from += part.len();
+                    }
                     for (heads, norm) in [(q, q_norm), (k, k_norm)] {
-                        if let Some(eps) = layout.norm_eps {
+                        if let Some(norm) = norm {
                             let plain = heads.to_vec();
-                            rms_norm_rows(isa, &plain, norm, 0.0, eps, heads);
+                            rms_norm_rows(isa, &plain, norm, 0.0, layout.norm_eps, heads);
                         }
                         per_isa!(isa, || {
                             heads.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin, layout.rope));
@@ -286,31 +320,41 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], style: RopeStyle) {
     }
 }
 
+pub(super) fn optional<const N: usize>(vectors: [Option<Tensor<1>>; N]) -> [OptionalVector<Dispatch>; N] {
+    vectors.map(|vector| vector.map(Tensor::into_dispatch).into())
+}
+
 /// Adds the bias, splits into heads, normalizes and rotates queries and keys.
 ///
 /// # Shapes
 /// `qkv`: `[rows, (n_heads + 2·n_kv_heads)·head_dim]`, queries first, then keys, then values. `bias`: the
-/// same without rows (zeros where the model has none). `q_norm`, `k_norm`: `[head_dim]`, read only with
-/// `norm_eps`. `rope`: a row of angles for each row.
+/// same without rows. `norms`, of query and key heads by their root mean square: `[head_dim]` each. `rope`: a
+/// row of angles for each row.
 ///
 /// # Panics
 /// If the shapes do not fit each other.
 pub fn split_heads(
     qkv: Tensor<2>,
-    bias: Tensor<1>,
-    q_norm: Tensor<1>,
-    k_norm: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    norms: [Option<Tensor<1>>; 2],
     rope: &RopeTable,
     layout: HeadLayout,
 ) -> Heads {
     assert_eq!(qkv.dims()[1], layout.width(), "columns of the joint projection");
-    assert_eq!(bias.dims()[0], layout.width(), "length of the bias");
     assert_eq!(qkv.dims()[0], rope.cos.dims()[0], "rows of the projection and of the angles");
+    if let Some(bias) = &bias {
+        assert_eq!(bias.dims()[0], layout.width(), "length of the bias");
+    }
+    for norm in norms.iter().flatten() {
+        assert_eq!(norm.dims()[0], layout.head_dim, "length of a head's norm");
+    }
+    let [q_norm, k_norm] = norms;
+    let [bias, q_norm, k_norm] = optional([bias, q_norm, k_norm]);
     let heads = Dispatch::heads(
         qkv.into_dispatch(),
-        bias.into_dispatch(),
-        q_norm.into_dispatch(),
-        k_norm.into_dispatch(),
+        bias,
+        q_norm,
+        k_norm,
         rope.cos.clone().into_dispatch(),
         rope.sin.clone().into_dispatch(),
         layout,

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::best::best_reference;
 use super::gated::gated_reference;
-use super::heads::heads_reference;
+use super::heads::{heads_reference, optional};
 use super::*;
 
 const OTHER_ORDER: Tolerance = Tolerance::new("exponentials and sums of another implementation", 4e-6, 8e-6);
@@ -41,28 +41,41 @@ struct HeadCase {
     rows: usize,
     n_rotated: usize,
     layout: HeadLayout,
+    has_bias: bool,
+    /// Of query and key heads.
+    has_norms: [bool; 2],
+}
+
+/// What [`split_heads`] takes but for the layout.
+struct HeadInputs {
+    qkv: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    norms: [Option<Tensor<1>>; 2],
+    rope: RopeTable,
 }
 
 impl HeadCase {
     fn new(rows: usize, [n_heads, n_kv_heads, head_dim, n_rotated]: [usize; 4], rope: RopeStyle) -> Self {
-        let layout = HeadLayout { n_heads, n_kv_heads, head_dim, rope, norm_eps: None };
-        Self { rows, n_rotated, layout }
+        let layout = HeadLayout { n_heads, n_kv_heads, head_dim, rope, norm_eps: 1e-6 };
+        Self { rows, n_rotated, layout, has_bias: true, has_norms: [false; 2] }
     }
 
-    fn normed(mut self) -> Self {
-        self.layout.norm_eps = Some(1e-6);
-        self
+    fn normed(self, queries: bool, keys: bool) -> Self {
+        Self { has_norms: [queries, keys], ..self }
     }
 
-    /// Joint projection, bias, norms and angles.
-    fn inputs(&self, from: &mut Inputs) -> (Tensor<2>, Tensor<1>, [Tensor<1>; 2], RopeTable) {
+    fn without_bias(self) -> Self {
+        Self { has_bias: false, ..self }
+    }
+
+    fn inputs(&self, from: &mut Inputs) -> HeadInputs {
         let (width, d) = (self.layout.width(), self.layout.head_dim);
         let qkv = from.tensor([self.rows, width]);
-        let bias = from.tensor([width]);
-        let norms = [from.tensor([d]), from.tensor([d])];
+        let bias = self.has_bias.then(|| from.tensor([width]));
+        let norms = self.has_norms.map(|there| there.then(|| from.tensor([d])));
         let positions: Vec<usize> = (0..self.rows).map(|row| row * 37).collect();
         let rope = RopeTable::new(&positions, self.n_rotated, 10_000.0, 1.0, &[], from.device());
-        (qkv, bias, norms, rope)
+        HeadInputs { qkv, bias, norms, rope }
     }
 }
 
@@ -74,22 +87,29 @@ fn heads_in_every_leg() {
         cases: &[
             HeadCase::new(1, [1, 1, 2, 2], Interleaved),
             HeadCase::new(5, [9, 3, 64, 64], Interleaved),
-            HeadCase::new(3, [4, 1, 256, 256], Halves).normed(),
+            HeadCase::new(5, [9, 3, 64, 64], Interleaved).without_bias(),
+            HeadCase::new(3, [4, 1, 256, 256], Halves).normed(true, true),
             HeadCase::new(17, [6, 2, 40, 24], Halves),
-            HeadCase::new(2, [3, 3, 33, 14], Interleaved).normed(),
+            HeadCase::new(2, [3, 3, 33, 14], Interleaved).normed(true, true).without_bias(),
+            HeadCase::new(2, [4, 2, 20, 12], Halves).normed(true, false),
+            HeadCase::new(2, [4, 2, 20, 12], Halves).normed(false, true).without_bias(),
             HeadCase::new(0, [2, 1, 8, 8], Halves),
+            HeadCase::new(0, [2, 1, 8, 8], Halves).normed(true, true).without_bias(),
+            HeadCase::new(3, [2, 1, 8, 0], Halves),
         ],
         cpu: OTHER_ORDER,
         gpu: OTHER_ORDER,
         same_bits: true,
         reference: &|case, from| {
-            let (qkv, bias, [q_norm, k_norm], rope) = case.inputs(from);
+            let HeadInputs { qkv, bias, norms, rope } = case.inputs(from);
             let (cos, sin) = rope.angles();
+            let [q_norm, k_norm] = norms;
+            let [bias, q_norm, k_norm] = optional([bias, q_norm, k_norm]);
             let heads = heads_reference::<Dispatch>(
                 qkv.into_dispatch(),
-                bias.into_dispatch(),
-                q_norm.into_dispatch(),
-                k_norm.into_dispatch(),
+                bias,
+                q_norm,
+                k_norm,
                 cos.into_dispatch(),
                 sin.into_dispatch(),
                 case.layout,
@@ -98,8 +118,8 @@ fn heads_in_every_leg() {
             Outputs::from(q).and(k).and(v)
         },
         kernel: &|case, from| {
-            let (qkv, bias, [q_norm, k_norm], rope) = case.inputs(from);
-            let heads = split_heads(qkv, bias, q_norm, k_norm, &rope, case.layout);
+            let HeadInputs { qkv, bias, norms, rope } = case.inputs(from);
+            let heads = split_heads(qkv, bias, norms, &rope, case.layout);
             Outputs::from(heads.q).and(heads.k).and(heads.v)
         },
     }
@@ -160,15 +180,14 @@ fn rows_do_not_depend_on_their_neighbors() {
     });
     harness::check_rows("best", &[(16, 1000)], |x: Tensor<2>| best(x, 5));
     let layout =
-        HeadLayout { n_heads: 4, n_kv_heads: 2, head_dim: 24, rope: RopeStyle::Halves, norm_eps: Some(1e-6) };
+        HeadLayout { n_heads: 4, n_kv_heads: 2, head_dim: 24, rope: RopeStyle::Halves, norm_eps: 1e-6 };
     harness::check_rows("heads", &[(16, layout.width())], |x: Tensor<2>| {
         let device = x.device();
         let (n_rows, d) = (x.dims()[0], layout.head_dim);
         // Every row at the same position, since rows are told apart by what they hold alone.
         let rope = RopeTable::new(&vec![11; n_rows], d, 10_000.0, 1.0, &[], &device);
-        let bias = Tensor::zeros([layout.width()], &device);
-        let norm = Tensor::ones([d], &device) * 1.5;
-        let heads = split_heads(x, bias, norm.clone(), norm, &rope, layout);
+        let norm: Tensor<1> = Tensor::ones([d], &device) * 1.5;
+        let heads = split_heads(x, None, [Some(norm.clone()), Some(norm)], &rope, layout);
         Tensor::cat(vec![heads.q, heads.k, heads.v], 1)
     });
 }

@@ -9,4 +9,5 @@ mod llama_cpp;
 mod odd_files;
 mod reference;
 mod support;
+mod transformers;
 mod walk;

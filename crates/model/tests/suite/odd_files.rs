@@ -187,7 +187,7 @@ const DIFFERENCES: &[(&str, Differ, &str)] = &[
     (
         "llama-unequal_feed_forward",
         Differ::WeRefuse,
-        "blocks of unequal width are not there; llama.cpp takes the first width for all",
+        "block 2 has not the width that the file gives it; llama.cpp takes the first width for all",
     ),
     (
         "qwen2-bias_missing",

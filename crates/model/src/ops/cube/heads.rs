@@ -1,3 +1,6 @@
+// A condition at compile time stands by itself: joined with another one it would be one at run time.
+#![allow(clippy::collapsible_if)]
+
 use breakers_backend::cube::{cube_per_row, row_of_cube, sum_of_units};
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
@@ -6,9 +9,10 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use crate::ops::heads::{HeadLayout, HeadOps, HeadTensors, RopeStyle, heads_reference};
+use crate::ops::heads::{HeadLayout, HeadOps, HeadTensors, OptionalVector, RopeStyle, heads_reference};
 
-/// Units of a cube, a power of two; a cube computes one head of one row. It fixes the order of the norm's sum.
+/// Units of a cube, a power of two; a cube computes one head of one row. It fixes the order of the norm's
+/// sum.
 const UNITS: usize = 64;
 /// Largest head that shared memory holds.
 const MAX_HEAD_DIM: usize = 1024;
@@ -16,9 +20,9 @@ const MAX_HEAD_DIM: usize = 1024;
 impl HeadOps for CubeBackend {
     fn heads(
         qkv: CubeTensor,
-        bias: CubeTensor,
-        q_norm: CubeTensor,
-        k_norm: CubeTensor,
+        bias: OptionalVector<Self>,
+        q_norm: OptionalVector<Self>,
+        k_norm: OptionalVector<Self>,
         cos: CubeTensor,
         sin: CubeTensor,
         layout: HeadLayout,
@@ -37,21 +41,28 @@ impl HeadOps for CubeBackend {
             empty_device_contiguous_dtype(client.clone(), device.clone(), shape, DType::F32)
         };
         let (q, k, v) = (output(n_heads), output(n_kv_heads), output(n_kv_heads));
+        let vectors = [bias, q_norm, k_norm].map(OptionalVector::into_option);
+        let [has_bias, has_q_norm, has_k_norm] = vectors.each_ref().map(Option::is_some);
+        let (qkv, cos, sin) = (input(qkv), input(cos), input(sin));
+        // A kernel has all its arguments; what is not there is not read.
+        let [bias, q_norm, k_norm] = vectors.map(|x| x.map_or_else(|| cos.clone(), input));
         heads_kernel::launch(
             &client,
             cube_per_row(rows * (n_heads + 2 * n_kv_heads)),
             CubeDim::new_1d(UNITS as u32),
-            input(qkv).into_tensor_arg(),
-            input(bias).into_tensor_arg(),
-            input(q_norm).into_tensor_arg(),
-            input(k_norm).into_tensor_arg(),
-            input(cos).into_tensor_arg(),
-            input(sin).into_tensor_arg(),
+            qkv.into_tensor_arg(),
+            bias.into_tensor_arg(),
+            q_norm.into_tensor_arg(),
+            k_norm.into_tensor_arg(),
+            cos.clone().into_tensor_arg(),
+            sin.into_tensor_arg(),
             q.clone().into_tensor_arg(),
             k.clone().into_tensor_arg(),
             v.clone().into_tensor_arg(),
-            norm_eps.unwrap_or(0.0),
-            norm_eps.is_some(),
+            norm_eps,
+            has_bias,
+            has_q_norm,
+            has_k_norm,
             rope,
             head_dim,
         );
@@ -71,7 +82,9 @@ fn heads_kernel(
     k: &mut Tensor<f32>,
     v: &mut Tensor<f32>,
     norm_eps: f32,
-    #[comptime] normed: bool,
+    #[comptime] has_bias: bool,
+    #[comptime] has_q_norm: bool,
+    #[comptime] has_k_norm: bool,
     #[comptime] rope: RopeStyle,
     #[comptime] head_dim: usize,
 ) {
@@ -85,23 +98,30 @@ fn heads_kernel(
 
     let mut values = Shared::<[f32]>::new_slice(head_dim);
     for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
-        values[i] = qkv[place * head_dim + i] + bias[head * head_dim + i];
+        let mut value = qkv[place * head_dim + i];
+        if comptime!(has_bias) {
+            value += bias[head * head_dim + i];
+        }
+        values[i] = value;
     }
     sync_cube();
-    if comptime!(normed) {
+    if comptime!(has_q_norm || has_k_norm) {
         let mut squares = 0.0f32.runtime();
         for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
             squares += values[i] * values[i];
         }
         let squares = sum_of_units(squares, comptime!(UNITS));
         let scale = 1.0f32 / (squares / comptime!(head_dim as f32) + norm_eps).sqrt();
-        if !is_value {
-            for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
-                let mut weight = k_norm[i];
+        for i in range_stepped(unit, head_dim, comptime!(UNITS)) {
+            if comptime!(has_q_norm) {
                 if is_query {
-                    weight = q_norm[i];
+                    values[i] = values[i] * scale * q_norm[i];
                 }
-                values[i] = values[i] * scale * weight;
+            }
+            if comptime!(has_k_norm) {
+                if !is_query && !is_value {
+                    values[i] = values[i] * scale * k_norm[i];
+                }
             }
         }
         sync_cube();

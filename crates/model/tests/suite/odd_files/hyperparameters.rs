@@ -317,7 +317,7 @@ pub(super) fn cases() -> Vec<Case> {
             "llama",
             "unequal_feed_forward",
             |d| d.set("feed_forward_length", vec![48u32, 48, 32]),
-            Refused("feed_forward_length"),
+            Refused("blk.2.ffn_gate.weight"),
         ),
         case(
             "llama",
