@@ -7,8 +7,8 @@
 //!   `breakers-quant` does;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
 //!
-//! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its `Engine`
-//! answers requests with any model of this crate.
+//! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its
+//! `Engine` answers requests with any model of this crate.
 //!
 //! # Example
 //! ```no_run

@@ -74,9 +74,9 @@ impl Model {
     /// Loads a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Gguf`] for a damaged file or a missing tensor, [`Error::NotCausal`] for a model that only embeds
-    /// texts, [`Error::UnknownArchitecture`], [`Error::Hyperparameter`], [`Error::TensorShape`], and the tokenizer's
-    /// own.
+    /// [`Error::Gguf`] for a damaged file or a missing tensor, [`Error::NotCausal`] for a model that only
+    /// embeds texts, [`Error::UnknownArchitecture`], [`Error::Hyperparameter`], [`Error::TensorShape`], and
+    /// the tokenizer's own.
     ///
     /// # Example
     /// ```no_run

@@ -11,3 +11,4 @@ mod distortion;
 mod many;
 mod own_coder;
 mod presses;
+mod sharing;

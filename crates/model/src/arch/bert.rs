@@ -1,12 +1,13 @@
 //! BERT as sentence-transformers uses it: texts in, vectors out.
 //!
 //! # Memory
-//! As much as the file in 32-bit floats; the matrices are repacked, the tables of embeddings stay in host memory,
-//! where rows are looked up.
+//! As much as the file in 32-bit floats; the matrices are repacked, the tables of embeddings stay in host
+//! memory, where rows are looked up.
 //!
 //! # Source
-//! Devlin et al. 2018, arXiv 1810.04805, section 3, with the post-norm block of arXiv 1706.03762 and the exact GELU of
-//! arXiv 1606.08415; the mean over all tokens: Reimers and Gurevych 2019, arXiv 1908.10084, section 3.
+//! Devlin et al. 2018, arXiv 1810.04805, section 3, with the post-norm block of arXiv 1706.03762 and the
+//! exact GELU of arXiv 1606.08415; the mean over all tokens: Reimers and Gurevych 2019, arXiv 1908.10084,
+//! section 3.
 
 use std::fmt;
 use std::path::Path;
@@ -29,9 +30,9 @@ const TOKENS_PER_PASS: usize = 2048;
 
 /// A sentence encoder of the BERT family, all-MiniLM-L6-v2 for one.
 ///
-/// A text's vector is the mean over its tokens; where the model says so, or says nothing, its length is 1, and the dot
-/// product of two vectors is the cosine of their angle. It depends on nothing but the text: other texts in the call
-/// and the number of threads do not change a bit of it.
+/// A text's vector is the mean over its tokens; where the model says so, or says nothing, its length is 1,
+/// and the dot product of two vectors is the cosine of their angle. It depends on nothing but the text: other
+/// texts in the call and the number of threads do not change a bit of it.
 ///
 /// The spelling of a special token in a text (`[SEP]`) counts as the token, as in sentence-transformers.
 ///
@@ -105,14 +106,16 @@ struct Block {
 pub type SeeInputs<'a> = dyn FnMut(usize, InputSite, &[f32], usize) -> Result<(), BoxError> + 'a;
 
 impl Bert {
-    /// Loads a folder as sentence-transformers lays it out: `config.json`, `model.safetensors` (F32, F16 or BF16) and
-    /// `tokenizer.json`; `sentence_bert_config.json`, `modules.json` and `1_Pooling/config.json` where they are.
+    /// Loads a folder as sentence-transformers lays it out: `config.json`, `model.safetensors` (F32, F16 or
+    /// BF16) and `tokenizer.json`; `sentence_bert_config.json`, `modules.json` and `1_Pooling/config.json`
+    /// where they are.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing file; [`Error::Json`] and [`Error::Safetensors`] for damaged ones;
-    /// [`Error::Hyperparameter`] for settings that are impossible or not implemented; [`Error::MissingTensor`],
-    /// [`Error::TensorShape`], [`Error::TensorType`] and [`Error::Vocabulary`] for weights that do not fit; the
-    /// tokenizer's own; [`Error::Linear`] for a device without kernels or too little memory.
+    /// [`Error::Hyperparameter`] for settings that are impossible or not implemented;
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`] and [`Error::Vocabulary`] for
+    /// weights that do not fit; the tokenizer's own; [`Error::Linear`] for a device without kernels or too
+    /// little memory.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
         let folder = folder.as_ref();
         let config: Config = require_json(folder, "config.json")?;
@@ -161,8 +164,8 @@ impl Bert {
         self.max_tokens
     }
 
-    /// Shows the inputs of each block's matrices, while texts pass through: the block, the place, rows of inputs
-    /// `[tokens, columns]` and their columns. The feed-forward part has no gate.
+    /// Shows the inputs of each block's matrices, while texts pass through: the block, the place, rows of
+    /// inputs `[tokens, columns]` and their columns. The feed-forward part has no gate.
     ///
     /// # Errors
     /// The tokenizer's, and [`Error::Observer`] with what `see` says, with which the pass ends.

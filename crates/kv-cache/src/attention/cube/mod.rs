@@ -1,7 +1,8 @@
 //! The GPU kernel: one cube for each row and query head, with the online softmax over chunks of 64 keys.
 //!
-//! Chunks begin at multiples of 64 of the row's own path, and their results are joined in ascending order; so a
-//! row's bits depend on nothing but the keys that it sees: neither on the other rows nor on how many there are.
+//! Chunks begin at multiples of 64 of the row's own path, and their results are joined in ascending order; so
+//! a row's bits depend on nothing but the keys that it sees: neither on the other rows nor on how many there
+//! are.
 
 // A condition at compile time stands by itself: joined with another one it would be one at run time.
 #![allow(clippy::collapsible_if)]
@@ -9,7 +10,7 @@
 pub(crate) mod online;
 pub(crate) mod packed;
 
-use breakers_backend::cube::{cube_per_row, row_of_cube};
+use breakers_backend::cube::cube_per_row;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::{TensorMetadata, ops::IntTensorOps};
 use burn::tensor::{DType, Shape, TensorData};
@@ -18,7 +19,7 @@ use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use self::online::{LOWEST, Marks, UNITS, add_chunk, score_of, write_mean};
+use self::online::{LOWEST, Marks, UNITS, add_chunk, new_softmax, place_of_cube, score_of, write_mean};
 use super::{AttentionOps, attention_generic};
 use crate::Visible;
 
@@ -48,8 +49,9 @@ impl AttentionOps for CubeBackend {
         let seen = seen(&visible, &device);
         let (prefix, is_tree) = visible.tree.as_ref().map_or((0, false), |tree| (tree.prefix, true));
         let out = empty_device_contiguous_dtype(client.clone(), device, out_shape, DType::F32);
-        // SAFETY: `Visible` names keys that there are, since `attention` compared its size with the tensors', and
-        // so do the tables of spans and paths; other positions are limited by the tensors' own shapes. Loops end.
+        // SAFETY: `Visible` names keys that there are, since `attention` compared its size with the tensors',
+        // and so do the tables of spans and paths; other positions are limited by the tensors' own shapes.
+        // Loops end.
         unsafe {
             attention_kernel::launch_unchecked(
                 &client,
@@ -99,37 +101,17 @@ fn attention_kernel<F: Float>(
     #[comptime] is_tree: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (n_rows, n_heads, n_kv_heads) = (q.shape(0), q.shape(1), k.shape(1));
-    let unit = UNIT_POS as usize;
-    let place = row_of_cube(n_rows * n_heads);
-    let (row, head) = (place / n_heads, place % n_heads);
-    let q_start = place * head_dim;
-    let kv_start = head / (n_heads / n_kv_heads) * head_dim;
-    let kv_stride = n_kv_heads * head_dim;
-    let seen_start = row * seen.shape(1);
+    let place = place_of_cube(0usize, q.shape(0), q.shape(1), k.shape(1), head_dim);
+    let seen_start = place.row * seen.shape(1);
     let (first, end) = (seen[seen_start] as usize, seen[seen_start + 1] as usize);
-
-    let per_unit = comptime!(head_dim.div_ceil(UNITS));
-    let mut query = Shared::<[f32]>::new_slice(head_dim);
-    let mut scores = Shared::<[f32]>::new_slice(comptime!(UNITS));
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS));
-    let mut slots = Shared::<[u32]>::new_slice(comptime!(UNITS));
-    let mut sums = Array::<f32>::new(per_unit);
-    #[unroll]
-    for i in 0..per_unit {
-        let at = unit + comptime!(i * UNITS);
-        if at < head_dim {
-            query[at] = q[q_start + at] * scale;
-        }
-        sums[i] = 0.0f32;
-    }
+    let mut softmax = new_softmax(q, place.query, scale, head_dim);
     let mut largest = comptime!(LOWEST).runtime();
     let mut total = 0.0f32.runtime();
     sync_cube();
 
     let mut chunk = first / comptime!(UNITS) * comptime!(UNITS);
     while chunk < end {
-        let key = chunk + unit;
+        let key = chunk + UNIT_POS as usize;
         let mut score = comptime!(LOWEST).runtime();
         if key >= first && key < end {
             let mut slot = key;
@@ -139,28 +121,14 @@ fn attention_kernel<F: Float>(
                     slot = prefix as usize + path as usize;
                 }
             }
-            slots[unit] = slot as u32;
-            score = score_of(&query, k, slot * kv_stride + kv_start, head_dim);
+            score = score_of(&mut softmax, k, slot, &place, head_dim);
         }
         let from = select(first > chunk, first - chunk, 0usize);
         let to = select(end - chunk < comptime!(UNITS), end - chunk, comptime!(UNITS).runtime());
-        let marks = add_chunk(
-            Marks { largest, total },
-            score,
-            &mut scores,
-            &mut weights,
-            &slots,
-            &mut sums,
-            v,
-            kv_start,
-            kv_stride,
-            from,
-            to,
-            head_dim,
-        );
+        let marks = add_chunk(&mut softmax, Marks { largest, total }, score, v, &place, from, to, head_dim);
         largest = marks.largest;
         total = marks.total;
         chunk += comptime!(UNITS);
     }
-    write_mean(&sums, total, out, q_start, head_dim);
+    write_mean(&softmax, total, out, place.query, head_dim);
 }

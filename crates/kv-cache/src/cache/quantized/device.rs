@@ -1,9 +1,9 @@
 //! One layer of a compressed cache on a GPU.
 //!
 //! Which pages a row sees packed, and when plain ones go, is as on the CPU
-//! ([`layer`](crate::pages::packed::layer)). New tokens are rotated and kept on the device as 16-bit floats; of
-//! a page that is to be packed the host reads the 64 tokens, codes them as for the CPU, and sends the words. So
-//! a token crosses over once, and packed pages are never read back.
+//! ([`layer`](crate::pages::packed::layer)). New tokens are rotated and kept on the device as 16-bit floats;
+//! of a page that is to be packed the host reads the 64 tokens, codes them as for the CPU, and sends the
+//! words. So a token crosses over once, and packed pages are never read back.
 
 #[cfg(test)]
 mod tests;
@@ -208,26 +208,42 @@ impl DeviceLayer {
         job.run()
     }
 
-    /// Attention of a tree's rows, one by one, each over its own path as a chain.
+    /// Attention of a tree's rows of which some see pages packed that hold tokens of the tree, other ones for
+    /// each row: these come one by one, each over its own path as a chain, the others all at once.
     fn attend_paths(
-        &self,
+        &mut self,
         first: usize,
         [q, coded, k, v]: [Tensor<3>; 4],
         paths: &[Vec<usize>],
         scale: f32,
     ) -> Result<Tensor<2>> {
-        let mut out = Vec::with_capacity(paths.len());
-        for (row, path) in paths.iter().enumerate() {
+        // Pages before the tree are the same for all, and the chains below share them.
+        self.pack_pages(first / PAGE_TOKENS)?;
+        let end = |row: usize| first + paths[row].len();
+        let sees_itself_packed = |row: &usize| self.n_packed_for(end(*row) - 1) * PAGE_TOKENS > first;
+        let (alone, together): (Vec<usize>, Vec<usize>) = (0..paths.len()).partition(sees_itself_packed);
+        let mut out = Vec::with_capacity(alone.len() + 1);
+        if !together.is_empty() {
+            let ends: Vec<usize> = together.iter().map(|row| end(*row)).collect();
+            let own: Vec<Vec<usize>> = together.iter().map(|row| paths[*row].clone()).collect();
+            let [q, coded] = [&q, &coded].map(|x| select(x.clone(), &together));
+            out.push(self.run(q, coded, &ends, Some((first, &own)), scale)?);
+        }
+        for &row in &alone {
+            let path = &paths[row];
             let mut chain = self.clone();
             chain.truncate(first);
             chain.tail.append(first, select(k.clone(), path), select(v.clone(), path))?;
             chain.note_queries(first, &select(q.clone(), path), false);
-            let end = first + path.len();
-            chain.pack(end)?;
+            chain.pack(end(row))?;
             let own = |x: &Tensor<3>| x.clone().narrow(0, row, 1);
-            out.push(chain.run(own(&q), own(&coded), &[end], None, scale)?);
+            out.push(chain.run(own(&q), own(&coded), &[end(row)], None, scale)?);
         }
-        Ok(Tensor::cat(out, 0))
+        let mut places = vec![0; paths.len()];
+        for (place, row) in together.iter().chain(&alone).enumerate() {
+            places[*row] = place;
+        }
+        Ok(select(Tensor::cat(out, 0), &places))
     }
 
     /// Notes the queries of the slots from `first` on, as far as they count: those of the first page, and of
@@ -288,7 +304,12 @@ impl DeviceLayer {
     /// # Errors
     /// [`Error::NotFinite`], whose row is a place in the sequence then.
     pub(crate) fn pack(&mut self, end: usize) -> Result<()> {
-        let (have, want) = (self.words.len(), self.n_packed_for(end.saturating_sub(1)));
+        self.pack_pages(self.n_packed_for(end.saturating_sub(1)))
+    }
+
+    /// Packs pages until there are `want`.
+    fn pack_pages(&mut self, want: usize) -> Result<()> {
+        let have = self.words.len();
         if have >= want {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! The GPU kernels beside those over packed pages: what joins splits and goes on with plain tokens, and rotations.
+//! The GPU kernels beside those over packed pages: what joins splits and goes on with plain tokens, and
+//! rotations.
 
 // A condition at compile time stands by itself: joined with another one it would be one at run time.
 #![allow(clippy::collapsible_if)]
@@ -7,7 +8,9 @@ use breakers_backend::cube::row_of_cube;
 use cubecl::prelude::*;
 
 use super::{MARKS, SPAN, at_least, at_most};
-use crate::attention::cube::online::{LOWEST, Marks, UNITS, add_chunk, score_of, write_mean};
+use crate::attention::cube::online::{
+    LOWEST, Marks, UNITS, add_chunk, new_softmax, place_of_cube, score_of, write_mean,
+};
 use crate::pages::packed::device::words::SPLIT_PAGES;
 
 /// Every vector times a matrix.
@@ -58,30 +61,12 @@ pub(crate) fn join_kernel<F: Float>(
     let unit = UNIT_POS as usize;
     let (first_row, n_rows, first_split) = (first_row as usize, n_rows as usize, first_split as usize);
     let (prefix, base, n_exact) = (prefix as usize, base as usize, n_exact as usize);
-    let (n_heads, n_kv_heads) = (q.shape(1), k.shape(1));
-    let place = row_of_cube(n_rows * n_heads);
-    let (row, head) = (place / n_heads, place % n_heads);
-    let q_start = (first_row * n_heads + place) * head_dim;
-    let kv_start = head / (n_heads / n_kv_heads) * head_dim;
-    let kv_stride = n_kv_heads * head_dim;
-    let seen_start = (first_row + row) * seen.shape(1);
+    let n_heads = q.shape(1);
+    let place = place_of_cube(first_row, n_rows, n_heads, k.shape(1), head_dim);
+    let seen_start = place.row * seen.shape(1);
     let (first, packed) = (seen[seen_start] as usize, seen[seen_start + 1] as usize);
     let end = seen[seen_start + 2] as usize;
-
-    let per_unit = comptime!(head_dim.div_ceil(UNITS));
-    let mut query = Shared::<[f32]>::new_slice(head_dim);
-    let mut scores = Shared::<[f32]>::new_slice(comptime!(UNITS));
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(UNITS));
-    let mut slots = Shared::<[u32]>::new_slice(comptime!(UNITS));
-    let mut sums = Array::<f32>::new(per_unit);
-    #[unroll]
-    for i in 0..per_unit {
-        let at = unit + comptime!(i * UNITS);
-        if at < head_dim {
-            query[at] = q[q_start + at] * scale;
-        }
-        sums[i] = 0.0f32;
-    }
+    let mut softmax = new_softmax(q, place.query, scale, head_dim);
     let mut largest = comptime!(LOWEST).runtime();
     let mut total = 0.0f32.runtime();
 
@@ -89,16 +74,16 @@ pub(crate) fn join_kernel<F: Float>(
     let size = comptime!(SPLIT_PAGES * UNITS);
     let mut split = first / size;
     while split * size < packed {
-        let start = ((split - first_split) * n_rows * n_heads + place) * comptime!(head_dim + MARKS);
+        let start = ((split - first_split) * n_rows * n_heads + place.idx) * comptime!(head_dim + MARKS);
         let most = max(largest, parts[start + head_dim]);
         let decay = (largest - most).exp();
         let factor = (parts[start + head_dim] - most).exp();
         total = fma(total, decay, parts[start + head_dim + 1] * factor);
         #[unroll]
-        for i in 0..per_unit {
+        for i in 0..comptime!(head_dim.div_ceil(UNITS)) {
             let at = unit + comptime!(i * UNITS);
             if at < head_dim {
-                sums[i] = fma(sums[i], decay, parts[start + at] * factor);
+                softmax.sums[i] = fma(softmax.sums[i], decay, parts[start + at] * factor);
             }
         }
         largest = most;
@@ -127,19 +112,14 @@ pub(crate) fn join_kernel<F: Float>(
             if slot >= base {
                 slot = n_exact + slot - base;
             }
-            slots[unit] = slot as u32;
-            score = score_of(&query, k, slot * kv_stride + kv_start, head_dim);
+            score = score_of(&mut softmax, k, slot, &place, head_dim);
         }
         let marks = add_chunk(
+            &mut softmax,
             Marks { largest, total },
             score,
-            &mut scores,
-            &mut weights,
-            &slots,
-            &mut sums,
             v,
-            kv_start,
-            kv_stride,
+            &place,
             from - chunk,
             to - chunk,
             head_dim,
@@ -148,5 +128,5 @@ pub(crate) fn join_kernel<F: Float>(
         total = marks.total;
         chunk = select(is_exact, tail_chunk, chunk + comptime!(UNITS));
     }
-    write_mean(&sums, total, out, q_start, head_dim);
+    write_mean(&softmax, total, out, place.query, head_dim);
 }

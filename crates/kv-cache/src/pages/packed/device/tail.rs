@@ -152,7 +152,7 @@ impl Tail {
 }
 
 /// Rows of a tensor.
-pub(crate) fn select(tensor: Tensor<3>, rows: &[usize]) -> Tensor<3> {
+pub(crate) fn select<const D: usize>(tensor: Tensor<D>, rows: &[usize]) -> Tensor<D> {
     let device = tensor.device();
     let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let n_rows = rows.len();
