@@ -10,11 +10,13 @@
 //! | keep keys and values in fewer bits, or fewer tokens | `kv-cache` | `kv_cache` |
 //! | read and write GGUF files and files of quantized matrices | `gguf` | `gguf` |
 //! | text to token ids and back, conversations to prompts | `tokenizer` | `tokenizer` |
+//! | tokenizers of tokenizer.json files | `tokenizer-json` | `tokenizer_json` |
 //! | products with quantized weights | `linear` | `linear` |
 //! | quantize weights, of one matrix or a whole model | `quant` | `quant` |
 //! | obtain models by name | `hub` | `hub` |
 //! | talk to a model behind an OpenAI-compatible endpoint | `remote` | `remote` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |
+//! | vectors of texts | `embed` | `embed` |
 //! | statistics and reports | `eval` | `eval` |
 //! | the program `breakers`, and flags and progress bars for programs like it | `cli` | `cli` |
 //!
@@ -30,6 +32,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use breakers_core as core;
+#[cfg(feature = "embed")]
+pub use breakers_embed as embed;
 #[cfg(feature = "eval")]
 pub use breakers_eval as eval;
 #[cfg(feature = "gguf")]
@@ -52,6 +56,8 @@ pub use breakers_retrieval as retrieval;
 pub use breakers_spec_decode as decode;
 #[cfg(feature = "tokenizer")]
 pub use breakers_tokenizer as tokenizer;
+#[cfg(feature = "tokenizer-json")]
+pub use breakers_tokenizer_json as tokenizer_json;
 
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use breakers::cli::{bench, models, print, run};
+use breakers::cli::{bench, generate, models, print, quantize, run};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -15,7 +15,13 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+// A command line is parsed once; boxes would only hide its flags.
+#[allow(clippy::large_enum_variant)]
 enum Command {
+    /// Answer a prompt, given or piped; without one, chat.
+    Run(generate::RunArgs),
+    /// Chat: a message a line, Ctrl-C ends an answer.
+    Chat(generate::ChatArgs),
     /// List models and data sets, and which of them are on this disk.
     #[command(visible_alias = "ls")]
     List(models::ListArgs),
@@ -23,6 +29,8 @@ enum Command {
     Pull(models::PullArgs),
     /// Remove models or data sets from this disk.
     Rm(models::RemoveArgs),
+    /// Write a model's file with its matrices in smaller formats.
+    Quantize(quantize::QuantizeArgs),
     /// Measure a model's speed on prompts and in decoding.
     Bench(bench::BenchArgs),
     /// Print a script that completes this program's flags in a shell.
@@ -35,9 +43,12 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     run(|| match &command {
+        Command::Run(arguments) => generate::run(arguments),
+        Command::Chat(arguments) => generate::chat(arguments),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),
+        Command::Quantize(arguments) => quantize::quantize(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();

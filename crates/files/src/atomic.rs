@@ -342,7 +342,20 @@ fn create(disk: &dyn Disk, path: &Path, by_name: bool) -> Result<(File, PathBuf)
 }
 
 /// The permissions of the regular file at a path, if there is one; anything else there is an error.
-pub(crate) fn regular(path: &Path) -> Result<Option<Permissions>> {
+///
+/// # Errors
+/// [`Error::NotAFile`] for a folder, a device, a pipe or a link that leads to one; [`Error::Io`].
+///
+/// # Example
+/// ```
+/// use breakers_files::{Error, regular};
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// assert!(regular(&folder.path().join("none"))?.is_none());
+/// assert!(matches!(regular(folder.path()), Err(Error::NotAFile { .. })));
+/// # Ok::<(), Error>(())
+/// ```
+pub fn regular(path: &Path) -> Result<Option<Permissions>> {
     let refused = |found| Err(Error::NotAFile { path: path.to_owned(), found });
     if path.file_name().is_none() {
         return refused("a path without a file name");

@@ -83,42 +83,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// SQLite failed.
-    #[cfg(feature = "sqlite")]
-    #[error("{path}: SQLite: {source}", path = path.display())]
-    Sqlite {
-        /// The database.
-        path: PathBuf,
-        /// The cause.
-        source: rusqlite::Error,
-    },
-    /// A database of another program, or of a later version of this one.
-    #[cfg(feature = "sqlite")]
-    #[error("{path} has schema version {found} of {owner}; this build knows versions up to {expected}",
-        path = path.display(), owner = if *foreign { "another program" } else { "this program" })]
-    Schema {
-        /// The database.
-        path: PathBuf,
-        /// The latest version that is known.
-        expected: i64,
-        /// The version that was found.
-        found: i64,
-        /// Whether the database belongs to another program.
-        foreign: bool,
-    },
-    /// SQLite refused a setting, so that durability or concurrency would be less than asked for.
-    #[cfg(feature = "sqlite")]
-    #[error("{path}: SQLite keeps {setting} at {found}; expected {expected}", path = path.display())]
-    Setting {
-        /// The database.
-        path: PathBuf,
-        /// The pragma.
-        setting: &'static str,
-        /// What was asked for.
-        expected: String,
-        /// What SQLite answered.
-        found: String,
-    },
 }
 
 impl Error {

@@ -134,15 +134,6 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
-    /// A safetensors file is damaged.
-    #[cfg(feature = "bert")]
-    #[error("{path} is not a valid safetensors file", path = path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// What the reader says.
-        source: safetensors::SafeTensorError,
-    },
     /// The tokenizer knows ids that the embedding table lacks.
     #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
     Vocabulary {

@@ -1,8 +1,7 @@
-//! Language models from GGUF files and sentence embeddings from safetensors.
+//! Language models from GGUF files.
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
-//! - with the feature `bert`, `Bert` turns texts into vectors;
 //! - [`walk`] leads a text through one block after the other, for those who change the weights on the way, as
 //!   `breakers-quant` does;
 //! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
@@ -33,14 +32,10 @@ mod error;
 mod load;
 mod runner;
 mod site;
-#[cfg(feature = "bert")]
-mod weights;
 
 pub mod ops;
 pub mod walk;
 
-#[cfg(feature = "bert")]
-pub use arch::bert::{Bert, SeeInputs};
 pub use arch::decoder::ProductCost;
 pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};

@@ -173,6 +173,9 @@ pub enum Error {
     /// A file cannot be written or replaced.
     #[error(transparent)]
     Files(Box<breakers_files::Error>),
+    /// The database is held by another process, or lacks what the store needs.
+    #[error(transparent)]
+    Database(Box<breakers_sqlite::Error>),
     /// A length that has no rotation.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
@@ -202,11 +205,20 @@ impl From<breakers_files::Error> for Error {
             breakers_files::Error::Damaged { path, what, expected, found } => {
                 Self::Damaged { path, what, expected, found }
             }
-            breakers_files::Error::Sqlite { source, .. } => Self::Sqlite(source),
-            breakers_files::Error::Schema { path, expected, found, .. } => {
+            error => Self::Files(Box::new(error)),
+        }
+    }
+}
+
+impl From<breakers_sqlite::Error> for Error {
+    fn from(error: breakers_sqlite::Error) -> Self {
+        match error {
+            breakers_sqlite::Error::Files(error) => error.into(),
+            breakers_sqlite::Error::Sqlite { source, .. } => Self::Sqlite(source),
+            breakers_sqlite::Error::Schema { path, expected, found, .. } => {
                 Self::SchemaVersion { path, expected, found }
             }
-            error => Self::Files(Box::new(error)),
+            error => Self::Database(Box::new(error)),
         }
     }
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use breakers_files::{
     is_temporary,
-    testing::{FAULTY_VFS, Fault, FaultyDisk, sqlite_faults},
+    testing::{Fault, FaultyDisk},
 };
 use breakers_retrieval::{
     Metric,
     store::{Config, Filter, Options, Origin, Point, Query, SCHEMA_VERSION, Store},
 };
+use breakers_sqlite::testing::{FAULTY_VFS, sqlite_faults};
 use rusqlite::Connection;
 use serde_json::json;
 

@@ -11,12 +11,9 @@ pub enum Error {
     #[error(transparent)]
     Gguf(#[from] breakers_gguf::Error),
     /// The kind of tokenizer is not implemented.
-    #[error(
-        "tokenizer model {found:?} is not supported; expected \"gpt2\" or \"llama\" in a GGUF file, \"BPE\", \
-         \"Unigram\", \"WordLevel\" or \"WordPiece\" in a tokenizer.json"
-    )]
+    #[error("tokenizer model {found:?} is not supported; expected \"gpt2\" or \"llama\"")]
     UnknownTokenizer {
-        /// The value of `tokenizer.ggml.model`, or the model type in a tokenizer.json.
+        /// The value of `tokenizer.ggml.model`.
         found: String,
     },
     /// The rule that splits text into words is not implemented.
@@ -109,17 +106,7 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// A tokenizer.json describes something that is not implemented, or that no tokenizer should do.
-    #[error("{what} of tokenizer.json: found {found}, expected {expected}")]
-    TokenizerJson {
-        /// The part of the file.
-        what: &'static str,
-        /// What was found there.
-        found: String,
-        /// What is understood.
-        expected: &'static str,
-    },
-    /// The rules of a tokenizer.json fail on a text.
+    /// The rules of another crate ([`Encode`](crate::Encode)) fail on a text.
     #[error("the text cannot be tokenized")]
     Tokenize {
         /// Why.
@@ -132,14 +119,6 @@ pub enum Error {
         what: &'static str,
         /// Where it breaks.
         source: serde_json::Error,
-    },
-    /// A file cannot be read.
-    #[error("cannot read {path}", path = path.display())]
-    Io {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
     },
     /// A message spells a control token, and there is no character left that could mark it as text.
     #[error(

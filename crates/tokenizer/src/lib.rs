@@ -3,17 +3,14 @@
 //! | you want to | use |
 //! |---|---|
 //! | the tokenizer of a GGUF file | [`Tokenizer::from_gguf`] |
-//! | that of a tokenizer.json | `Tokenizer::from_tokenizer_json`, with the feature `tokenizer-json` |
+//! | that of a tokenizer.json | the crate `breakers-tokenizer-json` |
+//! | one with rules of your own | [`TokenizerParts`] |
 //! | text of tokens as they come, in whole characters | [`TextStream`] |
 //! | the prompt that a model was trained on, from messages | [`ChatTemplate`]; its tokens: [`Tokenizer::encode_chat`] |
 //!
 //! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
 //! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
 //! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
-//!
-//! With the feature `tokenizer-json` it comes from a tokenizer.json too (`Tokenizer::from_tokenizer_json`), with
-//! any of the models of such files: WordPiece (BERT), byte-pair encoding, Unigram. Token ids equal those of Hugging
-//! Face's `tokenizers`.
 //!
 //! # Special tokens
 //! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
@@ -51,4 +48,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, TemplateError};
 pub use error::{Error, Result};
-pub use tokenizer::{DecodeOptions, EncodeOptions, TextStream, Tokenizer};
+pub use tokenizer::{
+    Control, DecodeOptions, END_NAMES, Encode, EncodeOptions, Piece, TextStream, Tokenizer, TokenizerParts,
+    alphabet,
+};

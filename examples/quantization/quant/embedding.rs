@@ -10,9 +10,10 @@ use std::time::Instant;
 
 use breakers::cli::{Error, Result};
 use breakers_core::Embedder;
+use breakers_embed::Bert;
 use breakers_eval::{Cell, Column, Table};
 use breakers_gguf::{Encoding, Format, GroupFormat};
-use breakers_model::{Bert, InputSite};
+use breakers_model::InputSite;
 use breakers_quant::methods::{Gptq, METHODS, Rotated};
 use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use breakers_quant::statistics::{Statistics, StatisticsConfig};

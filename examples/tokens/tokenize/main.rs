@@ -69,10 +69,10 @@ fn main() -> ExitCode {
 /// The tokenizer alone: of a GGUF file only the metadata are read, of a folder its tokenizer.json.
 fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     if path.is_dir() {
-        return Ok(Tokenizer::from_tokenizer_json_file(path.join("tokenizer.json"))?);
+        return Ok(breakers_tokenizer_json::from_file(path.join("tokenizer.json"))?);
     }
     if path.extension().is_some_and(|extension| extension == "json") {
-        return Ok(Tokenizer::from_tokenizer_json_file(path)?);
+        return Ok(breakers_tokenizer_json::from_file(path)?);
     }
     Ok(Tokenizer::from_gguf(&gguf::File::open(path)?)?)
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use breakers::cli::{Bar, Error, FetchBar, Result};
 use breakers_core::Embedder as _;
+use breakers_embed::Bert;
 use breakers_hub::{FetchOptions, Hub};
-use breakers_model::Bert;
 use breakers_retrieval::{Metric, distance, index::TopK};
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use breakers::cli::{FetchBar, print, run};
 use breakers_core::Embedder as _;
+use breakers_embed::Bert;
 use breakers_hub::{FetchOptions, Hub};
-use breakers_model::Bert;
 use breakers_retrieval::Metric;
 use breakers_retrieval::store::{Config, Filter, Point, Query, Store};
 use serde_json::json;

@@ -106,7 +106,8 @@ fn decode(
 /// Runs the bench and shows medians, with the slowest and the fastest round.
 ///
 /// # Errors
-/// [`Error::Usage`] for flags that cannot be obeyed, more tokens than the model's context among them; the model's own.
+/// [`Error::Usage`] for flags that cannot be obeyed, more tokens than the model's context among them; the
+/// model's own.
 pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
     let loaded = arguments.model.load()?;
     let info = loaded.model.info();

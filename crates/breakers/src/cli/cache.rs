@@ -8,8 +8,8 @@ use super::{Error, Result};
 /// The flag that chooses a cache.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct CacheArgs {
-    /// Key-value cache: f16, f32, compressed (water-4, turbo-4, kivi-4, …) or, on the CPU, with fewer tokens (snapkv-25
-    /// keeps a quarter). An unknown name lists all of them.
+    /// Key-value cache: f16, f32, compressed (water-4, turbo-4, kivi-4, …) or, on the CPU, with fewer
+    /// tokens (snapkv-25 keeps a quarter). An unknown name lists all of them.
     #[arg(long, value_name = "NAME", default_value = "f16")]
     pub cache: String,
 }

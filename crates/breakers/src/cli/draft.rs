@@ -24,7 +24,7 @@ pub struct DraftArgs {
 fn parse_drafter(text: &str) -> breakers_spec_decode::Result<DrafterSpec> {
     text.parse().or_else(|error| match text.contains(':') || text.is_empty() {
         true => Err(error),
-        false => format!("model:{text}").parse(),
+        false => text.to_ascii_lowercase().parse().or_else(|_| format!("model:{text}").parse()),
     })
 }
 
@@ -62,6 +62,7 @@ mod tests {
     fn a_bare_name_is_a_models() {
         for (text, full) in [
             ("ngram", "ngram"),
+            ("NGRAM", "ngram"),
             ("none", "none"),
             ("model-likely:a", "model-likely:a"),
             ("smollm2-135m", "model:smollm2-135m"),

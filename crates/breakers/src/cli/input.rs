@@ -11,10 +11,10 @@ use super::{Error, Result};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct PromptArgs {
     /// The prompt.
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// A file that holds the prompt; - reads standard input.
-    #[arg(long, value_name = "FILE")]
+    #[arg(short = 'f', long, value_name = "FILE")]
     pub prompt_file: Option<String>,
 }
 
@@ -36,7 +36,7 @@ impl PromptArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct SamplingArgs {
     /// 0: always the most likely token.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, visible_alias = "temp", default_value_t = 0.0, value_name = "T")]
     pub temperature: f32,
     /// Draw from the K most likely tokens; 0: from all.
     #[arg(long, default_value_t = 0, value_name = "K")]
@@ -48,13 +48,23 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_p: f32,
     /// Make tokens of the last --repeat-last-n less likely; 1: no penalty.
-    #[arg(long, alias = "repeat-penalty", default_value_t = 1.0, value_name = "R")]
+    #[arg(long, visible_alias = "repeat-penalty", default_value_t = 1.0, value_name = "R")]
     pub repetition_penalty: f32,
-    /// How many of the last tokens the penalty looks at.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    /// Take this from the logit of a token once for each time that it is among the last --repeat-last-n.
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Take this from the logit of a token that is among the last --repeat-last-n, however often.
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// How many of the last tokens penalties look at; 0: none, -1: all.
+    #[arg(long, default_value = "64", value_name = "N", allow_negative_numbers = true, value_parser = parse_window)]
     pub repeat_last_n: usize,
+    /// Add this to the logit of a token, by its id (15043=-100, or 15043-100 as in llama.cpp); may be given
+    /// several times.
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Seed of random choices; -1 or none: another one each time, which is told on standard error.
-    #[arg(long, allow_negative_numbers = true, value_parser = parse_seed)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_seed)]
     pub seed: Option<Seed>,
 }
 
@@ -76,8 +86,26 @@ fn parse_seed(text: &str) -> std::result::Result<Seed, String> {
     }
 }
 
+/// A number of tokens; -1 is as many as there are.
+fn parse_window(text: &str) -> std::result::Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => text.parse().map_err(|_| format!("{text:?} is neither -1 nor a number of tokens")),
+    }
+}
+
+/// `15043=-1.5`, or llama.cpp's `15043-1.5` and `15043+1.5`.
+fn parse_bias(text: &str) -> std::result::Result<(TokenId, f32), String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (token, bias) = text.split_at(end);
+    let bias = bias.strip_prefix('=').unwrap_or(bias);
+    let wrong = || format!("{text:?} is no token id with what to add to its logit, such as 15043=-100");
+    token.parse().ok().zip(bias.parse().ok()).ok_or_else(wrong)
+}
+
 impl SamplingArgs {
-    /// The seed, drawn anew where none is given and one is needed; it is told then, so that a text can be had again.
+    /// The seed, drawn anew where none is given and one is needed; it is told then, so that a text can be
+    /// had again.
     pub fn seed(&self) -> u64 {
         match self.seed {
             Some(Seed::Fixed(seed)) => seed,
@@ -103,8 +131,10 @@ impl SamplingArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
             repetition_window: self.repeat_last_n,
-            ..SamplingConfig::greedy()
+            logit_bias: self.logit_bias.iter().copied().collect(),
         };
         config.validate().map_err(|e| Error::Usage(e.to_string()))?;
         Ok(config)
@@ -126,12 +156,18 @@ pub struct Ids {
 /// [`Error::Usage`] if it cannot be read or is not UTF-8.
 pub fn read_text(file: &str) -> Result<String> {
     let mut bytes = Vec::new();
-    let read = match file {
+    let read = match at_home(file).as_str() {
         "-" => std::io::stdin().lock().read_to_end(&mut bytes).map(|_| ()),
         file => std::fs::read(file).map(|content| bytes = content),
     };
     read.map_err(|e| Error::Usage(format!("cannot read {file}: {e}")))?;
     String::from_utf8(bytes).map_err(|e| Error::Usage(format!("{file} is not UTF-8: {e}")))
+}
+
+/// The path of `~/x`, which a shell leaves as it is behind an equals sign and in quotes; any other as it is.
+pub(super) fn at_home(path: &str) -> String {
+    let at_home = path.strip_prefix("~/").zip(std::env::home_dir()).map(|(rest, home)| home.join(rest));
+    at_home.and_then(|path| path.into_os_string().into_string().ok()).unwrap_or_else(|| path.to_owned())
 }
 
 /// Reads `{"prompt_ids": […], "output_ids": […]}`; other fields are ignored, `output_ids` may be missing.
@@ -201,6 +237,27 @@ mod tests {
     }
 
     #[test]
+    fn biases_are_spelled_as_in_llama_cpp_or_with_an_equals_sign() {
+        for (text, bias) in [("7=-1.5", -1.5), ("7-1.5", -1.5), ("7+2", 2.0), ("7=2", 2.0)] {
+            assert_eq!(parse_bias(text), Ok((7, bias)), "{text}");
+        }
+        for wrong in ["", "7", "7=", "=1", "-7=1", "7=x", "hello=1", "4294967296=1"] {
+            assert!(parse_bias(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((parse_window("-1"), parse_window("0")), (Ok(usize::MAX), Ok(0)));
+        assert!(parse_window("-2").is_err() && parse_window("x").is_err());
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_folder() {
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(at_home("~/a/b"), home.join("a/b").to_str().unwrap());
+        for other in ["-", "a/b", "/~/a", "~a/b", "~"] {
+            assert_eq!(at_home(other), other);
+        }
+    }
+
+    #[test]
     fn sampling_out_of_range_is_a_usage_error() {
         let mut flags = SamplingArgs {
             temperature: 0.7,
@@ -208,11 +265,17 @@ mod tests {
             top_p: 0.9,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: -0.5,
+            presence_penalty: 0.5,
             repeat_last_n: 32,
+            logit_bias: vec![(7, 1.0), (7, 2.0)],
             seed: None,
         };
         assert_eq!(flags.config().unwrap().top_k, 3);
         assert_eq!(flags.config().unwrap().repetition_window, 32);
+        assert_eq!(flags.config().unwrap().frequency_penalty, -0.5);
+        assert_eq!(flags.config().unwrap().presence_penalty, 0.5);
+        assert_eq!(flags.config().unwrap().logit_bias, [(7, 2.0)].into());
         flags.top_p = 1.5;
         assert!(matches!(flags.config(), Err(Error::Usage(m)) if m.contains("top_p")));
     }

@@ -1,7 +1,7 @@
 //! The process's own memory.
 
-/// The most memory that was resident since the start, or since [`reset_peak_memory`], in bytes; nothing on systems that do
-/// not say so.
+/// The most memory that was resident since the start, or since [`reset_peak_memory`], in bytes; nothing on
+/// systems that do not say so.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -15,7 +15,8 @@ pub fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The memory that is resident now, in bytes, with nothing freed held back; nothing on systems that do not say so.
+/// The memory that is resident now, in bytes, with nothing freed held back; nothing on systems that do not
+/// say so.
 pub fn resident_memory() -> Option<u64> {
     give_back();
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -1,4 +1,5 @@
-//! What the examples share: flags, models by name, progress bars, answers as JSON, errors with a way out.
+//! What the program and the examples share: flags, models by name, progress bars, answers as JSON, errors
+//! with a way out.
 //!
 //! # Output
 //! Standard output holds the result alone, with `--json` exactly one JSON object; progress and notes go to
@@ -22,6 +23,7 @@
 pub mod bench;
 mod cache;
 mod draft;
+pub mod generate;
 mod input;
 mod memory;
 mod model;
@@ -29,6 +31,7 @@ pub mod models;
 mod output;
 mod progress;
 mod quantization;
+pub mod quantize;
 mod steps;
 
 pub use cache::{CacheArgs, cache_named, runner_over};

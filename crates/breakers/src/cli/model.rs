@@ -10,25 +10,27 @@ use breakers_hub::{FetchOptions, Hub};
 use breakers_model::{LoadOptions, Model};
 use sha2::{Digest as _, Sha256};
 
+use super::input::at_home;
 use super::{Error, FetchBar, Result};
 
 /// Flags that choose a model and what it runs on.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
     /// Model: smollm2-135m, gemma3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, or the path of a GGUF file.
-    #[arg(long, default_value = "smollm2-135m", value_name = "NAME|PATH")]
+    #[arg(short, long, default_value = "smollm2-135m", value_name = "NAME|PATH")]
     pub model: String,
-    /// A file to lay over the model, which `quantize --out FILE.safetensors` wrote for it: formats of our own.
+    /// A file to lay over the model, which `quantize --out FILE.safetensors` wrote for it: formats of our
+    /// own.
     #[arg(long, value_name = "FILE")]
     pub matrices: Option<PathBuf>,
     /// Threads of the kernels [default: all hardware threads].
-    #[arg(long, value_name = "N")]
+    #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
     /// Tokens that a conversation may have, at most what the model was trained for [default: that many].
-    #[arg(long, visible_alias = "ctx-size", value_name = "N")]
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "N")]
     pub ctx: Option<usize>,
-    /// Device: cpu (also called flex), wgpu, vulkan, cuda or metal, the latter with a number if there are several
-    /// (cuda:1). All but flex need the feature of the same name.
+    /// Device: cpu (also called flex), wgpu, vulkan, cuda or metal, the latter with a number if there are
+    /// several (cuda:1). All but flex need the feature of the same name.
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Instruction set of the CPU kernels, for measurements: scalar, avx2, avx512, neon.
@@ -53,7 +55,7 @@ impl ModelArgs {
     /// # Errors
     /// [`Error::Usage`] for flags that this build or machine cannot obey; the hub's and the model's own.
     pub fn load(&self) -> Result<LoadedModel> {
-        self.load_with(&self.model, self.matrices.clone())
+        self.load_with(&self.model, self.matrices.as_deref())
     }
 
     /// Obtains and loads another model, to run on the same device.
@@ -69,10 +71,12 @@ impl ModelArgs {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_under(&self, matrices: &Path) -> Result<LoadedModel> {
-        self.load_with(&self.model, Some(matrices.to_owned()))
+        self.load_with(&self.model, Some(matrices))
     }
 
-    fn load_with(&self, name: &str, matrices: Option<PathBuf>) -> Result<LoadedModel> {
+    fn load_with(&self, name: &str, matrices: Option<&Path>) -> Result<LoadedModel> {
+        let matrices =
+            matrices.map(|path| path.to_str().map_or_else(|| path.to_owned(), |p| at_home(p).into()));
         self.apply()?;
         let device = device::open(&self.device).map_err(usage)?;
         let path = resolve(name)?;
@@ -148,22 +152,13 @@ fn usage(error: impl std::fmt::Display) -> Error {
 }
 
 fn resolve(name: &str) -> Result<PathBuf> {
-    let at_home = at_home(name);
-    let name = at_home.as_deref().unwrap_or(name);
-    match Hub::new()?.resolve(name, &FetchOptions::from_env()?, &mut FetchBar::new()) {
+    match Hub::new()?.resolve(at_home(name), &FetchOptions::from_env()?, &mut FetchBar::new()) {
         Ok(resolved) => Ok(resolved.path),
         Err(error @ (breakers_hub::Error::UnknownName { .. } | breakers_hub::Error::PathNotFound { .. })) => {
             Err(usage(error))
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// The path of `~/x`, which a shell leaves as it is behind an equals sign and in quotes.
-fn at_home(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("~/")?;
-    let home = std::env::home_dir()?.join(rest);
-    home.to_str().map(str::to_owned)
 }
 
 /// The hash that the catalog pins a model's file to.

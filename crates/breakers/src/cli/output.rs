@@ -69,8 +69,8 @@ impl tracing::field::Visit for Line {
     }
 }
 
-/// Runs an example: its errors are shown with all causes, and become exit codes. Warnings of the libraries go to
-/// standard error, unless the program has a subscriber of its own.
+/// Runs an example: its errors are shown with all causes, and become exit codes. Warnings of the libraries
+/// go to standard error, unless the program has a subscriber of its own.
 pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     // Fails if there is a subscriber already, which then decides.
     _ = tracing::subscriber::set_global_default(Warnings);
@@ -82,20 +82,21 @@ pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
             ExitCode::from(2)
         }
         Err(Error::Failed(error)) => {
-            eprintln!("error: {}", chain(&*error));
+            eprintln!("error: {}", chain(&*error, "\n  because: "));
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error and its causes, a line each; a cause that only repeats its effect is left out.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes; a cause that only repeats its effect is left out.
+pub(super) fn chain(error: &dyn std::error::Error, separator: &str) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let line = error.to_string();
         if !text.contains(&line) {
-            text += &format!("\n  because: {line}");
+            text += separator;
+            text += &line;
         }
         cause = error.source();
     }
@@ -165,6 +166,7 @@ mod tests {
         let disk = Layer("the disk is full", None);
         let repeats = Layer("writing failed: the disk is full", Some(Box::new(disk)));
         let top = Layer("no report", Some(Box::new(repeats)));
-        assert_eq!(chain(&top), "no report\n  because: writing failed: the disk is full");
+        assert_eq!(chain(&top, ": "), "no report: writing failed: the disk is full");
+        assert_eq!(chain(&top, "\n  because: "), "no report\n  because: writing failed: the disk is full");
     }
 }

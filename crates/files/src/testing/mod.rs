@@ -1,5 +1,5 @@
-//! A disk, and a file system for SQLite, whose n-th operation fails: run a piece of work with every place
-//! failing in turn, and look at what is left.
+//! A disk whose n-th operation fails: run a piece of work with every place failing in
+//! turn, and look at what is left.
 //!
 //! ```
 //! use breakers_files::{Replacement, testing::{Fault, FaultyDisk}};
@@ -24,9 +24,6 @@
 //! # Ok::<(), breakers_files::Error>(())
 //! ```
 
-#[cfg(feature = "sqlite")]
-mod vfs;
-
 use crate::{Disk, OsDisk};
 use std::{
     fs::File,
@@ -34,9 +31,6 @@ use std::{
     path::Path,
     sync::atomic::{AtomicI64, AtomicU8, Ordering},
 };
-
-#[cfg(feature = "sqlite")]
-pub use vfs::{FAULTY_VFS, SqliteFaults, sqlite_faults};
 
 /// How an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +81,8 @@ impl Countdown {
         self.left.swap(i64::MAX, Ordering::SeqCst) < 0
     }
 
-    /// What is to become of this operation.
-    pub(crate) fn next(&self) -> Option<Fault> {
+    /// What is to become of this operation; nothing if it succeeds.
+    pub fn next(&self) -> Option<Fault> {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
         match self.fault.load(Ordering::SeqCst) {
             1 if left == 0 => Some(Fault::Once),

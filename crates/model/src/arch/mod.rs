@@ -2,10 +2,8 @@
 //!
 //! A causal architecture is a function from the file's hyperparameters to a [`DecoderSpec`], a table with a
 //! row for each layer; the block itself stands in [`block`]. To add one, write such a file and name it in
-//! [`ARCHITECTURES`]. BERT, which sees a whole text at once, has its own block.
+//! [`ARCHITECTURES`].
 
-#[cfg(feature = "bert")]
-pub(crate) mod bert;
 pub(crate) mod block;
 pub(crate) mod decoder;
 mod feed_forward;

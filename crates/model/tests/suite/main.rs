@@ -2,8 +2,8 @@
 //!
 //! One program, because each one links all of Burn.
 
-mod bert;
 mod device;
+mod encoders;
 mod invariance;
 mod llama_cpp;
 mod odd_files;

@@ -37,10 +37,8 @@ pub use schema::SCHEMA_VERSION;
 pub use state::Origin;
 
 use crate::{Error, Metric, Result, metric::check_dimension};
-use breakers_files::{
-    Disk, OsDisk,
-    sqlite::{self, SqliteConfig},
-};
+use breakers_files::{Disk, OsDisk};
+use breakers_sqlite::{self as sqlite, SqliteConfig};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! The tables, and how older ones become today's.
 
 use crate::Result;
-use breakers_files::sqlite::Schema;
+use breakers_sqlite::Schema;
 use rusqlite::Connection;
 
 /// Marks databases of this crate in their file header ("BRKv").

@@ -11,17 +11,17 @@ use breakers_core::TokenId;
 use breakers_gguf::{Array, File, Metadata, StringArray, Value};
 
 use super::{
-    Algorithm, Inner, Roles, Tokenizer,
+    Algorithm, Inner, Roles, Tokenizer, alphabet,
     bpe::{ByteLevelBpe, Merge, Merges},
     pretokenize::PreTokenizer,
     special::{SpecialToken, SpecialTokens},
     spm::SentencePiece,
-    vocab::{Attributes, SPECIAL, TokenTable, Vocab, alphabet, byte_of},
+    vocab::{Attributes, SPECIAL, TokenTable, Vocab},
 };
 use crate::{Error, Result};
 
-/// A turn or a text ends here, whatever type the file gives these tokens: they become control tokens.
-pub(super) const END_NAMES: &[&str] = &[
+/// Tokens that end a turn or a text, whatever type a file gives them: they become control tokens.
+pub const END_NAMES: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -438,7 +438,7 @@ impl Tokens {
 /// Byte tokens stand for their byte, tokens of no type for nothing.
 fn push_byte_or_nothing(vocab: &mut Vocab, text: &str, attributes: Attributes) -> Result<()> {
     let byte = match attributes.is(Attributes::BYTE) {
-        true => Some(byte_of(text).ok_or_else(|| Error::InvalidByteToken {
+        true => Some(alphabet::spelled_byte(text).ok_or_else(|| Error::InvalidByteToken {
             token: vocab.len() as TokenId,
             text: text.to_owned(),
         })?),

@@ -1,10 +1,10 @@
 //! The tokenizer, over the algorithms that files name.
 
+pub mod alphabet;
 mod bpe;
 mod conversation;
 mod gguf;
-#[cfg(feature = "tokenizer-json")]
-mod json;
+mod parts;
 mod pretokenize;
 mod shared;
 mod special;
@@ -26,6 +26,8 @@ use self::{
 };
 use crate::{Error, Result};
 
+pub use self::gguf::END_NAMES;
+pub use self::parts::{Control, Encode, Piece, TokenizerParts};
 pub use self::stream::TextStream;
 pub use breakers_core::EncodeOptions;
 
@@ -68,8 +70,7 @@ struct Inner {
 enum Algorithm {
     ByteLevelBpe(Box<ByteLevelBpe>),
     SentencePiece(Box<SentencePiece>),
-    #[cfg(feature = "tokenizer-json")]
-    Json(Box<json::JsonTokenizer>),
+    Other(Box<dyn Encode>),
 }
 
 /// Tokens with a task.
@@ -107,7 +108,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary can neither hold nor spell,
-    /// [`Error::Tokenize`] where the rules of a tokenizer.json fail, [`Error::TextTooLong`] beyond 1.3 GiB.
+    /// [`Error::Tokenize`] where an [`Encode`] of another crate fails, [`Error::TextTooLong`] beyond 1.3 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         check_length(text)?;
         let inner = &*self.0;
@@ -223,8 +224,7 @@ impl Tokenizer {
                 (0..256).all(|byte| bpe.byte_tokens[byte].is_some() || !occurs(byte))
             }
             Algorithm::SentencePiece(_) => false,
-            #[cfg(feature = "tokenizer-json")]
-            Algorithm::Json(json) => json.is_lossless,
+            Algorithm::Other(encoder) => encoder.is_lossless(),
         }
     }
 
@@ -250,9 +250,8 @@ fn check_length(text: &str) -> Result<()> {
 impl Inner {
     /// Encodes a text without what stands around it.
     fn encode_between(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<()> {
-        #[cfg(feature = "tokenizer-json")]
-        if let Algorithm::Json(json) = &self.algorithm {
-            return json.encode(text, parse_special, out);
+        if let Algorithm::Other(encoder) = &self.algorithm {
+            return encoder.encode(text, parse_special, out).map_err(|source| Error::Tokenize { source });
         }
         self.encode_fragments(text, self.specials.split(text, parse_special), &mut true, out)
     }
@@ -294,8 +293,9 @@ impl Inner {
                 }
                 spm.encode(&escaped, out)?;
             }
-            #[cfg(feature = "tokenizer-json")]
-            Algorithm::Json(json) => json.encode(text, false, out)?,
+            Algorithm::Other(encoder) => {
+                encoder.encode(text, false, out).map_err(|source| Error::Tokenize { source })?;
+            }
         }
         Ok(())
     }

@@ -6,4 +6,3 @@ mod controls;
 mod models;
 mod tokenizer;
 mod tokenizer_hostile;
-mod tokenizer_json;

@@ -296,6 +296,26 @@ fn prompts_come_from_a_file_and_are_grouped_by_name() {
 }
 
 #[test]
+fn generate_takes_the_flags_of_the_program() {
+    let once = ["--json", "--prompt", "Once upon a time"];
+    let ids = |arguments: &[&str]| {
+        let arguments = [&once[..], &["--max-tokens", "8"], arguments].concat();
+        Some(answer(&on_model("generate", &arguments)?)["output_ids"].clone())
+    };
+    let Some(plain) = ids(&[]) else { return };
+    for same in [
+        &["--cache", "F16", "--device", "cpu"][..],
+        &["--draft", "NGRAM", "--seed", "-1", "--repeat-last-n", "-1"],
+        &["--stop", "---", "--ignore-eos", "--ctx", "100"],
+        &["--presence-penalty", "1", "--repeat-last-n", "0"],
+    ] {
+        assert_eq!(ids(same), Some(plain.clone()), "{same:?}");
+    }
+    let forbidden = format!("{}=-100", plain[0]);
+    assert_ne!(ids(&["--logit-bias", &forbidden]), Some(plain));
+}
+
+#[test]
 fn a_chat_goes_on_from_turn_to_turn() {
     let Some(model) = model_path("smollm2-135m") else { return };
     let mut command = example("generate");

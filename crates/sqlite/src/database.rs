@@ -2,28 +2,11 @@
 //! written to with a time limit.
 //!
 //! The library is compiled in, so that every machine has the same one: at least 3.51.3, since versions from
-//! 3.7.0 to 3.51.2 can lose a checkpoint of the write-ahead log (<https://sqlite.org/wal.html#walresetbug>).
-//!
-//! # Example
-//! ```
-//! use breakers_files::sqlite::{self, Schema, SqliteConfig};
-//!
-//! const SCHEMA: Schema = Schema {
-//!     application_id: 0x4e6f_7465, // "Note"
-//!     migrations: &["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"],
-//! };
-//!
-//! let folder = tempfile::tempdir().unwrap();
-//! let path = folder.path().join("notes.db");
-//! let mut connection = sqlite::open(&path, &SqliteConfig::default(), &SCHEMA)?;
-//! sqlite::write(&mut connection, &path, |transaction| {
-//!     let sql = "INSERT INTO notes (text) VALUES (?1)";
-//!     transaction.execute(sql, ["remember"]).map_err(sqlite::failed(&path))
-//! })?;
-//! # Ok::<(), breakers_files::Error>(())
-//! ```
+//! 3.7.0 to 3.51.2 can lose a checkpoint of the write-ahead log
+//! (<https://sqlite.org/wal.html#walresetbug>).
 
-use crate::{Error, Result, atomic::regular};
+use crate::{Error, Result};
+use breakers_files::regular;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior};
 use std::{
     path::Path,
@@ -90,7 +73,7 @@ pub fn library_version() -> &'static str {
 /// # Errors
 /// [`Error::Schema`] for a database of another program or a later version; it is left as it was.
 /// [`Error::Locked`] when others held it for longer than the config waits, [`Error::Setting`],
-/// [`Error::Sqlite`], [`Error::NotAFile`].
+/// [`Error::Sqlite`], [`Error::Files`].
 pub fn open(path: impl AsRef<Path>, config: &SqliteConfig, schema: &Schema) -> Result<Connection> {
     let path = path.as_ref();
     let mut connection = attach(path, config)?;
@@ -104,7 +87,7 @@ pub fn open(path: impl AsRef<Path>, config: &SqliteConfig, schema: &Schema) -> R
 /// A further connection to a database that [`open`] has opened: nothing is checked or migrated.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::Setting`], [`Error::Sqlite`], [`Error::NotAFile`].
+/// [`Error::Locked`], [`Error::Setting`], [`Error::Sqlite`], [`Error::Files`].
 pub fn connect(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connection> {
     let path = path.as_ref();
     let connection = attach(path, config)?;

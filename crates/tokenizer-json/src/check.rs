@@ -1,12 +1,12 @@
 //! What a tokenizer.json may ask for.
 //!
-//! The crate `tokenizers` trusts its files: some contents make it panic or cut letters apart, and others make
-//! it take time or memory out of proportion. These are refused here, before it sees them.
+//! The crate `tokenizers` trusts its files: some contents make it panic or cut letters apart, and others
+//! make it take time or memory out of proportion. These are refused here, before it sees them.
 
 use serde_json::{Map, Value};
 
-use super::{charsmap, kind, unexpected};
-use crate::{Error, Result};
+use crate::error::{kind, unexpected};
+use crate::{Error, Result, charsmap};
 
 /// Ids that are not in use, beside as many as there are tokens.
 const SPARE_IDS: u64 = 1 << 16;
@@ -18,7 +18,7 @@ const WORD_LETTERS: u64 = 1000;
 const GROWTH: usize = 1024;
 
 /// Checks the normalizer and the pre-tokenizer.
-pub(super) fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
+pub(crate) fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
     let mut growth = 1usize;
     let mut rules = flatten(normalizer, "normalizers");
     rules.extend(flatten(pre_tokenizer, "pretokenizers"));
@@ -56,7 +56,7 @@ pub(super) fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
 }
 
 /// A rule and, if it is a sequence of rules, these in its place.
-pub(super) fn flatten<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
+pub(crate) fn flatten<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
     match part[list].as_array() {
         Some(rules) => rules.iter().flat_map(|rule| flatten(rule, list)).collect(),
         None if part.is_null() => Vec::new(),
@@ -65,7 +65,7 @@ pub(super) fn flatten<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
 }
 
 /// Checks the model, `name` being its type.
-pub(super) fn model(name: &str, model: &Map<String, Value>) -> Result<()> {
+pub(crate) fn model(name: &str, model: &Map<String, Value>) -> Result<()> {
     for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
         let found = model.get(affix).and_then(Value::as_str).unwrap_or_default().len();
         if found > AFFIX_BYTES {

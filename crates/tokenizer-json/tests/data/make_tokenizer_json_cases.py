@@ -1,6 +1,6 @@
 """Writes tokenizer_json_cases.json: small tokenizer.json files of each kind, and the ids that Hugging Face gives.
 
-Needs `pip install tokenizers sentencepiece protobuf`. The texts are those of tokenizer_cases.json beside this file:
+Needs `pip install tokenizers sentencepiece protobuf`. The texts are those of crates/tokenizer/tests/data/tokenizer_cases.json:
     python make_tokenizer_json_cases.py > tokenizer_json_cases.json
 """
 
@@ -16,7 +16,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-TEXTS = json.loads((pathlib.Path(__file__).parent / "tokenizer_cases.json").read_text(encoding="utf-8"))["texts"]
+TEXTS = json.loads((pathlib.Path(__file__).parents[3] / "tokenizer/tests/data/tokenizer_cases.json").read_text(encoding="utf-8"))["texts"]
 # Texts with the special tokens of the files below, and short ones for the edges.
 MORE = [
     "<s>a</s> b <s> </s>c<pad>", "[CLS] a [SEP][MASK] b[PAD]", "<|end|>x <|end|>\n<|begin|> y", "<tool>call</tool> <tool>",

@@ -1,6 +1,6 @@
 //! A SQLite VFS whose n-th operation fails. It wraps the default one.
 
-use super::{Countdown, Fault};
+use breakers_files::testing::{Countdown, Fault};
 use rusqlite::ffi;
 use std::{
     ffi::{CString, c_char, c_int, c_void},

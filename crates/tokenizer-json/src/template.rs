@@ -3,22 +3,23 @@
 use breakers_core::TokenId;
 use serde_json::Value;
 
-use super::{check::flatten, kind, unexpected};
-use crate::{Error, Result};
+use crate::Result;
+use crate::check::flatten;
+use crate::error::{kind, unexpected};
 
 /// Tokens around a text at most; models have two or three.
 const MOST: usize = 1024;
 
 /// The tokens before and after every text.
 #[derive(Debug, Default)]
-pub(super) struct Template {
-    pub(super) prefix: Vec<TokenId>,
-    pub(super) suffix: Vec<TokenId>,
+pub(crate) struct Template {
+    pub(crate) prefix: Vec<TokenId>,
+    pub(crate) suffix: Vec<TokenId>,
 }
 
 impl Template {
     /// Reads the post-processor; the ids are below `vocab_size`.
-    pub(super) fn read(processor: &Value, vocab_size: usize) -> Result<Self> {
+    pub(crate) fn read(processor: &Value, vocab_size: usize) -> Result<Self> {
         let mut template = None;
         for rule in flatten(processor, "processors") {
             let found = match rule["type"].as_str().unwrap_or_else(|| kind(rule)) {
@@ -38,11 +39,12 @@ impl Template {
         }
         let template = template.unwrap_or_default();
         match template.prefix.iter().chain(&template.suffix).find(|&&id| id as usize >= vocab_size) {
-            Some(&id) => Err(Error::SpecialTokenOutOfRange {
+            Some(&id) => Err(breakers_tokenizer::Error::SpecialTokenOutOfRange {
                 key: "post_processor".to_owned(),
                 found: id.into(),
                 vocab_size,
-            }),
+            }
+            .into()),
             None => Ok(template),
         }
     }

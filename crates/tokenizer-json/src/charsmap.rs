@@ -9,14 +9,14 @@
 
 use serde_json::Value;
 
-use super::unexpected;
+use crate::error::unexpected;
 use crate::{Error, Result};
 
 /// Bytes of a replacement; Unicode has none above 33.
 const TEXT_BYTES: usize = 64;
 
 /// Checks the rules, which the file holds in base 64.
-pub(super) fn check(charsmap: &Value) -> Result<()> {
+pub(crate) fn check(charsmap: &Value) -> Result<()> {
     let wrong = |found: &str| -> Error {
         unexpected("normalizer.precompiled_charsmap", found, "SentencePiece's rules in base 64")
     };

@@ -16,14 +16,15 @@ use breakers_backend::norm::layer_norm;
 use breakers_core::{BoxError, CallError, Embedder, TokenId};
 use breakers_kv_cache::{Visible, attention};
 use breakers_linear::QuantizedLinear;
+use breakers_model::InputSite;
+use breakers_tokenizer::Tokenizer;
 use burn::tensor::{Device, Tensor, TensorData, activation::gelu};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::Error;
 use crate::weights::{WeightFile, Weights, vector};
-use crate::{Error, InputSite};
-use breakers_tokenizer::Tokenizer;
 
 /// Tokens in one forward pass; more texts take several.
 const TOKENS_PER_PASS: usize = 2048;
@@ -31,19 +32,20 @@ const TOKENS_PER_PASS: usize = 2048;
 /// A sentence encoder of the BERT family, all-MiniLM-L6-v2 for one.
 ///
 /// A text's vector is the mean over its tokens; where the model says so, or says nothing, its length is 1,
-/// and the dot product of two vectors is the cosine of their angle. It depends on nothing but the text: other
-/// texts in the call and the number of threads do not change a bit of it.
+/// and the dot product of two vectors is the cosine of their angle. It depends on nothing but the text:
+/// other texts in the call and the number of threads do not change a bit of it.
 ///
 /// The spelling of a special token in a text (`[SEP]`) counts as the token, as in sentence-transformers.
 ///
 /// # Example
 /// ```no_run
 /// use breakers_core::Embedder;
-/// use breakers_model::Bert;
+/// use breakers_embed::Bert;
 /// use burn::tensor::Device;
 ///
 /// let bert = Bert::load("all-MiniLM-L6-v2", &Device::flex())?;
-/// let vectors = bert.embed(&["How do I sort a list?", "Ordering the items of an array", "A recipe for soup"])?;
+/// let texts = ["How do I sort a list?", "Ordering the items of an array", "A recipe for soup"];
+/// let vectors = bert.embed(&texts)?;
 /// let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
 /// assert!(cosine(&vectors[0], &vectors[1]) > cosine(&vectors[0], &vectors[2]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -113,15 +115,15 @@ impl Bert {
     /// # Errors
     /// [`Error::Io`] for a missing file; [`Error::Json`] and [`Error::Safetensors`] for damaged ones;
     /// [`Error::Hyperparameter`] for settings that are impossible or not implemented;
-    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`] and [`Error::Vocabulary`] for
-    /// weights that do not fit; the tokenizer's own; [`Error::Linear`] for a device without kernels or too
-    /// little memory.
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`] and [`Error::Vocabulary`]
+    /// for weights that do not fit; the tokenizer's own; [`Error::Linear`] for a device without kernels or
+    /// too little memory.
     pub fn load(folder: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
         let folder = folder.as_ref();
         let config: Config = require_json(folder, "config.json")?;
         config.check()?;
         let Pipeline { max_tokens, normalizes } = Pipeline::read(folder)?;
-        let tokenizer = Tokenizer::from_tokenizer_json_file(folder.join("tokenizer.json"))?;
+        let tokenizer = breakers_tokenizer_json::from_file(folder.join("tokenizer.json"))?;
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: config.vocab_size });
         }

@@ -1,10 +1,10 @@
 //! Tokenizers from tokenizer.json: ids against Hugging Face's on small files of each kind, which
 //! `data/make_tokenizer_json_cases.py` has written, and files that mean harm.
-#![cfg(feature = "tokenizer-json")]
 
 use std::collections::BTreeMap;
 
-use breakers_tokenizer::{DecodeOptions, EncodeOptions, Error, Tokenizer};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions, Error as TokenizerError, Tokenizer};
+use breakers_tokenizer_json::{Error, from_file, from_slice};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ struct Case {
 }
 
 fn cases() -> Cases {
-    serde_json::from_str(include_str!("../data/tokenizer_json_cases.json")).unwrap()
+    serde_json::from_str(include_str!("data/tokenizer_json_cases.json")).unwrap()
 }
 
 fn texts(cases: &Cases) -> Vec<String> {
@@ -43,12 +43,13 @@ fn texts(cases: &Cases) -> Vec<String> {
     struct Texts {
         texts: Vec<String>,
     }
-    let texts: Texts = serde_json::from_str(include_str!("../data/tokenizer_cases.json")).unwrap();
+    let texts: Texts =
+        serde_json::from_str(include_str!("../../tokenizer/tests/data/tokenizer_cases.json")).unwrap();
     texts.texts.into_iter().chain(cases.more_texts.clone()).collect()
 }
 
 fn load(file: &Value) -> Result<Tokenizer, Error> {
-    Tokenizer::from_tokenizer_json(file.to_string().as_bytes())
+    from_slice(file.to_string().as_bytes())
 }
 
 /// Compares all texts; `decodes`: whether the text of ids is to be the same too.
@@ -129,7 +130,10 @@ fn tokens_have_their_roles() {
         let n = tokenizer.vocab_size() as u32;
         assert!(tokenizer.token_bytes(n).is_none() && !tokenizer.is_control(n));
         let error = tokenizer.decode(&[n], DecodeOptions::default()).unwrap_err();
-        assert!(matches!(error, Error::TokenOutOfRange { token, .. } if token == n), "{name}: {error:?}");
+        assert!(
+            matches!(error, TokenizerError::TokenOutOfRange { token, .. } if token == n),
+            "{name}: {error:?}"
+        );
     }
 }
 
@@ -216,10 +220,10 @@ fn what_cannot_be_honored_is_a_typed_error() {
     refuse("byte_level", "/normalizer", normalizer, r#"TokenizerJson { what: "normalizer""#);
     let nested = (0..200).fold("[]".to_owned(), |inner, _| format!("[{inner}]"));
     for json in ["", "{", "[]", "null", "{}", nested.as_str(), "{\"decoder\": {\"type\": 1e999}}"] {
-        let error = Tokenizer::from_tokenizer_json(json.as_bytes()).unwrap_err();
+        let error = from_slice(json.as_bytes()).unwrap_err();
         assert!(matches!(error, Error::Json { .. } | Error::TokenizerJson { .. }), "{json}: {error:?}");
     }
-    let error = Tokenizer::from_tokenizer_json_file("no/such/tokenizer.json").unwrap_err();
+    let error = from_file("no/such/tokenizer.json").unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error:?}");
 }
 
@@ -229,14 +233,14 @@ fn rules_that_fail_on_a_text_are_a_typed_error() {
     let mut file = cases().tokenizers.remove("word_piece").unwrap().file;
     file["model"]["unk_token"] = json!("no such token");
     let error = load(&file).unwrap().encode("\u{1f47e}", EncodeOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Tokenize { .. }), "{error:?}");
+    assert!(matches!(error, TokenizerError::Tokenize { .. }), "{error:?}");
     // Together these make Hugging Face's crate panic.
     let nothing = json!({"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "xy"});
     let rules = json!({"type": "Sequence", "normalizers": [nothing, {"type": "StripAccents"}]});
     let mut file = cases().tokenizers.remove("byte_level").unwrap().file;
     file["normalizer"] = rules.clone();
     let error = load(&file).unwrap().encode("Hello", EncodeOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Tokenize { .. }), "{error:?}");
+    assert!(matches!(error, TokenizerError::Tokenize { .. }), "{error:?}");
     // Here a token of the file is normalized.
     refuse("word_level", "/normalizer", rules, r#"TokenizerJson { what: "one of the rules""#);
 }
@@ -428,7 +432,7 @@ proptest! {
         if cut {
             file.truncate(keep.index(file.len()));
         }
-        if let Ok(tokenizer) = Tokenizer::from_tokenizer_json(&file) {
+        if let Ok(tokenizer) = from_slice(&file) {
             _ = tokenizer.encode("the Ａ text é", EncodeOptions::default());
         }
     }

@@ -1,26 +1,20 @@
 //! Text out of single tokens, by the decoder of a tokenizer.json.
 
-use std::sync::LazyLock;
-
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::super::vocab::{alphabet, byte_of};
-use super::{check::flatten, kind, unexpected};
-use crate::Result;
+use breakers_tokenizer::alphabet;
 
-/// The characters of byte-level vocabularies, for the bytes that occur in text.
-pub(super) static ALPHABET: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let occurs = |byte: &u8| !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
-    (0..=255).filter(occurs).map(|byte| alphabet::CHARS[byte as usize].to_string()).collect()
-});
+use crate::Result;
+use crate::check::flatten;
+use crate::error::{kind, unexpected};
 
 /// What the text of a token becomes.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     rules: Vec<Rule>,
     /// A text begins with a space that was not in it.
-    pub(super) strips_first_space: bool,
+    pub(crate) strips_first_space: bool,
 }
 
 #[derive(Debug)]
@@ -43,9 +37,9 @@ impl Decoder {
     /// Reads the decoder; without one, tokens are words.
     ///
     /// # Errors
-    /// [`Error::TokenizerJson`](crate::Error::TokenizerJson) for those that need more than
-    /// one token at a time.
-    pub(super) fn read(decoder: &Value) -> Result<Self> {
+    /// [`Error::TokenizerJson`](crate::Error::TokenizerJson) for those that need more than one token at a
+    /// time.
+    pub(crate) fn read(decoder: &Value) -> Result<Self> {
         let mut out = Self { rules: Vec::new(), strips_first_space: false };
         if decoder.is_null() {
             out.rules.push(Rule::Words { inside: None });
@@ -85,7 +79,7 @@ impl Decoder {
     }
 
     /// Appends what a token adds to a text.
-    pub(super) fn write(&self, token: &str, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, token: &str, out: &mut Vec<u8>) {
         let mut text = token.to_owned();
         for rule in &self.rules {
             match rule {
@@ -96,7 +90,7 @@ impl Decoder {
                     }
                 }
                 Rule::ByteFallback => {
-                    if let Some(byte) = byte_of(&text) {
+                    if let Some(byte) = alphabet::spelled_byte(&text) {
                         return out.push(byte);
                     }
                 }
@@ -122,7 +116,7 @@ fn unsupported(found: &str) -> crate::Error {
 }
 
 /// Whether the text of a byte-level vocabulary comes back as it was, provided that it has all bytes.
-pub(super) fn is_byte_level(
+pub(crate) fn is_byte_level(
     normalizer: &Value,
     pre_tokenizer: &Value,
     decoder: &Value,

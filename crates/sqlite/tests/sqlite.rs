@@ -1,11 +1,8 @@
 //! Databases: the library's version, many that open at once, foreign files, faults while migrating.
-#![cfg(feature = "sqlite")]
 
-use breakers_files::{
-    Error,
-    sqlite::{self, Durability, Schema, SqliteConfig},
-    testing::{FAULTY_VFS, Fault, sqlite_faults},
-};
+use breakers_files::testing::Fault;
+use breakers_sqlite::testing::{FAULTY_VFS, sqlite_faults};
+use breakers_sqlite::{self as sqlite, Durability, Error, Schema, SqliteConfig};
 use rusqlite::Connection;
 use std::{
     path::Path,
@@ -56,7 +53,10 @@ fn settings_are_as_asked_for() {
     }
     let error = sqlite::open(":memory:", &config(), &FIRST).unwrap_err();
     assert!(matches!(error, Error::Setting { setting: "journal_mode", .. }), "{error}");
-    assert!(matches!(sqlite::open(folder.path(), &config(), &FIRST), Err(Error::NotAFile { .. })));
+    assert!(matches!(
+        sqlite::open(folder.path(), &config(), &FIRST),
+        Err(Error::Files(breakers_files::Error::NotAFile { .. }))
+    ));
 }
 
 #[test]

@@ -1,0 +1,340 @@
+//! Answers to prompts and conversations: what `breakers run`, `breakers chat` and the example `generate`
+//! share.
+
+mod chat;
+mod interrupt;
+mod session;
+
+use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use breakers_core::{FinishReason, LanguageModel as _, Message, TokenId};
+use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
+use breakers_tokenizer::{ChatTemplate, EncodeOptions};
+use serde_json::{Value, json};
+
+use self::session::Session;
+use super::input::at_home;
+use super::{
+    CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
+    print, print_json, read_text, step_json,
+};
+
+/// Added to the logits of end tokens that are not to come: more than any logit, and finite.
+const NEVER: f32 = -1e30;
+
+/// Flags of `breakers run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// The model, in place of --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub name: Option<String>,
+    /// The prompt; behind -- if it begins with a hyphen. Piped standard input stands before it, or is the
+    /// prompt if there is none here.
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "prompt_file"])]
+    pub words: Vec<String>,
+    /// What to generate.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+/// Flags of `breakers chat`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChatArgs {
+    /// The model, in place of --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub name: Option<String>,
+    /// How to answer.
+    #[command(flatten)]
+    pub text: TextArgs,
+}
+
+/// Flags that say what to answer, and in which form.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// How to answer.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// What to answer; without it there is a chat.
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Answer with one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags that say how to answer.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TextArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to keep keys and values in.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Who drafts.
+    #[command(flatten)]
+    pub draft: DraftArgs,
+    /// What the model is told before the conversation; its template has a text of its own otherwise.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// A file that holds what --system would say; - reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
+    pub system_file: Option<String>,
+    /// A Jinja2 template in place of the model's own: a file, or the template itself.
+    #[arg(
+        long,
+        visible_alias = "chat-template-file",
+        value_name = "FILE|TEMPLATE",
+        conflicts_with = "raw",
+        allow_hyphen_values = true
+    )]
+    pub chat_template: Option<String>,
+    /// Continue the prompt as it is, without chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// New tokens at most.
+    #[arg(short = 'n', long, visible_alias = "n-predict", default_value_t = 256, value_name = "N")]
+    pub max_tokens: usize,
+    /// End the text before this one appears; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Go on where the model would end, until --max-tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Runs `breakers run`: one prompt, or a chat if none is given or piped.
+///
+/// # Errors
+/// As [`generate`]; [`Error::Usage`] for standard input that is piped and empty.
+pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
+    let mut generate = arguments.generate.clone();
+    if let Some(name) = &arguments.name {
+        generate.text.model.model.clone_from(name);
+    }
+    let flags_have_prompt = generate.prompt.prompt.is_some() || generate.prompt.prompt_file.is_some();
+    let stdin_is_taken = generate.text.system_file.as_deref() == Some("-");
+    if !flags_have_prompt {
+        let piped = match std::io::stdin().is_terminal() || stdin_is_taken {
+            true => None,
+            false => Some(read_text("-")?),
+        };
+        generate.prompt.prompt = join(piped.as_deref(), &arguments.words)?;
+    }
+    self::generate(&generate)
+}
+
+/// Runs `breakers chat`: a message a line, until the input ends.
+///
+/// # Errors
+/// As [`generate`].
+pub fn chat(arguments: &ChatArgs) -> Result<ExitCode> {
+    let mut text = arguments.text.clone();
+    if let Some(name) = &arguments.name {
+        text.model.model.clone_from(name);
+    }
+    generate(&GenerateArgs { text, prompt: PromptArgs::default(), json: false })
+}
+
+/// Answers the prompt; without one, chats over standard input and output.
+///
+/// # Errors
+/// [`Error::Usage`] for flags that cannot be obeyed; those of loading the model, of its template and of
+/// decoding.
+pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
+    let text = &arguments.text;
+    let mut sampling = text.sampling.config()?;
+    let prompt = arguments.prompt.read()?;
+    if prompt.is_none() && arguments.json {
+        return Err(Error::Usage("--json needs a prompt, by --prompt or --prompt-file".to_owned()));
+    }
+    let system = match &text.system_file {
+        Some(file) => Some(read_text(file)?),
+        None => text.system.clone(),
+    };
+    let loaded = text.model.load()?;
+    let template = template(text, &loaded)?;
+    if template.is_none() && system.is_some() {
+        return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
+    }
+    let mut end_tokens = None;
+    if text.ignore_eos {
+        let ends = &loaded.model.info().end_tokens;
+        sampling.logit_bias.extend(ends.iter().map(|&token| (token, NEVER)));
+        end_tokens = Some(Vec::new());
+    }
+    let config = Config {
+        max_tokens: text.max_tokens,
+        sampling,
+        seed: text.sampling.seed(),
+        end_tokens,
+        draft_length: text.draft.length(),
+        top_logprobs: arguments.json.then_some(N_TOP),
+    };
+    let speculator = Speculator::new(text.draft.drafter(&text.model, &loaded)?);
+    match prompt {
+        Some(prompt) => {
+            let prompt = encode(template.as_ref(), system.as_deref(), &loaded, &prompt)?;
+            answer(arguments, &loaded, prompt, &config, speculator)?;
+        }
+        None => {
+            let runner = text.cache.runner(&loaded.model)?;
+            let session = Session::new(&loaded, runner, speculator, config, text.stop.clone())?;
+            chat::run(&loaded, session, system.as_deref(), template.as_ref())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was piped, and the words of the command line behind it.
+fn join(piped: Option<&str>, words: &[String]) -> Result<Option<String>> {
+    let words = words.join(" ");
+    match piped {
+        None if words.is_empty() => Ok(None),
+        Some(piped) if words.is_empty() && piped.trim().is_empty() => {
+            Err(Error::Usage("no prompt: standard input is empty".to_owned()))
+        }
+        Some(piped) if words.is_empty() => Ok(Some(piped.to_owned())),
+        Some(piped) if !piped.trim().is_empty() => Ok(Some(format!("{}\n\n{words}", piped.trim_end()))),
+        _ => Ok(Some(words)),
+    }
+}
+
+/// The template that prompts are put into: the given one, or the model's own, if it has one.
+fn template(arguments: &TextArgs, loaded: &LoadedModel) -> Result<Option<ChatTemplate>> {
+    if arguments.raw {
+        return Ok(None);
+    }
+    let own = loaded.model.chat_template();
+    let Some(given) = &arguments.chat_template else { return Ok(own?.cloned()) };
+    let source = if Path::new(&at_home(given)).exists() {
+        read_text(given)?
+    } else if given.contains("{%") || given.contains("{{") {
+        given.clone()
+    } else {
+        return Err(Error::Usage(format!(
+            "--chat-template: {given} is neither a file nor a Jinja2 template"
+        )));
+    };
+    let tokenizer = loaded.model.tokenizer();
+    let spelled =
+        |token: Option<TokenId>| Some(String::from_utf8_lossy(tokenizer.token_bytes(token?)?).into_owned());
+    let template = ChatTemplate::new(source)?;
+    if template.ignores_messages() {
+        eprintln!("warning: the template does not look at the conversation: its prompt is always the same");
+    }
+    Ok(Some(template.with_tokens(spelled(tokenizer.bos()), spelled(tokenizer.eos()))))
+}
+
+/// The first messages of a conversation.
+fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
+    let system = system.map(|text| Message::new("system", text));
+    system.into_iter().chain([Message::new("user", prompt)]).collect()
+}
+
+/// The tokens of a prompt, in a chat template where there is one.
+fn encode(
+    template: Option<&ChatTemplate>,
+    system: Option<&str>,
+    loaded: &LoadedModel,
+    prompt: &str,
+) -> Result<Vec<TokenId>> {
+    let tokenizer = loaded.model.tokenizer();
+    let Some(template) = template else { return Ok(tokenizer.encode(prompt, EncodeOptions::default())?) };
+    Ok(tokenizer.encode_chat(template, &opening(system, prompt), &[])?)
+}
+
+/// One prompt, one answer.
+fn answer(
+    arguments: &GenerateArgs,
+    loaded: &LoadedModel,
+    prompt: Vec<TokenId>,
+    config: &Config,
+    mut speculator: Speculator<Box<dyn Drafter + Send>>,
+) -> Result {
+    if prompt.is_empty() {
+        return Err(Error::Usage("the prompt is empty".to_owned()));
+    }
+    let mut runner = arguments.text.cache.runner(&loaded.model)?;
+    let sequence = runner.open()?;
+    let vocabulary = Arc::new(loaded.model.tokenizer().clone());
+    let mut decoding =
+        Decoding::new(&runner, sequence, &prompt, config)?.with_text(vocabulary, &arguments.text.stop);
+    let (mut text, mut written) = (String::new(), Ok(()));
+    speculator.drive(&mut runner, &mut decoding, |decoding, _| {
+        let piece = decoding.take_text();
+        match arguments.json {
+            true => text += &piece,
+            false => written = print(&piece),
+        }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written?;
+    let finish = finish_name(decoding.finish());
+    let stats = decoding.stats();
+    let (prefill, decode) = (stats.prefill_tokens_per_second(), stats.decode_tokens_per_second());
+    if arguments.json {
+        let output = decoding.output();
+        let steps = output.iter().zip(decoding.scores());
+        let steps: Vec<Value> = steps
+            .map(|(&token, score)| step_json(ScoredStep { token, logprob: None, top: &score.top }))
+            .collect();
+        return print_json(&json!({
+            "prompt_ids": prompt,
+            "output_ids": output,
+            "text": text,
+            "finish": finish,
+            "steps": steps,
+            "prefill_tok_s": prefill,
+            "decode_tok_s": decode,
+        }));
+    }
+    print("\n")?;
+    let drafts = match stats.drafted {
+        0 => String::new(),
+        _ => format!("; {:.2} tokens a pass", stats.tokens_per_step()),
+    };
+    eprintln!(
+        "[{} + {} tokens, {finish}; prompt {prefill:.1} token/s, answer {decode:.1} token/s{drafts}]",
+        prompt.len(),
+        decoding.output().len()
+    );
+    Ok(())
+}
+
+fn finish_name(finish: Option<FinishReason>) -> &'static str {
+    match finish {
+        Some(FinishReason::EndOfText) => "end of text",
+        Some(FinishReason::Stop) => "stop string",
+        Some(FinishReason::Length) => "length",
+        Some(FinishReason::ContextFull) => "context full",
+        _ => "cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_piped_or_words_or_both() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let joined = |piped, text: Option<&str>| {
+            join(piped, &text.map(words).unwrap_or_default()).map_err(|error| format!("{error:?}"))
+        };
+        assert_eq!(joined(None, None).unwrap(), None);
+        assert_eq!(joined(None, Some("why is")).unwrap().as_deref(), Some("why is"));
+        // What a script's /dev/null has to say.
+        assert_eq!(joined(Some(""), Some("why is")).unwrap().as_deref(), Some("why is"));
+        assert_eq!(joined(Some("a\nb\n"), None).unwrap().as_deref(), Some("a\nb\n"));
+        assert_eq!(joined(Some("a\nb\n"), Some("Sum up:")).unwrap().as_deref(), Some("a\nb\n\nSum up:"));
+        assert!(joined(Some(" \n"), None).unwrap_err().contains("standard input is empty"));
+    }
+}

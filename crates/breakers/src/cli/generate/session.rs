@@ -1,0 +1,106 @@
+//! A sequence that is kept from turn to turn, so that only what is new is computed.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use breakers_core::{Error as StepFailed, LanguageModel as _, Message, SequenceId, StepError, TokenId};
+use breakers_model::Runner;
+use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
+use breakers_tokenizer::{ChatTemplate, EncodeOptions};
+
+use super::interrupt::Interrupt;
+use crate::cli::{LoadedModel, Result, print};
+
+pub(super) struct Session<'a> {
+    loaded: &'a LoadedModel,
+    runner: Runner,
+    sequence: SequenceId,
+    /// Tokens that the sequence holds.
+    held: Vec<TokenId>,
+    speculator: Speculator<Box<dyn Drafter + Send>>,
+    config: Config,
+    stop: Vec<String>,
+    interrupt: Interrupt,
+}
+
+impl<'a> Session<'a> {
+    /// A session without a turn; Ctrl-C ends its answers from now on.
+    pub(super) fn new(
+        loaded: &'a LoadedModel,
+        mut runner: Runner,
+        speculator: Speculator<Box<dyn Drafter + Send>>,
+        config: Config,
+        stop: Vec<String>,
+    ) -> Result<Self> {
+        let sequence = runner.open()?;
+        let interrupt = Interrupt::new()?;
+        Ok(Self { loaded, runner, sequence, held: Vec::new(), speculator, config, stop, interrupt })
+    }
+
+    /// The next message of a conversation, printed as it comes; `None` if there is no room for it.
+    pub(super) fn answer(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Option<String>> {
+        let prompt = self.loaded.model.tokenizer().encode_chat(template, messages, &[])?;
+        if prompt.len() >= self.loaded.model.info().max_context {
+            return Ok(None);
+        }
+        self.generate(&prompt).map(Some)
+    }
+
+    /// A text and what follows it, printed as it comes.
+    pub(super) fn continue_text(&mut self, text: &str) -> Result {
+        let prompt = self.loaded.model.tokenizer().encode(text, EncodeOptions::default())?;
+        if prompt.len() >= self.loaded.model.info().max_context {
+            eprintln!("[too long]");
+            return Ok(());
+        }
+        print(text)?;
+        self.generate(&prompt).map(|_| ())
+    }
+
+    /// Shortens the sequence to `len` tokens, or to as many fewer as its cache can go back to.
+    fn truncate(&mut self, len: usize) -> Result<usize> {
+        let mut keep = len;
+        while let Err(error) = self.runner.truncate(self.sequence, keep) {
+            keep = match error {
+                StepFailed::Step(StepError::TruncateEvicted { evicted_from, .. }) if evicted_from < keep => {
+                    evicted_from
+                }
+                StepFailed::Step(StepError::TruncateEvicted { .. }) if keep > 0 => 0,
+                error => return Err(error.into()),
+            };
+        }
+        Ok(keep)
+    }
+
+    fn generate(&mut self, prompt: &[TokenId]) -> Result<String> {
+        let equal = self.held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let keep = self.truncate(equal.min(prompt.len().saturating_sub(1)))?;
+        self.held.truncate(keep);
+        let vocabulary = Arc::new(self.loaded.model.tokenizer().clone());
+        // The whole conversation is the prompt, of which the sequence holds a beginning: penalties look at
+        // all of it.
+        let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
+        let mut decoding = decoding.with_text(vocabulary, &self.stop);
+        let (mut text, mut written) = (String::new(), Ok(()));
+        self.interrupt.begin();
+        let result = self.speculator.drive(&mut self.runner, &mut decoding, |decoding, _| {
+            let piece = decoding.take_text();
+            text += &piece;
+            written = print(&piece);
+            let goes_on = written.is_ok() && !self.interrupt.is_pressed();
+            if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let is_interrupted = self.interrupt.end();
+        // The last token was produced, but not fed.
+        let mut tokens = [prompt, decoding.output()].concat();
+        tokens.truncate(self.runner.len(self.sequence)?);
+        self.held = tokens;
+        result?;
+        written?;
+        print("\n")?;
+        if is_interrupted {
+            eprintln!("[interrupted; Ctrl-C again ends the chat]");
+        }
+        Ok(text)
+    }
+}

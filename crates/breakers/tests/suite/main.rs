@@ -1,0 +1,40 @@
+//! The program `breakers` as its users meet it.
+
+mod chat;
+mod program;
+mod run;
+
+use std::process::{Command, Output};
+
+use breakers_backend::harness::model_path;
+use serde_json::Value;
+
+/// The program, with a cache of models that is empty.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_breakers"));
+    command.env("BREAKERS_CACHE", std::env::temp_dir().join("breakers-program-tests-have-no-cache"));
+    command
+}
+
+fn breakers(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The small model's file, if the tests have it.
+fn small_model() -> Option<String> {
+    Some(model_path("smollm2-135m")?.to_str().unwrap().to_owned())
+}
+
+/// One JSON object and nothing else.
+fn answer(output: &Output) -> Value {
+    serde_json::from_str(&stdout(output)).unwrap()
+}
