@@ -61,6 +61,16 @@ impl<T: Pod> Buffer<T> {
         })
     }
 
+    /// Has room for so many elements in all without being moved, if there is so much memory. Memory that is not written to
+    /// yet is only asked for.
+    pub fn reserve(&mut self, n: usize) {
+        let n_lines = n.saturating_mul(size_of::<T>()).div_ceil(64);
+        if let Place::Owned(lines) = &mut self.place {
+            // Without it, they are moved as they grow.
+            let _ = lines.try_reserve_exact(n_lines.saturating_sub(lines.len()));
+        }
+    }
+
     /// Appends zeros.
     pub fn extend_zeroed(&mut self, n: usize) {
         if let Place::Mapped { .. } = self.place {
@@ -129,6 +139,19 @@ impl<T: Pod> fmt::Debug for Buffer<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_with_room_is_not_moved() {
+        let mut buffer = Buffer::<u32>::new();
+        buffer.reserve(1000);
+        buffer.extend(&[1, 2]);
+        let start = buffer.as_ptr();
+        buffer.extend_zeroed(998);
+        assert_eq!((buffer.as_ptr(), buffer.len(), buffer[1]), (start, 1000, 2));
+        buffer.reserve(10);
+        buffer.reserve(usize::MAX);
+        assert_eq!(buffer.as_ptr(), start);
+    }
 
     #[test]
     fn a_buffer_grows_out_of_its_file() {

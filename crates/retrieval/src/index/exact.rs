@@ -11,9 +11,13 @@
 //! Half a byte a coordinate and vector is read, an eighth of what floats take, at the speed of the cache or memory that
 //! holds them; a byte without the four bits.
 
-use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
+use super::{
+    Index, Neighbor, Search, TopK, Vectors,
+    center::{self, Drift},
+    slots::Slots,
+};
 use crate::{
-    Bitset, Error, Metric, Result,
+    Metric, Result,
     metric::check_length,
     quantize::{CoarseCodes, GROUP, ScalarCodes, ScalarQuery},
 };
@@ -44,17 +48,16 @@ pub struct Exact {
     /// The same in four bits, where there is memory for them.
     pub(crate) coarse: Option<CoarseCodes>,
     pub(crate) vectors: Vectors,
-    pub(crate) live: Bitset,
-    pub(crate) n_live: usize,
-    /// Slots to hand out again.
-    pub(crate) free: Vec<u32>,
+    pub(crate) slots: Slots,
+    pub(crate) drift: Drift,
+    /// Vectors that there is room for.
+    expected: usize,
 }
 
 /// Room that searches of one thread share.
 #[derive(Debug, Default)]
 struct Scratch {
     query: ScalarQuery,
-    vector: Vec<f32>,
     /// Lower ends, and slots.
     open: Vec<(f32, u32)>,
 }
@@ -68,15 +71,25 @@ impl Exact {
     /// [`Error::DimensionRange`].
     pub fn new(metric: Metric, dimension: usize) -> Result<Self> {
         let codes = ScalarCodes::new(metric, dimension)?;
-        let coarse = Some(CoarseCodes::new(metric, codes.stride()));
-        Ok(Self {
-            codes,
-            coarse,
-            vectors: Vectors::new(dimension)?,
-            live: Bitset::new(0),
-            n_live: 0,
-            free: Vec::new(),
-        })
+        let coarse = Some(CoarseCodes::new(codes.stride()));
+        let vectors = Vectors::new(dimension)?;
+        Ok(Self { codes, coarse, vectors, slots: Slots::default(), drift: Drift::default(), expected: 0 })
+    }
+
+    /// An empty index that keeps eight bits of each vector alone; the vectors stay with its owner.
+    ///
+    /// # Errors
+    /// [`Error::DimensionRange`](crate::Error::DimensionRange).
+    pub(crate) fn lean(metric: Metric, dimension: usize) -> Result<Self> {
+        let vectors = Vectors::elsewhere(dimension)?;
+        Ok(Self { coarse: None, vectors, ..Self::new(metric, dimension)? })
+    }
+
+    /// Has room for so many vectors, so that what holds them is not moved, and in memory twice, as they come.
+    pub(crate) fn reserve(&mut self, n: usize) {
+        self.expected = n;
+        self.codes.reserve(n);
+        self.vectors.reserve(n);
     }
 
     /// Slots that exist, removed ones included.
@@ -94,61 +107,77 @@ impl Exact {
 
     /// Adds a prepared vector.
     pub(crate) fn add(&mut self, prepared: &[f32]) -> Result<u32> {
+        self.look_at_center(prepared);
         let slot = self.place(prepared)?;
-        self.show(slot);
+        self.slots.show(slot);
         Ok(slot)
-    }
-
-    /// Lets searches find a slot.
-    pub(crate) fn show(&mut self, slot: u32) {
-        self.live.insert(slot);
-        self.n_live += 1;
     }
 
     /// Stores a prepared vector, which searches do not find yet, in a free slot if there is one.
     pub(crate) fn place(&mut self, prepared: &[f32]) -> Result<u32> {
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.codes.set(slot as usize, prepared);
-                self.vectors.set(slot, prepared)?;
-                slot
-            }
-            None if self.codes.len() >= MAX_SLOTS => return Err(Error::Full { max: MAX_SLOTS }),
-            None => {
-                self.vectors.push(prepared)?;
-                self.codes.push(prepared);
-                (self.codes.len() - 1) as u32
-            }
-        };
-        if let Some(coarse) = &mut self.coarse {
-            coarse.set(&self.codes, slot as usize);
-        }
-        self.live.grow(self.codes.len());
+        let slot = self.slots.take(self.codes.len())?;
+        self.set(slot, prepared)?;
+        self.drift.add(1);
         Ok(slot)
     }
 
-    /// Marks a slot as removed without handing it out again.
-    pub(crate) fn retire(&mut self, slot: u32) -> bool {
-        let was = self.live.contains(slot);
-        if was {
-            self.live.remove(slot);
-            self.n_live -= 1;
+    /// Takes over the prepared vector of a slot that there is, or of the one after the last.
+    pub(crate) fn set(&mut self, slot: u32, prepared: &[f32]) -> Result<()> {
+        self.vectors.set(slot, prepared)?;
+        if slot as usize == self.codes.len() {
+            self.codes.push(prepared);
+        } else {
+            self.codes.set(slot as usize, prepared);
         }
-        was
+        if let Some(coarse) = &mut self.coarse {
+            coarse.set(&self.codes, slot as usize);
+        }
+        Ok(())
+    }
+
+    /// When it is time, and all vectors are in memory, sees whether another center suits them better; whether codes are
+    /// new. `coming` is about to be added.
+    pub(crate) fn look_at_center(&mut self, coming: &[f32]) -> bool {
+        if !self.drift.is_due(self.slots.n_live, 1) || !self.vectors.are_here() {
+            return false;
+        }
+        self.drift = Drift::default();
+        let live: Vec<u32> = self.slots.live.iter().collect();
+        let found = center::evenly(live.len()).filter_map(|i| self.vectors.get(live[i]));
+        let sample: Vec<Vec<f32>> = found.chain([coming]).map(<[f32]>::to_vec).collect();
+        let better = center::better(self.codes.center(), &sample);
+        let is_new = better.is_some();
+        if let Some(center) = better {
+            let mut codes = self.codes.around(center, self.codes.len());
+            (0..codes.len() as u32).for_each(|slot| {
+                if let Some(vector) = self.vectors.get(slot) {
+                    codes.set(slot as usize, vector);
+                }
+            });
+            let coarse = self.coarse.is_some().then(|| CoarseCodes::of(&codes));
+            self.adopt(codes, coarse);
+        }
+        is_new
+    }
+
+    /// Takes over codes of the same vectors, seen from another center.
+    pub(crate) fn adopt(&mut self, mut codes: ScalarCodes, coarse: Option<CoarseCodes>) {
+        codes.reserve(self.expected);
+        (self.codes, self.coarse) = (codes, coarse);
     }
 
     /// The nearest among the live and allowed, by prepared query.
-    pub(crate) fn scan(&self, prepared: &[f32], k: usize, allowed: Option<&Bitset>) -> Result<Vec<Neighbor>> {
+    pub(crate) fn scan(&self, prepared: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { query, vector, open } = scratch;
+            let Scratch { query, open } = scratch;
             self.codes.query(prepared, true, query);
             open.clear();
-            let k = k.min(self.n_live);
+            let k = search.k.min(self.slots.n_live);
             let mut uppers = TopK::new(k);
             let mut intervals = [(0.0, 0.0); GROUP];
-            for (group, &live) in self.live.words().iter().enumerate() {
+            for (group, &live) in self.slots.live.words().iter().enumerate() {
                 let mut mask =
-                    live & allowed.map_or(u64::MAX, |a| a.words().get(group).copied().unwrap_or(0));
+                    live & search.allowed.map_or(u64::MAX, |a| a.words().get(group).copied().unwrap_or(0));
                 if let Some(coarse) = &self.coarse
                     && mask.count_ones() as usize > FEW
                     && uppers.bound() < f32::INFINITY
@@ -182,15 +211,14 @@ impl Exact {
             open.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             let mut top = TopK::new(k);
             let metric = self.codes.metric();
-            let squares: f64 = prepared.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             for (i, &(lower, slot)) in open.iter().enumerate() {
-                if true_distance(metric, lower, squares) > top.bound() {
+                if true_distance(metric, lower, query.base) > top.bound() {
                     break;
                 }
                 if let Some(&(_, next)) = open.get(i + 2) {
                     self.vectors.prefetch(next);
                 }
-                top.push(slot, self.vectors.distance(metric, prepared, slot, vector)?);
+                top.push(slot, self.vectors.distance(metric, prepared, slot, search.source)?);
             }
             Ok(top.into_neighbors())
         })
@@ -206,13 +234,14 @@ fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// What a distance less the part that is the same for all vectors is in full.
-fn true_distance(metric: Metric, reduced: f32, query_squares: f64) -> f32 {
+/// A lower end of the distance in full, of one that lacks the part that is the same for all vectors.
+fn true_distance(metric: Metric, reduced: f32, base: f64) -> f32 {
+    let distance = base + f64::from(reduced);
+    // Rounded to 32 bits; a step down keeps a lower end a lower end.
     match metric {
-        // 1 − x is rounded; a step down keeps a lower end a lower end.
-        Metric::Cosine => ((1.0 + reduced) - f32::EPSILON).min(2.0),
-        Metric::Dot => reduced,
-        Metric::L2 => ((query_squares + 2.0 * f64::from(reduced)) as f32).next_down(),
+        Metric::Cosine => (distance as f32).next_down().min(2.0),
+        Metric::Dot => (distance as f32).next_down(),
+        Metric::L2 => ((2.0 * distance) as f32).next_down(),
     }
 }
 
@@ -230,12 +259,12 @@ impl Index for Exact {
     }
 
     fn len(&self) -> usize {
-        self.n_live
+        self.slots.n_live
     }
 
     fn bytes(&self) -> usize {
         let coarse = self.coarse.as_ref().map_or(0, CoarseCodes::bytes);
-        self.codes.bytes() + coarse + self.live.words().len() * 8
+        self.codes.bytes() + coarse + self.slots.live.words().len() * 8
     }
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {
@@ -244,15 +273,11 @@ impl Index for Exact {
     }
 
     fn remove(&mut self, slot: u32) -> bool {
-        let was = self.retire(slot);
-        if was {
-            self.free.push(slot);
-        }
-        was
+        self.slots.remove(slot)
     }
 
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.prepared("the query", query)?;
-        self.scan(&prepared, search.k, search.allowed)
+        self.scan(&prepared, search)
     }
 }

@@ -77,16 +77,15 @@ impl HnswRs {
     }
 
     /// Links the live vectors only.
-    fn rebuild(&mut self) -> Result<()> {
+    fn rebuild(&mut self) {
         self.graph = empty(&self.config);
         self.lost.clear();
         self.n_removed = 0;
-        let mut scratch = Vec::new();
-        for slot in self.flat.live.clone().iter() {
-            let vector = self.flat.vectors.with(slot, &mut scratch, <[f32]>::to_vec)?;
-            self.link(slot, &vector);
+        for slot in self.flat.slots.live.clone().iter() {
+            if let Some(vector) = self.flat.vectors.get(slot).map(<[f32]>::to_vec) {
+                self.link(slot, &vector);
+            }
         }
-        Ok(())
     }
 }
 
@@ -125,13 +124,12 @@ impl Index for HnswRs {
     }
 
     fn remove(&mut self, slot: u32) -> bool {
-        let was = self.flat.retire(slot);
+        let was = self.flat.slots.retire(slot);
         if was {
             self.lost.retain(|&lost| lost != slot);
             self.n_removed += 1;
             if self.n_removed > self.flat.len() / 2 {
-                // Vectors in memory can be read.
-                let _ = self.rebuild();
+                self.rebuild();
             }
         }
         was
@@ -143,7 +141,7 @@ impl Index for HnswRs {
             None => self.len(),
             Some(allowed) => {
                 let mut live: Bitset = allowed.clone();
-                live.intersect(&self.flat.live);
+                live.intersect(&self.flat.slots.live);
                 live.count()
             }
         };
@@ -152,8 +150,9 @@ impl Index for HnswRs {
             return Ok(Vec::new());
         }
         let effort = search.effort.unwrap_or(self.effort).max(k);
-        let wanted =
-            |slot: u32| self.flat.live.contains(slot) && search.allowed.is_none_or(|a| a.contains(slot));
+        let wanted = |slot: u32| {
+            self.flat.slots.live.contains(slot) && search.allowed.is_none_or(|a| a.contains(slot))
+        };
         let filter = |id: &usize| wanted(*id as u32);
         let found = if self.n_removed == 0 && search.allowed.is_none() {
             self.graph.search(&prepared, k, effort)
@@ -161,12 +160,15 @@ impl Index for HnswRs {
             self.graph.search_filter(&prepared, k, effort, Some(&filter))
         };
         let mut top = TopK::new(k);
-        let mut scratch = Vec::new();
         let found = found.iter().map(|n| n.d_id as u32);
         for slot in found.chain(self.lost.iter().copied()).filter(|&slot| wanted(slot)) {
-            top.push(slot, self.flat.vectors.distance(self.metric(), &prepared, slot, &mut scratch)?);
+            top.push(slot, self.flat.vectors.distance(self.metric(), &prepared, slot, None)?);
         }
-        if top.len() < k { self.flat.scan(&prepared, k, search.allowed) } else { Ok(top.into_neighbors()) }
+        if top.len() < k {
+            self.flat.scan(&prepared, &Search { k, ..*search })
+        } else {
+            Ok(top.into_neighbors())
+        }
     }
 }
 

@@ -11,9 +11,9 @@
 //! are of rotated vectors: a random rotation evens out parts, and one that is learned from what the centers leave over
 //! ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
 
-use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
+use super::{Index, Neighbor, Search, TopK, Vectors, slots::Slots};
 use crate::{
-    Bitset, Error, Metric, Result,
+    Error, Metric, Result,
     metric::check_length,
     quantize::{Centers, OptimizedProductQuantizer, kmeans, table_product},
 };
@@ -80,9 +80,7 @@ pub struct Ivf {
     /// The list of each slot.
     places: Vec<u32>,
     vectors: Vectors,
-    live: Bitset,
-    n_live: usize,
-    free: Vec<u32>,
+    slots: Slots,
 }
 
 impl Ivf {
@@ -127,22 +125,8 @@ impl Ivf {
         }
         let quantizer = OptimizedProductQuantizer::train(&rows, width, n_parts, config.turns, config.seed)?;
         let lists = (0..n_lists).map(|_| List::default()).collect();
-        let (places, free) = (Vec::new(), Vec::new());
-        let live = Bitset::new(0);
-        Ok(Self {
-            metric,
-            config,
-            width,
-            rotation,
-            centers,
-            quantizer,
-            lists,
-            places,
-            vectors,
-            live,
-            n_live: 0,
-            free,
-        })
+        let (places, slots) = (Vec::new(), Slots::default());
+        Ok(Self { metric, config, width, rotation, centers, quantizer, lists, places, vectors, slots })
     }
 
     /// Number of lists.
@@ -175,7 +159,7 @@ impl Index for Ivf {
     }
 
     fn len(&self) -> usize {
-        self.n_live
+        self.slots.n_live
     }
 
     fn bytes(&self) -> usize {
@@ -186,18 +170,9 @@ impl Index for Ivf {
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {
         let (prepared, mut rotated) = self.prepared("the vector", vector)?;
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.vectors.set(slot, &prepared)?;
-                slot
-            }
-            None if self.places.len() >= MAX_SLOTS => return Err(Error::Full { max: MAX_SLOTS }),
-            None => {
-                self.vectors.push(&prepared)?;
-                self.places.push(0);
-                (self.places.len() - 1) as u32
-            }
-        };
+        let slot = self.slots.take(self.places.len())?;
+        self.vectors.set(slot, &prepared)?;
+        self.places.resize(self.vectors.len(), 0);
         let (list, _) = self.centers.nearest(&rotated, &mut Vec::new());
         rotated.iter_mut().zip(self.centers.row(list)).for_each(|(x, c)| *x -= c);
         let offset =
@@ -207,18 +182,14 @@ impl Index for Ivf {
         list.slots.push(slot);
         list.codes.extend(self.quantizer.encode(&rotated));
         list.offsets.push(offset);
-        self.live.insert(slot);
-        self.n_live += 1;
+        self.slots.show(slot);
         Ok(slot)
     }
 
     fn remove(&mut self, slot: u32) -> bool {
-        if !self.live.contains(slot) {
+        if !self.slots.remove(slot) {
             return false;
         }
-        self.live.remove(slot);
-        self.n_live -= 1;
-        self.free.push(slot);
         let list = &mut self.lists[self.places[slot as usize] as usize];
         if let Some(at) = list.slots.iter().position(|&s| s == slot) {
             let (last, n_parts) = (list.slots.len() - 1, self.quantizer.n_parts());
@@ -232,7 +203,7 @@ impl Index for Ivf {
 
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let (prepared, rotated) = self.prepared("the query", query)?;
-        let k = search.k.min(self.n_live);
+        let k = search.k.min(self.slots.n_live);
         let (mut scratch, mut products) = (Vec::new(), Vec::new());
         let ranking = self.centers.ranking(&rotated, &mut scratch);
         self.centers.products(&rotated, &mut products);
@@ -257,7 +228,7 @@ impl Index for Ivf {
         }
         let mut top = TopK::new(k);
         for candidate in candidates.into_neighbors() {
-            let distance = self.vectors.distance(self.metric, &prepared, candidate.slot, &mut scratch)?;
+            let distance = self.vectors.distance(self.metric, &prepared, candidate.slot, None)?;
             top.push(candidate.slot, distance);
         }
         Ok(top.into_neighbors())

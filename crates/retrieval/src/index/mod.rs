@@ -8,6 +8,7 @@
 //! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal. What a slot
 //! means to a user is the store's business.
 
+pub(crate) mod center;
 #[cfg(feature = "device")]
 pub mod device;
 pub mod exact;
@@ -17,6 +18,7 @@ pub mod hnsw;
 pub mod ivf;
 mod plan;
 pub mod rabitq;
+pub(crate) mod slots;
 mod top;
 mod tune;
 mod vectors;
@@ -34,6 +36,7 @@ pub use rabitq::Rabitq;
 pub use top::TopK;
 pub use tune::Tuned;
 pub(crate) use tune::{Size, tune};
+pub(crate) use vectors::Source;
 pub use vectors::Vectors;
 
 use crate::{Bitset, Metric, Result};
@@ -61,12 +64,14 @@ pub struct Search<'a> {
     pub effort: Option<usize>,
     /// The slots that may be returned; `None` allows all.
     pub allowed: Option<&'a Bitset>,
+    /// Who has the vectors that the index itself has not.
+    pub(crate) source: Option<&'a dyn Source>,
 }
 
 impl<'a> Search<'a> {
     /// The nearest `k` of all.
     pub fn new(k: usize) -> Self {
-        Self { k, effort: None, allowed: None }
+        Self { k, effort: None, allowed: None, source: None }
     }
 
     /// With this effort.

@@ -72,7 +72,7 @@ impl Graph {
         let n_matching = match search.allowed {
             None => n_points,
             Some(allowed) => {
-                let live = self.flat.live.words().iter().zip(allowed.words());
+                let live = self.flat.slots.live.words().iter().zip(allowed.words());
                 live.map(|(a, b)| (a & b).count_ones() as usize).sum()
             }
         };
@@ -129,21 +129,21 @@ impl Graph {
         search: &Search<'_>,
         plan: &Plan,
     ) -> Result<Vec<Neighbor>> {
-        let k = search.k.min(plan.n_matching);
+        let search = &Search { k: search.k.min(plan.n_matching), ..*search };
         match plan.strategy {
             Strategy::Nothing => Ok(Vec::new()),
-            Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, k, search.allowed),
+            Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, search),
             Strategy::Walk | Strategy::FilteredWalk => {
-                let found = self.walk(prepared, k, plan.effort, search.allowed)?;
+                let found = self.walk(prepared, plan.effort, search)?;
                 if let Some(watch) = self.watch(search)
                     && watch.is_sample(plan.scan_cost / plan.walk_cost)
                 {
-                    let truth = self.flat.scan(prepared, k, search.allowed)?;
+                    let truth = self.flat.scan(prepared, search)?;
                     watch.note(&found, &truth);
                     return Ok(truth);
                 }
                 // What matches may lie far from the query: then little of the beam does.
-                if found.len() < k { self.flat.scan(prepared, k, search.allowed) } else { Ok(found) }
+                if found.len() < search.k { self.flat.scan(prepared, search) } else { Ok(found) }
             }
         }
     }

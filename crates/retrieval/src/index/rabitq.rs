@@ -10,9 +10,9 @@
 //! # Source
 //! As [`RabitqCodes`]; re-ranking by the bound: arXiv 2405.12497, section 4.
 
-use super::{Index, MAX_SLOTS, Neighbor, Search, TopK, Vectors};
+use super::{Index, Neighbor, Search, TopK, Vectors, slots::Slots};
 use crate::{
-    Bitset, Error, Metric, Result,
+    Error, Metric, Result,
     metric::check_length,
     quantize::{EPSILON, Estimate, RabitqCodes},
 };
@@ -24,9 +24,7 @@ pub struct Rabitq {
     metric: Metric,
     codes: RabitqCodes,
     vectors: Vectors,
-    live: Bitset,
-    n_live: usize,
-    free: Vec<u32>,
+    slots: Slots,
 }
 
 thread_local!(static ESTIMATES: RefCell<Vec<Estimate>> = RefCell::default());
@@ -58,7 +56,7 @@ impl Rabitq {
         }
         let center: Vec<f32> = sum.iter().map(|sum| (sum / f64::from(n)) as f32).collect();
         let codes = RabitqCodes::new(metric, &center, bits, seed)?;
-        Ok(Self { metric, codes, vectors, live: Bitset::new(0), n_live: 0, free: Vec::new() })
+        Ok(Self { metric, codes, vectors, slots: Slots::default() })
     }
 
     fn prepared(&self, what: &'static str, vector: &[f32]) -> Result<Vec<f32>> {
@@ -83,58 +81,45 @@ impl Index for Rabitq {
     }
 
     fn len(&self) -> usize {
-        self.n_live
+        self.slots.n_live
     }
 
     fn bytes(&self) -> usize {
-        self.codes.bytes() + self.live.words().len() * 8
+        self.codes.bytes() + self.slots.live.words().len() * 8
     }
 
     fn insert(&mut self, vector: &[f32]) -> Result<u32> {
         let prepared = self.prepared("the vector", vector)?;
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.codes.set(slot as usize, &prepared)?;
-                self.vectors.set(slot, &prepared)?;
-                slot
-            }
-            None if self.codes.len() >= MAX_SLOTS => return Err(Error::Full { max: MAX_SLOTS }),
-            None => {
-                self.codes.push(&prepared)?;
-                self.vectors.push(&prepared)?;
-                (self.codes.len() - 1) as u32
-            }
-        };
-        self.live.insert(slot);
-        self.n_live += 1;
+        let slot = self.slots.take(self.codes.len())?;
+        if slot as usize == self.codes.len() {
+            self.codes.push(&prepared)?;
+        } else {
+            self.codes.set(slot as usize, &prepared)?;
+        }
+        self.vectors.set(slot, &prepared)?;
+        self.slots.show(slot);
         Ok(slot)
     }
 
     fn remove(&mut self, slot: u32) -> bool {
-        let was = self.live.contains(slot);
-        if was {
-            self.live.remove(slot);
-            self.n_live -= 1;
-            self.free.push(slot);
-        }
-        was
+        self.slots.remove(slot)
     }
 
     /// The effort is how many vectors are compared in full precision at most; without one the bounds alone decide.
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.prepared("the query", query)?;
-        let k = search.k.min(self.n_live);
+        let k = search.k.min(self.slots.n_live);
         ESTIMATES.with_borrow_mut(|estimates| {
             estimates.resize(self.codes.len(), Estimate { distance: 0.0, lower: 0.0 });
             self.codes.scan(&self.codes.query(&prepared)?, EPSILON, estimates)?;
             let wanted = |slot| search.allowed.is_none_or(|allowed| allowed.contains(slot));
             let mut near = TopK::new(k);
-            for slot in self.live.iter().filter(|&slot| wanted(slot)) {
+            for slot in self.slots.live.iter().filter(|&slot| wanted(slot)) {
                 near.push(slot, estimates[slot as usize].distance);
             }
-            let (mut top, mut scratch) = (TopK::new(k), Vec::new());
-            let mut compare = |top: &mut TopK, slot| -> Result<()> {
-                top.push(slot, self.vectors.distance(self.metric, &prepared, slot, &mut scratch)?);
+            let mut top = TopK::new(k);
+            let compare = |top: &mut TopK, slot| -> Result<()> {
+                top.push(slot, self.vectors.distance(self.metric, &prepared, slot, None)?);
                 Ok(())
             };
             let farthest = near.bound();
@@ -146,6 +131,7 @@ impl Index for Rabitq {
                 |slot: u32, distance: f32| distance < farthest || (distance == farthest && slot <= last);
             let bound = top.bound();
             let mut open: Vec<(f32, u32)> = self
+                .slots
                 .live
                 .iter()
                 .map(|slot| (slot, estimates[slot as usize]))

@@ -3,14 +3,11 @@ use crate::{
     metric::{check_dimension, check_length},
 };
 use breakers_files::Buffer;
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::fmt;
 
 /// Vectors in full precision, to compute the distances that are returned.
 ///
-/// They lie in memory, in a mapped file, or in a file that is read a vector at a time, so that they take no memory.
+/// They lie in memory, or with the owner of the index, who passes a `Source` to every search.
 #[derive(Debug)]
 pub struct Vectors {
     dimension: usize,
@@ -20,15 +17,17 @@ pub struct Vectors {
 #[derive(Debug)]
 enum Place {
     Memory(Buffer<f32>),
-    /// The first vectors are in the file, from byte `start` on; what was added or changed since is in memory.
-    File {
-        file: File,
-        path: PathBuf,
-        start: u64,
-        n: usize,
-        changed: hashbrown::HashMap<u32, Box<[f32]>>,
-        len: usize,
-    },
+    /// With the owner; how many there are.
+    Elsewhere(usize),
+}
+
+/// Who has the vectors that are not in memory.
+pub(crate) trait Source: fmt::Debug {
+    /// Reads the prepared vector of a slot that searches return.
+    ///
+    /// # Errors
+    /// What reading can meet.
+    fn read(&self, slot: u32) -> Result<Vec<f32>>;
 }
 
 impl Vectors {
@@ -41,22 +40,20 @@ impl Vectors {
         Ok(Self { dimension, place: Place::Memory(Buffer::new()) })
     }
 
-    pub(crate) fn from_buffer(dimension: usize, values: Buffer<f32>) -> Self {
-        Self { dimension, place: Place::Memory(values) }
-    }
-
-    /// `n` vectors in a file from byte `start` on, which are read when they are needed.
-    pub(crate) fn from_file(dimension: usize, path: &Path, start: u64, n: usize) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let (path, changed) = (path.to_owned(), hashbrown::HashMap::new());
-        Ok(Self { dimension, place: Place::File { file, path, start, n, changed, len: n } })
+    /// No vectors yet; those that come stay with the owner.
+    ///
+    /// # Errors
+    /// [`Error::DimensionRange`].
+    pub(crate) fn elsewhere(dimension: usize) -> Result<Self> {
+        check_dimension(dimension)?;
+        Ok(Self { dimension, place: Place::Elsewhere(0) })
     }
 
     /// Number of vectors.
     pub fn len(&self) -> usize {
         match &self.place {
             Place::Memory(values) => values.len() / self.dimension,
-            Place::File { len, .. } => *len,
+            Place::Elsewhere(n) => *n,
         }
     }
 
@@ -70,66 +67,50 @@ impl Vectors {
         self.dimension
     }
 
-    /// Bytes that vectors take in memory or in a mapping.
+    /// Bytes that vectors take in memory.
     pub fn bytes(&self) -> usize {
-        4 * match &self.place {
-            Place::Memory(values) => values.len(),
-            Place::File { changed, .. } => changed.len() * self.dimension,
+        match &self.place {
+            Place::Memory(values) => size_of_val(&**values),
+            Place::Elsewhere(_) => 0,
         }
     }
 
-    pub(crate) fn push(&mut self, vector: &[f32]) -> Result<()> {
-        check_length("the vector", vector, self.dimension)?;
+    /// Whether they lie in memory.
+    pub(crate) fn are_here(&self) -> bool {
+        matches!(self.place, Place::Memory(_))
+    }
+
+    /// Has room for so many vectors.
+    pub(crate) fn reserve(&mut self, n: usize) {
+        if let Place::Memory(values) = &mut self.place {
+            values.reserve(n.saturating_mul(self.dimension));
+        }
+    }
+
+    /// Is of so many vectors at least; new ones are zero until they are set.
+    pub(crate) fn grow(&mut self, n: usize) {
+        let missing = n.saturating_sub(self.len());
         match &mut self.place {
-            Place::Memory(values) => values.extend(vector),
-            Place::File { changed, len, .. } => {
-                changed.insert(*len as u32, vector.into());
-                *len += 1;
-            }
+            Place::Memory(values) => values.extend_zeroed(missing * self.dimension),
+            Place::Elsewhere(len) => *len += missing,
         }
-        Ok(())
     }
 
+    /// Takes the vector of a slot that there is, or of the one after the last.
     pub(crate) fn set(&mut self, slot: u32, vector: &[f32]) -> Result<()> {
         check_length("the vector", vector, self.dimension)?;
-        match &mut self.place {
-            Place::Memory(values) => {
-                values.make_mut()[slot as usize * self.dimension..][..self.dimension].copy_from_slice(vector);
-            }
-            Place::File { changed, .. } => {
-                changed.insert(slot, vector.into());
-            }
+        self.grow(slot as usize + 1);
+        if let Place::Memory(values) = &mut self.place {
+            values.make_mut()[slot as usize * self.dimension..][..self.dimension].copy_from_slice(vector);
         }
         Ok(())
     }
 
-    pub(crate) fn in_memory(&self) -> Option<&[f32]> {
+    /// The vector of a slot, if it is in memory.
+    pub(crate) fn get(&self, slot: u32) -> Option<&[f32]> {
         match &self.place {
-            Place::Memory(values) => Some(values),
-            Place::File { .. } => None,
-        }
-    }
-
-    /// Calls `f` with the vector of a slot; `scratch` is used if it has to be read from a file.
-    pub(crate) fn with<R>(
-        &self,
-        slot: u32,
-        scratch: &mut Vec<f32>,
-        f: impl FnOnce(&[f32]) -> R,
-    ) -> Result<R> {
-        match &self.place {
-            Place::Memory(values) => Ok(f(&values[slot as usize * self.dimension..][..self.dimension])),
-            Place::File { changed, .. } if changed.contains_key(&slot) => Ok(f(&changed[&slot])),
-            Place::File { file, path, start, n, .. } => {
-                if slot as usize >= *n {
-                    return Err(Error::UnknownPoint { id: slot.into() });
-                }
-                scratch.resize(self.dimension, 0.0);
-                let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch);
-                let at = start + u64::from(slot) * bytes.len() as u64;
-                read_at(file, bytes, at).map_err(Error::io(path))?;
-                Ok(f(scratch))
-            }
+            Place::Memory(values) => values.get(slot as usize * self.dimension..)?.get(..self.dimension),
+            Place::Elsewhere(_) => None,
         }
     }
 
@@ -141,27 +122,21 @@ impl Vectors {
         }
     }
 
-    /// Computes the distance of a slot's vector.
+    /// Computes the distance of a slot's vector, which is read from `source` if it is not here.
+    ///
+    /// # Errors
+    /// What reading can meet; [`Error::UnknownPoint`] for a vector that is nowhere.
     pub(crate) fn distance(
         &self,
         metric: Metric,
         query: &[f32],
         slot: u32,
-        scratch: &mut Vec<f32>,
+        source: Option<&dyn Source>,
     ) -> Result<f32> {
-        self.with(slot, scratch, |vector| metric.distance(query, vector))
+        match (self.get(slot), source) {
+            (Some(vector), _) => Ok(metric.distance(query, vector)),
+            (None, Some(source)) => Ok(metric.distance(query, &source.read(slot)?)),
+            (None, None) => Err(Error::UnknownPoint { id: slot.into() }),
+        }
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
-}
-
-#[cfg(not(unix))]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    use std::io::{Read as _, Seek as _};
-    let mut file = file.try_clone()?;
-    file.seek(std::io::SeekFrom::Start(at))?;
-    file.read_exact(bytes)
 }

@@ -20,8 +20,7 @@
 //! The layout: André, Kermarrec and Le Scouarnec, "Accelerated nearest neighbor search with Quick ADC", arXiv
 //! 1704.07355, section 3. Deviation: products of bytes in place of tables.
 
-use super::scalar::{ScalarCodes, ScalarQuery, round_up};
-use crate::Metric;
+use super::scalar::{Rounding, ScalarCodes, ScalarQuery, round_up};
 use breakers_cpu::{self as cpu, Isa};
 use breakers_files::Buffer;
 
@@ -48,7 +47,6 @@ struct Tails {
 /// Vectors in four bits a coordinate.
 #[derive(Debug, Clone)]
 pub(crate) struct CoarseCodes {
-    metric: Metric,
     /// Coordinates, a multiple of 64.
     width: usize,
     codes: Buffer<u8>,
@@ -63,19 +61,19 @@ struct Terms {
     shift: i32,
     norm: f32,
     error: f32,
-    /// What rounding can lose: a factor of the product of lengths, or of the square of their sum.
-    rounding: f32,
-    l2: bool,
+    /// What the offsets count.
+    along: f32,
+    rounding: Rounding,
 }
 
 impl CoarseCodes {
-    pub(crate) fn new(metric: Metric, width: usize) -> Self {
-        Self { metric, width, codes: Buffer::new(), tails: Buffer::new() }
+    pub(crate) fn new(width: usize) -> Self {
+        Self { width, codes: Buffer::new(), tails: Buffer::new() }
     }
 
     /// Of all vectors.
     pub(crate) fn of(codes: &ScalarCodes) -> Self {
-        let mut coarse = Self::new(codes.metric(), codes.stride());
+        let mut coarse = Self::new(codes.stride());
         (0..codes.len()).for_each(|slot| coarse.set(codes, slot));
         coarse
     }
@@ -137,15 +135,13 @@ impl CoarseCodes {
         let bytes = self.block_bytes();
         let rows = &self.codes[blocks.start * bytes..blocks.end * bytes];
         let tails = &self.tails[blocks];
-        let l2 = self.metric == Metric::L2;
-        let depth = self.width as f32 / 64.0 + 16.0;
         let terms = Terms {
             step: query.step,
             shift: 15 * query.codes.sum(),
             norm: query.norm,
             error: query.first_error,
-            rounding: f32::EPSILON * if l2 { depth } else { 8.0 },
-            l2,
+            along: query.along,
+            rounding: query.rounding,
         };
         let codes = query.codes.codes();
         assert_eq!(codes.len(), self.width);
@@ -188,12 +184,10 @@ impl Terms {
     fn lower(&self, dot: i32, tails: &Tails, lane: usize) -> f32 {
         let product = self.step * tails.scale[lane] * (2 * dot - self.shift) as f32;
         let error = self.norm * tails.error[lane] + self.error * tails.norm[lane];
-        let lengths = if self.l2 {
-            (self.norm + tails.norm[lane]) * (self.norm + tails.norm[lane])
-        } else {
-            self.norm * tails.norm[lane]
-        };
-        (tails.offset[lane] - product) - (error * (1.0 + 1e-5) + self.rounding * lengths)
+        let Rounding { square, slope, flat } = self.rounding;
+        let sum = self.norm + tails.norm[lane];
+        let rounding = square * (sum * sum) + (slope * tails.norm[lane] + flat);
+        (self.along * tails.offset[lane] - product) - (error * (1.0 + 1e-5) + f32::EPSILON * rounding)
     }
 }
 
@@ -213,7 +207,7 @@ fn dots(codes: &[i8], block: &[u8]) -> [i32; BLOCK] {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{BLOCK, LINE, Tails, Terms};
+    use super::{BLOCK, LINE, Rounding, Tails, Terms};
     use std::arch::x86_64::*;
 
     /// Sums of two blocks at a time: enough that products need not wait for each other.
@@ -244,17 +238,18 @@ mod x86 {
                     _mm512_mul_ps(query_norm, error),
                     _mm512_mul_ps(_mm512_set1_ps(terms.error), norm),
                 );
-                let lengths = if terms.l2 {
-                    let sum = _mm512_add_ps(query_norm, norm);
-                    _mm512_mul_ps(sum, sum)
-                } else {
-                    _mm512_mul_ps(query_norm, norm)
-                };
+                let Rounding { square, slope, flat } = terms.rounding;
+                let sum = _mm512_add_ps(query_norm, norm);
+                let rounding = _mm512_add_ps(
+                    _mm512_mul_ps(_mm512_set1_ps(square), _mm512_mul_ps(sum, sum)),
+                    _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(slope), norm), _mm512_set1_ps(flat)),
+                );
                 let slack = _mm512_add_ps(
                     _mm512_mul_ps(lost, _mm512_set1_ps(1.0 + 1e-5)),
-                    _mm512_mul_ps(_mm512_set1_ps(terms.rounding), lengths),
+                    _mm512_mul_ps(_mm512_set1_ps(f32::EPSILON), rounding),
                 );
-                let lower = _mm512_sub_ps(_mm512_sub_ps(load(&tails.offset), product), slack);
+                let offset = _mm512_mul_ps(_mm512_set1_ps(terms.along), load(&tails.offset));
+                let lower = _mm512_sub_ps(_mm512_sub_ps(offset, product), slack);
                 let below = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(lower, _mm512_set1_ps(bound));
                 open |= u64::from(below) << ((2 * i + at) * BLOCK);
             }
@@ -324,21 +319,23 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Metric;
     use rand::{RngExt as _, SeedableRng as _};
 
     /// Lower ends hold for vectors of every kind, and every path opens the same vectors as the definition in 64 bits of
     /// what the codes stand for, but for those at the bound.
-    fn check(metric: Metric, dimension: usize, scale: impl Fn(usize) -> f32) {
+    fn check(metric: Metric, dimension: usize, shift: f32, scale: impl Fn(usize) -> f32) {
         let mut random = rand::rngs::StdRng::seed_from_u64(dimension as u64);
-        let mut codes = ScalarCodes::new(metric, dimension).unwrap();
         let mut draw = || {
             let mut v: Vec<f32> =
-                (0..dimension).map(|i| scale(i) * random.random_range(-1.0f32..1.0)).collect();
+                (0..dimension).map(|i| scale(i) * (shift + random.random_range(-1.0f32..1.0))).collect();
             metric.prepare("v", &mut v).unwrap();
             v
         };
         let n: usize = 150;
         let rows: Vec<Vec<f32>> = (0..n).map(|_| draw()).collect();
+        let center = if shift == 0.0 { Vec::new() } else { rows[0].clone() };
+        let mut codes = ScalarCodes::new(metric, dimension).unwrap().around(center, 0);
         rows.iter().for_each(|row| codes.push(row));
         let coarse = CoarseCodes::of(&codes);
         assert_eq!(coarse.bytes(), (coarse.width / 2 + 16) * n.next_multiple_of(BLOCK));
@@ -348,9 +345,12 @@ mod tests {
         let distances: Vec<f64> = rows
             .iter()
             .map(|row| {
-                let products = row.iter().zip(&vector).map(|(a, b)| f64::from(*a) * f64::from(*b));
-                let half: f64 = row.iter().map(|x| f64::from(*x) * f64::from(*x) / 2.0).sum();
-                (if metric == Metric::L2 { half } else { 0.0 }) - products.sum::<f64>()
+                let pairs = row.iter().zip(&vector).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+                let full: f64 = match metric {
+                    Metric::Dot => pairs.map(|(a, b)| -a * b).sum(),
+                    _ => pairs.map(|(a, b)| (a - b) * (a - b) / 2.0).sum(),
+                };
+                full - query.base
             })
             .collect();
         let mut sorted = distances.clone();
@@ -385,10 +385,12 @@ mod tests {
     fn lower_ends_hold_and_all_paths_agree() {
         for metric in Metric::ALL {
             for dimension in [1, 3, 64, 100, 384, 769] {
-                check(metric, dimension, |_| 1.0);
-                check(metric, dimension, |i| if i == 0 { 100.0 } else { 1.0 });
-                check(metric, dimension, |_| 1e-6);
-                check(metric, dimension, |_| 1e6);
+                for shift in [0.0, 1.0, -30.0] {
+                    check(metric, dimension, shift, |_| 1.0);
+                    check(metric, dimension, shift, |i| if i == 0 { 100.0 } else { 1.0 });
+                    check(metric, dimension, shift, |_| 1e-6);
+                    check(metric, dimension, shift, |_| 1e6);
+                }
             }
         }
     }

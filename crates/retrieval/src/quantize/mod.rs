@@ -2,14 +2,14 @@
 
 mod coarse;
 mod kmeans;
-mod optimized;
-mod product;
+mod opq;
+mod pq;
 mod rabitq;
 mod scalar;
 
 pub(crate) use coarse::{CoarseCodes, GROUP};
 pub(crate) use kmeans::{Centers, kmeans};
-pub use optimized::OptimizedProductQuantizer;
-pub use product::{ProductQuantizer, table_product};
+pub use opq::OptimizedProductQuantizer;
+pub use pq::{ProductQuantizer, table_product};
 pub use rabitq::{EPSILON, Estimate, RabitqCodes, RabitqQuery};
 pub use scalar::{ScalarCodes, ScalarQuery, Tail};

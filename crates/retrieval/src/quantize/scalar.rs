@@ -1,13 +1,23 @@
 //! Eight bits a coordinate, with a bound on the error that holds for every vector and query.
 //!
-//! A vector is padded with zeros to a multiple of 64, rotated, so that no coordinate stands out, and divided by a step
-//! of its own, its largest magnitude over 127. With o the vector, ô what its codes stand for, q the query and q̂ = q − r
-//! what the query's codes stand for,
+//! Vectors are seen from a *center* c near their middle, so that codes tell them apart however far from zero they all
+//! lie. The difference is padded with zeros to a multiple of 64, rotated, so that no coordinate stands out, and
+//! divided by a step of its own. With o a vector and q a query less the center, ô what the codes of o stand for, and
+//! q̂ = q − r what the query's codes stand for,
 //!
 //! |⟨q, o⟩ − ⟨q̂, ô⟩| ≤ ‖q‖·‖o − ô‖ + ‖r‖·‖ô‖
 //!
 //! by the inequality of Cauchy and Schwarz: no assumption on the data. ‖o − ô‖ is stored with each vector, rounded up,
 //! and takes in what floating-point sums can lose. That is what lets a scan over codes give exact neighbors.
+//!
+//! # Distances
+//! Half of ‖q − o‖² is ‖q‖²/2 + (‖o‖²/2 − ⟨q, o⟩): the first term is the same for all vectors, the second is stored.
+//! Of vectors of length 1 this is one minus the cosine. An inner product is split so that the query has no part
+//! along the center: with q = a·c + p, ⟨q, c + o⟩ = ⟨q, c⟩ + a·⟨c, o⟩ + ⟨p, o⟩, and ⟨c, o⟩ is stored.
+//!
+//! The step is the one that brings ô nearest to o, so that o − ô is at right angles to ô. Then ‖o‖²/2 − ⟨q, ô⟩ differs
+//! from half of ‖q − ô‖² by ‖o − ô‖²/2 and by what is the same for all: codes rank near vectors with an error that is
+//! relative to how far they are from the query, not from the center.
 //!
 //! # Memory
 //! 8 bits a coordinate, rounded up to 64 coordinates, and 16 bytes a vector.
@@ -22,6 +32,11 @@ use breakers_files::Buffer;
 
 /// Seed of the rotation; a part of the file format.
 const ROTATION_SEED: u64 = 0x5eed_c0de_0005;
+/// The offset of vectors without codes.
+const NOWHERE: f32 = 1e37;
+
+/// A query that is longer than so many centers is not split further.
+const MAX_ALONG: f64 = 65536.0;
 
 /// What is stored with each vector's codes.
 #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -29,11 +44,11 @@ const ROTATION_SEED: u64 = 0x5eed_c0de_0005;
 pub struct Tail {
     /// The step between codes.
     pub step: f32,
-    /// What is added to a distance: half the squared length for [`Metric::L2`], otherwise 0.
+    /// What is added to a distance: for [`Metric::Dot`] −⟨c, o⟩, otherwise ‖o‖²/2.
     pub offset: f32,
     /// An upper bound of ‖o − ô‖, rounding included.
     pub error: f32,
-    /// An upper bound of ‖o‖ and of ‖ô‖.
+    /// An upper bound of ‖o‖ and of ‖ô‖, seen from the center.
     pub norm: f32,
 }
 
@@ -44,6 +59,9 @@ pub struct ScalarCodes {
     dimension: usize,
     stride: usize,
     rotation: Rotation,
+    /// `[dimension]`, or empty for zero.
+    center: Vec<f32>,
+    center_norm: f32,
     codes: Buffer<u8>,
     tails: Buffer<Tail>,
 }
@@ -58,11 +76,25 @@ pub struct ScalarQuery {
     pub(crate) step: f32,
     pub(crate) rest_step: f32,
     pub(crate) norm: f32,
+    /// What the offsets of vectors count: for [`Metric::Dot`] the query's part along the center, otherwise 1.
+    pub(crate) along: f32,
+    /// What all distances have in common, in full: ‖q‖²/2, or −⟨q, c⟩ for [`Metric::Dot`].
+    pub(crate) base: f64,
+    pub(crate) rounding: Rounding,
     /// ‖r‖ of the first part alone, if both are computed.
     pub(crate) first_error: f32,
     /// ‖r‖ if both parts are used.
     pub(crate) error: f32,
     rotated: Vec<f32>,
+}
+
+/// What rounding can lose of a distance by codes, or of the distance in full that it stands for, as multiples of
+/// [`f32::EPSILON`]: `square · (‖q‖ + ‖o‖)² + slope · ‖o‖ + flat`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rounding {
+    pub(crate) square: f32,
+    pub(crate) slope: f32,
+    pub(crate) flat: f32,
 }
 
 impl ScalarCodes {
@@ -74,16 +106,33 @@ impl ScalarCodes {
         check_dimension(dimension)?;
         let stride = dimension.next_multiple_of(GATHER);
         let rotation = Rotation::random(stride, ROTATION_SEED)?;
-        Ok(Self { metric, dimension, stride, rotation, codes: Buffer::new(), tails: Buffer::new() })
+        let (center, codes, tails) = (Vec::new(), Buffer::new(), Buffer::new());
+        Ok(Self { metric, dimension, stride, rotation, center, center_norm: 0.0, codes, tails })
     }
 
-    pub(crate) fn from_buffers(
-        metric: Metric,
-        dimension: usize,
-        codes: Buffer<u8>,
-        tails: Buffer<Tail>,
-    ) -> Result<Self> {
-        Ok(Self { codes, tails, ..Self::new(metric, dimension)? })
+    /// Room for as many vectors, seen from a center (`[dimension]`, or empty for zero): of each the codes have to be
+    /// [set](Self::set), and until then it is farther than any.
+    pub(crate) fn around(&self, center: Vec<f32>, n: usize) -> Self {
+        debug_assert!(center.is_empty() || center.len() == self.dimension);
+        let (mut codes, mut tails) = (Buffer::new(), Buffer::new());
+        codes.extend_zeroed(n * self.stride);
+        codes.make_mut().fill(0x80);
+        tails.extend_zeroed(n);
+        tails.make_mut().fill(Tail { step: 0.0, offset: NOWHERE, error: 0.0, norm: 0.0 });
+        let (metric, dimension, stride) = (self.metric, self.dimension, self.stride);
+        let center_norm = length(&center);
+        Self { metric, dimension, stride, rotation: self.rotation.clone(), center, center_norm, codes, tails }
+    }
+
+    /// Has room for so many vectors.
+    pub(crate) fn reserve(&mut self, n: usize) {
+        self.codes.reserve(n.saturating_mul(self.stride));
+        self.tails.reserve(n);
+    }
+
+    /// What vectors are seen from: `[dimension]`, or empty for zero.
+    pub(crate) fn center(&self) -> &[f32] {
+        &self.center
     }
 
     /// Number of vectors.
@@ -139,42 +188,92 @@ impl ScalarCodes {
     /// Replaces a vector.
     pub(crate) fn set(&mut self, slot: usize, vector: &[f32]) {
         let mut rotated = vec![0.0; self.stride];
-        self.rotate(vector, &mut rotated);
-        let (step, factor) = step_of(&rotated);
+        let norm_squared = self.rotate(vector, 1.0, &mut rotated);
+        let (_, factor) = step_of(&rotated);
         let row = &mut self.codes.make_mut()[slot * self.stride..][..self.stride];
-        let mut error_squared = 0.0f64;
+        let (mut products, mut squares) = (0.0f64, 0.0f64);
         for (byte, &x) in row.iter_mut().zip(&rotated) {
             let code = (x * factor).round_ties_even().clamp(-127.0, 127.0);
-            let left = f64::from(x) - f64::from(code) * f64::from(step);
-            error_squared += left * left;
+            products += f64::from(x) * f64::from(code);
+            squares += f64::from(code) * f64::from(code);
             *byte = (code as i32 + 128) as u8;
         }
-        let norm_squared = length_squared(vector);
+        let step = if squares > 0.0 { (products / squares) as f32 } else { 0.0 };
+        let mut error_squared = 0.0f64;
+        for (&byte, &x) in row.iter().zip(&rotated) {
+            let left = f64::from(x) - f64::from(i32::from(byte) - 128) * f64::from(step);
+            error_squared += left * left;
+        }
         let norm = norm_squared.sqrt();
         let error = error_squared.sqrt() + slack(self.stride) * norm;
-        self.tails.make_mut()[slot] = Tail {
-            step,
-            offset: if self.metric == Metric::L2 { (norm_squared / 2.0) as f32 } else { 0.0 },
-            error: round_up(error),
-            norm: round_up(norm + error),
+        let offset = match self.metric {
+            Metric::Dot => -self.center.iter().zip(vector).map(|(&c, &x)| along(c, x)).sum::<f64>(),
+            Metric::Cosine | Metric::L2 => norm_squared / 2.0,
         };
+        self.tails.make_mut()[slot] =
+            Tail { step, offset: offset as f32, error: round_up(error), norm: round_up(norm + error) };
     }
 
-    /// Pads and rotates.
-    fn rotate(&self, vector: &[f32], rotated: &mut [f32]) {
+    /// About the vector that was [set](Self::set): what its codes stand for.
+    pub(crate) fn decode(&self, slot: usize) -> Vec<f32> {
+        let step = self.tails[slot].step;
+        let mut vector: Vec<f32> =
+            self.row(slot).iter().map(|&byte| (i32::from(byte) - 128) as f32 * step).collect();
+        // The length is the rotation's, so that this cannot fail.
+        let _ = self.rotation.inverse(&mut vector);
+        vector.truncate(self.dimension);
+        vector.iter_mut().zip(&self.center).for_each(|(x, c)| *x += c);
+        vector
+    }
+
+    /// Takes so many centers away, pads and rotates; the squared length.
+    fn rotate(&self, vector: &[f32], centers: f32, rotated: &mut [f32]) -> f64 {
         debug_assert_eq!(vector.len(), self.dimension);
-        rotated[..self.dimension].copy_from_slice(vector);
-        rotated[self.dimension..].fill(0.0);
+        let (values, padding) = rotated.split_at_mut(self.dimension);
+        padding.fill(0.0);
+        let norm_squared = if self.center.is_empty() {
+            values.copy_from_slice(vector);
+            length_squared(vector)
+        } else {
+            for ((out, &x), &c) in values.iter_mut().zip(vector).zip(&self.center) {
+                *out = (f64::from(x) - f64::from(centers) * f64::from(c)) as f32;
+            }
+            length_squared(values)
+        };
         // The length is a multiple of the stride, so that this cannot fail.
         let _ = self.rotation.forward(rotated);
+        norm_squared
     }
 
     /// Brings a [prepared](Metric::prepare) query into codes; the second eight bits only if `both`.
     pub(crate) fn query(&self, vector: &[f32], both: bool, query: &mut ScalarQuery) {
         let mut rotated = std::mem::take(&mut query.rotated);
         rotated.resize(self.stride, 0.0);
-        self.rotate(vector, &mut rotated);
-        query.norm = round_up(length_squared(vector).sqrt());
+        let product: f64 = self.center.iter().zip(vector).map(|(&c, &x)| f64::from(c) * f64::from(x)).sum();
+        query.along = match self.metric {
+            Metric::Dot if self.center.is_empty() => 0.0,
+            // Any number does; the least is left for codes with this one.
+            Metric::Dot => {
+                let squares = length_squared(&self.center).max(f64::MIN_POSITIVE);
+                (product / squares).clamp(-MAX_ALONG, MAX_ALONG) as f32
+            }
+            Metric::Cosine | Metric::L2 => 1.0,
+        };
+        let norm_squared = self.rotate(vector, query.along, &mut rotated);
+        query.norm = round_up(norm_squared.sqrt());
+        query.base = if self.metric == Metric::Dot { -product } else { norm_squared / 2.0 };
+        let depth = self.stride as f32 / 64.0 + 16.0;
+        query.rounding = match self.metric {
+            // Of the distance by codes, and of the squared differences.
+            Metric::L2 => Rounding { square: depth, slope: 0.0, flat: 0.0 },
+            // Lengths are 1 up to rounding.
+            Metric::Cosine => Rounding { square: depth, slope: 0.0, flat: 16.0 },
+            // Of the products with the vector and with the center.
+            Metric::Dot => {
+                let slope = 8.0 * (length(vector) + query.along.abs() * self.center_norm);
+                Rounding { square: 0.0, slope, flat: slope * self.center_norm }
+            }
+        };
         query.step = query.codes.quantize(&mut rotated);
         if both {
             query.first_error = length(&rotated);
@@ -184,12 +283,18 @@ impl ScalarCodes {
         query.rotated = rotated;
     }
 
+    /// Makes the codes of a stored vector the query.
+    pub(crate) fn stored_query(&self, slot: u32, query: &mut ScalarQuery) {
+        query.codes.fill(self.row(slot as usize).iter().map(|&byte| (byte ^ 0x80) as i8));
+        query.step = self.tails[slot as usize].step;
+        query.along = 1.0;
+    }
+
     /// Distances, less what is the same for all vectors, by the query's first eight bits.
     pub(crate) fn gather(&self, query: &ScalarQuery, ids: &[u32], dots: &mut [i32], out: &mut [f32]) {
         gather_dots(&query.codes, &self.codes, ids, dots);
         for ((out, &dot), &id) in out.iter_mut().zip(&*dots).zip(ids) {
-            let tail = &self.tails[id as usize];
-            *out = tail.offset - query.step * tail.step * dot as f32;
+            *out = query.distance(&self.tails[id as usize], dot);
         }
     }
 
@@ -209,12 +314,10 @@ impl ScalarCodes {
         self.tails[a] == self.tails[b] && self.row(a) == self.row(b)
     }
 
-    /// What [`gather_from`](Self::gather_from) leaves out, so that with it distances between stored vectors compare.
+    /// What [`gather_from`](Self::gather_from) leaves out, up to what is the same for all, so that with it distances
+    /// between stored vectors compare.
     pub(crate) fn base(&self, slot: u32) -> f32 {
-        match self.metric {
-            Metric::L2 => self.tails[slot as usize].offset,
-            _ => 1.0,
-        }
+        self.tails[slot as usize].offset + if self.metric == Metric::Dot { 1.0 } else { 0.0 }
     }
 
     /// Distances of up to [`GATHER`] rows by both parts of the query, with bounds: the true distance of row `ids[i]`,
@@ -224,11 +327,9 @@ impl ScalarCodes {
         let (first, second) = (&mut first[..ids.len()], &mut second[..ids.len()]);
         gather_dots(&query.codes, &self.codes, ids, first);
         gather_dots(&query.rest, &self.codes, ids, second);
-        let (l2, depth) = (self.metric == Metric::L2, self.stride as f32 / 64.0 + 16.0);
         for ((&id, out), (first, second)) in ids.iter().zip(out).zip(first.iter().zip(second.iter())) {
             let tail = &self.tails[id as usize];
-            let dot = query.step * *first as f32 + query.rest_step * *second as f32;
-            *out = (tail.offset - tail.step * dot, query.bound(tail, l2, depth));
+            *out = query.interval(tail, *first, *second);
         }
     }
 
@@ -240,25 +341,30 @@ impl ScalarCodes {
         scan_dots(&query.codes, codes, first);
         scan_dots(&query.rest, codes, second);
         let tails = &self.tails[rows];
-        let (l2, depth) = (self.metric == Metric::L2, self.stride as f32 / 64.0 + 16.0);
         per_isa!(cpu::isa(), || {
             for ((tail, out), (first, second)) in tails.iter().zip(out).zip(first.iter().zip(second.iter())) {
-                let dot = query.step * *first as f32 + query.rest_step * *second as f32;
-                *out = (tail.offset - tail.step * dot, query.bound(tail, l2, depth));
+                *out = query.interval(tail, *first, *second);
             }
         });
     }
 }
 
 impl ScalarQuery {
-    /// How far a distance by both parts can be from the true one; `depth` is that of sums of squares.
+    /// The distance by the first part, less what is the same for all vectors.
     #[inline(always)]
-    fn bound(&self, tail: &Tail, l2: bool, depth: f32) -> f32 {
+    pub(crate) fn distance(&self, tail: &Tail, dot: i32) -> f32 {
+        self.along * tail.offset - self.step * tail.step * dot as f32
+    }
+
+    /// The distance by both parts, and how far it can be from the true one.
+    #[inline(always)]
+    fn interval(&self, tail: &Tail, first: i32, second: i32) -> (f32, f32) {
+        let dot = self.step * first as f32 + self.rest_step * second as f32;
         let bound = self.norm * tail.error + self.error * tail.norm;
-        // Rounding: of this sum, of the distance by codes, and of the squared differences of L2.
+        let Rounding { square, slope, flat } = self.rounding;
         let sum = self.norm + tail.norm;
-        let rounding = if l2 { depth * sum * sum } else { 8.0 * self.norm * tail.norm };
-        bound * (1.0 + 1e-5) + f32::EPSILON * rounding
+        let rounding = square * sum * sum + slope * tail.norm + flat;
+        (self.along * tail.offset - tail.step * dot, bound * (1.0 + 1e-5) + f32::EPSILON * rounding)
     }
 }
 
@@ -275,6 +381,11 @@ impl CodeQuery {
         });
         step
     }
+}
+
+/// The product with the center of a vector as seen from it.
+fn along(center: f32, x: f32) -> f64 {
+    f64::from(center) * (f64::from(x) - f64::from(center))
 }
 
 /// In sixteen partial sums, so that an addition need not wait for the one before it.
@@ -295,11 +406,11 @@ fn step_of(values: &[f32]) -> (f32, f32) {
     if step >= f32::MIN_POSITIVE { (step, 1.0 / step) } else { (0.0, 0.0) }
 }
 
-/// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in the sum
-/// (64 partial sums), and in the rotation of both sides (a dense matrix over at most `stride / 64 · 4` numbers after
+/// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in the
+/// differences from the center, in the sum (64 partial sums), and in the rotation of both sides (a dense matrix over at most `stride / 64 · 4` numbers after
 /// some ten butterflies).
 fn slack(stride: usize) -> f64 {
-    (stride as f64 / 4.0 + 128.0) * f64::from(f32::EPSILON) / 2.0
+    (stride as f64 / 4.0 + 130.0) * f64::from(f32::EPSILON) / 2.0
 }
 
 /// An upper bound of a vector's length.

@@ -51,6 +51,15 @@ pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
     crc.finalize().into()
 }
 
+impl Config {
+    /// The vector that is compared: as it is kept, and prepared.
+    fn kept(&self, vector: &[f32]) -> Result<Vec<f32>> {
+        let mut kept = self.element.decode(&self.element.encode(vector)?, self.dimension)?;
+        self.metric.prepare("the vector", &mut kept)?;
+        Ok(kept)
+    }
+}
+
 impl Collection {
     /// What it is called in its store.
     pub fn name(&self) -> &str {
@@ -80,26 +89,20 @@ impl Collection {
     /// an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`].
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
-        let mut rows = Vec::with_capacity(points.len());
+        // All of them before anything is done, and one after the other later on, so that a batch takes no room.
         for point in points {
             if point.id > MAX_ID {
                 return Err(Error::parameter("id", format!("at most {MAX_ID}"), point.id));
             }
             metric::check_length("the vector", &point.vector, config.dimension)?;
             metric::check_finite("the vector", &point.vector)?;
-            let bytes = config.element.encode(&point.vector)?;
-            // What is kept is what is compared.
-            let mut kept = config.element.decode(&bytes, config.dimension)?;
-            config.metric.prepare("the vector", &mut kept)?;
+            config.kept(&point.vector)?;
             point.payload.as_ref().map_or(Ok(()), check_depth)?;
-            let payload = point.payload.as_ref().map(serde_json::to_string).transpose()?;
-            rows.push((point, bytes, kept, payload));
         }
-        if rows.is_empty() {
+        if points.is_empty() {
             return Ok(());
         }
-        let vectors = rows.iter().map(|(point, _, kept, _)| (point.id, kept.as_slice()));
-        self.write(vectors, &[], |transaction, seq| {
+        self.write(points, &[], |transaction, seq| {
             let id = self.shared.id;
             let mut known = transaction.prepare_cached(&format!("SELECT 1 FROM points_{id} WHERE id = ?1"))?;
             let mut insert = transaction.prepare_cached(&format!(
@@ -107,7 +110,9 @@ impl Collection {
             ))?;
             let mut revive = transaction.prepare_cached(&format!("DELETE FROM removed_{id} WHERE id = ?1"))?;
             let mut added = 0;
-            for (point, bytes, _, payload) in &rows {
+            for point in points {
+                let bytes = config.element.encode(&point.vector)?;
+                let payload = point.payload.as_ref().map(serde_json::to_string).transpose()?;
                 let key = point.id as i64;
                 if known.exists([key])? {
                     fields::remove(transaction, id, key)?;
@@ -115,7 +120,7 @@ impl Collection {
                     revive.execute([key])?;
                     added += 1;
                 }
-                let crc = change_crc(point.id, bytes, payload.as_deref());
+                let crc = change_crc(point.id, &bytes, payload.as_deref());
                 insert.execute(params![key, seq, crc, payload, bytes])?;
                 if let Some(payload) = &point.payload {
                     fields::insert(transaction, id, &self.shared.config.indexed, key, payload)?;
@@ -131,7 +136,7 @@ impl Collection {
     /// # Errors
     /// [`Error::Sqlite`].
     pub fn delete(&self, ids: &[u64]) -> Result<usize> {
-        let removed = self.write(std::iter::empty(), ids, |transaction, seq| {
+        let removed = self.write(&[], ids, |transaction, seq| {
             let id = self.shared.id;
             let mut delete = transaction.prepare_cached(&format!("DELETE FROM points_{id} WHERE id = ?1"))?;
             let mut note = transaction
@@ -177,9 +182,9 @@ impl Collection {
     ///
     /// `change` returns by how much the number of points changes, and what to return. Vectors are linked before the
     /// transaction begins, so that it is short, and are found by searches once it has ended.
-    fn write<'v>(
+    fn write(
         &self,
-        vectors: impl Iterator<Item = (u64, &'v [f32])> + Clone,
+        points: &[Point],
         removed: &[u64],
         change: impl FnOnce(&Connection, i64) -> Result<(i64, i64)>,
     ) -> Result<i64> {
@@ -188,15 +193,25 @@ impl Collection {
         let changing = shared.change(&self.store)?;
         let mut pending = Pending { removed: removed.to_vec(), ..Pending::default() };
         let written = (|| {
+            let kept = |i: usize| shared.config.kept(&points[i].vector);
             let link = |pending: &mut Pending| {
-                vectors.clone().try_for_each(|(id, vector)| shared.link(&changing, pending, id, vector))
+                let mut points = points.iter();
+                points.try_for_each(|point| {
+                    shared.link(&changing, pending, point.id, &shared.config.kept(&point.vector)?)
+                })
             };
             shared.catch_up_now(&self.store, &changing)?;
+            if shared.is_center_due(points.len()) {
+                self.store.read(|connection| {
+                    let transaction = connection.unchecked_transaction()?;
+                    shared.look_at_center(&self.store, &changing, &transaction, points.len(), kept)
+                })?;
+            }
             link(&mut pending)?;
             let mut writer = self.store.writer()?;
             let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let (before, _) = collection_seq(&transaction, shared.id)?;
-            if shared.catch_up(&changing, &transaction)? == CaughtUp::Anew {
+            if shared.catch_up(&self.store, &changing, &transaction)? == CaughtUp::Anew {
                 pending.added.clear();
                 link(&mut pending)?;
             }

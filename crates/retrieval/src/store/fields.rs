@@ -1,8 +1,10 @@
 //! Payload indexes in SQLite, and the evaluation of filters with them.
 
-use super::filter::{Filter, Number, Payload, Scalar, visit_fields};
+use super::{
+    filter::{Filter, Number, Payload, Scalar, visit_fields},
+    ids::Ids,
+};
 use crate::{Bitset, Error, Result};
-use hashbrown::HashMap;
 use rusqlite::{Connection, ToSql, params_from_iter, types::Value as Sql};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -147,7 +149,7 @@ pub(super) struct Evaluation<'a> {
     pub(super) connection: &'a Connection,
     pub(super) collection: i64,
     pub(super) indexed: &'a Indexed,
-    pub(super) slots: &'a HashMap<u64, u32>,
+    pub(super) ids: &'a Ids,
     pub(super) live: &'a Bitset,
 }
 
@@ -202,7 +204,7 @@ impl Evaluation<'_> {
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            if let Some(&slot) = self.slots.get(&(row.get::<_, i64>(0)? as u64))
+            if let Some(slot) = self.ids.slot(row.get::<_, i64>(0)? as u64)
                 && filter.matches(&parse(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?)
             {
                 set.insert(slot);
@@ -220,7 +222,7 @@ impl Evaluation<'_> {
                 statement.query(params_from_iter(leaf.parameters.iter().map(|p| p as &dyn ToSql)))?;
             while let Some(row) = rows.next()? {
                 let id: i64 = row.get(0)?;
-                let Some(&slot) = self.slots.get(&(id as u64)) else { continue };
+                let Some(slot) = self.ids.slot(id as u64) else { continue };
                 if !leaf.verify || self.verified(filter, id)? {
                     set.insert(slot);
                 }
@@ -238,7 +240,7 @@ impl Evaluation<'_> {
     /// About how many points satisfy the filter, from the index alone and with at most `limit` rows read for each
     /// condition; conditions are taken for independent.
     pub(super) fn estimate(&self, filter: &Filter, limit: usize) -> Result<f64> {
-        let n = self.slots.len() as f64;
+        let n = self.ids.len() as f64;
         let share = |count: f64| if n > 0.0 { (count / n).min(1.0) } else { 0.0 };
         Ok(match filter {
             Filter::And(all) => {

@@ -18,8 +18,10 @@ mod collection;
 mod element;
 mod fields;
 mod filter;
+mod ids;
 mod number;
 mod points;
+mod sample;
 mod saver;
 mod schema;
 mod search;
@@ -52,6 +54,9 @@ use std::{
 /// The database within a store's folder.
 pub(crate) const DATABASE: &str = "store.db";
 
+/// What a connection keeps of the database where memory is short, in KiB.
+const SHORT_CACHE_KIB: i64 = 128;
+
 /// What "acknowledged" promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -74,8 +79,11 @@ pub struct Options {
     pub refresh: Duration,
     /// For how long a write waits for those of other threads and processes.
     pub busy_timeout: Duration,
-    /// Leaves full vectors in the index file and reads those that are compared, instead of mapping them.
+    /// Leaves full vectors in the database and reads those that are compared, instead of keeping all in memory.
     pub vectors_on_disk: bool,
+    /// Points of a collection that memory is asked for at once; it is used as they come. Without it, what holds them is
+    /// moved as it grows, which takes memory twice for a moment.
+    pub expected_points: usize,
     /// Writes index files when a store is closed, and, without waiting for that, in the background: when a quarter of an
     /// index has changed, or a change is [`save_after`](Self::save_after) old.
     pub save_on_close: bool,
@@ -94,6 +102,7 @@ impl Default for Options {
             refresh: Duration::from_millis(5),
             busy_timeout: Duration::from_secs(30),
             vectors_on_disk: false,
+            expected_points: 0,
             save_on_close: true,
             save_after: Duration::from_secs(30),
             disk: Arc::new(OsDisk),
@@ -103,8 +112,10 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise on the disk, so
-    /// that only their codes and links take memory.
+    /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise in the database, so
+    /// that only their codes and links take memory, while points are written and the index is saved, too. What SQLite needs,
+    /// some hundred KiB a connection, and the points of a call are not counted; nor is the moment in which codes get
+    /// another center because vectors have drifted, when there are both.
     ///
     /// # Units
     /// `budget`: bytes
@@ -117,7 +128,7 @@ impl Options {
             return Err(Error::parameter("the memory budget", format!("at least {codes} bytes"), budget));
         }
         let full = config.full_bytes().saturating_mul(n);
-        Ok(Self { vectors_on_disk: full > budget, ..self })
+        Ok(Self { vectors_on_disk: full > budget, expected_points: n, ..self })
     }
 }
 
@@ -225,6 +236,7 @@ impl Store {
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(DATABASE);
         let writer = sqlite::open(&path, &options.sqlite(), &schema::SCHEMA)?;
+        options.limit_cache(&writer)?;
         let inner = Inner {
             folder,
             options,
@@ -351,6 +363,19 @@ fn parse_config(name: &str, text: &str) -> Result<Config> {
 }
 
 impl Options {
+    /// Where memory is short, SQLite keeps few pages, too.
+    fn limit_cache(&self, connection: &Connection) -> Result<()> {
+        if self.vectors_on_disk {
+            connection.pragma_update(None, "cache_size", -SHORT_CACHE_KIB)?;
+        }
+        Ok(())
+    }
+
+    fn place<'a>(&self, collection: i64, config: &'a Config) -> state::Place<'a> {
+        let (on_disk, expected) = (self.vectors_on_disk, self.expected_points);
+        state::Place { collection, config, on_disk, expected }
+    }
+
     fn sqlite(&self) -> SqliteConfig {
         let mut config = SqliteConfig::default();
         config.durability = match self.durability {
@@ -381,7 +406,11 @@ impl Inner {
         let connection = lock(&self.readers).pop();
         let connection = match connection {
             Some(connection) => connection,
-            None => sqlite::connect(self.folder.join(DATABASE), &self.options.sqlite())?,
+            None => {
+                let connection = sqlite::connect(self.folder.join(DATABASE), &self.options.sqlite())?;
+                self.options.limit_cache(&connection)?;
+                connection
+            }
         };
         let result = f(&connection);
         // One that failed in the middle of something is not used again.

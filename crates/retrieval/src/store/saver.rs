@@ -66,7 +66,7 @@ impl Inner {
 /// A quarter of what is there, so that all files that are written while an index grows are not much more than the last.
 fn is_much(shared: &Shared) -> bool {
     let state = shared.state();
-    state.n_unsaved() >= FEW + state.slots.len() / 4
+    state.n_unsaved() >= FEW + state.ids.len() / 4
 }
 
 fn save_when_told(store: &Weak<Inner>, after: Duration, notes: &std::sync::mpsc::Receiver<Note>) {

@@ -5,6 +5,7 @@ use super::{
     fields::{self, Evaluation},
     filter::Filter,
     points::{Hit, Query},
+    sample::Stored,
     state::State,
 };
 use crate::{
@@ -51,7 +52,8 @@ impl Collection {
         metric.prepare("the query", &mut vector)?;
         query.filter.as_ref().map_or(Ok(()), Filter::check)?;
         self.refresh()?;
-        if !(query.with_payload && execute) {
+        let needs_database = query.with_payload || self.store.options.vectors_on_disk;
+        if !(needs_database && execute) {
             let state = self.shared.state();
             let known = query.filter.as_ref().map(|filter| state.kept_filter(filter));
             if !matches!(known, Some(None)) {
@@ -85,8 +87,11 @@ impl Collection {
         if !execute {
             return Ok((plan, Vec::new()));
         }
+        let stored = self.stored(connection, state)?;
+        search.source = stored.as_ref().map(|stored| stored as _);
         let found = state.graph.execute(vector, &search, &plan)?;
-        let hit = |n: &Neighbor| Hit { id: state.ids[n.slot as usize], distance: n.distance, payload: None };
+        let ids = state.ids.of_slots();
+        let hit = |n: &Neighbor| Hit { id: ids[n.slot as usize], distance: n.distance, payload: None };
         let mut hits: Vec<Hit> = found.iter().map(hit).collect();
         if let Some(connection) = connection.filter(|_| query.with_payload) {
             let sql = format!("SELECT payload FROM points_{} WHERE id = ?1", self.shared.id);
@@ -97,6 +102,17 @@ impl Collection {
             }
         }
         Ok((plan, hits))
+    }
+
+    /// The vectors that the index leaves in the database; `connection` sees it in the same state.
+    fn stored<'a>(
+        &'a self,
+        connection: Option<&'a Connection>,
+        state: &'a State,
+    ) -> Result<Option<Stored<'a>>> {
+        let connection = connection.filter(|_| self.store.options.vectors_on_disk);
+        let place = self.shared.place(&self.store);
+        connection.map(|connection| Stored::new(connection, place, state.ids.of_slots())).transpose()
     }
 
     /// The slots that satisfy a filter in this state; `connection` sees the database in the same state.
@@ -119,8 +135,8 @@ impl Collection {
             connection,
             collection: self.shared.id,
             indexed: &self.shared.config.indexed,
-            slots: &state.slots,
-            live: &state.graph.exact().live,
+            ids: &state.ids,
+            live: &state.graph.exact().slots.live,
         }
     }
 
@@ -148,10 +164,20 @@ impl Collection {
             Size { n: state.graph.len(), effort: state.graph.config().effort }
         };
         let tuned = tune(now, queries, k, recall, |query, effort| {
-            let state = self.shared.state();
-            match effort {
-                None => state.graph.exact().search(query, &Search::new(k)),
-                Some(effort) => state.graph.search(query, &Search::new(k).effort(effort)),
+            let answer = |connection: Option<&Connection>, state: &State| {
+                let stored = self.stored(connection, state)?;
+                let mut search = Search::new(k);
+                search.effort = effort;
+                search.source = stored.as_ref().map(|stored| stored as _);
+                match effort {
+                    None => state.graph.exact().search(query, &search),
+                    Some(_) => state.graph.search(query, &search),
+                }
+            };
+            if self.store.options.vectors_on_disk {
+                self.together(|connection, state| answer(Some(connection), &state))
+            } else {
+                answer(None, &self.shared.state())
             }
         })?;
         if now.n > 0 {

@@ -7,9 +7,15 @@
 
 use super::{
     Config, Inner,
-    state::{IndexFile, Pending, State, collection_seq},
+    state::{Pending, Place, State, collection_seq},
 };
-use crate::{Error, Result, index::Index as _};
+use crate::{
+    Error, Result,
+    index::{
+        Index as _,
+        center::{Drift, SAMPLE},
+    },
+};
 use rusqlite::Connection;
 use std::{
     path::PathBuf,
@@ -55,9 +61,8 @@ pub(super) type Changing<'a> = MutexGuard<'a, ()>;
 impl Shared {
     pub(super) fn open(store: &Inner, id: i64, name: String, config: Config) -> Result<Self> {
         let path = store.index_path(id);
-        let on_disk = store.options.vectors_on_disk;
-        let place = IndexFile { collection: id, config: &config, path: &path, on_disk };
-        let state = store.read(|connection| State::load(connection, &place))?;
+        let place = store.options.place(id, &config);
+        let state = store.read(|connection| State::load(connection, place, &path))?;
         Ok(Self {
             id,
             name,
@@ -92,12 +97,51 @@ impl Shared {
         store.index_path(self.id)
     }
 
+    pub(super) fn place(&self, store: &Inner) -> Place<'_> {
+        store.options.place(self.id, &self.config)
+    }
+
     /// # Errors
     /// [`Error::CollectionRemoved`].
     pub(super) fn check_not_removed(&self) -> Result<()> {
         if self.removed.load(Ordering::Relaxed) {
             return Err(Error::CollectionRemoved { name: self.name.clone() });
         }
+        Ok(())
+    }
+
+    /// Whether it is time to look at the center, with so many vectors that are about to come.
+    pub(super) fn is_center_due(&self, n_coming: usize) -> bool {
+        let state = self.state();
+        state.graph.flat.drift.is_due(state.graph.len(), n_coming)
+    }
+
+    /// When enough has changed, or changes with `n_coming` vectors of which `coming` gives the i-th, has codes seen from a
+    /// center that suits them. Searches go on with the old ones until the new ones are there.
+    pub(super) fn look_at_center(
+        &self,
+        store: &Inner,
+        changing: &Changing<'_>,
+        connection: &Connection,
+        n_coming: usize,
+        coming: impl Fn(usize) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        if !self.is_center_due(n_coming) {
+            return Ok(());
+        }
+        let state = self.state();
+        let n = state.graph.len();
+        // Of those that come so large a part as they will have.
+        let n_asked = (SAMPLE * n_coming).div_ceil((n + n_coming).max(1)).min(n_coming);
+        let some: Vec<Vec<f32>> =
+            (0..n_asked).map(|i| coming(i * n_coming / n_asked)).collect::<Result<_>>()?;
+        let better = state.around_better_center(connection, self.place(store), &some)?;
+        drop(state);
+        let graph = &mut self.state_mut(changing).graph;
+        if let Some((codes, coarse)) = better {
+            graph.adopt(codes, coarse);
+        }
+        graph.flat.drift = Drift::default();
         Ok(())
     }
 
@@ -132,7 +176,13 @@ impl Shared {
     }
 
     /// Takes over what the database has, as this connection sees it, and this process has not seen.
-    pub(super) fn catch_up(&self, changing: &Changing<'_>, connection: &Connection) -> Result<CaughtUp> {
+    pub(super) fn catch_up(
+        &self,
+        store: &Inner,
+        changing: &Changing<'_>,
+        connection: &Connection,
+    ) -> Result<CaughtUp> {
+        let place = self.place(store);
         let (seq, pruned) = collection_seq(connection, self.id)?;
         let known = self.state().seq;
         if known == seq {
@@ -140,19 +190,18 @@ impl Shared {
         }
         if pruned > known || seq < known {
             let reason = "another process forgot its changes".to_owned();
-            let state = State::rebuild(connection, self.id, &self.config, reason)?;
+            let state = State::rebuild(connection, place, reason)?;
             *self.state_mut(changing) = state;
             return Ok(CaughtUp::Anew);
         }
+        // What others wrote is in the database's sample.
+        let sql = format!("SELECT count(*) FROM points_{} WHERE seq > ?1", self.id);
+        let n: i64 = connection.prepare_cached(&sql)?.query_row([known], |row| row.get(0))?;
+        self.state_mut(changing).graph.flat.drift.add(n as usize);
+        self.look_at_center(store, changing, connection, 0, |_| Ok(Vec::new()))?;
         let mut pending = Pending::default();
-        let read = State::read_changes(
-            connection,
-            self.id,
-            &self.config,
-            Some(known),
-            &mut pending,
-            |pending, id, vector| self.link(changing, pending, id, vector),
-        );
+        let link = |pending: &mut Pending, id, vector: &[f32]| self.link(changing, pending, id, vector);
+        let read = State::read_changes(connection, place, Some(known), &mut pending, link);
         if let Err(error) = read {
             self.discard(changing, &pending);
             return Err(error);
@@ -165,7 +214,7 @@ impl Shared {
     pub(super) fn catch_up_now(&self, store: &Inner, changing: &Changing<'_>) -> Result<()> {
         store.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            self.catch_up(changing, &transaction).map(|_| ())
+            self.catch_up(store, changing, &transaction).map(|_| ())
         })
     }
 
@@ -224,15 +273,16 @@ impl Shared {
 
     /// Builds the index anew beside the one that is in use, and puts it in its place.
     pub(super) fn rebuild(&self, store: &Inner, reason: &str) -> Result<()> {
+        let place = self.place(store);
         let mut state = store.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            State::rebuild(&transaction, self.id, &self.config, reason.to_owned())
+            State::rebuild(&transaction, place, reason.to_owned())
         })?;
         let changing = self.change(store)?;
         store.read(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            if state.catch_up(&transaction, self.id, &self.config)?.is_none() {
-                state = State::rebuild(&transaction, self.id, &self.config, reason.to_owned())?;
+            if state.catch_up(&transaction, place)?.is_none() {
+                state = State::rebuild(&transaction, place, reason.to_owned())?;
             }
             Ok(())
         })?;

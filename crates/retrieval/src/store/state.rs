@@ -1,12 +1,11 @@
 //! What a process keeps of a collection in memory: the index, and which point each slot holds. All of it is derived.
 
-use super::{Config, collection::change_crc, filter::Filter, shared::lock};
+use super::{Config, collection::change_crc, filter::Filter, ids::Ids, shared::lock};
 use crate::{
     Bitset, Error, Result,
-    index::{Graph, GraphConfig, Index as _},
+    index::{Exact, Graph, GraphConfig, Index as _},
 };
 use breakers_files::{Disk, sections::SectionFile};
-use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -31,13 +30,15 @@ pub(super) struct FileInfo {
     seq: i64,
 }
 
-/// Where a collection's index is kept.
-pub(super) struct IndexFile<'a> {
+/// Whose index it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
     pub(super) collection: i64,
     pub(super) config: &'a Config,
-    pub(super) path: &'a Path,
-    /// Whether full vectors stay there.
+    /// Whether full vectors stay in the database.
     pub(super) on_disk: bool,
+    /// Points that there should be room for.
+    pub(super) expected: usize,
 }
 
 /// Index and slots, up to a change.
@@ -45,8 +46,7 @@ pub(super) struct IndexFile<'a> {
 pub(super) struct State {
     pub(super) graph: Graph,
     /// The point in each slot.
-    pub(super) ids: Vec<u64>,
-    pub(super) slots: HashMap<u64, u32>,
+    pub(super) ids: Ids,
     /// The change up to which this is.
     pub(super) seq: i64,
     /// Where the index came from, for reports.
@@ -96,20 +96,18 @@ impl fmt::Display for Origin {
 }
 
 impl State {
-    pub(super) fn empty(config: &Config) -> Result<Self> {
-        Ok(Self::new(
-            Graph::new(config.metric, config.dimension, config.graph())?,
-            Vec::new(),
-            HashMap::new(),
-            0,
-        ))
+    fn empty(place: Place<'_>) -> Result<Self> {
+        let Place { config, .. } = place;
+        let new = if place.on_disk { Exact::lean } else { Exact::new };
+        let mut graph = Graph::over(new(config.metric, config.dimension)?, config.graph())?;
+        graph.reserve(place.expected);
+        Ok(Self::new(graph, Ids::expecting(place.expected), 0))
     }
 
-    fn new(graph: Graph, ids: Vec<u64>, slots: HashMap<u64, u32>, seq: i64) -> Self {
+    fn new(graph: Graph, ids: Ids, seq: i64) -> Self {
         Self {
             graph,
             ids,
-            slots,
             seq,
             origin: Origin::Empty,
             damaged: BTreeSet::new(),
@@ -148,74 +146,67 @@ impl State {
         let mut gone = Vec::new();
         for id in &pending.removed {
             self.damaged.remove(id);
-            gone.extend(self.slots.remove(id));
+            gone.extend(self.ids.remove(*id));
         }
-        self.ids.resize(self.graph.exact().n_slots(), 0);
+        self.ids.grow(self.graph.exact().n_slots());
         for &(id, slot) in &pending.added {
             self.damaged.remove(&id);
-            gone.extend(self.slots.insert(id, slot));
-            self.ids[slot as usize] = id;
-            self.graph.flat.show(slot);
+            gone.extend(self.ids.insert(id, slot));
+            self.graph.flat.slots.show(slot);
         }
         for id in &pending.damaged {
-            gone.extend(self.slots.remove(id));
+            gone.extend(self.ids.remove(*id));
             self.damaged.insert(*id);
         }
         for &slot in &gone {
-            self.graph.flat.retire(slot);
+            self.graph.flat.slots.retire(slot);
         }
+        self.graph.flat.drift.add(gone.len());
         self.note_unsaved(pending.added.len() + pending.removed.len());
         self.seq = seq;
         gone
     }
 
     /// From the index file if it can be used, and the database.
-    pub(super) fn load(connection: &Connection, place: &IndexFile<'_>) -> Result<Self> {
-        let &IndexFile { collection, config, path, .. } = place;
+    pub(super) fn load(connection: &Connection, place: Place<'_>, path: &Path) -> Result<Self> {
         let transaction = connection.unchecked_transaction()?;
-        let state = match Self::read(&transaction, place) {
-            Ok(mut state) => match state.catch_up(&transaction, collection, config)? {
-                Some(caught_up) => {
-                    state.origin = Origin::File { caught_up };
-                    Ok(state)
-                }
-                None => Err("its changes are forgotten".to_owned()),
-            },
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Err("there is none".to_owned())
+        let reason = match Self::read(&transaction, place, path) {
+            Ok(mut state) => {
+                let caught_up = state.apply(&transaction, place, Some(state.seq))?;
+                state.origin = Origin::File { caught_up };
+                return Ok(state);
             }
-            Err(error) => {
-                tracing::warn!("the index of collection {collection} is rebuilt: {error}");
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                "there is none".to_owned()
+            }
+            Err(error @ (Error::Damaged { .. } | Error::Files(_) | Error::Io { .. })) => {
+                tracing::warn!("the index of collection {} is rebuilt: {error}", place.collection);
                 // Once the database has moved on, a file of another history could look like one of this one.
                 let _ = std::fs::remove_file(path);
-                Err(error.to_string())
+                error.to_string()
             }
+            Err(error) => return Err(error),
         };
-        match state {
-            Ok(state) => Ok(state),
-            Err(reason) => Self::rebuild(&transaction, collection, config, reason),
-        }
+        Self::rebuild(&transaction, place, reason)
     }
 
     /// From the database alone.
-    pub(super) fn rebuild(
-        connection: &Connection,
-        collection: i64,
-        config: &Config,
-        reason: String,
-    ) -> Result<Self> {
-        let mut state = Self::empty(config)?;
-        state.apply(connection, collection, config, None)?;
+    pub(super) fn rebuild(connection: &Connection, place: Place<'_>, reason: String) -> Result<Self> {
+        let mut state = Self::empty(place)?;
+        state.look_at_center(connection, place, &[])?;
+        state.apply(connection, place, None)?;
         if state.n_unsaved() > 0 {
             state.origin = Origin::Rebuilt { reason };
         }
         Ok(state)
     }
 
-    fn read(connection: &Connection, place: &IndexFile<'_>) -> Result<Self> {
-        let &IndexFile { collection, config, path, on_disk } = place;
+    /// Links from the index file, and vectors from the database, as they were at the change that the file is of. What was
+    /// written or removed after it is not there.
+    fn read(connection: &Connection, place: Place<'_>, path: &Path) -> Result<Self> {
+        let Place { collection, config, on_disk, .. } = place;
         let file = SectionFile::open(path)?;
-        let graph = Graph::read::<FileInfo>(&file, on_disk)?;
+        let mut graph = Graph::read::<FileInfo>(&file, on_disk)?;
         let info: &FileInfo = &file.info.extra;
         let (seq, _) = collection_seq(connection, collection)?;
         let expected = FileInfo { uid: uid(connection, collection)?, seq: info.seq.min(seq) };
@@ -228,14 +219,50 @@ impl State {
             return Err(file.damaged("settings", &format!("{wanted:?}"), &format!("{built:?}")).into());
         }
         let n = graph.exact().n_slots();
-        let ids = file.array::<u64>("ids", n)?.to_vec();
-        let slots: HashMap<u64, u32> =
-            graph.exact().live.iter().map(|slot| (ids[slot as usize], slot)).collect();
-        if slots.len() != graph.len() {
+        let of_slots = file.array::<u64>("ids", n)?;
+        let live = &graph.exact().slots.live;
+        let mut ids = Ids::expecting(place.expected.max(n));
+        ids.grow(n);
+        for slot in live.iter() {
+            ids.insert(of_slots[slot as usize], slot);
+        }
+        if ids.len() != graph.len() {
             return Err(file.damaged("ids", "each once", "some twice").into());
         }
-        let seq = info.seq;
-        Ok(Self::new(graph, ids, slots, seq))
+        let (mut missing, mut damaged) = (live.clone(), BTreeSet::new());
+        let sql = format!("SELECT id, vector, payload, crc, seq FROM points_{collection} ORDER BY id");
+        let mut statement = connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(4)? > info.seq {
+                continue;
+            }
+            let id = row.get::<_, i64>(0)? as u64;
+            match (point_of(row, config), ids.slot(id)) {
+                (Ok((vector, _)), Some(slot)) => {
+                    graph.flat.set(slot, &vector)?;
+                    missing.remove(slot);
+                }
+                (Ok(_), None) => return Err(file.damaged("ids", &format!("{id}, too"), "others").into()),
+                (Err(error @ Error::Corrupt { .. }), _) => {
+                    tracing::warn!("collection {collection} goes on without point {id}: {error}");
+                    damaged.insert(id);
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        let lost: Vec<u32> = missing.iter().collect();
+        if lost.len() > graph.len() / 2 {
+            let (expected, found) = (graph.len(), graph.len() - lost.len());
+            return Err(file.damaged("points left", &expected.to_string(), &found.to_string()).into());
+        }
+        graph.complete(&lost);
+        let mut state = Self::new(graph, ids, info.seq);
+        for slot in lost {
+            state.ids.remove(of_slots[slot as usize]);
+        }
+        state.damaged = damaged;
+        Ok(state)
     }
 
     /// Writes the index file.
@@ -247,38 +274,27 @@ impl State {
         path: &Path,
     ) -> Result<()> {
         let extra = FileInfo { uid: uid(connection, collection)?, seq: self.seq };
-        self.graph.write(disk, path, extra, &[("ids", bytemuck::cast_slice(&self.ids))])?;
+        self.graph.write(disk, path, extra, &[("ids", bytemuck::cast_slice(self.ids.of_slots()))])?;
         self.unsaved.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     /// Applies what the database has after `self.seq`; how many changes, or none if too much is forgotten.
-    pub(super) fn catch_up(
-        &mut self,
-        connection: &Connection,
-        collection: i64,
-        config: &Config,
-    ) -> Result<Option<usize>> {
-        let (seq, pruned) = collection_seq(connection, collection)?;
+    pub(super) fn catch_up(&mut self, connection: &Connection, place: Place<'_>) -> Result<Option<usize>> {
+        let (seq, pruned) = collection_seq(connection, place.collection)?;
         if seq == self.seq {
             return Ok(Some(0));
         }
         if pruned > self.seq || seq < self.seq {
             return Ok(None);
         }
-        self.apply(connection, collection, config, Some(self.seq)).map(Some)
+        self.apply(connection, place, Some(self.seq)).map(Some)
     }
 
-    fn apply(
-        &mut self,
-        connection: &Connection,
-        collection: i64,
-        config: &Config,
-        since: Option<i64>,
-    ) -> Result<usize> {
-        let (seq, _) = collection_seq(connection, collection)?;
+    fn apply(&mut self, connection: &Connection, place: Place<'_>, since: Option<i64>) -> Result<usize> {
+        let (seq, _) = collection_seq(connection, place.collection)?;
         let mut pending = Pending::default();
-        Self::read_changes(connection, collection, config, since, &mut pending, |pending, id, vector| {
+        Self::read_changes(connection, place, since, &mut pending, |pending, id, vector| {
             let slot = self.graph.store(vector)?;
             let place = self.graph.find_place(slot);
             self.graph.link(slot, &place);
@@ -296,12 +312,12 @@ impl State {
     /// A point that is not as it was written does not keep the others from being read.
     pub(super) fn read_changes(
         connection: &Connection,
-        collection: i64,
-        config: &Config,
+        place: Place<'_>,
         since: Option<i64>,
         pending: &mut Pending,
         mut add: impl FnMut(&mut Pending, u64, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        let Place { collection, config, .. } = place;
         if let Some(since) = since {
             let sql = format!("SELECT id FROM removed_{collection} WHERE seq > ?1");
             let mut statement = connection.prepare_cached(&sql)?;

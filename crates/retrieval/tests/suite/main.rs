@@ -2,7 +2,9 @@
 //!
 //! One program, so that it is linked once.
 
+mod distributions;
 mod exact;
+mod file;
 mod filters;
 mod indexes;
 mod memory;

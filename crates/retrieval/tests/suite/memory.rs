@@ -49,3 +49,65 @@ fn answers_do_not_depend_on_the_budget() {
     assert!(matches!(error, Error::Parameter { .. }), "{error}");
     assert!(error.to_string().contains(&least.to_string()));
 }
+
+const FOLDER: &str = "BREAKERS_TEST_BUDGET_FOLDER";
+const N: u64 = 30_000;
+const DIMENSION: usize = 384;
+const BUDGET: usize = 19_000_000;
+
+/// A figure of this process in bytes, as the system counts it.
+#[cfg(target_os = "linux")]
+fn status(name: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    1024 * line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+}
+
+/// Not a test: what a process of its own does, which has nothing else in memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn child() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let config = Config { build_effort: 24, ..Config::new(DIMENSION, Metric::L2) };
+    let mut random = StdRng::seed_from_u64(3);
+    let mut draw = || -> Vec<f32> { (0..DIMENSION).map(|_| 5.0 + random.random_range(-1.0..1.0)).collect() };
+    let mut run = |folder: &std::path::Path, n: u64| {
+        let options = Options::default().within(BUDGET, N as usize, &config).unwrap();
+        assert!(options.vectors_on_disk);
+        let store = Store::open_with(folder, options).unwrap();
+        let collection = store.create("c", &config).unwrap();
+        for first in (0..n).step_by(100) {
+            let points: Vec<Point> = (first..first + 100).map(|id| Point::new(id, draw())).collect();
+            collection.upsert(&points).unwrap();
+        }
+        collection.save_index().unwrap();
+        for _ in 0..20 {
+            let query = Query::new(draw(), 10);
+            assert_eq!(collection.search(&query).unwrap().len(), 10);
+            assert_eq!(collection.search(&query.effort(64)).unwrap().len(), 10);
+        }
+    };
+    // Once small, so that the program's own pages and SQLite's are there.
+    run(&std::path::Path::new(&folder).join("small"), 500);
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS:");
+    run(&std::path::Path::new(&folder).join("large"), N);
+    println!("\n@{}", status("VmHWM:") - before);
+}
+
+/// While points are written, the index is saved and searches run.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_budget_holds_while_writing_and_saving() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "memory::child", "--nocapture", "--test-threads", "1"])
+        .env(FOLDER, folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let grown = text.lines().find_map(|line| line.strip_prefix('@')?.parse::<usize>().ok());
+    let grown = grown.unwrap_or_else(|| panic!("{text}\n{}", String::from_utf8_lossy(&output.stderr)));
+    eprintln!("{grown} bytes of {BUDGET}");
+    assert!(grown <= BUDGET, "{grown} bytes of {BUDGET}");
+}

@@ -23,7 +23,6 @@ pub(super) struct Scratch {
     pub(super) ids: Vec<u32>,
     pub(super) dots: Vec<i32>,
     pub(super) distances: Vec<f32>,
-    pub(super) vector: Vec<f32>,
     pub(super) candidates: Vec<(f32, u32)>,
 }
 
@@ -133,8 +132,7 @@ impl Graph {
         scan_dots(&query.codes, &self.pivot_codes, &mut scratch.dots);
         let starts = STARTS.min(effort);
         for (i, (&pivot, tail)) in self.pivots.iter().zip(&self.pivot_tails).enumerate() {
-            let distance = tail.offset - query.step * tail.step * scratch.dots[i] as f32;
-            scratch.offer(distance, pivot, starts);
+            scratch.offer(query.distance(tail, scratch.dots[i]), pivot, starts);
         }
         for i in 0..scratch.pool.len() {
             let slot = slot_of(scratch.pool[i]);

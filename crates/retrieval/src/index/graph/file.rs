@@ -1,21 +1,20 @@
-//! A graph in a file.
+//! A graph in a file: its links, and what codes are seen from. Vectors stay with their owner, and codes follow from them.
 
 use super::{Graph, GraphConfig, NONE};
 use crate::{
-    Bitset, Metric, Result,
-    index::{Exact, MAX_SLOTS, Vectors},
+    Bitset, MAX_MAGNITUDE, Metric, Result,
+    index::{Exact, MAX_SLOTS, slots::Slots},
     metric::check_dimension,
-    quantize::{CoarseCodes, ScalarCodes, Tail},
 };
 use breakers_files::{
-    Disk,
+    Buffer, Disk,
     sections::{self, SectionFile},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::VecDeque, path::Path};
+use std::path::Path;
 
 /// The version of codes, rotation and links; another one is rebuilt.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a file says about itself, beside its sections.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,6 +29,7 @@ pub(crate) struct GraphInfo<X> {
     occlusion: f32,
     root: u32,
     n_pivots: usize,
+    has_center: bool,
     /// What the owner of the graph adds.
     pub(crate) extra: X,
 }
@@ -58,16 +58,16 @@ impl Graph {
             occlusion: self.config.occlusion,
             root: self.root,
             n_pivots: self.pivots.len(),
+            has_center: !flat.codes.center().is_empty(),
             extra,
         };
-        let vectors = flat.vectors.all()?;
+        let packed = Packed::of(self);
         let mut all = vec![
-            ("codes", flat.codes.codes()),
-            ("tails", bytemuck::cast_slice(flat.codes.tails())),
-            ("vectors", bytemuck::cast_slice(&vectors)),
-            ("live", bytemuck::cast_slice(flat.live.words())),
-            ("links", bytemuck::cast_slice(&self.links)),
-            ("parents", bytemuck::cast_slice(&self.parents)),
+            ("center", bytemuck::cast_slice(flat.codes.center())),
+            ("live", bytemuck::cast_slice(flat.slots.live.words())),
+            ("degrees", bytemuck::cast_slice(&packed.degrees)),
+            ("links", &packed.links),
+            ("parents", &packed.parents),
             ("pivots", bytemuck::cast_slice(&self.pivots)),
         ];
         all.extend_from_slice(sections);
@@ -76,11 +76,12 @@ impl Graph {
 
     /// Takes a graph out of a file that was opened, and so is whole; what it says is checked nevertheless.
     ///
-    /// `on_disk` leaves the full vectors in the file, to be read when they are needed.
+    /// It has no vectors yet: each that is live is to be [set](Exact::set), and then [`complete`](Self::complete) called.
+    /// `lean` leaves them with their owner.
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io).
-    pub(crate) fn read<X>(file: &SectionFile<GraphInfo<X>>, on_disk: bool) -> Result<Self>
+    pub(crate) fn read<X>(file: &SectionFile<GraphInfo<X>>, lean: bool) -> Result<Self>
     where
         X: serde::de::DeserializeOwned,
     {
@@ -102,31 +103,21 @@ impl Graph {
         if n > MAX_SLOTS || info.n_pivots > n {
             return Err(file.damaged("slots", &format!("at most {MAX_SLOTS}"), &n.to_string()).into());
         }
-        let empty = ScalarCodes::new(info.metric, dimension)?;
-        let tails = file.array::<Tail>("tails", n)?;
-        let codes = file.array::<u8>("codes", n.saturating_mul(empty.stride()))?;
-        let codes = ScalarCodes::from_buffers(info.metric, dimension, codes, tails)?;
-        let n_numbers = n.saturating_mul(dimension);
-        let vectors = if on_disk {
-            Vectors::from_file(dimension, file.path(), file.place::<f32>("vectors", n_numbers)?, n)?
-        } else {
-            Vectors::from_buffer(dimension, file.array::<f32>("vectors", n_numbers)?)
-        };
+        let mut flat =
+            if lean { Exact::lean(info.metric, dimension)? } else { Exact::new(info.metric, dimension)? };
+        let center = file.array::<f32>("center", if info.has_center { dimension } else { 0 })?.to_vec();
+        if center.iter().any(|x| !(x.abs() < MAX_MAGNITUDE)) {
+            return Err(file.damaged("center", "finite numbers", "others").into());
+        }
         let live = Bitset::from_words(file.array::<u64>("live", n.div_ceil(64))?.to_vec(), n);
-        let mut links = file.array::<u32>("links", n.saturating_mul(2 * config.links))?;
-        let parents = file.array::<u32>("parents", n)?;
+        let (mut links, parents) = Packed::read(file, n, 2 * config.links)?;
         let pivots = file.array::<u32>("pivots", info.n_pivots)?.to_vec();
-        let exists = |slot: u32| slot == NONE || (slot as usize) < n;
         let n_live = live.count();
-        let sound = links.iter().all(|&slot| exists(slot))
-            && parents.iter().all(|&slot| exists(slot))
-            && pivots.iter().all(|&slot| (slot as usize) < n && live.contains(slot))
+        let sound = pivots.iter().all(|&slot| (slot as usize) < n && live.contains(slot))
             && if n_live == 0 { info.root == NONE } else { live.contains(info.root) && !pivots.is_empty() };
         if !sound {
             return Err(file.damaged("links", &format!("slots below {n}"), "others").into());
         }
-        let pivot_codes = pivots.iter().flat_map(|&slot| codes.row(slot as usize)).copied().collect();
-        let pivot_tails = pivots.iter().map(|&slot| codes.tails()[slot as usize]).collect();
         // What is left of removed vectors is taken away at once, so that their slots need not wait for a sweep.
         let width = 2 * config.links;
         for slot in live.iter() {
@@ -140,44 +131,91 @@ impl Graph {
             }
         }
         let free = (0..n as u32).rev().filter(|&slot| !live.contains(slot)).collect();
-        Ok(Self {
-            linked: live.clone(),
-            n_linked: n_live,
-            // Full vectors are left on the disk where memory is short; four bits are for where it is not.
-            flat: Exact {
-                coarse: (!on_disk).then(|| CoarseCodes::of(&codes)),
-                codes,
-                vectors,
-                live,
-                n_live,
-                free,
-            },
-            config,
-            links,
-            parents,
-            pivots,
-            pivot_codes,
-            pivot_tails,
-            root: info.root,
-            retired: VecDeque::new(),
-            swept: 0,
-            scratch: None,
-            watches: Default::default(),
-        })
+        let linked = live.clone();
+        flat.codes = flat.codes.around(center, n);
+        flat.vectors.grow(n);
+        flat.slots = Slots { live, n_live, free };
+        let (root, n_linked) = (info.root, n_live);
+        Ok(Self { links, parents, pivots, root, linked, n_linked, ..Self::over(flat, config)? })
+    }
+
+    /// Ends what [`read`](Self::read) began: `lost` are live slots whose vectors are not there anymore.
+    pub(crate) fn complete(&mut self, lost: &[u32]) {
+        self.codes_are_new();
+        self.forget(lost);
     }
 }
 
-impl Vectors {
-    /// All vectors, to write them.
-    fn all(&self) -> Result<std::borrow::Cow<'_, [f32]>> {
-        if let Some(values) = self.in_memory() {
-            return Ok(values.into());
+/// Links and parents as a file has them: no room for links that there are not, and as few bytes a slot as there need be.
+struct Packed {
+    degrees: Vec<u16>,
+    links: Vec<u8>,
+    parents: Vec<u8>,
+}
+
+/// Bytes of a slot's number, of `n` slots; `n` itself stands for none.
+fn slot_bytes(n: usize) -> usize {
+    (usize::BITS - n.leading_zeros()).div_ceil(8).max(1) as usize
+}
+
+impl Packed {
+    fn of(graph: &Graph) -> Self {
+        let n = graph.flat.n_slots();
+        let bytes = slot_bytes(n);
+        let put = |out: &mut Vec<u8>, slot: u32| {
+            let number = if slot == NONE { n as u32 } else { slot };
+            out.extend_from_slice(&number.to_le_bytes()[..bytes]);
+        };
+        let n_links: usize = graph.linked.iter().map(|slot| graph.links_of(slot).len()).sum();
+        let [links, parents] = [n_links, n].map(|n| Vec::with_capacity(n * bytes));
+        let mut packed = Self { degrees: Vec::with_capacity(n), links, parents };
+        for slot in 0..n as u32 {
+            let links = if graph.linked.contains(slot) { graph.links_of(slot) } else { &[] };
+            packed.degrees.push(links.len() as u16);
+            links.iter().for_each(|&link| put(&mut packed.links, link));
+            put(&mut packed.parents, graph.parents[slot as usize]);
         }
-        let mut all = Vec::with_capacity(self.len() * self.dimension());
-        let mut scratch = Vec::new();
-        for slot in 0..self.len() as u32 {
-            self.with(slot, &mut scratch, |vector| all.extend_from_slice(vector))?;
+        packed
+    }
+
+    /// Links `[n, width]` and parents `[n]`.
+    fn read<X: serde::de::DeserializeOwned>(
+        file: &SectionFile<X>,
+        n: usize,
+        width: usize,
+    ) -> Result<(Buffer<u32>, Buffer<u32>)> {
+        let bytes = slot_bytes(n);
+        let get = |packed: &[u8]| {
+            let mut number = [0; 4];
+            number[..bytes].copy_from_slice(packed);
+            u32::from_le_bytes(number)
+        };
+        let degrees = file.array::<u16>("degrees", n)?;
+        let n_links = degrees.iter().map(|&degree| usize::from(degree)).sum::<usize>();
+        let packed = file.array::<u8>("links", n_links * bytes)?;
+        let mut packed = packed.chunks_exact(bytes).map(get);
+        let mut links = Buffer::new();
+        links.extend_zeroed(n.saturating_mul(width));
+        links.make_mut().fill(NONE);
+        let mut sound = true;
+        for (row, &degree) in links.make_mut().chunks_exact_mut(width).zip(&*degrees) {
+            sound &= usize::from(degree) <= width;
+            for (to, link) in row.iter_mut().zip(packed.by_ref().take(degree.into())) {
+                sound &= (link as usize) < n;
+                *to = link;
+            }
         }
-        Ok(all.into())
+        let packed = file.array::<u8>("parents", n.saturating_mul(bytes))?;
+        let mut parents = Buffer::new();
+        parents.extend_zeroed(n);
+        for (to, parent) in parents.make_mut().iter_mut().zip(packed.chunks_exact(bytes).map(get)) {
+            sound &= parent as usize <= n;
+            *to = if parent as usize == n { NONE } else { parent };
+        }
+        if sound {
+            Ok((links, parents))
+        } else {
+            Err(file.damaged("links", &format!("up to {width} slots below {n}"), "others").into())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! New vectors find their links.
 
 use super::{Graph, NONE, SCRATCH, Scratch, distance_of, slot_of};
-use crate::{Result, quantize::ScalarQuery};
+use crate::Result;
 
 /// Kept links that a candidate is held against at a time.
 const CHUNK: usize = 4;
@@ -38,7 +38,7 @@ impl Graph {
         }
         SCRATCH.with_borrow_mut(|scratch| {
             let mut query = std::mem::take(&mut scratch.query);
-            self.stored_query(slot, &mut query);
+            self.flat.codes.stored_query(slot, &mut query);
             self.beam(scratch, &query, self.config.build_effort);
             scratch.query = query;
             let mut candidates = std::mem::take(&mut scratch.candidates);
@@ -81,13 +81,6 @@ impl Graph {
         if self.pivots.len() < n_pivots(self.n_linked) {
             self.add_pivot(slot);
         }
-    }
-
-    /// The stored codes of a slot as a query.
-    fn stored_query(&self, slot: u32, query: &mut ScalarQuery) {
-        let row = self.flat.codes.row(slot as usize);
-        query.codes.fill(row.iter().map(|&byte| (byte ^ 0x80) as i8));
-        query.step = self.flat.codes.tails()[slot as usize].step;
     }
 
     /// Whether a slot may become a parent: half of its links stay free for near vectors.

@@ -33,7 +33,10 @@ mod remove;
 mod tests;
 
 use super::{Exact, Index, Neighbor, Search, Strategy, TopK, watch::Watch};
-use crate::{Bitset, Error, Metric, Result, quantize::Tail};
+use crate::{
+    Bitset, Error, Metric, Result,
+    quantize::{CoarseCodes, ScalarCodes, Tail},
+};
 use beam::{SCRATCH, Scratch, distance_of, slot_of};
 use breakers_files::Buffer;
 use std::collections::VecDeque;
@@ -125,9 +128,17 @@ impl Graph {
     /// # Errors
     /// [`Error::DimensionRange`], [`Error::Parameter`].
     pub fn new(metric: Metric, dimension: usize, config: GraphConfig) -> Result<Self> {
+        Self::over(Exact::new(metric, dimension)?, config)
+    }
+
+    /// An empty graph over an index that is empty.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`].
+    pub(crate) fn over(flat: Exact, config: GraphConfig) -> Result<Self> {
         config.check()?;
         Ok(Self {
-            flat: Exact::new(metric, dimension)?,
+            flat,
             config,
             links: Buffer::new(),
             parents: Buffer::new(),
@@ -162,11 +173,38 @@ impl Graph {
 
     /// Adds a vector that was [prepared](Metric::prepare), and is not prepared again: that could change its last bits.
     pub(crate) fn insert_prepared(&mut self, prepared: &[f32]) -> Result<u32> {
+        if self.flat.look_at_center(prepared) {
+            self.codes_are_new();
+        }
         let slot = self.store(prepared)?;
         let place = self.find_place(slot);
         self.link(slot, &place);
-        self.flat.show(slot);
+        self.flat.slots.show(slot);
         Ok(slot)
+    }
+
+    /// Has room for so many vectors.
+    pub(crate) fn reserve(&mut self, n: usize) {
+        self.flat.reserve(n);
+        self.links.reserve(n.saturating_mul(self.width()));
+        self.parents.reserve(n);
+    }
+
+    /// Takes over codes of the same vectors, seen from another center.
+    pub(crate) fn adopt(&mut self, codes: ScalarCodes, coarse: Option<CoarseCodes>) {
+        self.flat.adopt(codes, coarse);
+        self.codes_are_new();
+    }
+
+    /// Follows codes that were made anew; what walks over the old ones found says nothing anymore.
+    fn codes_are_new(&mut self) {
+        self.pivot_codes.clear();
+        self.pivot_tails.clear();
+        for &slot in &self.pivots {
+            self.pivot_codes.extend_from_slice(self.flat.codes.row(slot as usize));
+            self.pivot_tails.push(self.flat.codes.tails()[slot as usize]);
+        }
+        self.watches = Default::default();
     }
 
     /// The same vectors behind exact search.
@@ -187,13 +225,8 @@ impl Graph {
     }
 
     /// The nearest by codes of a beam of this width; allowed ones re-ranked.
-    pub(super) fn walk(
-        &self,
-        prepared: &[f32],
-        k: usize,
-        effort: usize,
-        allowed: Option<&Bitset>,
-    ) -> Result<Vec<Neighbor>> {
+    pub(super) fn walk(&self, prepared: &[f32], effort: usize, search: &Search<'_>) -> Result<Vec<Neighbor>> {
+        let (k, allowed) = (search.k, search.allowed);
         SCRATCH.with_borrow_mut(|scratch| {
             let codes = &self.flat.codes;
             let mut query = std::mem::take(&mut scratch.query);
@@ -205,8 +238,9 @@ impl Graph {
                 let tail = &codes.tails()[slot as usize];
                 4.0 * (query.norm * tail.error + query.step * root / 3.46 * tail.norm) / root
             };
-            let wanted = |slot| self.flat.live.contains(slot) && allowed.is_none_or(|a| a.contains(slot));
-            let Scratch { pool, ids, vector, .. } = scratch;
+            let wanted =
+                |slot| self.flat.slots.live.contains(slot) && allowed.is_none_or(|a| a.contains(slot));
+            let Scratch { pool, ids, .. } = scratch;
             ids.clear();
             let mut bound = f32::INFINITY;
             for &entry in &*pool {
@@ -226,7 +260,7 @@ impl Graph {
                 if let Some(&next) = ids.get(i + 2) {
                     self.flat.vectors.prefetch(next);
                 }
-                top.push(slot, self.flat.vectors.distance(codes.metric(), prepared, slot, vector)?);
+                top.push(slot, self.flat.vectors.distance(codes.metric(), prepared, slot, search.source)?);
             }
             scratch.query = query;
             Ok(top.into_neighbors())
@@ -262,7 +296,7 @@ impl Index for Graph {
     }
 
     fn remove(&mut self, slot: u32) -> bool {
-        let was = self.flat.retire(slot);
+        let was = self.flat.slots.retire(slot);
         if was {
             self.unlink(slot);
         }

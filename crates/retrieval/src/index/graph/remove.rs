@@ -1,6 +1,8 @@
 //! Removal: links around the gap, parents for orphans, and the sweep.
 
 use super::{Graph, NONE, Scratch, link::n_pivots, slot_of};
+use crate::Bitset;
+use hashbrown::HashMap;
 
 /// Width of the beam that finds the vectors which link to a removed one.
 const EFFORT: usize = 48;
@@ -12,32 +14,62 @@ impl Graph {
     pub(crate) fn unlink(&mut self, slot: u32) {
         self.linked.remove(slot);
         self.n_linked -= 1;
-        self.detach(slot);
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        let mut query = std::mem::take(&mut scratch.query);
+        self.flat.codes.stored_query(slot, &mut query);
+        self.beam(&mut scratch, &query, EFFORT);
+        scratch.query = query;
+        let mut linking: Vec<u32> = scratch.pool.iter().map(|&e| slot_of(e)).collect();
+        linking.extend(self.links_of(slot));
+        linking.sort_unstable();
+        linking.dedup();
+        self.cut(slot, &linking, &mut scratch);
+        self.scratch = Some(scratch);
+        self.retired.push_back((slot, self.swept));
         self.sweep();
     }
 
-    fn detach(&mut self, slot: u32) {
+    /// Takes slots out of the graph whose codes are not known; their slots are free at once.
+    ///
+    /// Without codes a walk does not find the vectors that link to them, so all lists are looked through.
+    pub(super) fn forget(&mut self, lost: &[u32]) {
+        if lost.is_empty() {
+            return;
+        }
+        let mut gone = Bitset::new(self.flat.n_slots());
+        lost.iter().for_each(|&slot| gone.insert(slot));
+        let mut linking: HashMap<u32, Vec<u32>> = HashMap::new();
+        for slot in self.linked.iter() {
+            for &link in self.links_of(slot).iter().filter(|&&link| gone.contains(link)) {
+                linking.entry(link).or_default().push(slot);
+            }
+        }
         let mut scratch = self.scratch.take().unwrap_or_default();
+        for &slot in lost {
+            self.flat.slots.retire(slot);
+            self.linked.remove(slot);
+            self.n_linked -= 1;
+            self.cut(slot, linking.get(&slot).map_or(&[], Vec::as_slice), &mut scratch);
+        }
+        self.scratch = Some(scratch);
+        // One of them may have come in the place of another.
+        (0..self.flat.n_slots() as u32).for_each(|slot| self.strip(slot));
+        self.flat.slots.free.extend(lost);
+        self.keep_pivots();
+    }
+
+    /// Gives the children of a slot other parents, and those of `linking` that link to it other links.
+    fn cut(&mut self, slot: u32, linking: &[u32], scratch: &mut Scratch) {
         let own: Vec<u32> = self.links_of(slot).to_vec();
-        let mut query = std::mem::take(&mut scratch.query);
-        query.codes.fill(self.flat.codes.row(slot as usize).iter().map(|&byte| (byte ^ 0x80) as i8));
-        query.step = self.flat.codes.tails()[slot as usize].step;
-        self.beam(&mut scratch, &query, EFFORT);
-        scratch.query = query;
-        let mut linking: Vec<u32> =
-            scratch.pool.iter().map(|&e| slot_of(e)).chain(own.iter().copied()).collect();
-        linking.sort_unstable();
-        linking.dedup();
-        linking.retain(|&other| other != slot && self.links_of(other).contains(&slot));
-        self.move_children(slot, &own, &mut scratch);
+        let links_to = |other: u32| other != slot && self.links_of(other).contains(&slot);
+        let linking: Vec<u32> = linking.iter().copied().filter(|&other| links_to(other)).collect();
+        self.move_children(slot, &own, scratch);
         for other in linking {
-            self.replace_link(other, slot, &own, &mut scratch);
+            self.replace_link(other, slot, &own, scratch);
         }
         if let Some(at) = self.pivots.iter().position(|&pivot| pivot == slot) {
             self.drop_pivot(at);
         }
-        self.scratch = Some(scratch);
-        self.retired.push_back((slot, self.swept));
     }
 
     /// Gives the children of a slot other parents and takes the slot out of the tree.
@@ -137,21 +169,28 @@ impl Graph {
         for _ in 0..SWEPT.min(n_slots) {
             let slot = (self.swept % n_slots as u64) as u32;
             self.swept += 1;
-            if !self.linked.contains(slot) {
-                continue;
-            }
-            let links = self.links_of(slot);
-            if links.iter().any(|&link| !self.linked.contains(link)) {
-                let left: Vec<u32> = links.iter().copied().filter(|&l| self.linked.contains(l)).collect();
-                self.set_links(slot, &left);
-            }
+            self.strip(slot);
         }
         while let Some(&(slot, since)) = self.retired.front()
             && self.swept >= since + n_slots as u64
         {
             self.retired.pop_front();
-            self.flat.free.push(slot);
+            self.flat.slots.free.push(slot);
         }
+        self.keep_pivots();
+    }
+
+    /// Takes links to slots that are not in the graph away from one that is.
+    fn strip(&mut self, slot: u32) {
+        let links = self.links_of(slot);
+        if self.linked.contains(slot) && links.iter().any(|&link| !self.linked.contains(link)) {
+            let left: Vec<u32> = links.iter().copied().filter(|&l| self.linked.contains(l)).collect();
+            self.set_links(slot, &left);
+        }
+    }
+
+    /// Has no more pivots than there should be, and one if there is a vector.
+    fn keep_pivots(&mut self) {
         while self.pivots.len() > 1 && self.pivots.len() > 2 * n_pivots(self.n_linked) {
             self.drop_pivot(0);
         }

@@ -13,7 +13,7 @@
 //! and Schulz). Deviations: codewords are learned anew each turn; a little of the last rotation is added to
 //! Xᵀ·Y, so that directions in which the rows do not vary stay as they are.
 
-use super::product::ProductQuantizer;
+use super::pq::ProductQuantizer;
 use crate::{Error, Result};
 use breakers_cpu::{self as cpu, per_isa};
 

@@ -1,0 +1,129 @@
+//! Vectors that are read from the database: those of an index that has them not, and samples that codes are centered by.
+
+use super::state::{Place, State, point_of};
+use crate::{
+    Error, Result,
+    index::{
+        Source,
+        center::{self, Drift},
+    },
+    quantize::{CoarseCodes, ScalarCodes},
+};
+use rusqlite::{CachedStatement, Connection};
+use std::{cell::RefCell, fmt};
+
+/// The vectors of a state's slots, from the database as it was at the state's change.
+pub(super) struct Stored<'a> {
+    place: Place<'a>,
+    ids: &'a [u64],
+    statement: RefCell<CachedStatement<'a>>,
+}
+
+impl fmt::Debug for Stored<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Stored").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Stored<'a> {
+    pub(super) fn new(connection: &'a Connection, place: Place<'a>, ids: &'a [u64]) -> Result<Self> {
+        let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", place.collection);
+        Ok(Self { place, ids, statement: RefCell::new(connection.prepare_cached(&sql)?) })
+    }
+
+    /// The prepared vector of a point.
+    fn point(&self, id: u64) -> Result<Vec<f32>> {
+        let mut statement = self.statement.borrow_mut();
+        let mut rows = statement.query([id as i64])?;
+        let row = rows.next()?.ok_or(Error::UnknownPoint { id })?;
+        Ok(point_of(row, self.place.config)?.0)
+    }
+
+    /// As [`point`](Self::point), or nothing of a point that is damaged or gone.
+    fn get(&self, id: u64) -> Result<Option<Vec<f32>>> {
+        match self.point(id) {
+            Ok(vector) => Ok(Some(vector)),
+            Err(Error::Corrupt { .. } | Error::UnknownPoint { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Source for Stored<'_> {
+    fn read(&self, slot: u32) -> Result<Vec<f32>> {
+        self.point(self.ids[slot as usize])
+    }
+}
+
+impl State {
+    /// Sees by the database's vectors, and by some that are `coming`, whether another center suits them better, and takes
+    /// it over.
+    pub(super) fn look_at_center(
+        &mut self,
+        connection: &Connection,
+        place: Place<'_>,
+        coming: &[Vec<f32>],
+    ) -> Result<()> {
+        if let Some((codes, coarse)) = self.around_better_center(connection, place, coming)? {
+            self.graph.adopt(codes, coarse);
+        }
+        self.graph.flat.drift = Drift::default();
+        Ok(())
+    }
+
+    /// The codes of all vectors around a center that suits them better, if there is one.
+    ///
+    /// The database may be ahead of this state: what it does not have anymore is about to go.
+    pub(super) fn around_better_center(
+        &self,
+        connection: &Connection,
+        place: Place<'_>,
+        coming: &[Vec<f32>],
+    ) -> Result<Option<(ScalarCodes, Option<CoarseCodes>)>> {
+        let ids = sample_of_ids(connection, place)?;
+        let stored = Stored::new(connection, place, self.ids.of_slots())?;
+        let mut sample = coming.to_vec();
+        for id in ids {
+            sample.extend(stored.get(id)?);
+        }
+        let flat = &self.graph.flat;
+        let Some(center) = center::better(flat.codes.center(), &sample) else { return Ok(None) };
+        let n = flat.codes.len();
+        let mut codes = flat.codes.around(center, n);
+        for slot in 0..n as u32 {
+            let at = slot as usize;
+            if let Some(vector) = flat.vectors.get(slot) {
+                codes.set(at, vector);
+                continue;
+            }
+            let is_live = flat.slots.live.contains(slot);
+            let vector = if is_live { stored.get(self.ids.of_slots()[at])? } else { None };
+            // Links may lead to removed ones yet.
+            codes.set(at, &vector.unwrap_or_else(|| flat.codes.decode(at)));
+        }
+        let coarse = flat.coarse.is_some().then(|| CoarseCodes::of(&codes));
+        Ok(Some((codes, coarse)))
+    }
+}
+
+/// The ids of some points, evenly spread over all changes.
+fn sample_of_ids(connection: &Connection, place: Place<'_>) -> Result<Vec<u64>> {
+    // Of the index by change alone, which is small.
+    let n: i64 =
+        connection
+            .query_row(&format!("SELECT count(*) FROM points_{}", place.collection), [], |row| row.get(0))?;
+    let mut wanted = center::evenly(n as usize).peekable();
+    let mut ids = Vec::new();
+    let sql = format!("SELECT id FROM points_{} ORDER BY seq", place.collection);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([])?;
+    let mut at = 0;
+    while let (Some(&next), Some(row)) = (wanted.peek(), rows.next()?) {
+        if next == at {
+            wanted.next();
+            ids.push(row.get::<_, i64>(0)? as u64);
+        }
+        at += 1;
+    }
+    Ok(ids)
+}
