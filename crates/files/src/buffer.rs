@@ -61,8 +61,8 @@ impl<T: Pod> Buffer<T> {
         })
     }
 
-    /// Has room for so many elements in all without being moved, if there is so much memory. Memory that is not written to
-    /// yet is only asked for.
+    /// Has room for so many elements in all without being moved, if there is so much memory. Memory that is
+    /// not written to yet is only asked for.
     pub fn reserve(&mut self, n: usize) {
         let n_lines = n.saturating_mul(size_of::<T>()).div_ceil(64);
         if let Place::Owned(lines) = &mut self.place {

@@ -1,6 +1,7 @@
 //! Recall and speed of the store on distributions of every kind, beside hnswlib and faiss at the same beam:
-//! `cargo bench -p breakers-retrieval --bench zoo -- [--python PYTHON] [--metric l2|cosine|dot] [NAME]...`. One thread;
-//! `PYTHON` has numpy, hnswlib and faiss-cpu. Distances are compared, so that of equally near vectors any will do.
+//! `cargo bench -p breakers-retrieval --bench zoo -- [--python PYTHON] [--metric l2|cosine|dot] [NAME]...`.
+//! One thread; `PYTHON` has numpy, hnswlib and faiss-cpu. Distances are compared, so that of equally near
+//! vectors any will do.
 #![allow(clippy::print_stdout)] // Its output is the result.
 
 #[path = "../tests/suite/distributions.rs"]

@@ -1,5 +1,5 @@
-//! Every write, sync, rename and removal fails once, at every place: nothing acknowledged is lost, nothing is half there,
-//! and what an index file lacks comes from the database.
+//! Every write, sync, rename and removal fails once, at every place: nothing acknowledged is lost, nothing is
+//! half there, and what an index file lacks comes from the database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! What codes are seen from: a point near the middle of the vectors, estimated anew as they change.
 //!
-//! Codes lose in proportion to how far a vector is from their center ([`ScalarCodes`](crate::quantize::ScalarCodes)).
-//! Vectors that all lie far from zero would look alike there. The center is the median of a sample, coordinate by
-//! coordinate, which a few vectors that are far from all others do not move. It is looked at whenever an eighth of the
-//! vectors has changed, and taken over only where it at least halves what codes lose (as squares), so that building
-//! codes anew is rare.
+//! Codes lose in proportion to how far a vector is from their center
+//! ([`ScalarCodes`](crate::quantize::ScalarCodes)). Vectors that all lie far from zero would look alike
+//! there. The center is the median of a sample, coordinate by coordinate, which a few vectors that are far
+//! from all others do not move. It is looked at whenever an eighth of the vectors has changed, and taken over
+//! only where it at least halves what codes lose (as squares), so that building codes anew is rare.
 
 /// Vectors that are looked at.
 pub(crate) const SAMPLE: usize = 256;

@@ -1,15 +1,16 @@
-//! Exact search: scans over four and eight bits with proven bounds, and the few vectors that these leave open in full
-//! precision.
+//! Exact search: scans over four and eight bits with proven bounds, and the few vectors that these leave open
+//! in full precision.
 //!
-//! Eight bits give each distance an interval that holds for certain ([`ScalarCodes`]). With τ the k-th smallest upper
-//! end, a vector whose lower end exceeds τ cannot be among the nearest k; all others are compared in full precision,
-//! nearest lower end first, until the next lower end exceeds the k-th distance found. The result is that of a plain
-//! scan of full vectors, ties aside. Four bits, where there is memory for them, give wider intervals that hold as well
-//! (`quantize::coarse`); only where their lower ends do not exceed τ are the eight bits read.
+//! Eight bits give each distance an interval that holds for certain ([`ScalarCodes`]). With τ the k-th
+//! smallest upper end, a vector whose lower end exceeds τ cannot be among the nearest k; all others are
+//! compared in full precision, nearest lower end first, until the next lower end exceeds the k-th distance
+//! found. The result is that of a plain scan of full vectors, ties aside. Four bits, where there is memory
+//! for them, give wider intervals that hold as well (`quantize::coarse`); only where their lower ends do not
+//! exceed τ are the eight bits read.
 //!
 //! # Cost
-//! Half a byte a coordinate and vector is read, an eighth of what floats take, at the speed of the cache or memory that
-//! holds them; a byte without the four bits.
+//! Half a byte a coordinate and vector is read, an eighth of what floats take, at the speed of the cache or
+//! memory that holds them; a byte without the four bits.
 
 use super::{
     Index, Neighbor, Search, TopK, Vectors,
@@ -135,8 +136,8 @@ impl Exact {
         Ok(())
     }
 
-    /// When it is time, and all vectors are in memory, sees whether another center suits them better; whether codes are
-    /// new. `coming` is about to be added.
+    /// When it is time, and all vectors are in memory, sees whether another center suits them better; whether
+    /// codes are new. `coming` is about to be added.
     pub(crate) fn look_at_center(&mut self, coming: &[f32]) -> bool {
         if !self.drift.is_due(self.slots.n_live, 1) || !self.vectors.are_here() {
             return false;

@@ -1,15 +1,17 @@
-//! An inverted file: vectors in lists by their nearest center, and product codes of what the center leaves over.
+//! An inverted file: vectors in lists by their nearest center, and product codes of what the center leaves
+//! over.
 //!
-//! A search scans the lists whose centers are nearest to the query, ranks by codes, and compares the best in full
-//! precision. ⟨q, o⟩ = ⟨q, center⟩ + ⟨q, rest⟩, so one table of products with codewords serves all lists.
+//! A search scans the lists whose centers are nearest to the query, ranks by codes, and compares the best in
+//! full precision. ⟨q, o⟩ = ⟨q, center⟩ + ⟨q, rest⟩, so one table of products with codewords serves all
+//! lists.
 //!
 //! # Memory
 //! A byte a part, and 8 bytes a vector; full vectors beside it.
 //!
 //! # Source
-//! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), section IV. The codes
-//! are of rotated vectors: a random rotation evens out parts, and one that is learned from what the centers leave over
-//! ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
+//! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), section
+//! IV. The codes are of rotated vectors: a random rotation evens out parts, and one that is learned from what
+//! the centers leave over ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
 
 use super::{Index, Neighbor, Search, TopK, Vectors, slots::Slots};
 use crate::{

@@ -1,12 +1,12 @@
 //! Indexes behind one trait.
 //!
-//! A collection of the [store](crate::store) keeps a [`Graph`], which is an [`Exact`] index, too; its planner chooses between
-//! the two for each query. [`Ivf`], [`Rabitq`] and `HnswRs` are research indexes: to be measured against, and to be used by
-//! themselves. They neither lie in files nor follow a database. `DeviceScan` answers batches of queries on a device; it is
-//! filled once, so it is no [`Index`].
+//! A collection of the [store](crate::store) keeps a [`Graph`], which is an [`Exact`] index, too; its planner
+//! chooses between the two for each query. [`Ivf`], [`Rabitq`] and `HnswRs` are research indexes: to be
+//! measured against, and to be used by themselves. They neither lie in files nor follow a database.
+//! `DeviceScan` answers batches of queries on a device; it is filled once, so it is no [`Index`].
 //!
-//! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal. What a slot
-//! means to a user is the store's business.
+//! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal.
+//! What a slot means to a user is the store's business.
 
 pub(crate) mod center;
 #[cfg(feature = "device")]
@@ -59,8 +59,8 @@ pub struct Neighbor {
 pub struct Search<'a> {
     /// How many neighbors.
     pub k: usize,
-    /// How hard an approximate index looks: the width of a graph's beam, the lists of an inverted file. `None` leaves it
-    /// to the index. An exact index ignores it.
+    /// How hard an approximate index looks: the width of a graph's beam, the lists of an inverted file.
+    /// `None` leaves it to the index. An exact index ignores it.
     pub effort: Option<usize>,
     /// The slots that may be returned; `None` allows all.
     pub allowed: Option<&'a Bitset>,

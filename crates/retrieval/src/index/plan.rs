@@ -4,8 +4,8 @@ use super::{Graph, GraphConfig, Index as _, Neighbor, Search, watch::Watch};
 use crate::Result;
 use std::fmt;
 
-/// What a walk costs for each vector of its beam, in vectors of a scan: links are followed one after the other, and
-/// their codes lie apart. Measured: `docs/vector-store.md`.
+/// What a walk costs for each vector of its beam, in vectors of a scan: links are followed one after the
+/// other, and their codes lie apart. Measured: `docs/vector-store.md`.
 const WALK_COST: f64 = 80.0;
 /// What reading a single row costs, in rows of a scan.
 const GATHER_COST: f64 = 2.0;
@@ -20,7 +20,8 @@ pub enum Strategy {
     Walk,
     /// All points, exactly.
     Scan,
-    /// The graph with a beam so wide that enough of it satisfies the filter; exactly if it turns out that not.
+    /// The graph with a beam so wide that enough of it satisfies the filter; exactly if it turns out that
+    /// not.
     FilteredWalk,
     /// The points that satisfy the filter, exactly.
     FilteredScan,

@@ -1,8 +1,9 @@
 //! A scan over RaBitQ codes, and full vectors for those whose lower ends leave them open.
 //!
-//! The k nearest by their estimates are compared in full precision first. With τ the k-th of these distances, all others
-//! whose lower end does not exceed it are compared too, lowest end first. A vector is missed only where its bound does
-//! not hold, for one in some thirty at [`EPSILON`], and it is nearer than its bound by more than the margin to τ.
+//! The k nearest by their estimates are compared in full precision first. With τ the k-th of these distances,
+//! all others whose lower end does not exceed it are compared too, lowest end first. A vector is missed only
+//! where its bound does not hold, for one in some thirty at [`EPSILON`], and it is nearer than its bound by
+//! more than the margin to τ.
 //!
 //! # Memory
 //! `bits` a coordinate and 20 bytes a vector; full vectors beside it.
@@ -33,8 +34,8 @@ impl Rabitq {
     /// An empty index, whose center is the mean of these vectors.
     ///
     /// # Errors
-    /// [`Error::DimensionRange`], [`Error::Parameter`] unless `bits` is 1 to 8 and there is a vector, and those of
-    /// [`Metric::prepare`].
+    /// [`Error::DimensionRange`], [`Error::Parameter`] unless `bits` is 1 to 8 and there is a vector, and
+    /// those of [`Metric::prepare`].
     pub fn train<'a>(
         metric: Metric,
         dimension: usize,
@@ -105,7 +106,8 @@ impl Index for Rabitq {
         self.slots.remove(slot)
     }
 
-    /// The effort is how many vectors are compared in full precision at most; without one the bounds alone decide.
+    /// The effort is how many vectors are compared in full precision at most; without one the bounds alone
+    /// decide.
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.prepared("the query", query)?;
         let k = search.k.min(self.slots.n_live);
@@ -125,7 +127,8 @@ impl Index for Rabitq {
             let farthest = near.bound();
             let near = near.into_neighbors();
             near.iter().try_for_each(|n| compare(&mut top, n.slot))?;
-            // What was compared already is no farther than the last of it; of equal estimates it is known by its slot.
+            // What was compared already is no farther than the last of it; of equal estimates it is known by
+            // its slot.
             let last = near.last().map_or(0, |n| n.slot);
             let compared =
                 |slot: u32, distance: f32| distance < farthest || (distance == farthest && slot <= last);

@@ -1,17 +1,18 @@
 //! Four bits a coordinate in blocks of sixteen vectors: the first look of an exact scan.
 //!
-//! The codes are made of those of [`ScalarCodes`], so that they need no place in a file. With ô the vector that eight
-//! bits stand for, y the odd numbers −15 to 15 nearest to it at some scale, and g the factor that brings y nearest to
-//! ô, a coordinate is the four bits (y + 15) / 2, and
+//! The codes are made of those of [`ScalarCodes`], so that they need no place in a file. With ô the vector
+//! that eight bits stand for, y the odd numbers −15 to 15 nearest to it at some scale, and g the factor that
+//! brings y nearest to ô, a coordinate is the four bits (y + 15) / 2, and
 //!
 //! ‖ô − g·y‖² = ‖ô‖² − ⟨ô, y⟩²/‖y‖²
 //!
-//! is a sum of integers. With what eight bits lose, already bounded, it bounds what four bits lose, for every vector
-//! and query: the inequalities of Cauchy and Schwarz that [`ScalarCodes`] uses. A vector whose lower end exceeds the
-//! k-th upper end cannot be among the nearest; in practice a percent is left for the eight bits.
+//! is a sum of integers. With what eight bits lose, already bounded, it bounds what four bits lose, for every
+//! vector and query: the inequalities of Cauchy and Schwarz that [`ScalarCodes`] uses. A vector whose lower
+//! end exceeds the k-th upper end cannot be among the nearest; in practice a percent is left for the eight
+//! bits.
 //!
-//! A line of 64 bytes holds eight coordinates of sixteen vectors, so that each of a register's lanes sums one vector:
-//! a scan is a stream of whole lines, and no sum across lanes.
+//! A line of 64 bytes holds eight coordinates of sixteen vectors, so that each of a register's lanes sums one
+//! vector: a scan is a stream of whole lines, and no sum across lanes.
 //!
 //! # Memory
 //! 4 bits a coordinate, rounded up to 64 coordinates, and 16 bytes a vector, in whole blocks.
@@ -30,11 +31,12 @@ const BLOCK: usize = 16;
 const LINE: usize = 8;
 /// Vectors that are looked at together.
 pub(crate) const GROUP: usize = 4 * BLOCK;
-/// Half the distance between neighboring levels that is best for numbers of a Gaussian with variance 1 (Max 1960).
+/// Half the distance between neighboring levels that is best for numbers of a Gaussian with variance 1 (Max
+/// 1960).
 const HALF_STEP: f64 = 0.1676;
 
-/// What is stored with a block: of each vector the scale of its codes, the offset of its distance, and upper bounds of
-/// what the codes lose and of its length.
+/// What is stored with a block: of each vector the scale of its codes, the offset of its distance, and upper
+/// bounds of what the codes lose and of its length.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Tails {
@@ -128,8 +130,8 @@ impl CoarseCodes {
         tails.norm[at] = tail.norm;
     }
 
-    /// The vectors of a group whose distance may be at most `bound`, less what is the same for all; a bit for each.
-    /// Beyond the last vector, anything.
+    /// The vectors of a group whose distance may be at most `bound`, less what is the same for all; a bit for
+    /// each. Beyond the last vector, anything.
     pub(crate) fn open(&self, query: &ScalarQuery, group: usize, bound: f32) -> u64 {
         let blocks = 4 * group..(4 * group + 4).min(self.tails.len());
         let bytes = self.block_bytes();
@@ -147,7 +149,8 @@ impl CoarseCodes {
         assert_eq!(codes.len(), self.width);
         match cpu::isa() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the processor has the instructions, and there is a block of `8 · width` bytes for each tail.
+            // SAFETY: the processor has the instructions, and there is a block of `8 · width` bytes for each
+            // tail.
             Isa::Avx512 => unsafe { x86::avx512(codes, rows, tails, terms, bound) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
@@ -322,8 +325,8 @@ mod tests {
     use crate::Metric;
     use rand::{RngExt as _, SeedableRng as _};
 
-    /// Lower ends hold for vectors of every kind, and every path opens the same vectors as the definition in 64 bits of
-    /// what the codes stand for, but for those at the bound.
+    /// Lower ends hold for vectors of every kind, and every path opens the same vectors as the definition in
+    /// 64 bits of what the codes stand for, but for those at the bound.
     fn check(metric: Metric, dimension: usize, shift: f32, scale: impl Fn(usize) -> f32) {
         let mut random = rand::rngs::StdRng::seed_from_u64(dimension as u64);
         let mut draw = || {

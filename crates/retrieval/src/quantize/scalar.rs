@@ -1,23 +1,25 @@
 //! Eight bits a coordinate, with a bound on the error that holds for every vector and query.
 //!
-//! Vectors are seen from a *center* c near their middle, so that codes tell them apart however far from zero they all
-//! lie. The difference is padded with zeros to a multiple of 64, rotated, so that no coordinate stands out, and
-//! divided by a step of its own. With o a vector and q a query less the center, ô what the codes of o stand for, and
-//! q̂ = q − r what the query's codes stand for,
+//! Vectors are seen from a *center* c near their middle, so that codes tell them apart however far from zero
+//! they all lie. The difference is padded with zeros to a multiple of 64, rotated, so that no coordinate
+//! stands out, and divided by a step of its own. With o a vector and q a query less the center, ô what the
+//! codes of o stand for, and q̂ = q − r what the query's codes stand for,
 //!
 //! |⟨q, o⟩ − ⟨q̂, ô⟩| ≤ ‖q‖·‖o − ô‖ + ‖r‖·‖ô‖
 //!
-//! by the inequality of Cauchy and Schwarz: no assumption on the data. ‖o − ô‖ is stored with each vector, rounded up,
-//! and takes in what floating-point sums can lose. That is what lets a scan over codes give exact neighbors.
+//! by the inequality of Cauchy and Schwarz: no assumption on the data. ‖o − ô‖ is stored with each vector,
+//! rounded up, and takes in what floating-point sums can lose. That is what lets a scan over codes give exact
+//! neighbors.
 //!
 //! # Distances
-//! Half of ‖q − o‖² is ‖q‖²/2 + (‖o‖²/2 − ⟨q, o⟩): the first term is the same for all vectors, the second is stored.
-//! Of vectors of length 1 this is one minus the cosine. An inner product is split so that the query has no part
-//! along the center: with q = a·c + p, ⟨q, c + o⟩ = ⟨q, c⟩ + a·⟨c, o⟩ + ⟨p, o⟩, and ⟨c, o⟩ is stored.
+//! Half of ‖q − o‖² is ‖q‖²/2 + (‖o‖²/2 − ⟨q, o⟩): the first term is the same for all vectors, the second is
+//! stored. Of vectors of length 1 this is one minus the cosine. An inner product is split so that the query
+//! has no part along the center: with q = a·c + p, ⟨q, c + o⟩ = ⟨q, c⟩ + a·⟨c, o⟩ + ⟨p, o⟩, and ⟨c, o⟩ is
+//! stored.
 //!
-//! The step is the one that brings ô nearest to o, so that o − ô is at right angles to ô. Then ‖o‖²/2 − ⟨q, ô⟩ differs
-//! from half of ‖q − ô‖² by ‖o − ô‖²/2 and by what is the same for all: codes rank near vectors with an error that is
-//! relative to how far they are from the query, not from the center.
+//! The step is the one that brings ô nearest to o, so that o − ô is at right angles to ô. Then ‖o‖²/2 − ⟨q,
+//! ô⟩ differs from half of ‖q − ô‖² by ‖o − ô‖²/2 and by what is the same for all: codes rank near vectors
+//! with an error that is relative to how far they are from the query, not from the center.
 //!
 //! # Memory
 //! 8 bits a coordinate, rounded up to 64 coordinates, and 16 bytes a vector.
@@ -88,8 +90,8 @@ pub struct ScalarQuery {
     rotated: Vec<f32>,
 }
 
-/// What rounding can lose of a distance by codes, or of the distance in full that it stands for, as multiples of
-/// [`f32::EPSILON`]: `square · (‖q‖ + ‖o‖)² + slope · ‖o‖ + flat`.
+/// What rounding can lose of a distance by codes, or of the distance in full that it stands for, as multiples
+/// of [`f32::EPSILON`]: `square · (‖q‖ + ‖o‖)² + slope · ‖o‖ + flat`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rounding {
     pub(crate) square: f32,
@@ -110,8 +112,8 @@ impl ScalarCodes {
         Ok(Self { metric, dimension, stride, rotation, center, center_norm: 0.0, codes, tails })
     }
 
-    /// Room for as many vectors, seen from a center (`[dimension]`, or empty for zero): of each the codes have to be
-    /// [set](Self::set), and until then it is farther than any.
+    /// Room for as many vectors, seen from a center (`[dimension]`, or empty for zero): of each the codes
+    /// have to be [set](Self::set), and until then it is farther than any.
     pub(crate) fn around(&self, center: Vec<f32>, n: usize) -> Self {
         debug_assert!(center.is_empty() || center.len() == self.dimension);
         let (mut codes, mut tails) = (Buffer::new(), Buffer::new());
@@ -314,14 +316,14 @@ impl ScalarCodes {
         self.tails[a] == self.tails[b] && self.row(a) == self.row(b)
     }
 
-    /// What [`gather_from`](Self::gather_from) leaves out, up to what is the same for all, so that with it distances
-    /// between stored vectors compare.
+    /// What [`gather_from`](Self::gather_from) leaves out, up to what is the same for all, so that with it
+    /// distances between stored vectors compare.
     pub(crate) fn base(&self, slot: u32) -> f32 {
         self.tails[slot as usize].offset + if self.metric == Metric::Dot { 1.0 } else { 0.0 }
     }
 
-    /// Distances of up to [`GATHER`] rows by both parts of the query, with bounds: the true distance of row `ids[i]`,
-    /// less what is the same for all vectors, is within `out[i].0 ± out[i].1`.
+    /// Distances of up to [`GATHER`] rows by both parts of the query, with bounds: the true distance of row
+    /// `ids[i]`, less what is the same for all vectors, is within `out[i].0 ± out[i].1`.
     pub(crate) fn intervals(&self, query: &ScalarQuery, ids: &[u32], out: &mut [(f32, f32)]) {
         let (mut first, mut second) = ([0; GATHER], [0; GATHER]);
         let (first, second) = (&mut first[..ids.len()], &mut second[..ids.len()]);
@@ -406,9 +408,9 @@ fn step_of(values: &[f32]) -> (f32, f32) {
     if step >= f32::MIN_POSITIVE { (step, 1.0 / step) } else { (0.0, 0.0) }
 }
 
-/// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in the
-/// differences from the center, in the sum (64 partial sums), and in the rotation of both sides (a dense matrix over at most `stride / 64 · 4` numbers after
-/// some ten butterflies).
+/// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in
+/// the differences from the center, in the sum (64 partial sums), and in the rotation of both sides (a dense
+/// matrix over at most `stride / 64 · 4` numbers after some ten butterflies).
 fn slack(stride: usize) -> f64 {
     (stride as f64 / 4.0 + 130.0) * f64::from(f32::EPSILON) / 2.0
 }

@@ -11,8 +11,8 @@ use crate::{Error, Result, index::Index as _, metric};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use std::sync::{Arc, RwLockReadGuard, atomic::Ordering};
 
-/// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store gave out: the
-/// index stays in memory as long as the store.
+/// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store
+/// gave out: the index stays in memory as long as the store.
 ///
 /// # Example
 /// ```
@@ -81,15 +81,16 @@ impl Collection {
         self.shared.state().graph.bytes()
     }
 
-    /// Adds points, or replaces those of the same id, all of them or none. When this returns they are durable, as far as
-    /// [`Durability`](super::Durability) goes.
+    /// Adds points, or replaces those of the same id, all of them or none. When this returns they are
+    /// durable, as far as [`Durability`](super::Durability) goes.
     ///
     /// # Errors
-    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::ElementRange`], [`Error::Parameter`] for
-    /// an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`].
+    /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::ElementRange`],
+    /// [`Error::Parameter`] for an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`].
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
-        // All of them before anything is done, and one after the other later on, so that a batch takes no room.
+        // All of them before anything is done, and one after the other later on, so that a batch takes no
+        // room.
         for point in points {
             if point.id > MAX_ID {
                 return Err(Error::parameter("id", format!("at most {MAX_ID}"), point.id));
@@ -155,8 +156,8 @@ impl Collection {
         Ok(removed as usize)
     }
 
-    /// Forgets the older half of the removals when there are far more than points: who has not seen them by now has missed
-    /// more than is there, and builds anew.
+    /// Forgets the older half of the removals when there are far more than points: who has not seen them by
+    /// now has missed more than is there, and builds anew.
     fn forget_removals(&self, transaction: &Connection, n: usize) -> Result<()> {
         let since = self.shared.removals.fetch_add(n, Ordering::Relaxed);
         // Also the first time, since other processes may remove a few each.
@@ -180,8 +181,8 @@ impl Collection {
 
     /// A transaction that changes points, and the same changes in the index.
     ///
-    /// `change` returns by how much the number of points changes, and what to return. Vectors are linked before the
-    /// transaction begins, so that it is short, and are found by searches once it has ended.
+    /// `change` returns by how much the number of points changes, and what to return. Vectors are linked
+    /// before the transaction begins, so that it is short, and are found by searches once it has ended.
     fn write(
         &self,
         points: &[Point],
@@ -290,7 +291,8 @@ impl Collection {
         self.together(|connection, state| Ok(self.matching(filter, connection, &state)?.count()))
     }
 
-    /// Points by id, in the order asked for; none for ids that there are not. The vectors are as they were stored.
+    /// Points by id, in the order asked for; none for ids that there are not. The vectors are as they were
+    /// stored.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for a point that is not as it was written, [`Error::Sqlite`].
@@ -368,8 +370,9 @@ impl Collection {
         self.shared.rebuild(&self.store, "asked for").map_err(|error| self.removed_or(error))
     }
 
-    /// Points that are not as they were written: searches, [`count`](Self::count) and [`scroll`](Self::scroll) go on without
-    /// them, [`get`](Self::get) says what is wrong, and [`Store::repair`](super::Store::repair) takes them out.
+    /// Points that are not as they were written: searches, [`count`](Self::count) and
+    /// [`scroll`](Self::scroll) go on without them, [`get`](Self::get) says what is wrong, and
+    /// [`Store::repair`](super::Store::repair) takes them out.
     pub fn damaged(&self) -> Vec<u64> {
         self.shared.state().damaged.iter().copied().collect()
     }

@@ -153,8 +153,8 @@ pub(super) struct Evaluation<'a> {
     pub(super) live: &'a Bitset,
 }
 
-/// A condition on one field in SQL: the end of a query over `fields`, its parameters, and whether matches have to be
-/// compared in full.
+/// A condition on one field in SQL: the end of a query over `fields`, its parameters, and whether matches
+/// have to be compared in full.
 struct Leaf {
     condition: String,
     parameters: Vec<Sql>,
@@ -237,8 +237,8 @@ impl Evaluation<'_> {
         Ok(filter.matches(&parse(&text)?))
     }
 
-    /// About how many points satisfy the filter, from the index alone and with at most `limit` rows read for each
-    /// condition; conditions are taken for independent.
+    /// About how many points satisfy the filter, from the index alone and with at most `limit` rows read for
+    /// each condition; conditions are taken for independent.
     pub(super) fn estimate(&self, filter: &Filter, limit: usize) -> Result<f64> {
         let n = self.ids.len() as f64;
         let share = |count: f64| if n > 0.0 { (count / n).min(1.0) } else { 0.0 };

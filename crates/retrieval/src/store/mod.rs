@@ -1,17 +1,18 @@
 //! The store: SQLite is the truth, indexes are derived.
 //!
-//! A store is a folder. `store.db` holds collections, vectors and payloads; `index-N.bin` is the index of a collection, a
-//! copy in another form, which may be missing, old or damaged: it is checked when a collection is opened, caught up from
-//! the database, or built anew.
+//! A store is a folder. `store.db` holds collections, vectors and payloads; `index-N.bin` is the index of a
+//! collection, a copy in another form, which may be missing, old or damaged: it is checked when a collection
+//! is opened, caught up from the database, or built anew.
 //!
 //! # Durability
-//! A write is a transaction, in SQLite's write-ahead log. When it returns, the log was synced ([`Durability::Full`]);
-//! whatever happens to the process or the power, it is there afterwards. Under [`Durability::Process`] the log is synced
-//! now and then only: a crash of the process loses nothing, one of the system may lose the last writes, never part of one.
+//! A write is a transaction, in SQLite's write-ahead log. When it returns, the log was synced
+//! ([`Durability::Full`]); whatever happens to the process or the power, it is there afterwards. Under
+//! [`Durability::Process`] the log is synced now and then only: a crash of the process loses nothing, one of
+//! the system may lose the last writes, never part of one.
 //!
 //! # Readers and writers
-//! Any number of threads and processes read while one writes; a second writer waits. What this process wrote is found at
-//! once, what another one wrote after at most [`Options::refresh`].
+//! Any number of threads and processes read while one writes; a second writer waits. What this process wrote
+//! is found at once, what another one wrote after at most [`Options::refresh`].
 
 mod admin;
 mod collection;
@@ -74,18 +75,19 @@ pub enum Durability {
 pub struct Options {
     /// What "acknowledged" promises.
     pub durability: Durability,
-    /// For how long a search may not see what another process wrote; zero asks the database every time, which takes some
-    /// microseconds.
+    /// For how long a search may not see what another process wrote; zero asks the database every time, which
+    /// takes some microseconds.
     pub refresh: Duration,
     /// For how long a write waits for those of other threads and processes.
     pub busy_timeout: Duration,
-    /// Leaves full vectors in the database and reads those that are compared, instead of keeping all in memory.
+    /// Leaves full vectors in the database and reads those that are compared, instead of keeping all in
+    /// memory.
     pub vectors_on_disk: bool,
-    /// Points of a collection that memory is asked for at once; it is used as they come. Without it, what holds them is
-    /// moved as it grows, which takes memory twice for a moment.
+    /// Points of a collection that memory is asked for at once; it is used as they come. Without it, what
+    /// holds them is moved as it grows, which takes memory twice for a moment.
     pub expected_points: usize,
-    /// Writes index files when a store is closed, and, without waiting for that, in the background: when a quarter of an
-    /// index has changed, or a change is [`save_after`](Self::save_after) old.
+    /// Writes index files when a store is closed, and, without waiting for that, in the background: when a
+    /// quarter of an index has changed, or a change is [`save_after`](Self::save_after) old.
     pub save_on_close: bool,
     /// How old a change may become before the index file is written in the background.
     pub save_after: Duration,
@@ -112,10 +114,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise in the database, so
-    /// that only their codes and links take memory, while points are written and the index is saved, too. What SQLite needs,
-    /// some hundred KiB a connection, and the points of a call are not counted; nor is the moment in which codes get
-    /// another center because vectors have drifted, when there are both.
+    /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise in
+    /// the database, so that only their codes and links take memory, while points are written and the index
+    /// is saved, too. What SQLite needs, some hundred KiB a connection, and the points of a call are not
+    /// counted; nor is the moment in which codes get another center because vectors have drifted, when there
+    /// are both.
     ///
     /// # Units
     /// `budget`: bytes
@@ -164,7 +167,8 @@ impl Config {
         self.dimension.next_multiple_of(64) + 16 + 4 * (2 * self.links + 1) + slots
     }
 
-    /// Bytes of memory that a vector takes with its full form, and then also four bits a coordinate for exact scans.
+    /// Bytes of memory that a vector takes with its full form, and then also four bits a coordinate for exact
+    /// scans.
     pub fn full_bytes(&self) -> usize {
         self.code_bytes() + self.dimension.next_multiple_of(64) / 2 + 16 + 4 * self.dimension
     }
@@ -269,8 +273,8 @@ impl Store {
     /// Creates a collection, or opens the one that has this name and these settings.
     ///
     /// # Errors
-    /// [`Error::CollectionExists`] if it has others, [`Error::DimensionRange`], [`Error::Parameter`], and those of
-    /// [`collection`](Self::collection).
+    /// [`Error::CollectionExists`] if it has others, [`Error::DimensionRange`], [`Error::Parameter`], and
+    /// those of [`collection`](Self::collection).
     pub fn create(&self, name: &str, config: &Config) -> Result<Collection> {
         check_dimension(config.dimension)?;
         config.graph().check()?;

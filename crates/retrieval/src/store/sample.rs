@@ -1,4 +1,5 @@
-//! Vectors that are read from the database: those of an index that has them not, and samples that codes are centered by.
+//! Vectors that are read from the database: those of an index that has them not, and samples that codes are
+//! centered by.
 
 use super::state::{Place, State, point_of};
 use crate::{
@@ -56,8 +57,8 @@ impl Source for Stored<'_> {
 }
 
 impl State {
-    /// Sees by the database's vectors, and by some that are `coming`, whether another center suits them better, and takes
-    /// it over.
+    /// Sees by the database's vectors, and by some that are `coming`, whether another center suits them
+    /// better, and takes it over.
     pub(super) fn look_at_center(
         &mut self,
         connection: &Connection,

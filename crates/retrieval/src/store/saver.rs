@@ -1,5 +1,5 @@
-//! Index files are written in the background, by age and by size, so that a process which is ended by a signal leaves
-//! files that are nearly up to date.
+//! Index files are written in the background, by age and by size, so that a process which is ended by a
+//! signal leaves files that are nearly up to date.
 
 use super::{Inner, Shared, shared::lock};
 use std::{
@@ -63,7 +63,8 @@ impl Inner {
     }
 }
 
-/// A quarter of what is there, so that all files that are written while an index grows are not much more than the last.
+/// A quarter of what is there, so that all files that are written while an index grows are not much more than
+/// the last.
 fn is_much(shared: &Shared) -> bool {
     let state = shared.state();
     state.n_unsaved() >= FEW + state.ids.len() / 4

@@ -20,8 +20,8 @@ impl Collection {
     /// The nearest points, nearest first: `k` of them whenever so many satisfy the filter.
     ///
     /// # Errors
-    /// Those of [`Metric::prepare`](crate::Metric::prepare) for the query, [`Error::Filter`](crate::Error::Filter),
-    /// [`Error::Sqlite`](crate::Error::Sqlite).
+    /// Those of [`Metric::prepare`](crate::Metric::prepare) for the query,
+    /// [`Error::Filter`](crate::Error::Filter), [`Error::Sqlite`](crate::Error::Sqlite).
     pub fn search(&self, query: &Query) -> Result<Vec<Hit>> {
         Ok(self.run(query, true)?.1)
     }
@@ -66,7 +66,8 @@ impl Collection {
         })
     }
 
-    /// Answers from one state and the slots that are allowed in it; payloads from the database in the same state.
+    /// Answers from one state and the slots that are allowed in it; payloads from the database in the same
+    /// state.
     fn answer(
         &self,
         query: &Query,
@@ -149,14 +150,14 @@ impl Collection {
         self.together(|connection, state| self.evaluation(connection, &state).estimate(filter, limit))
     }
 
-    /// Measures how wide the graph must be searched for this share of the nearest `k`, and searches so from now on; the
-    /// index file keeps it. Without points nothing changes.
+    /// Measures how wide the graph must be searched for this share of the nearest `k`, and searches so from
+    /// now on; the index file keeps it. Without points nothing changes.
     ///
     /// Searches and writes go on meanwhile.
     ///
     /// # Errors
-    /// [`Error::Parameter`](crate::Error::Parameter) for a recall outside of 0 to 1 and for no queries, and those of
-    /// [`search`](Self::search).
+    /// [`Error::Parameter`](crate::Error::Parameter) for a recall outside of 0 to 1 and for no queries, and
+    /// those of [`search`](Self::search).
     pub fn tune(&self, queries: &[Vec<f32>], k: usize, recall: f64) -> Result<Tuned> {
         self.refresh()?;
         let now = {

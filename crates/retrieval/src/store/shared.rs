@@ -1,9 +1,10 @@
-//! What the handles of a collection in one process share: the index in memory, and how it follows the database.
+//! What the handles of a collection in one process share: the index in memory, and how it follows the
+//! database.
 //!
 //! # Locks
-//! In this order: `changing`, the store's connection that writes, `state`. Whoever changes the index holds `changing` as
-//! long as that takes, and `state` for single steps, between which searches go on. So nobody waits for the `state` of
-//! someone who only reads it, however long: a save or a search.
+//! In this order: `changing`, the store's connection that writes, `state`. Whoever changes the index holds
+//! `changing` as long as that takes, and `state` for single steps, between which searches go on. So nobody
+//! waits for the `state` of someone who only reads it, however long: a save or a search.
 
 use super::{
     Config, Inner,
@@ -116,8 +117,9 @@ impl Shared {
         state.graph.flat.drift.is_due(state.graph.len(), n_coming)
     }
 
-    /// When enough has changed, or changes with `n_coming` vectors of which `coming` gives the i-th, has codes seen from a
-    /// center that suits them. Searches go on with the old ones until the new ones are there.
+    /// When enough has changed, or changes with `n_coming` vectors of which `coming` gives the i-th, has
+    /// codes seen from a center that suits them. Searches go on with the old ones until the new ones are
+    /// there.
     pub(super) fn look_at_center(
         &self,
         store: &Inner,
@@ -218,8 +220,8 @@ impl Shared {
         })
     }
 
-    /// Looks for what other processes wrote, unless that was done a moment ago. If somebody changes the index at the
-    /// moment, the answer is of the state before that.
+    /// Looks for what other processes wrote, unless that was done a moment ago. If somebody changes the index
+    /// at the moment, the answer is of the state before that.
     pub(super) fn refresh(&self, store: &Inner) -> Result<()> {
         self.check_not_removed()?;
         let interval = store.options.refresh;

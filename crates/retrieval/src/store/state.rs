@@ -1,4 +1,5 @@
-//! What a process keeps of a collection in memory: the index, and which point each slot holds. All of it is derived.
+//! What a process keeps of a collection in memory: the index, and which point each slot holds. All of it is
+//! derived.
 
 use super::{Config, collection::change_crc, filter::Filter, ids::Ids, shared::lock};
 use crate::{
@@ -201,8 +202,8 @@ impl State {
         Ok(state)
     }
 
-    /// Links from the index file, and vectors from the database, as they were at the change that the file is of. What was
-    /// written or removed after it is not there.
+    /// Links from the index file, and vectors from the database, as they were at the change that the file is
+    /// of. What was written or removed after it is not there.
     fn read(connection: &Connection, place: Place<'_>, path: &Path) -> Result<Self> {
         let Place { collection, config, on_disk, .. } = place;
         let file = SectionFile::open(path)?;
@@ -307,7 +308,8 @@ impl State {
         Ok(pending.added.len() + pending.removed.len())
     }
 
-    /// Reads what was removed after a change, or nothing, and then each point that was written after it, prepared.
+    /// Reads what was removed after a change, or nothing, and then each point that was written after it,
+    /// prepared.
     ///
     /// A point that is not as it was written does not keep the others from being read.
     pub(super) fn read_changes(

@@ -55,8 +55,8 @@ fn check(collection: &Collection, queries: &[Vec<f32>]) {
     }
 }
 
-/// An index file is put back after points were written, replaced and removed: what it lacks comes from the database, and
-/// what it has too much goes.
+/// An index file is put back after points were written, replaced and removed: what it lacks comes from the
+/// database, and what it has too much goes.
 #[test]
 fn an_older_file_is_caught_up() {
     let dimension = 20;

@@ -1,5 +1,5 @@
-//! The default search on vectors of every kind: what share of the true nearest it finds. `BREAKERS_SOAK` takes each
-//! distribution with every metric and element type; otherwise each takes its turn.
+//! The default search on vectors of every kind: what share of the true nearest it finds. `BREAKERS_SOAK`
+//! takes each distribution with every metric and element type; otherwise each takes its turn.
 
 use breakers_retrieval::{
     Metric,

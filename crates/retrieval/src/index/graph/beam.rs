@@ -15,7 +15,8 @@ const STARTS: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) query: ScalarQuery,
-    /// The vectors of the beam, nearest first: the distance's order, the slot, and whether its links were followed.
+    /// The vectors of the beam, nearest first: the distance's order, the slot, and whether its links were
+    /// followed.
     pub(super) pool: Vec<u64>,
     /// The walk that saw a slot last.
     visited: Vec<u16>,

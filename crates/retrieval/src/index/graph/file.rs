@@ -1,4 +1,5 @@
-//! A graph in a file: its links, and what codes are seen from. Vectors stay with their owner, and codes follow from them.
+//! A graph in a file: its links, and what codes are seen from. Vectors stay with their owner, and codes
+//! follow from them.
 
 use super::{Graph, GraphConfig, NONE};
 use crate::{
@@ -76,8 +77,8 @@ impl Graph {
 
     /// Takes a graph out of a file that was opened, and so is whole; what it says is checked nevertheless.
     ///
-    /// It has no vectors yet: each that is live is to be [set](Exact::set), and then [`complete`](Self::complete) called.
-    /// `lean` leaves them with their owner.
+    /// It has no vectors yet: each that is live is to be [set](Exact::set), and then
+    /// [`complete`](Self::complete) called. `lean` leaves them with their owner.
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io).
@@ -106,7 +107,7 @@ impl Graph {
         let mut flat =
             if lean { Exact::lean(info.metric, dimension)? } else { Exact::new(info.metric, dimension)? };
         let center = file.array::<f32>("center", if info.has_center { dimension } else { 0 })?.to_vec();
-        if center.iter().any(|x| !(x.abs() < MAX_MAGNITUDE)) {
+        if center.iter().any(|x| x.is_nan() || x.abs() >= MAX_MAGNITUDE) {
             return Err(file.damaged("center", "finite numbers", "others").into());
         }
         let live = Bitset::from_words(file.array::<u64>("live", n.div_ceil(64))?.to_vec(), n);
@@ -118,7 +119,8 @@ impl Graph {
         if !sound {
             return Err(file.damaged("links", &format!("slots below {n}"), "others").into());
         }
-        // What is left of removed vectors is taken away at once, so that their slots need not wait for a sweep.
+        // What is left of removed vectors is taken away at once, so that their slots need not wait for a
+        // sweep.
         let width = 2 * config.links;
         for slot in live.iter() {
             let row = slot as usize * width..(slot as usize + 1) * width;
@@ -146,7 +148,8 @@ impl Graph {
     }
 }
 
-/// Links and parents as a file has them: no room for links that there are not, and as few bytes a slot as there need be.
+/// Links and parents as a file has them: no room for links that there are not, and as few bytes a slot as
+/// there need be.
 struct Packed {
     degrees: Vec<u16>,
     links: Vec<u8>,

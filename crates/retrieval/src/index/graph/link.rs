@@ -47,7 +47,8 @@ impl Graph {
             candidates.extend(found.filter(|&(_, id)| id != slot && self.linked.contains(id)));
             let mut links = Vec::with_capacity(self.config.links);
             self.select(slot, &candidates, self.config.links, |_| false, scratch, &mut links);
-            // The nearest that has room for a child becomes the parent. If every linked vector was left out, the root does.
+            // The nearest that has room for a child becomes the parent. If every linked vector was left out,
+            // the root does.
             let near = links.iter().chain(candidates.iter().map(|(_, id)| id)).copied();
             let parent = near.into_iter().find(|&id| self.has_room(id));
             let parent = parent.unwrap_or_else(|| self.descend(self.root));
@@ -60,7 +61,8 @@ impl Graph {
         })
     }
 
-    /// Links a stored slot where it belongs, by what [`find_place`](Self::find_place) said since the last change.
+    /// Links a stored slot where it belongs, by what [`find_place`](Self::find_place) said since the last
+    /// change.
     pub(crate) fn link(&mut self, slot: u32, place: &Place) {
         self.linked.insert(slot);
         self.n_linked += 1;
@@ -149,8 +151,8 @@ impl Graph {
         scratch.distances.iter().copied().zip(ids.iter().copied()).collect()
     }
 
-    /// Chooses up to `n` of the candidates, which are sorted: pinned ones, and then each that is nearer to `slot` than
-    /// to every one chosen before.
+    /// Chooses up to `n` of the candidates, which are sorted: pinned ones, and then each that is nearer to
+    /// `slot` than to every one chosen before.
     pub(super) fn select(
         &self,
         slot: u32,
@@ -161,7 +163,8 @@ impl Graph {
         kept: &mut Vec<u32>,
     ) {
         kept.clear();
-        // Copies of `slot` are as near to everything as it is: they would occlude all others, and fill the list.
+        // Copies of `slot` are as near to everything as it is: they would occlude all others, and fill the
+        // list.
         let mut copies = [NONE; MAX_COPIES];
         let mut n_copies = 0;
         let codes = &self.flat.codes;

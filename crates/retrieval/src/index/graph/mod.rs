@@ -1,28 +1,32 @@
 //! A navigable graph over eight-bit codes, re-ranked in full precision, with real removal.
 //!
-//! Every vector has up to 2·M links to near vectors in varied directions. A search keeps a beam of the nearest vectors
-//! seen, and follows the links of the nearest one that it has not followed yet, until there is none. It starts at the
-//! best of a few hundred pivots, which are scanned, so the graph needs no upper layers.
+//! Every vector has up to 2·M links to near vectors in varied directions. A search keeps a beam of the
+//! nearest vectors seen, and follows the links of the nearest one that it has not followed yet, until there
+//! is none. It starts at the best of a few hundred pivots, which are scanned, so the graph needs no upper
+//! layers.
 //!
 //! # Every point reachable
-//! Each vector but one has a *parent* among its links, and the parent has it among its own; these links are never
-//! dropped for others. They form a tree, so that every vector can be reached from every other one, whatever is
-//! inserted or removed. [`Graph::check`] verifies it.
+//! Each vector but one has a *parent* among its links, and the parent has it among its own; these links are
+//! never dropped for others. They form a tree, so that every vector can be reached from every other one,
+//! whatever is inserted or removed. [`Graph::check`] verifies it.
 //!
 //! # Removal
-//! A removed vector is unlinked at once from the vectors that link to it, as far as a search from it finds them, and
-//! each of these gets a link to one of its neighbors instead; its children in the tree get new parents. Links that were
-//! not found are dead ends until a sweep, a few vectors with each removal, has passed; only then is the slot used again.
+//! A removed vector is unlinked at once from the vectors that link to it, as far as a search from it finds
+//! them, and each of these gets a link to one of its neighbors instead; its children in the tree get new
+//! parents. Links that were not found are dead ends until a sweep, a few vectors with each removal, has
+//! passed; only then is the slot used again.
 //!
 //! # Memory
-//! 8 bits a coordinate, 16 bytes, and 4·(2·M + 1) bytes a vector; full vectors on disk or in memory beside it.
+//! 8 bits a coordinate, 16 bytes, and 4·(2·M + 1) bytes a vector; full vectors on disk or in memory beside
+//! it.
 //!
 //! # Source
-//! Beam search and choice of links: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
-//! hierarchical navigable small world graphs", arXiv 1603.09320, algorithms 2 and 4, on the ground layer alone; the
-//! factor on the occlusion rule is that of Subramanya et al., "DiskANN", NeurIPS 2019, section 2.3. Removal by
-//! searching for the links that lead to a vector: Xu et al., "In-place updates of a graph index for streaming
-//! approximate nearest neighbor search", arXiv 2502.13826, without its periodic scan; tree, pivots and sweep are ours.
+//! Beam search and choice of links: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor
+//! search using hierarchical navigable small world graphs", arXiv 1603.09320, algorithms 2 and 4, on the
+//! ground layer alone; the factor on the occlusion rule is that of Subramanya et al., "DiskANN", NeurIPS
+//! 2019, section 2.3. Removal by searching for the links that lead to a vector: Xu et al., "In-place updates
+//! of a graph index for streaming approximate nearest neighbor search", arXiv 2502.13826, without its
+//! periodic scan; tree, pivots and sweep are ours.
 
 mod beam;
 mod check;
@@ -53,8 +57,8 @@ pub struct GraphConfig {
     pub build_effort: usize,
     /// Width of the beam of a search that does not say otherwise.
     pub effort: usize,
-    /// A link is left out if a shorter one leads to a vector that is nearer to its end, by this factor on squared
-    /// distances.
+    /// A link is left out if a shorter one leads to a vector that is nearer to its end, by this factor on
+    /// squared distances.
     pub occlusion: f32,
 }
 
@@ -104,7 +108,8 @@ pub struct Graph {
     pub(crate) config: GraphConfig,
     /// `[n_slots, 2 · links]`, ended by [`NONE`].
     pub(crate) links: Buffer<u32>,
-    /// The parent of each slot in the tree; the root is its own, and a slot that is not in the tree has [`NONE`].
+    /// The parent of each slot in the tree; the root is its own, and a slot that is not in the tree has
+    /// [`NONE`].
     pub(crate) parents: Buffer<u32>,
     pivots: Vec<u32>,
     /// Their codes, side by side.
@@ -171,7 +176,8 @@ impl Graph {
         Ok(())
     }
 
-    /// Adds a vector that was [prepared](Metric::prepare), and is not prepared again: that could change its last bits.
+    /// Adds a vector that was [prepared](Metric::prepare), and is not prepared again: that could change its
+    /// last bits.
     pub(crate) fn insert_prepared(&mut self, prepared: &[f32]) -> Result<u32> {
         if self.flat.look_at_center(prepared) {
             self.codes_are_new();

@@ -120,7 +120,8 @@ impl Graph {
         true
     }
 
-    /// A live slot with room that is not below `child`: there is one, a leaf of the rest of the tree at the latest.
+    /// A live slot with room that is not below `child`: there is one, a leaf of the rest of the tree at the
+    /// latest.
     fn roomy_elsewhere(&self, child: u32) -> u32 {
         let mut open = vec![self.root];
         while let Some(slot) = open.pop() {
@@ -135,7 +136,8 @@ impl Graph {
         self.root
     }
 
-    /// Takes the link to `gone` away and links to the nearest of its neighbors that is not behind another link.
+    /// Takes the link to `gone` away and links to the nearest of its neighbors that is not behind another
+    /// link.
     fn replace_link(&mut self, from: u32, gone: u32, around: &[u32], scratch: &mut Scratch) {
         let mut links: Vec<u32> = self.links_of(from).iter().copied().filter(|&link| link != gone).collect();
         if links.len() == self.width() {
@@ -163,7 +165,8 @@ impl Graph {
         self.set_links(from, &links);
     }
 
-    /// Takes links to removed slots away from the next few slots, and frees the slots that nothing links to anymore.
+    /// Takes links to removed slots away from the next few slots, and frees the slots that nothing links to
+    /// anymore.
     fn sweep(&mut self) {
         let n_slots = self.flat.n_slots();
         for _ in 0..SWEPT.min(n_slots) {
