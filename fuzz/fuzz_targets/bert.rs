@@ -5,7 +5,8 @@
 
 use std::hint::black_box;
 
-use breakers_model::{Bert, LoadOptions};
+use breakers_embed::Bert;
+use breakers_model::LoadOptions;
 use libfuzzer_sys::fuzz_target;
 
 const TOKENIZER: &str = include_str!("../seeds/tokenizer_json/wordpiece.json");

@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+use breakers_tokenizer::{DecodeOptions, EncodeOptions};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(
@@ -14,7 +14,7 @@ fuzz_target!(
         std::panic::set_hook(Box::new(|_| {}));
     },
     |bytes: &[u8]| {
-        let tokenizer = match Tokenizer::from_tokenizer_json(bytes) {
+        let tokenizer = match breakers_tokenizer_json::from_slice(bytes) {
             Ok(tokenizer) => tokenizer,
             Err(error) => {
                 black_box(error.to_string());

@@ -8,18 +8,6 @@ use crate::Result;
 /// Columns of a comment at most: the width that rustfmt is told in rustfmt.toml, which leaves comments alone.
 const WIDTH: usize = 110;
 
-/// Folders whose comments have not been broken to that width yet. This list only shrinks.
-const UNBROKEN: [&str; 8] = [
-    "crates/breakers/",
-    "crates/kv-cache/",
-    "crates/model/",
-    "crates/retrieval/",
-    "crates/spec-decode/",
-    "crates/structured/",
-    "crates/tokenizer/",
-    "examples/",
-];
-
 /// Folders whose files pages name in backticks, as paths from the root.
 const SOURCES: [&str; 4] = ["crates/", "docs/", "examples/", "benches/"];
 
@@ -121,9 +109,6 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// Says which comments of a Rust file are too wide. Rows of tables and single words cannot be broken.
 pub(crate) fn wide_comments(file: &str, text: &str) -> Vec<String> {
-    if UNBROKEN.iter().any(|folder| file.starts_with(folder)) {
-        return Vec::new();
-    }
     let is_wide = |line: &&str| {
         let comment = line.trim_start();
         let words = comment.trim_start_matches(['/', '!']).trim_start();

@@ -6,8 +6,9 @@
 //! A step runs through all layers of the model's shape, so that the cache comes from memory as it does in a
 //! real model, and includes the append and Burn's overhead. Times are the median of the repeats; in brackets
 //! the mean over layers of each layer's best, which other programs on the machine disturb less; `cpu` is the
-//! calling thread's processor time where the system tells it. GB/s: bytes of keys and values that the step sees ÷ time. GFLOP/s: 4 · head_dim ·
-//! visible keys · query heads ÷ time. With `--cache`, a compression's name, the bytes are still those of 16-bit floats.
+//! calling thread's processor time where the system tells it. GB/s: bytes of keys and values that the step
+//! sees ÷ time. GFLOP/s: 4 · head_dim · visible keys · query heads ÷ time. With `--cache`, a compression's
+//! name, the bytes are still those of 16-bit floats.
 #![allow(clippy::print_stdout)] // A report for the terminal.
 
 use std::time::{Duration, Instant};
@@ -142,8 +143,8 @@ fn run(model: &Model, (what, depth, n_rows): (&str, usize, usize), kind: &Kind) 
 /// Sequences of [`many`].
 const N_SEQUENCES: usize = 8;
 
-/// One row each of several sequences in one call, beside as many rows of one sequence, by turns: the ratio of the
-/// medians.
+/// One row each of several sequences in one call, beside as many rows of one sequence, by turns:
+/// the ratio of the medians.
 fn many(model: &Model, depth: usize, kind: &Kind) {
     let layer = LayerShape::new(model.n_kv_heads, model.head_dim);
     let n_layers = model.n_layers.min(8);

@@ -215,7 +215,7 @@ pub enum Error {
         /// What stands in place of the percentage.
         found: String,
     },
-    /// A budget is no fraction of the tokens.
+    /// A budget is not a fraction of the tokens.
     #[error("a budget is a fraction above 0 and at most 1, not {found}")]
     BudgetFraction {
         /// Fraction found.

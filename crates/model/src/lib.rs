@@ -4,7 +4,7 @@
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
 //! - [`walk`] leads a text through one block after the other, for those who change the weights on the way, as
 //!   `breakers-quant` does;
-//! - [`ops`] are the operations of a block that are no matrix product, norm or attention.
+//! - [`ops`] are the operations of a block other than matrix products, norms and attention.
 //!
 //! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its
 //! `Engine` answers requests with any model of this crate.

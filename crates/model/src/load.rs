@@ -64,7 +64,7 @@ struct Inner {
     decoder: Decoder,
     info: ModelInfo,
     tokenizer: Tokenizer,
-    /// A template that does not parse is an error when it is asked for: whoever needs none can use the model.
+    /// A template that does not parse is an error when it is asked for: the model can be used without it.
     chat: Result<Option<ChatTemplate>, TemplateError>,
     path: PathBuf,
     options: LoadOptions,
@@ -177,13 +177,13 @@ impl Model {
         self.inner.decoder.products()
     }
 
-    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows behind `n_past`
+    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows after `n_past`
     /// tokens; rows beyond the context do not count.
     pub fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
         self.inner.decoder.attention_multiplications(n_past, n_rows)
     }
 
-    /// Bytes of a plain cache that attention of `n_rows` rows behind `n_past` tokens reads once: what windows
+    /// Bytes of a plain cache that attention of `n_rows` rows after `n_past` tokens reads once: what windows
     /// hide is not among them.
     ///
     /// # Units

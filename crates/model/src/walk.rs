@@ -1,4 +1,4 @@
-//! A text through a model, one block at a time, for whoever changes the weights on the way.
+//! A text through a model, one block at a time, for code that changes the weights on the way.
 //!
 //! # Memory
 //! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer

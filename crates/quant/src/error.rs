@@ -38,7 +38,7 @@ pub enum Error {
         row: usize,
         /// The column.
         col: usize,
-        /// What stands there.
+        /// What was found there.
         found: f32,
     },
     /// Fewer calibration rows than a method needs.

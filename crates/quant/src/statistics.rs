@@ -69,7 +69,7 @@ pub struct StatisticsConfig {
     /// The largest square of a row, as a multiple of the median of the rows that are shown together (a window
     /// of text); larger rows are scaled down to it. Models have tokens, such as the first of a text, whose
     /// inputs are a thousand times as large as others' in a few places. They would decide alone on the second
-    /// moments, although the norm behind takes their size away again.
+    /// moments, although the norm that follows takes their size away again.
     pub row_limit: Option<f32>,
 }
 

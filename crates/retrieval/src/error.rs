@@ -167,7 +167,7 @@ pub enum Error {
         /// How deep it may be nested.
         max: usize,
     },
-    /// A payload is no JSON object, or cannot be written as one.
+    /// A payload is not a JSON object, or cannot be written as one.
     #[error("payload: {0}")]
     Json(#[from] serde_json::Error),
     /// A file cannot be written or replaced.

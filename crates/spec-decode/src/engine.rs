@@ -84,11 +84,11 @@ struct Shared<M, D> {
     /// `None` while somebody runs a pass.
     driver: Option<Driver<M, D>>,
     queue: VecDeque<(Ticket, Job)>,
-    /// Those who no longer wait.
+    /// Requests that nobody waits for any more.
     gone: Vec<Ticket>,
     mail: HashMap<Ticket, Vec<Event>>,
     n_tickets: u64,
-    /// A pass ended in a panic, so that there is no driver any more.
+    /// A pass ended in a panic, so that nothing drives the model any more.
     is_broken: bool,
 }
 
@@ -367,7 +367,7 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
         let mut shared = self.engine.lock();
         shared.driver = self.driver.take();
         for (ticket, event) in done.events {
-            // Whoever is gone has no mail box.
+            // A request that was given up has no mailbox.
             if let Some(mail) = shared.mail.get_mut(&ticket) {
                 mail.push(event);
             }

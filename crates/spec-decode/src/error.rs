@@ -87,7 +87,7 @@ pub enum Error {
         /// Entries found.
         found: usize,
     },
-    /// A draft token names a parent that does not stand before it.
+    /// A draft token names a parent that does not come before it.
     #[error("draft token {row} names token {parent} as its parent; a parent must stand before its child")]
     DraftParent {
         /// Index of the token in the draft.

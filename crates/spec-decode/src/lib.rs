@@ -1,10 +1,10 @@
 //! Decoding for any [`LanguageModel`]: plain and speculative, streamed, constrained, in batches.
 //!
-//! In speculative decoding a cheap drafter guesses several tokens, the target model looks at all of them in one forward
-//! pass, and exactly those are kept that it would have produced itself. The text is the one of plain decoding: the same
-//! tokens under greedy decoding, the same distribution under sampling (and the same tokens for the same seed, unless the
-//! drafter samples, too). This rests on [`LanguageModel`]'s promise that a row's logits do not depend on how many rows
-//! are in the call.
+//! In speculative decoding a cheap drafter guesses several tokens, the target model looks at all of them in
+//! one forward pass, and exactly those are kept that it would have produced itself. The text is the one of
+//! plain decoding: the same tokens under greedy decoding, the same distribution under sampling (and the same
+//! tokens for the same seed, unless the drafter samples, too). This rests on [`LanguageModel`]'s promise that
+//! a row's logits do not depend on how many rows are in the call.
 //!
 //! | wish | type |
 //! |---|---|
@@ -46,7 +46,8 @@
 //! # }
 //! ```
 //!
-//! A drafter of one's own, which expects what stood twenty tokens before. Wrong guesses cost time, and nothing else:
+//! A drafter of one's own, which expects what stood twenty tokens before. Wrong guesses cost
+//! time, and nothing else:
 //! ```
 //! # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
 //! # use toy::Toy;
@@ -77,7 +78,8 @@
 //! let go_on = |_: &[u32]| ControlFlow::Continue(());
 //! let fast = Speculator::new(Period(20)).generate(&mut model, &prompt, &config, go_on)?;
 //! assert!(fast.stats.accepted > 0);
-//! # assert_eq!(fast.tokens, Speculator::new(NoDrafter).generate(&mut model, &prompt, &config, go_on)?.tokens);
+//! # let plain = Speculator::new(NoDrafter).generate(&mut model, &prompt, &config, go_on)?;
+//! # assert_eq!(fast.tokens, plain.tokens);
 //! # Ok(())
 //! # }
 //! ```

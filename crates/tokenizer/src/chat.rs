@@ -55,7 +55,7 @@ fn message_tree(message: &Message) -> Result<Tree> {
     Ok(Tree::Object(entries))
 }
 
-/// A call of a function. Arguments that are no JSON stay the text that the model wrote.
+/// A call of a function. Arguments that are not JSON stay the text that the model wrote.
 fn call_tree(call: &ToolCall) -> Tree {
     let object = |entries: Vec<(&str, Tree)>| {
         Tree::Object(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
@@ -177,7 +177,7 @@ impl ChatTemplate {
     /// more than a conversation, such as `enable_thinking` or `documents`.
     ///
     /// # Errors
-    /// Those of [`ChatTemplate::render`]; [`Error::ChatTemplate`] if `variables` is no object.
+    /// Those of [`ChatTemplate::render`]; [`Error::ChatTemplate`] if `variables` is not an object.
     pub fn render_with(&self, variables: &Json) -> Result<String> {
         let Tree::Object(fields) = Tree::of(variables)? else {
             let source = TemplateError::new("the variables of a template are the fields of an object");

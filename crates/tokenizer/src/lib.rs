@@ -8,16 +8,16 @@
 //! | text of tokens as they come, in whole characters | [`TextStream`] |
 //! | the prompt that a model was trained on, from messages | [`ChatTemplate`]; its tokens: [`Tokenizer::encode_chat`] |
 //!
-//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). Two algorithms stand
-//! behind it: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
+//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). It has two
+//! algorithms: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
 //! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
 //!
 //! # Special tokens
 //! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
-//! they are recognized only with [`EncodeOptions::parse_special`]. [`Tokenizer::encode_chat`] puts a conversation
-//! through a [chat template](ChatTemplate) so that the template's own become tokens and those that a message spells
-//! stay text. User-defined tokens (`<tool_call>`, Gemma's runs of newlines) are
-//! recognized always.
+//! they are recognized only with [`EncodeOptions::parse_special`]. [`Tokenizer::encode_chat`] puts a
+//! conversation through a [chat template](ChatTemplate) so that the template's own become tokens and
+//! those that a message spells stay text. User-defined tokens (`<tool_call>`, Gemma's runs of
+//! newlines) are recognized always.
 //!
 //! # Round trip
 //! `decode(encode(text)) == text` for every text when [`Tokenizer::is_lossless`] holds. Some vocabularies

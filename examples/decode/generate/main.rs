@@ -6,8 +6,8 @@
 //! cargo run --release --example generate -- --raw --prompt 'Once upon a time' --temperature 0.8 --seed 1
 //! cargo run --release --example generate -- --draft ngram                 # the same answers, sooner
 //! ```
-//! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is. With `--draft` the text
-//! is the same, and comes sooner where it can be guessed.
+//! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is. With `--draft`
+//! the text is the same, and comes sooner where it can be guessed.
 //!
 //! JSON: `prompt_ids`, `output_ids`, `text`, `finish`, `steps` (of each token `id` and `top`, the five most
 //! likely tokens with their log-probabilities), `prefill_tok_s`, `decode_tok_s`.

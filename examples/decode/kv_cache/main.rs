@@ -2,13 +2,14 @@
 //!
 //! ```sh
 //! cargo run --release --example kv_cache -- --text BOOK.txt
-//! cargo run --release --example kv_cache -- --text BOOK.txt --caches f16,water-4,kivi-4 --depths 1024,4096,8192
+//! cargo run --release --example kv_cache -- --text BOOK.txt \
+//!     --caches f16,water-4,kivi-4 --depths 1024,4096,8192
 //! ```
-//! Quality: windows of `--context` tokens of the text, of which the second half counts; all caches see the same
-//! passes, and the f16 cache's predictions are what the others' are compared with (mean Kullback–Leibler
+//! Quality: windows of `--context` tokens of the text, of which the second half counts; all caches see the
+//! same passes, and the f16 cache's predictions are what the others' are compared with (mean Kullback–Leibler
 //! divergence). Bits an element are bytes that the cache holds, everything included, over keys' and values'
-//! elements, on average over the places that count. Speed: single tokens behind `--depths` tokens, all caches by
-//! turns. The tables go to standard output; `report.json`, `report.md` and charts into the folder `--out`.
+//! elements, on average over the places that count. Speed: single tokens behind `--depths` tokens, all caches
+//! by turns. The tables go to standard output; `report.json`, `report.md` and charts into the folder `--out`.
 
 mod memory;
 mod needle;

@@ -5,10 +5,10 @@
 //! cargo run --release --example spec_decode -- --model qwen2.5-coder-1.5b --draft qwen2.5-coder-0.5b
 //! cargo run --release --example spec_decode -- --prompts benches/speculation_prompts.json --batch 4
 //! ```
-//! Plain decoding and every drafter run on each prompt in turn, `--repeat` times; medians count. The table goes
-//! to standard output; `report.json`, `report.md` and a chart go into the folder `--out`. If any drafter's tokens
-//! differ from those of plain decoding, the exit code is 1. With `--batch`, plain decoding of one text at a time stays
-//! the measure of speed and tokens.
+//! Plain decoding and every drafter run on each prompt in turn, `--repeat` times; medians count. The table
+//! goes to standard output; `report.json`, `report.md` and a chart go into the folder `--out`. If any
+//! drafter's tokens differ from those of plain decoding, the exit code is 1. With `--batch`, plain decoding
+//! of one text at a time stays the measure of speed and tokens.
 
 mod measure;
 mod report;
@@ -56,7 +56,8 @@ struct Arguments {
     draft_length: Option<u16>,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// A JSON file of prompts, `[{"name": …, "text": …}]`; those with the same name share the lines of the first table.
+    /// A JSON file of prompts, `[{"name": …, "text": …}]`; those with the same name share the
+    /// lines of the first table.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
     prompts: Option<String>,
     /// New tokens at most, for each prompt.

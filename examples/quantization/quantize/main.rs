@@ -1,8 +1,10 @@
 //! Writes a model's file with its matrices in smaller formats.
 //!
 //! ```sh
-//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --method gptq --bits 4 --text prose.txt --out small.gguf
-//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b \
+//!     --method gptq --bits 4 --text prose.txt --out small.gguf
+//! cargo run --release --example quantize -- --model qwen2.5-coder-0.5b \
+//!     --job gptq+rotation:Q4_0 --text prose.txt --out small.gguf
 //! ```
 //! The job is a method (`rtn`, `imatrix`, `awq`, `gptq`, `hqq`), a colon and a format for all matrices of the
 //! blocks, `like=FILE` for the formats of another file, or `budget=MB` for those that lose least within so

@@ -32,7 +32,8 @@ struct Arguments {
     /// Take the spelling of a control token for the token.
     #[arg(long)]
     parse_special: bool,
-    /// The input is ids, as a JSON list or separated by spaces or commas; control tokens are shown as spelled.
+    /// The input is ids, as a JSON list or separated by spaces or commas; control tokens are
+    /// shown as spelled.
     #[arg(long, conflicts_with_all = ["add_special", "parse_special"])]
     detokenize: bool,
     /// Answer with one JSON object.

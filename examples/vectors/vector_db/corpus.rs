@@ -27,7 +27,8 @@ pub(crate) struct Corpus {
     pub(crate) queries: Vec<f32>,
     /// Files that other programs read: `base` and `queries` as .npy.
     pub(crate) files: [PathBuf; 2],
-    /// Half of the vectors are on this side of `axis`, the first vector: what a filter asks for that has to do with them.
+    /// Half of the vectors are on this side of `axis`, the first vector: what a filter asks for
+    /// that has to do with them.
     pub(crate) axis_median: f32,
 }
 
@@ -194,7 +195,8 @@ pub(crate) fn write_npy(path: &Path, values: &[f32], dimension: usize) -> Result
     Ok(())
 }
 
-/// Reads a matrix of 32-bit floats in numpy's format, by rows or by columns: the values by rows, and the dimension.
+/// Reads a matrix of 32-bit floats in numpy's format, by rows or by columns: the values by
+/// rows, and the dimension.
 pub(crate) fn read_npy(path: &Path) -> Result<(Vec<f32>, usize)> {
     let mut file = BufReader::new(File::open(path)?);
     let mut start = [0; 10];

@@ -25,7 +25,7 @@ pub struct BenchArgs {
     /// Tokens of the prompt.
     #[arg(short, long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt_tokens: u32,
-    /// Tokens decoded behind it, one at a time.
+    /// Tokens decoded after it, one at a time.
     #[arg(short = 'n', long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub new_tokens: u32,
     /// Measured rounds, after one that is not counted.
@@ -41,7 +41,7 @@ pub struct BenchArgs {
 pub struct Speed {
     /// Of the prompt, in as many passes as the model makes of it.
     pub prefill: f64,
-    /// Of the tokens behind it, one a pass.
+    /// Of the tokens after it, one a pass.
     pub decode: f64,
     /// The part of the decoding time that passes outside of the model, where tokens are chosen: 0 to 1.
     pub choosing: f64,

@@ -7,12 +7,12 @@ use super::{LoadedModel, ModelArgs, Result};
 /// Draft tokens at most, where costs decide how many.
 pub const MAX_DRAFT: usize = 16;
 
-/// Flags that choose who drafts.
+/// Flags that choose the drafter.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DraftArgs {
-    /// Draft tokens that the model verifies in one pass, without changing the text: `ngram` (what stood in the text
-    /// before), `model:NAME` (a smaller model with the same tokenizer, by name or path) or just its NAME, and others:
-    /// an unknown one lists them.
+    /// Draft tokens that the model verifies in one pass, without changing the text: `ngram` (what stood in
+    /// the text before), `model:NAME` (a smaller model with the same tokenizer, by name or path) or just its
+    /// NAME, and others: an unknown one lists them.
     #[arg(long, value_name = "ngram|NAME|PATH", value_parser = parse_drafter)]
     pub draft: Option<DrafterSpec>,
     /// Tokens drafted in a step; default: as many as pay off, 16 at most.
@@ -32,7 +32,8 @@ impl DraftArgs {
     /// The drafter for a model; one that proposes nothing without `--draft`.
     ///
     /// # Errors
-    /// Those of loading the other model; [`TokenizerMismatch`](breakers_spec_decode::Error::TokenizerMismatch).
+    /// Those of loading the other model;
+    /// [`TokenizerMismatch`](breakers_spec_decode::Error::TokenizerMismatch).
     pub fn drafter(&self, models: &ModelArgs, target: &LoadedModel) -> Result<NamedDrafter> {
         let spec = self.draft.clone().unwrap_or_default();
         spec.make(|name| Ok(draft_model(&models.load_other(name)?, target)))

@@ -11,7 +11,8 @@ use super::{Bar, Error, Result};
 /// Runs a job, with bars on standard error.
 ///
 /// # Errors
-/// Those of [`JobSpec::run`]; [`Error::Usage`] for words that fit no matrix of the model and a budget that nothing fits.
+/// Those of [`JobSpec::run`]; [`Error::Usage`] for words that fit no matrix of the model and a
+/// budget that nothing fits.
 pub fn quantize_with_bar(
     job: &JobSpec,
     source: &Path,

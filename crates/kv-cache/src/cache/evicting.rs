@@ -85,9 +85,9 @@ impl Eviction {
 /// Layers with a sliding window keep all their tokens.
 ///
 /// # Memory
-/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a head, and a
-/// bit for each position. Until tokens are let go for the last time, all tokens as 16-bit floats (beside their codes, with
-/// a compression) and the queries that the press looks at.
+/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a
+/// head, and a bit for each position. Until tokens are let go for the last time, all tokens as 16-bit floats
+/// (beside their codes, with a compression) and the queries that the press looks at.
 ///
 /// # Example
 /// ```
@@ -405,8 +405,8 @@ impl Storage for EvictingStorage {
         let (may_press, pressed) = (self.may_press(), self.pressed);
         let n_queries = if may_press { self.n_queries().saturating_add(len - committed) } else { 0 };
         for (layer, shape) in self.layers.iter_mut().zip(&*self.shapes) {
-            // A press reads the plain pages, so they stay beside the packed ones until it has come. Layers with a
-            // window are never pressed.
+            // A press reads the plain pages, so they stay beside the packed ones until it has come. Layers
+            // with a window are never pressed.
             if !may_press || shape.window.is_some() {
                 for head in &mut layer.heads {
                     let slots = head.slot(committed, pressed);

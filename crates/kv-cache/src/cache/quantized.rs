@@ -110,9 +110,9 @@ impl FromStr for Compression {
 ///
 /// # GPUs
 /// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then,
-/// by [`attend`](crate::KvCache::attend) or [`commit`](crate::KvCache::commit), and the row of [`Error::NotFinite`] is the
-/// token's place in the sequence; in queries it is not found. Resident bytes may be those of up to seven
-/// pages more.
+/// by [`attend`](crate::KvCache::attend) or [`commit`](crate::KvCache::commit), and the row of
+/// [`Error::NotFinite`] is the token's place in the sequence; in queries it is not found. Resident bytes may
+/// be those of up to seven pages more.
 ///
 /// # Example
 /// ```
@@ -164,11 +164,11 @@ impl QuantizedCache {
     ///
     /// # Errors
     /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of
-    /// two from 16 to 256 with a method of this crate; [`Error::BitWidth`], [`Error::GroupSize`] and [`Error::ExactTokens`] for
-    /// impossible settings; [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer
-    /// that is not there; [`Error::CoderDevice`] for a method of somebody else's on a GPU;
-    /// [`Error::UnsupportedDevice`], and [`Error::UnsupportedElement`] for a GPU without
-    /// 16-bit floats.
+    /// two from 16 to 256 with a method of this crate; [`Error::BitWidth`], [`Error::GroupSize`] and
+    /// [`Error::ExactTokens`] for impossible settings;
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer that is not there;
+    /// [`Error::CoderDevice`] for a method of somebody else's on a GPU; [`Error::UnsupportedDevice`], and
+    /// [`Error::UnsupportedElement`] for a GPU without 16-bit floats.
     pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
         require(device)?;
         shape.validate()?;
@@ -250,7 +250,7 @@ impl Layer {
         turn(self.turns.keys.as_ref(), rows.into())
     }
 
-    /// Appends the tokens behind the first `first` ones and adds their attention to the jobs.
+    /// Appends the tokens after the first `first` ones and adds their attention to the jobs.
     pub(crate) fn stage<'a>(
         &'a mut self,
         first: usize,

@@ -1,6 +1,7 @@
 //! Q8_0 and Q4_0: every 32 elements of a token share a scale.
 //!
-//! Q4_0 over heads that were rotated by a Walsh–Hadamard transform is the cheap baseline of all rotated methods.
+//! Q4_0 over heads that were rotated by a Walsh–Hadamard transform is the cheap baseline of
+//! all rotated methods.
 //!
 //! # Memory
 //! 8.5 and 4.5 bits an element.

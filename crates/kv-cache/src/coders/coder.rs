@@ -11,8 +11,9 @@ use crate::{Error, Result};
 
 /// A way to code keys and values in fewer bits.
 ///
-/// This crate's own methods are settings that implement it, such as [`KiviConfig`](super::KiviConfig). A method of
-/// yours works in every cache on the CPU: it turns pages of tokens into bytes and back ([`PageCoder`]).
+/// This crate's own methods are settings that implement it, such as
+/// [`KiviConfig`](super::KiviConfig). A method of yours works in every cache on the CPU: it turns
+/// pages of tokens into bytes and back ([`PageCoder`]).
 ///
 /// The [crate's front page](crate) has an example.
 pub trait Coder: fmt::Debug + Send + Sync {
@@ -27,25 +28,26 @@ pub trait Coder: fmt::Debug + Send + Sync {
     /// The method for heads of `head_dim` elements.
     ///
     /// # Errors
-    /// The method's own; those of this crate: [`Error::HeadWidth`], [`Error::BitWidth`], [`Error::GroupSize`].
+    /// The method's own; those of this crate: [`Error::HeadWidth`], [`Error::BitWidth`],
+    /// [`Error::GroupSize`].
     fn coding(&self, head_dim: usize) -> Result<Coding>;
 }
 
 /// Codes keys, or values, of one head: the tokens of a page into bytes and back.
 ///
 /// # Numbers
-/// What comes out of [`decode`](Self::decode) is rounded to 16-bit floats and must be finite. The same bytes have to give
-/// the same numbers each time, or rows would depend on how their prefix was fed.
+/// What comes out of [`decode`](Self::decode) is rounded to 16-bit floats and must be finite. The same bytes
+/// have to give the same numbers each time, or rows would depend on how their prefix was fed.
 ///
 /// # Cost
-/// A page is decoded again for every step that reads it, and for every group of query rows of a step; the methods of
-/// this crate read their codes without that.
+/// A page is decoded again for every step that reads it, and for every group of query rows of a step; the
+/// methods of this crate read their codes without that.
 pub trait PageCoder: Send + Sync {
     /// Bytes of a page: of [`PAGE_TOKENS`](super::PAGE_TOKENS) tokens.
     fn page_bytes(&self) -> usize;
 
-    /// Codes `rows`, `[n_tokens, head_dim]`. There are as many tokens as a page has, without those of the first page
-    /// that stay exact. `bytes` are zero, and as many as [`page_bytes`](Self::page_bytes) says.
+    /// Codes `rows`, `[n_tokens, head_dim]`. There are as many tokens as a page has, without those of the
+    /// first page that stay exact. `bytes` are zero, and as many as [`page_bytes`](Self::page_bytes) says.
     fn encode(&self, rows: &[f32], bytes: &mut [u8]);
 
     /// Fills the same rows from their bytes.

@@ -1,14 +1,16 @@
 //! KIVI: keys are rounded channel by channel, values token by token.
 //!
-//! Some channels of the keys are large for all tokens, so a step of their own keeps them from spoiling the others;
-//! values have no such channels, and sums over tokens want errors that are independent from token to token.
+//! Some channels of the keys are large for all tokens, so a step of their own keeps them from
+//! spoiling the others; values have no such channels, and sums over tokens want errors that are
+//! independent from token to token.
 //!
 //! # Memory
 //! `bits` for each element, and 32 bits for each group: `bits` + 1 with the published groups of 32.
 //!
 //! # Source
-//! Liu et al. 2024, arXiv 2402.02750, section 4 and algorithm 1. Deviations: steps and low ends are 16-bit floats;
-//! the window of recent tokens ends at a page's boundary, so it has between `window` and `window` + 63 tokens.
+//! Liu et al. 2024, arXiv 2402.02750, section 4 and algorithm 1. Deviations: steps and low ends are
+//! 16-bit floats; the window of recent tokens ends at a page's boundary, so it has between `window`
+//! and `window` + 63 tokens.
 
 use half::f16;
 
@@ -73,8 +75,8 @@ pub(super) fn spread(low: f32, high: f32, n_levels: f32) -> (f16, f16) {
 /// The nearest code.
 #[inline(always)]
 pub(super) fn nearest(x: f32, low: f32, step: f32, most: f32) -> u8 {
-    // A quotient, not a product with the inverse: numbers half-way between levels are common among 16-bit floats, and
-    // are to go the same way for everybody. Without a step all levels are the low end.
+    // A quotient, not a product with the inverse: numbers half-way between levels are common among 16-bit
+    // floats, and are to go the same way for everybody. Without a step all levels are the low end.
     if step > 0.0 { ((x - low) / step).round().clamp(0.0, most) as u8 } else { 0 }
 }
 

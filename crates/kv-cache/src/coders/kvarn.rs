@@ -1,15 +1,15 @@
 //! KVarN: tiles are brought to equal spreads along tokens and along channels before they are rounded.
 //!
-//! A rotated tile's standard deviations are divided out by turns, over its channels and over its tokens, until
-//! both are even (a Sinkhorn iteration on logarithms); the factors are stored. What is left is rounded to evenly
-//! spread levels, keys channel by channel, values token by token.
+//! A rotated tile's standard deviations are divided out by turns, over its channels and over its tokens,
+//! until both are even (a Sinkhorn iteration on logarithms); the factors are stored. What is left is rounded
+//! to evenly spread levels, keys channel by channel, values token by token.
 //!
 //! # Memory
 //! Keys: `key_bits` + 32/64 + 16/head_dim bits an element; values: `value_bits` + 32/head_dim + 32/64.
 //!
 //! # Source
-//! arXiv 2606.03458. Deviations: tiles are a page of 64 tokens instead of 128; the exact first tokens are this
-//! crate's.
+//! arXiv 2606.03458. Deviations: tiles are a page of 64 tokens instead of 128; the exact first
+//! tokens are this crate's.
 
 use half::f16;
 
@@ -85,8 +85,8 @@ impl Kvarn {
     }
 }
 
-/// Spreads of channels and of tokens, so that rows divided by both have a standard deviation near 1 both ways.
-/// Rows that are left out have the spread 1.
+/// Spreads of channels and of tokens, so that rows divided by both have a standard deviation near 1 both
+/// ways. Rows that are left out have the spread 1.
 pub(crate) fn spreads<'a>(
     rows: impl Iterator<Item = (usize, &'a [f32])> + Clone,
     dim: usize,

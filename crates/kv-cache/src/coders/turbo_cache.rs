@@ -97,7 +97,7 @@ fn in_bytes(dim: usize, step: f32) -> Vec<Group> {
 /// Keys or values, coordinate by coordinate.
 pub(crate) struct Turbo {
     format: SideFormat,
-    /// Of the channels before and behind `split`.
+    /// Of the channels before and after `split`.
     codebooks: [Bytes; 2],
     split: usize,
     is_rescaled: bool,

@@ -1,23 +1,24 @@
 //! Water filling: every channel of the keys gets as many bits as its errors cost.
 //!
-//! Keys after rotary embeddings are no noise that a random rotation could only improve: a few slow channels carry
-//! most of their variance, drift along the text, and meet large queries, while others hardly matter. An error e in
-//! channel i changes a score by qᵢ·e, so the error of all scores is the least, for a given number of bits, if the
-//! channels' shares Σqᵢ²·rangeᵢ²·4^(−bitsᵢ) are as equal as whole bits allow. Ranges are those of a page, which
-//! follows the drift and clips nothing; the queries are those of the sequence's first page. Four channels of about the
-//! same cost get the same number of bits, so that their codes can be read together.
+//! Keys after rotary embeddings are not noise, which a random rotation could only improve: a few slow
+//! channels carry most of their variance, drift along the text, and meet large queries, while others hardly
+//! matter. An error e in channel i changes a score by qᵢ·e, so the error of all scores is the least, for a
+//! given number of bits, if the channels' shares Σqᵢ²·rangeᵢ²·4^(−bitsᵢ) are as equal as whole bits allow.
+//! Ranges are those of a page, which follows the drift and clips nothing; the queries are those of the
+//! sequence's first page. Four channels of about the same cost get the same number of bits, so that their
+//! codes can be read together.
 //!
-//! Values are different: they have no such channels, and their errors average out over tokens. They are coded by
-//! TurboQuant's rescaled estimator, with fewer bits.
+//! Values are different: they have no such channels, and their errors average out over tokens. They are coded
+//! by TurboQuant's rescaled estimator, with fewer bits.
 //!
 //! # Memory
-//! Keys: `key_bits` + 41/64 bits an element (a step, a low end and a place for each channel of a page, a width for every
-//! four); values: `value_bits` + 16/head_dim.
+//! Keys: `key_bits` + 41/64 bits an element (a step, a low end and a place for each channel of a page, a
+//! width for every four); values: `value_bits` + 16/head_dim.
 //!
 //! # Source
-//! The allocation: reverse water filling, Cover and Thomas, "Elements of Information Theory", section 10.3.3, with
-//! the greedy rounding of Fox 1966. Steps for each channel of the keys: KIVI, arXiv 2402.02750. The combination is
-//! this project's.
+//! The allocation: reverse water filling, Cover and Thomas, "Elements of Information Theory", section 10.3.3,
+//! with the greedy rounding of Fox 1966. Steps for each channel of the keys: KIVI, arXiv 2402.02750. The
+//! combination is this project's.
 
 use half::f16;
 
@@ -43,8 +44,8 @@ pub struct WaterFillingConfig {
 }
 
 impl Default for WaterFillingConfig {
-    /// 3.5 and 3 bits: below 4.25 bits an element with everything, at 2,048 tokens of heads of 64 elements. Whole bits
-    /// of values are faster than fractions.
+    /// 3.5 and 3 bits: below 4.25 bits an element with everything, at 2,048 tokens of heads of 64 elements.
+    /// Whole bits of values are faster than fractions.
     fn default() -> Self {
         Self { key_bits: 3.5, value_bits: 3.0 }
     }

@@ -1,15 +1,18 @@
 //! Packed pages: the keys and values of [`PAGE_TOKENS`] consecutive slots of one layer, in a few bits each.
 //!
-//! A page never changes once it is written. It holds one region after the other for the layer's key-value heads:
-//! - codes of keys: for each 16 slots `[n_words][16]` words of 32 bits; a slot's lane holds the codes of its elements,
-//!   in [`Run`]s of one width; where widths differ from page to page, in an order of the page's own;
-//! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the run of its slots' codes;
-//! - numbers of 16 bits: a step and a low end for each channel (element of the head), a scale and an offset for
-//!   each slot and group of channels; which of them there are is the method's choice ([`SideFormat`]).
+//! A page never changes once it is written. It holds one region after the other for the
+//! layer's key-value heads:
+//! - codes of keys: for each 16 slots `[n_words][16]` words of 32 bits; a slot's lane holds the
+//!   codes of its elements, in [`Run`]s of one width; where widths differ from page to page, in
+//!   an order of the page's own;
+//! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the
+//!   run of its slots' codes;
+//! - numbers of 16 bits: a step and a low end for each channel (element of the head), a scale and an offset
+//!   for each slot and group of channels; which of them there are is the method's choice ([`SideFormat`]).
 //!
-//! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is the group's step times c itself, or
-//! a byte that c stands for, plus the group's offset. The first slots of the first page may be exact: they are kept as
-//! 16-bit floats beside their codes.
+//! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is the group's step times c
+//! itself, or a byte that c stands for, plus the group's offset. The first slots of the first page may be
+//! exact: they are kept as 16-bit floats beside their codes.
 
 pub(crate) mod bytes;
 #[cfg(feature = "cube")]
@@ -41,7 +44,8 @@ pub(crate) const WIDTH_BITS: usize = 4;
 pub(crate) enum Widths {
     /// One for each channel.
     Fixed(Vec<u8>),
-    /// Chosen page by page, four channels at a time; a slot's codes have this many bits in all, a multiple of 32.
+    /// Chosen page by page, four channels at a time; a slot's codes have this many bits in
+    /// all, a multiple of 32.
     Adaptive { bits: usize },
 }
 
@@ -61,11 +65,12 @@ pub(crate) struct Group {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SideFormat {
     pub(crate) widths: Widths,
-    /// Bytes that codes stand for, again and again, and each channel's table; none if codes stand for themselves.
+    /// Bytes that codes stand for, again and again, and each channel's table; none if codes
+    /// stand for themselves.
     pub(crate) tables: Vec<[u8; TABLE]>,
     pub(crate) table_of: Vec<u8>,
-    /// Slots that share the step and the low end of each channel, a divisor of [`PAGE_TOKENS`]; `None`: there are
-    /// none.
+    /// Slots that share the step and the low end of each channel, a divisor of
+    /// [`PAGE_TOKENS`]; `None`: there are none.
     pub(crate) channel_slots: Option<usize>,
     /// In ascending order; together all channels.
     pub(crate) groups: Vec<Group>,
@@ -95,8 +100,8 @@ impl SideFormat {
         (width, self.table_of.get(channel).copied())
     }
 
-    /// Planes of the factors that the codes of keys meet: coarse codes do with coarse queries, unless the channels'
-    /// steps are in these.
+    /// Planes of the factors that the codes of keys meet: coarse codes do with coarse queries, unless the
+    /// channels' steps are in these.
     pub(crate) fn query_planes(&self) -> usize {
         match &self.widths {
             Widths::Fixed(widths) if self.channel_slots.is_none() && widths.iter().all(|&w| w < 5) => 1,
@@ -266,7 +271,8 @@ pub(crate) fn places_of(widths: impl Iterator<Item = u8>) -> impl Iterator<Item 
 /// What a method makes of one head's keys, or values, of a page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coded {
-    /// Of adaptive formats the channels in the order of all that follows, and one width for four of them, descending.
+    /// Of adaptive formats the channels in the order of all that follows, and one width for
+    /// four of them, descending.
     pub(crate) order: Vec<u8>,
     pub(crate) widths: Vec<u8>,
     /// `[PAGE_TOKENS, n_coded]`

@@ -36,7 +36,8 @@ pub(crate) trait PageSource: Sync {
         None
     }
 
-    /// What is read behind a packed page's region: that of the next page, or else of the next head's page `first`.
+    /// What is read after a packed page's region: that of the next page, or else of the next
+    /// head's page `first`.
     fn next(&self, format: &PackedFormat, page: usize, first: usize, head: usize) -> Next {
         let stored = |page: usize| self.packed(page).filter(|page| page.bytes() > 0);
         let next_head = (head + 1) % format.n_kv_heads;
@@ -54,7 +55,7 @@ pub(crate) trait PageSource: Sync {
 #[derive(Clone, Copy)]
 pub(crate) struct Next {
     pub(crate) region: *const u32,
-    /// The page behind that one, which tells where its storage is.
+    /// The page after that one, which tells where its storage is.
     pub(crate) page: *const PackedPage,
 }
 

@@ -306,7 +306,8 @@ fn kivi_is_what_its_paper_says() {
             let out = tokens.feed(&mut make(heads, &compression), None);
             let halves = |x: &[f32]| x.iter().map(|x| f64::from(half(*x))).collect::<Vec<_>>();
             let (mut keys, mut values) = (halves(&tokens.k), halves(&tokens.v));
-            // The last row stands in the seventh page and sees two pages before it as they are: 256 are rounded.
+            // The last row stands in the seventh page and sees two pages before it as they
+            // are: 256 are rounded.
             let width = heads.n_kv_heads * heads.head_dim;
             for channel in 0..width {
                 for group in 0..256 / 32 {
@@ -321,7 +322,8 @@ fn kivi_is_what_its_paper_says() {
             let want = reference(&tokens, &keys, &values);
             let got = &out[out.len() - want.len()..];
             let worst = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);
-            // A number in the middle of two levels may be rounded either way in f32; one in 400 counts little.
+            // A number in the middle of two levels may be rounded either way in f32; one in
+            // 400 counts little.
             assert!(worst < 2e-3, "{bits} bits, {heads:?}: {worst}");
         }
     }

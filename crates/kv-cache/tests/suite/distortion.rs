@@ -21,8 +21,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// Mean squared error of unit vectors (which is `dim` times the variance of an unbiased estimate of the product
-/// with a random unit vector), and the mean of ⟨x, x̂⟩ − 1.
+/// Mean squared error of unit vectors (which is `dim` times the variance of an unbiased estimate of the
+/// product with a random unit vector), and the mean of ⟨x, x̂⟩ − 1.
 fn errors(bits: u32, estimator: Estimator, rotation: RotationKind) -> (f64, f64) {
     let (n_quantizers, n_vectors) = if rotation == RotationKind::Dense { (12, 60) } else { (40, 20) };
     let mut random = Random::new(bits.into());

@@ -39,7 +39,8 @@ fn joined(parts: &[Tokens]) -> [Tensor<3>; 3] {
 #[test]
 fn many_sequences_at_once_have_the_bits_of_each_alone() {
     let kinds = ["f16", "water-4", "turbo-prod-4", "kivi-2", "snapkv", "snapkv+water-4", "f32"];
-    // Tokens before, and rows of the step; the last one is long enough to be cut by chunks on several threads.
+    // Tokens before, and rows of the step; the last one is long enough to be cut by chunks on
+    // several threads.
     let lengths = [(0, 3), (62, 5), (130, 1), (300, 1), (65, 70), (128, 2), (1500, 1)];
     for threads in [1, 3] {
         pool::set_threads(threads).unwrap();

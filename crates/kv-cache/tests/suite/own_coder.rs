@@ -77,8 +77,8 @@ impl PageCoder for Filled {
 
 #[test]
 fn rows_see_what_a_coder_decodes_and_the_rest_as_it_is() {
-    // The last row stands in the fifth page; a window of one token keeps the page before it, so that three are coded.
-    // Heads of any width will do.
+    // The last row stands in the fifth page; a window of one token keeps the page before it, so that three
+    // are coded. Heads of any width will do.
     for heads in [heads(4, 2, 64), heads(3, 1, 80), heads(2, 1, 7)] {
         let tokens = Tokens::random(heads, 300, 5);
         let compression = Compression::new(Constant);

@@ -177,7 +177,8 @@ fn other_presses_are_what_their_papers_say() {
         sums[80..].fill(f64::INFINITY);
         close(&H2o { window: 10 }.scores(&all)[kv], &sums, "H2O");
 
-        // Expected attention, by averaging over the queries' own distribution: mean and covariance spelled out.
+        // Expected attention, by averaging over the queries' own distribution: mean and
+        // covariance spelled out.
         let press = ExpectedAttention { window: 90, n_sinks: 2, epsilon: 0.01 };
         let scale = f64::from(heads.scale());
         let mut expected = vec![0.0; 90];
@@ -332,8 +333,8 @@ fn repeated_presses_keep_the_budget() {
     assert_eq!(EvictingCache::new(shape(), both, &Device::flex()).map(|_| ()), Err(Error::RepeatedEviction));
 }
 
-/// What a pressed cache answers to tokens in steps of these sizes, each final before the next one, and what its heads
-/// keep in the end.
+/// What a pressed cache answers to tokens in steps of these sizes, each final before the next one, and what
+/// its heads keep in the end.
 fn decode(tokens: &Tokens, eviction: Eviction, sizes: &[usize]) -> (Vec<f32>, Vec<Vec<usize>>) {
     let mut cache = make(tokens.heads, eviction);
     let (mut out, mut from) = (Vec::new(), 0);

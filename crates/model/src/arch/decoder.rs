@@ -194,7 +194,7 @@ impl Decoder {
         products
     }
 
-    /// Multiplications of attention, scores and weighted sums, for rows behind `n_past` tokens.
+    /// Multiplications of attention, scores and weighted sums, for rows after `n_past` tokens.
     pub(crate) fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
         let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
         let of_layer = |layer: &LayerSpec| {
@@ -205,7 +205,7 @@ impl Decoder {
         self.spec.layers.iter().map(of_layer).sum()
     }
 
-    /// Elements of the cache that attention of `n_rows` rows behind `n_past` tokens reads, each once.
+    /// Elements of the cache that attention of `n_rows` rows after `n_past` tokens reads, each once.
     pub(crate) fn attention_reads(&self, n_past: usize, n_rows: usize) -> usize {
         let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
         let of_layer = |layer: &LayerSpec| {

@@ -1,5 +1,5 @@
 //! Gemma 3 (arXiv 2503.19786, section 2): five layers with a sliding window, then a global one; norms on
-//! query and key heads and behind each sublayer; embeddings scaled by √width.
+//! query and key heads and after each sublayer; embeddings scaled by √width.
 //!
 //! The local layers rotate with base 10,000 unless the file says another, and are never scaled; a file
 //! without a window has global layers alone. Norm weights in GGUF files hold the +1 already.

@@ -52,7 +52,7 @@ const HARMLESS: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys about images and sounds, whose towers are no part of the text model.
+/// Keys about images and sounds, whose towers are not part of the text model.
 const OF_OTHER_TOWERS: &[&str] = &["mm.", "vision.", "audio."];
 
 /// Keys with the one value that changes nothing.

@@ -99,7 +99,7 @@ pub trait Index: Send + Sync {
     /// Number of vectors, without removed ones.
     fn len(&self) -> usize;
 
-    /// Whether there is no vector.
+    /// Whether there are no vectors.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

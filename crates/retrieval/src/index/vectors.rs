@@ -57,7 +57,7 @@ impl Vectors {
         }
     }
 
-    /// Whether there is no vector.
+    /// Whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

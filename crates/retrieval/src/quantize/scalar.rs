@@ -142,7 +142,7 @@ impl ScalarCodes {
         self.tails.len()
     }
 
-    /// Whether there is no vector.
+    /// Whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.tails.is_empty()
     }

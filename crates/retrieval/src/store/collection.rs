@@ -156,8 +156,8 @@ impl Collection {
         Ok(removed as usize)
     }
 
-    /// Forgets the older half of the removals when there are far more than points: who has not seen them by
-    /// now has missed more than is there, and builds anew.
+    /// Forgets the older half of the removals when there are far more than points: a process that has not
+    /// seen them by now has missed more than is there, and builds anew.
     fn forget_removals(&self, transaction: &Connection, n: usize) -> Result<()> {
         let since = self.shared.removals.fetch_add(n, Ordering::Relaxed);
         // Also the first time, since other processes may remove a few each.

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many slots of removed vectors are no matter.
+/// Up to this many slots of removed vectors do no harm.
 const HOLLOW: usize = 2000;
 /// Between two tries to get a lock.
 const PAUSE: Duration = Duration::from_micros(200);

@@ -91,7 +91,8 @@ struct Places<'a> {
     draft: &'a Draft,
     /// The step's row before the draft's first one.
     first: usize,
-    /// The text before the draft, and then the tokens of a path: accepted tokens are history to those after them.
+    /// The text before the draft, and then the tokens of a path: accepted tokens are history
+    /// to those after them.
     history: Vec<TokenId>,
     n_context: usize,
     /// Ids below this may be chosen.

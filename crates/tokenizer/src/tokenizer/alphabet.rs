@@ -1,7 +1,7 @@
 //! How vocabularies write bytes that are no text.
 //!
-//! Byte-level BPE writes each byte as a printable character, so that its files hold text; other vocabularies have tokens
-//! like `<0x0A>`.
+//! Byte-level BPE writes each byte as a printable character, so that its files hold text; other vocabularies
+//! have tokens like `<0x0A>`.
 //!
 //! # Source
 //! `bytes_to_unicode` of openai/gpt-2: the printable characters of Latin-1 stand for themselves, the other

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 
 /// How a text becomes ids.
 pub trait Encode: Debug + Send + Sync {
-    /// Appends the ids of a text to `out`, without what stands around every text. With `parse_special` the spelling of
-    /// a control token is the token.
+    /// Appends the ids of a text to `out`, without what stands around every text. With `parse_special` the
+    /// spelling of a control token is the token.
     ///
     /// # Errors
     /// What the rules fail with; [`Tokenizer::encode`] passes it on as the cause of [`Error::Tokenize`].

@@ -1,4 +1,4 @@
-//! The tokenizer as those know it who see only the shared words.
+//! The tokenizer behind the traits of `breakers-core`.
 
 use breakers_core::{BoxError, ChatFormat, EncodeOptions, Message, TokenId, Tool, Vocabulary};
 

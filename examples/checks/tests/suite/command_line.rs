@@ -260,7 +260,8 @@ fn a_roofline_accounts_for_the_whole_pass() {
             milliseconds += row["time"].as_f64().unwrap();
             megabytes += row["read"].as_f64().unwrap_or(0.0);
         }
-        // Sums of medians are not medians of sums, so the times agree roughly; the bytes are those of the file.
+        // Sums of medians are not medians of sums, so the times agree roughly; the bytes are
+        // those of the file.
         let share = milliseconds / pass["time"].as_f64().unwrap();
         assert!((0.5..1.5).contains(&share), "{report}");
         assert!((90.0..110.0).contains(&megabytes), "{report}");

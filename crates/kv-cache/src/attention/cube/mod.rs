@@ -23,7 +23,7 @@ use self::online::{LOWEST, Marks, UNITS, add_chunk, new_softmax, place_of_cube, 
 use super::{AttentionOps, attention_generic};
 use crate::Visible;
 
-/// Numbers before a row's path in the table of what it sees: its first key, and the one behind its last.
+/// Numbers before a row's path in the table of what it sees: its first key, and the one after its last.
 const SPAN: usize = 2;
 /// Largest head that the cube's registers and shared memory hold.
 const MAX_HEAD_DIM: usize = 1024;

@@ -38,10 +38,10 @@ const _: () = assert!(UNITS == PAGE_TOKENS);
 pub(crate) const MAX_TILE: usize = 8;
 /// Units that share the sums over a tile's query.
 pub(crate) const PART: usize = UNITS / MAX_TILE;
-/// Numbers before a row's path in the table of what it sees: its first slot, the one behind the last that it
-/// sees packed, and the one behind its last.
+/// Numbers before a row's path in the table of what it sees: its first slot, the one after the last that it
+/// sees packed, and the one after its last.
 pub(crate) const SPAN: usize = 3;
-/// Numbers behind a part's sums: the largest score and the sum of weights.
+/// Numbers after a part's sums: the largest score and the sum of weights.
 pub(crate) const MARKS: usize = 2;
 
 #[cube]

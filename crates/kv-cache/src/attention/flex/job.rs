@@ -117,8 +117,8 @@ impl Job<'_> {
             };
         }
         workspace.total_max.fill(f32::NEG_INFINITY);
-        // Kernels fetch what is read next while they compute. What is read first has to be fetched as well: processors
-        // see these reads coming too late, if at all.
+        // Kernels fetch what is read next while they compute. What is read first has to be fetched as well:
+        // processors see these reads coming too late, if at all.
         let first_page = self.source.plain(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS));
         if let Some(page) = first_page.filter(|page| page.bytes() > 0) {
             let region = bytemuck::cast_slice::<E, u8>(page.region(layout, task.head));
@@ -190,8 +190,8 @@ impl Job<'_> {
     ///
     /// # Safety
     /// `S`'s instructions are there; `rows` has `group` rows for each of `spans`; `page_spans` has as many;
-    /// `virtual_page` has room for a head's region of type `E`; `queries` are the rows' own where the packed format
-    /// wants them.
+    /// `virtual_page` has room for a head's region of type `E`; `queries` are the rows' own where the
+    /// packed format wants them.
     #[inline(always)]
     unsafe fn attend_chunk<S: Simd, E: Stored>(
         &self,
@@ -297,7 +297,7 @@ impl Job<'_> {
         }
     }
 
-    /// Copies a row's ancestors into the page that it sees, behind the tokens before the step.
+    /// Copies a row's ancestors into the page that it sees, after the tokens before the step.
     fn gather<E: Stored>(
         &self,
         tree: &TreeRows,

@@ -1,9 +1,10 @@
 //! Attention over packed pages: a tile of query rows against one head's codes.
 //!
 //! Queries and weights become integers, row by row ([`factors`]), so that sums over codes are exact; what
-//! is made of these, and the softmax, is a row's own as well. So neither depends on how rows and slots are put into
-//! tiles. A channel's step goes into the query, its low end into a constant of the page; a slot's scale goes into its
-//! score, or its weight: what [`accumulate`](accumulate::accumulate) adds up are bytes as they stand in the page.
+//! is made of these, and the softmax, is a row's own as well. So neither depends on how rows and slots
+//! are put into tiles. A channel's step goes into the query, its low end into a constant of the page; a
+//! slot's scale goes into its score, or its weight: what [`accumulate`](accumulate::accumulate) adds up
+//! are bytes as they stand in the page.
 
 mod accumulate;
 mod factors;
@@ -144,8 +145,8 @@ impl Tile<'_> {
         let n_blocks = PAGE_BLOCKS / n_sets;
         let stride = format.key_words * LANES;
         for set in 0..n_sets {
-            // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and behind them
-            // the values' ones.
+            // SAFETY: the caller's promises; runs lie in the lanes, a block's lanes in the region, and
+            // after them the values' ones.
             unsafe {
                 let (factors, factor_stride) = if self.queries.exist() {
                     self.queries.quads()
@@ -208,7 +209,8 @@ impl Tile<'_> {
         let values = &format.values;
         let mut runs = format.value_runs.iter();
         for (g, group) in values.groups.iter().enumerate() {
-            // SAFETY: the caller's promises; each element's run lies in the region, and behind all of them scales.
+            // SAFETY: the caller's promises; each element's run lies in the region, and after
+            // all of them scales.
             unsafe {
                 simd::dispatch(self.isa, ScaleWeights { tile: self, group: g, scratch });
                 let mut dim = group.from;

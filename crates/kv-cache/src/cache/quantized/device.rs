@@ -126,7 +126,7 @@ impl DeviceLayer {
         (position / PAGE_TOKENS).saturating_sub(self.packing.lag)
     }
 
-    /// Appends the tokens behind the first `first` ones and attends.
+    /// Appends the tokens after the first `first` ones and attends.
     ///
     /// # Errors
     /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull) where the device has no larger
@@ -340,7 +340,7 @@ impl DeviceLayer {
         Ok(())
     }
 
-    /// Drops what no row behind the first `committed` tokens needs, of `len` in all.
+    /// Drops what no row after the first `committed` tokens needs, of `len` in all.
     pub(crate) fn release(&mut self, committed: usize, len: usize) {
         let n_dropped = self.n_packed_for(committed).min(self.words.len());
         if n_dropped > self.n_dropped {
@@ -361,7 +361,7 @@ impl DeviceLayer {
         check_truncate(len, self.n_packed_for(len), self.window, self.n_dropped, self.n_evicted)
     }
 
-    /// Drops the tokens behind the first `len`, as far as there are any.
+    /// Drops the tokens after the first `len`, as far as there are any.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.forget(len);
         self.tail.truncate(len, self.n_dropped * PAGE_TOKENS);
@@ -371,7 +371,7 @@ impl DeviceLayer {
         self.count();
     }
 
-    /// Drops what was made of tokens behind the first `len`, which changed.
+    /// Drops what was made of tokens after the first `len`, which changed.
     fn forget(&mut self, len: usize) {
         self.words.truncate(len / PAGE_TOKENS);
         self.n_dropped = self.n_dropped.min(self.words.len());

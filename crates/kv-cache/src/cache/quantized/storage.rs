@@ -149,7 +149,7 @@ impl LayerStorage {
         Ok(())
     }
 
-    /// Drops what no row behind the first `committed` tokens needs, of `len` in all.
+    /// Drops what no row after the first `committed` tokens needs, of `len` in all.
     pub(super) fn release(&mut self, committed: usize, len: usize) {
         debug_assert!(committed <= len);
         match self {

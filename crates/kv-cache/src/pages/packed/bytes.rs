@@ -1,7 +1,7 @@
 //! Pages whose bytes only their coder can read.
 //!
-//! A page holds for each key-value head the bytes of its keys, then those of its values. For attention a head is decoded
-//! into a plain page's region.
+//! A page holds for each key-value head the bytes of its keys, then those of its values. For attention a head
+//! is decoded into a plain page's region.
 
 use breakers_cpu::simd::{Simd, Stored};
 
@@ -35,7 +35,8 @@ impl BytesFormat {
         self.n_kv_heads * (self.key_bytes + self.value_bytes)
     }
 
-    /// Codes one head's keys and values, `[PAGE_TOKENS, head_dim]` each, of which the first `n_exact` slots stay exact.
+    /// Codes one head's keys and values, `[PAGE_TOKENS, head_dim]` each, of which the first
+    /// `n_exact` slots stay exact.
     pub(crate) fn encode(&self, page: &mut PackedPage, head: usize, rows: [&[f32]; 2], n_exact: usize) {
         let size = self.key_bytes + self.value_bytes;
         let (keys, values) = page.raw_mut()[head * size..][..size].split_at_mut(self.key_bytes);

@@ -150,8 +150,8 @@ impl PackedLayer {
         }
     }
 
-    /// How much each channel of the keys matters, by the queries of the first page, whose slots stand where `place`
-    /// says.
+    /// How much each channel of the keys matters, by the queries of the first page, whose slots
+    /// stand where `place` says.
     fn weigh(&self, place: impl Fn(usize) -> usize) -> Vec<f32> {
         let width = self.plain.layout.n_kv_heads * self.plain.layout.head_dim;
         let mut weights = vec![0.0f32; width];
@@ -265,7 +265,7 @@ impl PackedLayer {
         all
     }
 
-    /// Drops what no row behind the first `committed` tokens needs.
+    /// Drops what no row after the first `committed` tokens needs.
     pub(crate) fn release(&mut self, committed: usize) {
         self.pack(committed + 1);
         let n_dropped = self.n_packed_for(committed);
@@ -291,13 +291,13 @@ impl PackedLayer {
         check_truncate(len, self.n_packed_for(len), self.window, self.n_dropped, self.n_evicted)
     }
 
-    /// Drops the tokens behind the first `len`, as far as there are any.
+    /// Drops the tokens after the first `len`, as far as there are any.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.plain.truncate(len);
         self.forget(len);
     }
 
-    /// Drops what was made of tokens behind the first `len`, which changed.
+    /// Drops what was made of tokens after the first `len`, which changed.
     pub(crate) fn forget(&mut self, len: usize) {
         self.packed.truncate(len / PAGE_TOKENS);
         self.n_dropped = self.n_dropped.min(self.packed.len());
@@ -323,7 +323,7 @@ impl PackedLayer {
 }
 
 /// Fails unless a layer whose first pages are dropped, or evicted, can be shortened to `len` tokens, of which
-/// a row behind them sees `needs_plain` pages packed.
+/// a row after them sees `needs_plain` pages packed.
 pub(crate) fn check_truncate(
     len: usize,
     needs_plain: usize,
@@ -331,7 +331,7 @@ pub(crate) fn check_truncate(
     n_dropped: usize,
     n_evicted: usize,
 ) -> Result<()> {
-    // The next row, and those behind it, must find plain what they see plain; a whole page that is packed may
+    // The next row, and those after it, must find plain what they see plain; a whole page that is packed may
     // stay as it is.
     let own = len.div_ceil(PAGE_TOKENS);
     let first_seen = window.map_or(0, |window| (len + 1).saturating_sub(window)) / PAGE_TOKENS;

@@ -312,7 +312,7 @@ impl Index for Graph {
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.flat.prepared("the query", query)?;
         let mut plan = self.plan(search);
-        // Who says how hard to look means a walk.
+        // A search with an effort of its own asks for a walk.
         if search.effort.is_some() && plan.strategy == Strategy::Scan {
             plan.strategy = Strategy::Walk;
         }

@@ -270,7 +270,7 @@ fn other(interpreter: &mut Interpreter<'_>, name: &str, value: &Value, args: &mu
     })
 }
 
-/// The filter `title`, which begins words behind hyphens and brackets alone.
+/// The filter `title`, which begins words after hyphens and brackets alone.
 fn title(text: &str) -> String {
     let is_edge = |c: char| c.is_whitespace() || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = String::new();

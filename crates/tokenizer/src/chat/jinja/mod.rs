@@ -1,14 +1,14 @@
 //! Jinja2 as the sandbox of `transformers` runs it, with the values, operators and methods of Python.
 //!
-//! Chat templates are written for this one program, and a text that differs in a space or a quote is another prompt.
-//! So this is Jinja2's own language: its grammar and precedences, its whitespace rules, all of its filters, tests and
-//! functions, and of Python what templates see: how values print, order, divide and are formatted. A table of fragments
-//! with Jinja2's answers guards it (`tests/data/jinja_cases.json`).
+//! Chat templates are written for this one program, and a text that differs in a space or a quote is another
+//! prompt. So this is Jinja2's own language: its grammar and precedences, its whitespace rules, all of its
+//! filters, tests and functions, and of Python what templates see: how values print, order, divide and are
+//! formatted. A table of fragments with Jinja2's answers guards it (`tests/data/jinja_cases.json`).
 //!
 //! # Deviations
-//! Whole numbers have 120 bits. `lipsum()` is refused. Values whose text holds an address of memory (functions,
-//! generators) are refused where they would be printed. `\N{name}` in strings is refused. Running time, depth and the
-//! size of results are bounded.
+//! Whole numbers have 120 bits. `lipsum()` is refused. Values whose text holds an address of memory
+//! (functions, generators) are refused where they would be printed. `\N{name}` in strings is refused. Running
+//! time, depth and the size of results are bounded.
 //!
 //! # Source
 //! The documentation of Jinja2 3.1 (jinja.palletsprojects.com) and of Python 3 (docs.python.org).
@@ -64,8 +64,8 @@ impl Template {
         self.names_messages
     }
 
-    /// The text that the template makes of some variables. The time is the present by the machine's clock, unless it is
-    /// given, in UTC.
+    /// The text that the template makes of some variables. The time is the present by the machine's clock,
+    /// unless it is given, in UTC.
     pub(super) fn render(&self, variables: &[(&str, Tree)], now: Option<SystemTime>) -> Result<String> {
         with_stack(|| self.run(variables, now))
     }
@@ -86,8 +86,8 @@ impl Template {
 /// Bytes of stack for the deepest template that the limits allow, in a build without optimization too.
 const STACK: usize = 64 << 20;
 
-/// Runs a part on a stack of its own: templates call themselves, and a caller's thread may have little left. Pages that
-/// are not touched cost nothing.
+/// Runs a part on a stack of its own: templates call themselves, and a caller's thread may have little left.
+/// Pages that are not touched cost nothing.
 fn with_stack<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);

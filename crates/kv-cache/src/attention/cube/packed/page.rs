@@ -32,13 +32,13 @@ fn half(bits: u32) -> f32 {
     // Exponent and fraction in their new places, where the exponent's bias is greater by 112.
     let magnitude = (bits & 0x7FFFu32) << 13u32;
     let normal = f32::reinterpret(magnitude + 0x3800_0000u32);
-    // Without an exponent: a fraction behind a one, which is taken off again.
+    // Without an exponent: a fraction after a one, which is taken off again.
     let small = f32::reinterpret(magnitude + 0x3880_0000u32) - f32::reinterpret(0x3880_0000u32.runtime());
     let value = select(magnitude < 0x0080_0000u32, small, normal);
     select((bits & 0x8000u32) == 0u32, value, -value)
 }
 
-/// A code at the bits above `shift`, of a word and the one behind it.
+/// A code at the bits above `shift`, of a word and the one after it.
 #[cube]
 fn code_at(word: u32, next: u32, shift: u32, width: u32) -> u32 {
     // In two steps, since a shift by 32 is not defined.

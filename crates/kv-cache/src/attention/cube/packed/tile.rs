@@ -25,7 +25,7 @@ pub(super) struct Tile {
     marks: Shared<[f32]>,
     /// The first slot that each query sees here: `[n]`.
     pub(super) froms: Array<u32>,
-    /// The slot behind the last one: `[n]`.
+    /// The slot after the last one: `[n]`.
     pub(super) tos: Array<u32>,
     /// Scores of the unit's slot: `[n]`.
     pub(super) scores: Array<f32>,

@@ -34,7 +34,7 @@ pub(crate) struct Packing {
     pub(crate) turn_outputs: Option<Tensor<2>>,
 }
 
-/// The matrix `[dim, n_columns]` that does what `apply` does to a row, which it puts behind what `row` holds.
+/// The matrix `[dim, n_columns]` that does what `apply` does to a row, which it puts after what `row` holds.
 fn matrix(dim: usize, device: &Device, apply: impl Fn(&[f32], &mut Vec<f32>)) -> Tensor<2> {
     let mut rows = Vec::new();
     for i in 0..dim {

@@ -133,7 +133,7 @@ impl Tail {
         self.base = base;
     }
 
-    /// Forgets the tokens behind the first `len`; slots are kept from `base` on, if it is below what it was.
+    /// Forgets the tokens after the first `len`; slots are kept from `base` on, if it is below what it was.
     pub(crate) fn truncate(&mut self, len: usize, base: usize) {
         self.base = self.base.min(base);
         if len == 0 {
