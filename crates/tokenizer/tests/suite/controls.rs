@@ -1,6 +1,7 @@
 //! What users, tools and models type never becomes a control token, whatever template it goes through.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use crate::models::model_path;
 use breakers_core::{ChatFormat, Json, Message, Part, TokenId, Tool, ToolCall};
@@ -23,7 +24,12 @@ struct Template {
 
 fn templates() -> BTreeMap<String, ChatTemplate> {
     let Templates { templates } = serde_json::from_str(include_str!("../data/chat_cases.json")).unwrap();
-    let compile = |t: Template| ChatTemplate::new(t.source).unwrap().with_tokens(t.bos_token, t.eos_token);
+    let compile = |t: Template| {
+        ChatTemplate::new(t.source)
+            .unwrap()
+            .with_tokens(t.bos_token, t.eos_token)
+            .with_time(SystemTime::UNIX_EPOCH)
+    };
     templates.into_iter().map(|(name, t)| (name, compile(t))).collect()
 }
 
