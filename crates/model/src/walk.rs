@@ -17,6 +17,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::Error;
 use crate::arch;
 use crate::arch::block::{Block, norm};
+use crate::arch::decoder::finish_logits;
 use crate::arch::spec::{DecoderSpec, FeedForwardSpec};
 use crate::arch::tensors::{Weights, check_tensors, rope_divisors};
 use crate::ops::RopeTable;
@@ -225,6 +226,7 @@ impl BlockWalk {
             Some(table) => QuantizedLinear::from_quantized(&[table], &self.device)?,
             None => QuantizedLinear::new(vec![file.require(name)?], &self.device)?,
         };
+        let n_tokens = file.metadata().require_strings("tokenizer.ggml.tokens")?.len();
         let (width, mut out) = (self.spec.width, Vec::new());
         self.head_inputs(file, |rows| {
             let kept: Vec<f32> =
@@ -234,8 +236,9 @@ impl BlockWalk {
                 return Ok(());
             }
             let x = Tensor::<2>::from_data(TensorData::new(kept, [n, width]), &self.device);
-            let logits = to_vec(head.forward(x))?;
-            out.extend(logits.chunks_exact(head.n_outputs()).map(<[f32]>::to_vec));
+            let logits = finish_logits(head.forward(x), n_tokens, self.spec.logit_cap);
+            let n_logits = logits.dims()[1];
+            out.extend(to_vec(logits)?.chunks_exact(n_logits).map(<[f32]>::to_vec));
             Ok(())
         })?;
         Ok(out)

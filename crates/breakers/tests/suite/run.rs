@@ -168,9 +168,10 @@ fn a_text_ends_where_it_is_told_to() {
         let n = answer["output_ids"].as_array().unwrap().len();
         (answer["finish"].as_str().unwrap().to_owned(), n, answer)
     };
-    let rules = "one\n---\ntwo\n---\nthree\n---\nfour\n---\nfive\n";
+    // A prompt with lines of `---`, and the token of such a line made certain.
+    let rules = ["--raw", "-p", "one\n---\ntwo\n---\nthree\n", "--logit-bias", "5583=100"];
     for stop in [&["--stop", "---"][..], &["--stop=---"], &["--stop", "never", "--stop", "---"]] {
-        let (finish, _, answer) = finish(&[&["--raw", "-p", rules][..], stop].concat());
+        let (finish, _, answer) = finish(&[&rules[..], stop].concat());
         assert_eq!(finish, "stop string", "{stop:?}: {answer}");
         assert!(!answer["text"].as_str().unwrap().contains("---"), "{answer}");
     }

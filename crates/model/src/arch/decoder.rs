@@ -162,17 +162,8 @@ impl Decoder {
 
     /// Logits `[rows, vocab]` of final hidden states `[rows, width]`.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        trace_span!("head").in_scope(|| {
-            let mut logits = self.head.forward(hidden);
-            // Rows of the table beyond the vocabulary stand for nothing and are never chosen.
-            if self.vocab_size < self.head.n_outputs() {
-                logits = logits.narrow(1, 0, self.vocab_size);
-            }
-            match self.spec.logit_cap {
-                Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-                None => logits,
-            }
-        })
+        trace_span!("head")
+            .in_scope(|| finish_logits(self.head.forward(hidden), self.vocab_size, self.spec.logit_cap))
     }
 
     /// What the products with weights cost, in the order of their first run.
@@ -245,6 +236,18 @@ impl ProductCost {
             bytes: sum.bytes + layer.bytes(),
             multiplications: sum.multiplications + layer.n_inputs() * layer.n_outputs(),
         })
+    }
+}
+
+/// Logits from what the head's product gives: rows of its table beyond the vocabulary stand for nothing and are
+/// never chosen; some models cap the rest.
+pub(crate) fn finish_logits(mut outputs: Tensor<2>, vocab_size: usize, cap: Option<f32>) -> Tensor<2> {
+    if vocab_size < outputs.dims()[1] {
+        outputs = outputs.narrow(1, 0, vocab_size);
+    }
+    match cap {
+        Some(cap) => outputs.div_scalar(cap).tanh().mul_scalar(cap),
+        None => outputs,
     }
 }
 

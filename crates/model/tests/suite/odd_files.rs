@@ -9,9 +9,10 @@ use std::path::Path;
 use breakers_core::{LanguageModel as _, Output, Step, Want, log_softmax};
 use breakers_gguf::Value;
 use breakers_kv_cache::Element;
+use breakers_model::walk::BlockWalk;
 use breakers_model::{LoadOptions, Model};
 
-use self::draft::{Draft, N_TOKENS, plain_meaning};
+use self::draft::{Draft, N_TOKENS, WIDTH, plain_meaning};
 use crate::reference::Meaning;
 
 mod contents;
@@ -318,5 +319,39 @@ fn a_context_longer_than_the_models_is_refused() {
             matches!(refused, Err(breakers_model::Error::ContextLength { limit: 64, .. })),
             "{refused:?}"
         );
+    }
+}
+
+#[test]
+fn a_walk_ends_in_the_models_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.gguf");
+    for (architecture, n_rows, cap) in [
+        ("llama", N_TOKENS, None),
+        ("llama", N_TOKENS + 8, None),
+        ("gemma3", N_TOKENS, Some(0.5f32)),
+        ("gemma3", N_TOKENS + 8, Some(0.5)),
+    ] {
+        let mut draft = Draft::new(architecture);
+        for table in ["token_embd.weight", "output.weight"] {
+            if draft.tensors.contains_key(table) {
+                draft.tensor(table, &[n_rows, WIDTH]);
+            }
+        }
+        if let Some(cap) = cap {
+            draft.set("final_logit_softcapping", cap);
+        }
+        draft.write(&path);
+        let expected: Vec<f64> = logits(&load(&path).unwrap()).into_iter().map(f64::from).collect();
+        let file = breakers_gguf::File::open(&path).unwrap();
+        let mut walk = BlockWalk::new(&file, vec![PROMPT.to_vec()]).unwrap();
+        for block in 0..walk.n_blocks() {
+            walk.run(&file, block, None, None, true, &mut |_| ()).unwrap();
+        }
+        let found = walk.logits(&file, PROMPT.len()).unwrap();
+        let found: Vec<f64> = found.concat().into_iter().map(f64::from).collect();
+        assert_eq!(found.len(), N_TOKENS, "{architecture}, {n_rows} rows");
+        let off = distance(&expected, &found);
+        assert!(off < TOLERANCE, "{architecture}, {n_rows} rows, {cap:?}: {off}");
     }
 }
