@@ -1,6 +1,8 @@
 //! All methods by name.
 
-use super::{BlockConfig, Estimator, KiviConfig, KvarnConfig, Sketch, TurboConfig, WaterFillingConfig};
+use super::{
+    BlockConfig, Coder, Estimator, KiviConfig, KvarnConfig, Sketch, TurboConfig, WaterFillingConfig,
+};
 use crate::Compression;
 
 /// A method with its settings, by name.
@@ -30,11 +32,11 @@ const PROD: Estimator = Estimator::Prod(Sketch::Orthogonal);
 
 /// Every method of this crate, with the settings that have a name. A new one is a file and a line here.
 pub const CODERS: &[Entry] = &[
-    entry("q8_0", GGML, || block(BlockConfig::q8_0())),
-    entry("q4_0", GGML, || block(BlockConfig::q4_0())),
-    entry("q4_0-rotated", QUAROT, || block(BlockConfig { rotated: true, ..BlockConfig::q4_0() })),
-    entry("kivi-4", KIVI, || Compression::new(KiviConfig::paper(4))),
-    entry("kivi-2", KIVI, || Compression::new(KiviConfig::paper(2))),
+    entry("q8_0", GGML, || published(BlockConfig::q8_0())),
+    entry("q4_0", GGML, || published(BlockConfig::q4_0())),
+    entry("q4_0-rotated", QUAROT, || published(BlockConfig { rotated: true, ..BlockConfig::q4_0() })),
+    entry("kivi-4", KIVI, || published(KiviConfig::paper(4))),
+    entry("kivi-2", KIVI, || published(KiviConfig::paper(2))),
     entry("turbo-mse-4", TURBO, || turbo(4.0, Estimator::Mse)),
     entry("turbo-mse-3", TURBO, || turbo(3.0, Estimator::Mse)),
     entry("turbo-prod-4", TURBO, || turbo(4.0, PROD)),
@@ -52,9 +54,9 @@ pub const CODERS: &[Entry] = &[
     entry("water-2", WATER, || water(2.0, 1.0)),
 ];
 
-fn block(config: BlockConfig) -> Compression {
-    // As published: nothing is exact.
-    Compression { exact_tokens: 0, ..Compression::new(config) }
+/// As their sources have them: nothing is exact.
+fn published(coder: impl Coder + 'static) -> Compression {
+    Compression { exact_tokens: 0, ..Compression::new(coder) }
 }
 
 fn turbo(bits: f64, estimator: Estimator) -> Compression {

@@ -178,7 +178,7 @@ fn quantized_files_lie_over_the_model() {
     }
     for (arguments, code, words) in [
         (&["--job", "rtn:nf4", "--out", "x.gguf"][..], 1, ".safetensors"),
-        (&["--method", "rtn", "--bits", "7", "--out", "x.gguf"], 2, "7 bits"),
+        (&["--method", "rtn", "--bits", "7", "--out", "x.gguf"], 2, "number of bits \"7\""),
         (&["--method", "hqq", "--bits", "nf4", "--out", &at("x.safetensors")], 1, "offsets"),
         (&["--method", "rtn", "--job", "rtn:Q4_0", "--out", "x.gguf"], 2, "--job"),
         (&["--out", "x.gguf"], 2, "--job"),
