@@ -226,7 +226,8 @@ impl BlockWalk {
             Some(table) => QuantizedLinear::from_quantized(&[table], &self.device)?,
             None => QuantizedLinear::new(vec![file.require(name)?], &self.device)?,
         };
-        let n_tokens = file.metadata().require_strings("tokenizer.ggml.tokens")?.len();
+        let tokens = file.metadata().strings("tokenizer.ggml.tokens")?;
+        let n_tokens = tokens.map_or(head.n_outputs(), |tokens| tokens.len());
         let (width, mut out) = (self.spec.width, Vec::new());
         self.head_inputs(file, |rows| {
             let kept: Vec<f32> =
