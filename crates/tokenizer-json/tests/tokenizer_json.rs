@@ -178,7 +178,7 @@ fn what_cannot_be_honored_is_a_typed_error() {
         "byte_level",
         "/post_processor/special_tokens/<|begin|>/ids",
         json!([100_000]),
-        "SpecialTokenOutOfRange",
+        "Tokenizer(SpecialTokenOutOfRange",
     );
     let a = json!({"Sequence": {"id": "A", "type_id": 0}});
     let begin = json!({"SpecialToken": {"id": "<|begin|>", "type_id": 0}});

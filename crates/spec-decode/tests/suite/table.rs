@@ -46,7 +46,10 @@ fn every_drafter_of_the_table_gives_the_tokens_of_plain_decoding() {
                 let (expected, _) = plain(&target, &prompt, &config, 1 << 20);
                 assert_eq!(result.tokens, expected, "{spec}, {config:?}");
             }
-            assert_eq!(result.stats.accepted > 0, entry.name != "none", "{spec}, {config:?}");
+            // An adaptive length may be 0 where the machine says that drafts do not pay.
+            if entry.name == "none" || matches!(config.draft_length, DraftLength::Fixed(_)) {
+                assert_eq!(result.stats.accepted > 0, entry.name != "none", "{spec}, {config:?}");
+            }
         }
     }
 }
