@@ -69,7 +69,7 @@ impl Exact {
     /// An empty index.
     ///
     /// # Errors
-    /// [`Error::DimensionRange`].
+    /// [`Error::DimensionRange`](crate::Error::DimensionRange).
     pub fn new(metric: Metric, dimension: usize) -> Result<Self> {
         let codes = ScalarCodes::new(metric, dimension)?;
         let coarse = Some(CoarseCodes::new(codes.stride()));
