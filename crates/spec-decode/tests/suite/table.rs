@@ -6,7 +6,7 @@ use breakers_spec_decode::{
 };
 
 use crate::support::{fingerprint, plain, run};
-use crate::toy::{Toy, perturbed, repetitive};
+use crate::toy::{Rules, Toy, perturbed, repetitive};
 
 const VOCAB: usize = 40;
 
@@ -35,7 +35,9 @@ fn every_drafter_of_the_table_gives_the_tokens_of_plain_decoding() {
             let drafter = spec
                 .make(|name| -> Result<_, Error> {
                     loaded.push(name.to_owned());
-                    let model = Box::new(Toy::new(VOCAB, similar.clone()));
+                    let mut model = Box::new(Toy::new(VOCAB, similar.clone()));
+                    // A draft model keeps what it has fed until the next proposal.
+                    model.rules = Rules::Trait;
                     Ok(DraftModel { model, tokenizer: fingerprint(), target_tokenizer: fingerprint() })
                 })
                 .unwrap();
