@@ -239,8 +239,8 @@ impl ProductCost {
     }
 }
 
-/// Logits from what the head's product gives: rows of its table beyond the vocabulary stand for nothing and are
-/// never chosen; some models cap the rest.
+/// Logits from what the head's product gives: rows of its table beyond the vocabulary stand for nothing and
+/// are never chosen; some models cap the rest.
 pub(crate) fn finish_logits(mut outputs: Tensor<2>, vocab_size: usize, cap: Option<f32>) -> Tensor<2> {
     if vocab_size < outputs.dims()[1] {
         outputs = outputs.narrow(1, 0, vocab_size);
