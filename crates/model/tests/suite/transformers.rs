@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 
 use breakers_core::{LanguageModel as _, LayerTap, Output, Step, Want};
 use breakers_gguf as gguf;
-use breakers_gguf::{Format, Value};
+use breakers_gguf::Value;
 use breakers_kv_cache::Element;
 use breakers_model::walk::BlockWalk;
 use breakers_model::{LoadOptions, Model};
 use safetensors::{Dtype, SafeTensors};
+
+use crate::support::write_gguf;
 
 /// Between two orders of the same sums, on logits of about 10.
 const TOLERANCE: f32 = 1e-4;
@@ -209,19 +211,7 @@ impl Draft {
     }
 
     fn write(&self, path: &Path) {
-        let mut writer = gguf::Writer::new();
-        for (key, value) in &self.metadata {
-            writer.insert(key, value.clone()).unwrap();
-        }
-        for (name, (shape, _)) in &self.tensors {
-            writer.declare(name, Format::F32, shape).unwrap();
-        }
-        let mut file = writer.create(path).unwrap();
-        for (name, (_, values)) in &self.tensors {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            file.write(name, &bytes).unwrap();
-        }
-        file.finish().unwrap();
+        write_gguf(path, &self.metadata, &self.tensors);
     }
 
     fn load(&self) -> Result<Model, breakers_model::Error> {

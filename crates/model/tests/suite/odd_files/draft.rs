@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use breakers_gguf as gguf;
-use breakers_gguf::{Format, Value};
+use breakers_gguf::Value;
 
 use crate::reference::{Layer, Meaning, Tensors};
+use crate::support::write_gguf;
 
 pub(super) const WIDTH: usize = 32;
 pub(super) const N_HEADS: usize = 4;
@@ -141,19 +141,7 @@ impl Draft {
     }
 
     pub(super) fn write(&self, path: &Path) {
-        let mut writer = gguf::Writer::new();
-        for (key, value) in &self.metadata {
-            writer.insert(key, value.clone()).unwrap();
-        }
-        for (name, (shape, _)) in &self.tensors {
-            writer.declare(name, Format::F32, shape).unwrap();
-        }
-        let mut file = writer.create(path).unwrap();
-        for (name, (_, values)) in &self.tensors {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            file.write(name, &bytes).unwrap();
-        }
-        file.finish().unwrap();
+        write_gguf(path, self.metadata.iter().map(|(key, value)| (key, value)), &self.tensors);
     }
 
     pub(super) fn exact(&self) -> Tensors {
