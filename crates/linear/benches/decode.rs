@@ -7,6 +7,7 @@
 
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
+use breakers_cpu::random::SplitMix64;
 use breakers_cpu::{self as cpu, pool};
 use breakers_gguf::{Encoding, Format, GroupFormat, GroupMatrix, GroupScales, QuantizedMatrix};
 use breakers_linear::{Activations, PackedMatrix};
@@ -55,11 +56,8 @@ fn main() {
 
 fn copies(encoding: Encoding, n_rows: usize, n_cols: usize) -> Vec<PackedMatrix> {
     // What codes and scales are makes no difference, as long as they are finite.
-    let mut state = 1u64;
-    let mut below = |n: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % n) as u8
-    };
+    let mut random = SplitMix64::new(1);
+    let mut below = |n: u64| (random.next() % n) as u8;
     let quantized = match encoding {
         Encoding::Gguf(format) => {
             let n_bytes = encoding.matrix_bytes(n_rows, n_cols).expect("whole blocks");

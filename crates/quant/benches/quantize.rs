@@ -4,6 +4,7 @@
 //! Operations count multiplication and addition: n² for each row of a Hessian (half of XᵀX), n³/3 for its
 //! factor, n² for each row of weights.
 
+use breakers_cpu::random::SplitMix64;
 use breakers_cpu::{self as cpu, pool};
 use breakers_gguf::{Encoding, Format};
 use breakers_quant::methods::{GptqConfig, GptqFactor, RoundToNearest};
@@ -15,13 +16,8 @@ const ROWS: usize = 2048;
 const WEIGHT_ROWS: usize = 1024;
 
 fn random(n: usize) -> Vec<f32> {
-    let mut state = 1u64;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = SplitMix64::new(1);
+    (0..n).map(|_| random.next_symmetric()).collect()
 }
 
 #[allow(clippy::print_stdout)] // a benchmark's result

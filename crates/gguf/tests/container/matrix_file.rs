@@ -1,5 +1,6 @@
 //! Files of quantized matrices: what is written is read, and what is damaged is refused.
 
+use breakers_cpu::random::SplitMix64;
 use breakers_gguf::{
     Encoding, Error, Format, GroupFormat, GroupMatrix, GroupScales, MatrixFile, QuantizedMatrix, matrix_file,
 };
@@ -10,11 +11,9 @@ use std::collections::HashMap;
 const N_COLS: usize = 256;
 
 /// Numbers below `n`, the same everywhere.
-fn numbers(mut seed: u64, n: u64) -> impl Iterator<Item = u64> {
-    std::iter::repeat_with(move || {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) % n
-    })
+fn numbers(seed: u64, n: u64) -> impl Iterator<Item = u64> {
+    let mut random = SplitMix64::new(seed);
+    std::iter::repeat_with(move || random.next() % n)
 }
 
 /// Arbitrary codes and scales; halves of blocks stay finite.

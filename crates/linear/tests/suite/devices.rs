@@ -32,7 +32,7 @@ struct Matrix {
 
 impl Case {
     fn matrix(&self) -> Matrix {
-        let mut random = Random(self.n_outputs as u64 * 1000 + self.n_cols as u64);
+        let mut random = Random::new(self.n_outputs as u64 * 1000 + self.n_cols as u64);
         let (format, n_values) = (self.format, self.n_outputs * self.n_cols);
         let n_blocks = n_values / format.block_size();
         let halves: &[usize] = match format {

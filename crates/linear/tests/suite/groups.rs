@@ -65,7 +65,7 @@ fn kinds() -> impl Iterator<Item = (GroupFormat, usize)> {
 }
 
 fn quantized(format: GroupFormat, n_rows: usize, n_cols: usize) -> QuantizedMatrix {
-    let mut random = Random(n_cols as u64);
+    let mut random = Random::new(n_cols as u64);
     let size = |i: usize| match format {
         // All that E4M3 has, subnormal numbers and zero too.
         GroupFormat::NvFp4 => 0.5f32.powi((i / 16 % 21) as i32),
@@ -116,7 +116,7 @@ fn every_path_gives_the_same_bits() {
         let (n_rows, most, name) = (37, 11, format.name());
         let matrix = packed(&quantized(format, n_rows, n_cols));
         let weights = decoded(&matrix);
-        let mut random = Random(3);
+        let mut random = Random::new(3);
         let x: Vec<f32> = (0..most * n_cols).map(|_| random.float()).collect();
         let rounded = Activations::new(&x, n_cols).unwrap().quantized().unwrap().to_f32();
         let mut expected = vec![0.0; most * n_rows];
@@ -325,7 +325,7 @@ fn what_has_no_kernel_is_refused_by_name() {
 #[test]
 fn layers_rotate_the_inputs_of_rotated_matrices() {
     let (n_rows, n_cols, n_x) = (24, 192, 3);
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     let mut floats = |n: usize| -> Vec<f32> { (0..n).map(|_| random.float()).collect() };
     let (values, x) = (floats(n_rows * n_cols), floats(n_x * n_cols));
     let with_seed = |seed| {

@@ -13,7 +13,7 @@ const FORMATS: [GroupFormat; 4] = [
 ];
 
 fn file() -> Vec<u8> {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let values: Vec<f32> = (0..5 * 256).map(|_| random.float()).collect();
     let matrices: Vec<(String, QuantizedMatrix)> =
         FORMATS.map(|format| (format.name(), rounded(format, &values, 5, 256))).into();

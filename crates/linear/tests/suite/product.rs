@@ -62,7 +62,7 @@ struct Case {
 }
 
 fn case(format: Format, n_rows: usize, n_cols: usize) -> Case {
-    let bytes = Random(n_rows as u64 * 1000 + n_cols as u64).rows(format, n_rows * n_cols);
+    let bytes = Random::new(n_rows as u64 * 1000 + n_cols as u64).rows(format, n_rows * n_cols);
     let matrix = PackedMatrix::from_bytes(format, n_rows, n_cols, &bytes).unwrap();
     let mut decoded = vec![0.0; n_rows * n_cols];
     format.decode_row(&bytes, &mut decoded).unwrap();
@@ -85,7 +85,7 @@ fn sizes(format: Format) -> &'static [(usize, usize)] {
 fn check(format: Format, n_rows: usize, n_cols: usize) {
     let case = case(format, n_rows, n_cols);
     let most = 17;
-    let x = Random(7).floats(most * n_cols);
+    let x = Random::new(7).floats(most * n_cols);
     // One row at a time on the reference path.
     let mut expected = vec![0.0; most * n_rows];
     cpu::with_isa(cpu::Isa::Scalar, || {
@@ -152,7 +152,7 @@ fn many_rows_are_many_single_rows() {
     for (format, n_cols) in [(Format::Q4_1, 576), (Format::Q6_K, 2048), (Format::BF16, 640)] {
         let case = case(format, 150, n_cols);
         let n_x = 201;
-        let x = Random(3).floats(n_x * n_cols);
+        let x = Random::new(3).floats(n_x * n_cols);
         let mut together = vec![0.0; n_x * 150];
         case.matrix.matmul(&Activations::new(&x, n_cols).unwrap(), &mut together, 150).unwrap();
         for (x, together) in x.chunks_exact(n_cols).zip(together.chunks_exact(150)) {
@@ -197,7 +197,7 @@ fn extreme_codes_do_not_overflow() {
         for fill in [0x00, 0x7f, 0x80, 0xff] {
             let (n_rows, n_cols) = (16, 512);
             let mut bytes = vec![fill; format.row_bytes(n_cols).unwrap() * n_rows];
-            let scales = Random(5).rows(format, n_rows * n_cols);
+            let scales = Random::new(5).rows(format, n_rows * n_cols);
             for (block, scales) in
                 bytes.chunks_exact_mut(format.block_bytes()).zip(scales.chunks_exact(format.block_bytes()))
             {
@@ -220,7 +220,7 @@ fn extreme_codes_do_not_overflow() {
             let mut decoded = vec![0.0; n_rows * n_cols];
             format.decode_row(&bytes, &mut decoded).unwrap();
             let case = Case { format, n_rows, n_cols, bytes, matrix, decoded };
-            let signs = Random(9).floats(n_cols);
+            let signs = Random::new(9).floats(n_cols);
             for x in [vec![1.0; n_cols], vec![-1.0; n_cols], signs.iter().map(|x| x.signum()).collect()] {
                 let mut results = Vec::new();
                 for isa in cpu::available() {
@@ -242,7 +242,7 @@ fn extreme_codes_do_not_overflow() {
 fn spoiled_activations_spoil_their_row_only() {
     let case = case(Format::Q4_1, 20, 64);
     for spoiled in [f32::NAN, f32::INFINITY] {
-        let mut x = Random(1).floats(3 * 64);
+        let mut x = Random::new(1).floats(3 * 64);
         x[64 + 40] = spoiled;
         let mut out = vec![0.0; 3 * 20];
         case.matrix.matmul(&Activations::new(&x, 64).unwrap(), &mut out, 20).unwrap();
@@ -309,7 +309,7 @@ fn layers_join_the_outputs_of_their_parts() {
     let layer = QuantizedLinear::new(views(), &device).unwrap();
     assert_eq!((layer.n_inputs(), layer.n_outputs()), (64, 60));
     for n_x in [1, 2, 9, 33] {
-        let values = Random(n_x as u64).floats((n_x + 1) * 64);
+        let values = Random::new(n_x as u64).floats((n_x + 1) * 64);
         // A view that starts within its storage.
         let x = Tensor::<2>::from_data(TensorData::new(values.clone(), [n_x + 1, 64]), &device);
         let x = x.narrow(0, 1, n_x);

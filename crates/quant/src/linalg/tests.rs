@@ -1,14 +1,10 @@
 use super::*;
+use breakers_cpu::random::SplitMix64;
 use breakers_cpu::{self as cpu, Isa, pool};
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = SplitMix64::new(seed);
+    (0..n).map(|_| random.next_symmetric()).collect()
 }
 
 /// A Gram matrix of `n_k` random rows, by the plain formula in `f64`, the diagonal raised a little.

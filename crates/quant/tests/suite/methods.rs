@@ -37,7 +37,7 @@ impl Layer {
     /// channels: the quantiles of that distribution in random order, as AWQ depends on how far the largest
     /// one stands out.
     fn new(n: usize, n_rows: usize, seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let basis = orthogonal(n, &mut random);
         let roots: Vec<f32> = (1..=n).map(|i| 1.0 / (i as f32).sqrt()).collect();
         let mut channels: Vec<f32> = log_normal_quantiles(n);
@@ -232,7 +232,7 @@ fn a_few_large_rows_do_not_decide_alone() {
     // One row in a window is a thousand times as large as the others in a few places, as the first of a text
     // is in models.
     let n = 256;
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     let mut window = random.normals(n * 64);
     let usual = window.clone();
     window[..n].iter_mut().step_by(32).for_each(|x| *x *= 1000.0);
@@ -274,7 +274,7 @@ fn bad_input_is_refused_by_name() {
         (Box::new(Hqq::new(HqqConfig::paper())), integers),
         (Box::new(Rotated::new(RoundToNearest::new(), 0)), blocks),
     ];
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     let statistics = |n: usize, random: &mut Random| {
         let config = StatisticsConfig { hessian: true, sample_rows: 16, ..Default::default() };
         let mut statistics = Statistics::new(n, config);
@@ -325,7 +325,7 @@ fn bad_input_is_refused_by_name() {
 
 #[test]
 fn columns_that_are_never_fed_and_weights_of_zero_are_no_trouble() {
-    let mut random = Random(10);
+    let mut random = Random::new(10);
     let n = 256;
     let mut rows = random.normals(n * 64);
     let mut values = random.normals(n * 4);

@@ -11,7 +11,7 @@ use crate::support::Random;
 
 #[test]
 fn every_method_of_the_table_quantizes_by_its_name_and_stands_in_the_documentation() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let mut floats = |n: usize| -> Vec<f32> { (0..n).map(|_| random.float()).collect() };
     let (values, inputs) = (floats(8 * 128), floats(64 * 128));
     let weights = WeightMatrix::new(&values, 8, 128).unwrap();

@@ -7,12 +7,15 @@ pub(crate) const VOCABULARY: usize = 96;
 pub(crate) const BLOCKS: usize = 2;
 
 /// Numbers that are the same everywhere.
-pub(crate) struct Random(pub(crate) u64);
+pub(crate) struct Random(breakers_cpu::random::SplitMix64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(breakers_cpu::random::SplitMix64::new(seed))
+    }
+
     pub(crate) fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+        self.0.next_symmetric()
     }
 
     pub(crate) fn normal(&mut self) -> f32 {
@@ -33,7 +36,7 @@ pub(crate) const TINY: Tiny = Tiny { architecture: "qwen2", kv_heads: 2, spoiled
 
 /// Writes the model; some input channels stand out, as they do in real ones.
 pub(crate) fn write_model(path: &std::path::Path, tiny: Tiny) {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let mut writer = breakers_gguf::Writer::new();
     let architecture = tiny.architecture;
     let key = |name: &str| format!("{architecture}.{name}");

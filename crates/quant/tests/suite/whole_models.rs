@@ -16,7 +16,7 @@ use breakers_quant::quantizer::{Quantizer, WeightMatrix};
 use crate::tiny_model::{BLOCKS, Random, TINY, Tiny, VOCABULARY, WIDTH, write_model};
 
 pub(crate) fn text(n: usize, seed: u64) -> Vec<TokenId> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     (0..n).map(|_| ((random.next() + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32).collect()
 }
 

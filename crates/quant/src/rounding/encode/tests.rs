@@ -1,11 +1,9 @@
 use super::*;
+use breakers_cpu::random::SplitMix64;
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut random = SplitMix64::new(seed);
+    let mut uniform = || random.next_symmetric();
     (0..n).map(|_| uniform() + uniform() + uniform()).collect()
 }
 

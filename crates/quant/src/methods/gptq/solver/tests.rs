@@ -1,15 +1,11 @@
 use super::*;
 use crate::statistics::StatisticsConfig;
+use breakers_cpu::random::SplitMix64;
 use breakers_gguf::Levels;
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = SplitMix64::new(seed);
+    (0..n).map(|_| random.next_symmetric()).collect()
 }
 
 fn statistics(n: usize, n_rows: usize, seed: u64) -> Statistics {
