@@ -8,6 +8,7 @@ mod contract;
 mod golden;
 mod kv_cache;
 mod lossless;
+mod structured;
 
 #[allow(dead_code)] // The program uses what the tests do not.
 #[path = "../../../decode/roofline/machine.rs"]

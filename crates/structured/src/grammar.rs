@@ -1,0 +1,81 @@
+use breakers_core::{Json, ResponseFormat};
+
+/// What a text may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Grammar {
+    /// JSON that a schema accepts, properties in the order in which the schema declares them.
+    JsonSchema(Json),
+    /// Any JSON value.
+    AnyJson,
+    /// Any JSON object.
+    AnyJsonObject,
+    /// A text that the whole of a regular expression matches, in the syntax of Rust's crate `regex`, without
+    /// looking around.
+    Regex(String),
+    /// A context-free grammar in the syntax of Lark, as `llguidance` reads it. It begins with the rule
+    /// `start`.
+    Lark(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+impl Grammar {
+    /// The grammar of the answer that a request asks for; `None` if it may be any text.
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_core::ResponseFormat;
+    /// use breakers_structured::Grammar;
+    ///
+    /// assert_eq!(Grammar::of_response(&ResponseFormat::JsonObject), Some(Grammar::AnyJsonObject));
+    /// assert_eq!(Grammar::of_response(&ResponseFormat::Text), None);
+    /// ```
+    pub fn of_response(format: &ResponseFormat) -> Option<Self> {
+        match format {
+            ResponseFormat::JsonObject => Some(Self::AnyJsonObject),
+            ResponseFormat::JsonSchema(schema) => Some(Self::JsonSchema(schema.schema.clone())),
+            _ => None,
+        }
+    }
+
+    /// Its text, for limits.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::JsonSchema(json) => json.as_str().len(),
+            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::AnyJson | Self::AnyJsonObject => 0,
+        }
+    }
+
+    /// Levels of brackets in its text, those in strings of JSON left out.
+    pub(crate) fn depth(&self) -> usize {
+        match self {
+            Self::JsonSchema(json) => depth(json.as_str(), true),
+            Self::Regex(text) | Self::Lark(text) => depth(text, false),
+            _ => 0,
+        }
+    }
+}
+
+fn depth(text: &str, has_strings: bool) -> usize {
+    let (mut now, mut most, mut in_string) = (0usize, 0, false);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => {
+                bytes.next();
+            }
+            b'"' if has_strings => in_string = !in_string,
+            _ if in_string => {}
+            b'(' | b'[' | b'{' => {
+                now += 1;
+                most = most.max(now);
+            }
+            b')' | b']' | b'}' => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
