@@ -125,11 +125,15 @@ impl Compiler {
                 TopLevelGrammar::from_regex(&format!("(?:{})", options.join("|")))
             }
         };
-        let parser = self.factory.create_parser(top);
-        parser
-            .map(|parser| Matcher::new(Ok(parser)))
-            .map_err(|error| Error::Grammar { reason: error.to_string() })
+        let mut matcher = Matcher::new(Ok(self.factory.create_parser(top).map_err(refused)?));
+        // A grammar of no text, such as one that only refers to itself, shows at its first mask.
+        matcher.compute_mask_or_eos().map_err(refused)?;
+        Ok(matcher)
     }
+}
+
+fn refused(error: impl fmt::Display) -> Error {
+    Error::Grammar { reason: error.to_string() }
 }
 
 /// A schema with our whitespace: one space at most.

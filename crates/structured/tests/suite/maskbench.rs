@@ -99,5 +99,5 @@ fn no_invalid_instance_is_accepted() {
     assert!(wrong.is_empty(), "{} invalid instances are accepted:\n{}", wrong.len(), wrong.join("\n"));
     assert!(n_compiled * 100 >= n_schemas * 93, "{n_compiled} of {n_schemas} schemas are enforced");
     // Orders of properties that are not the declared one, most of them.
-    assert!(n_refused * 100 <= n_valid * 2, "{n_refused} of {n_valid} valid instances are refused");
+    assert!(n_refused * 100 <= n_valid * 3, "{n_refused} of {n_valid} valid instances are refused");
 }
