@@ -64,11 +64,37 @@ struct Section {
 /// [`Error::Json`] if `info` cannot be written, [`Error::NotAFile`], [`Error::Io`]; the old file is still
 /// there then, as [`replace`](crate::replace) says.
 pub fn write<H: Serialize>(disk: &dyn Disk, path: &Path, info: H, sections: &[(&str, &[u8])]) -> Result<()> {
-    let describe = |&(name, bytes): &(&str, &[u8])| {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(bytes);
-        crc.update(&[0; ALIGN][..padding(bytes.len())]);
-        Section { name: name.to_owned(), bytes: bytes.len(), crc: crc.finalize() }
+    // In pieces, so that a disk that fills up is met between them too.
+    let whole = |bytes: &'_ [u8], put: &mut dyn FnMut(&[u8])| bytes.chunks(1 << 24).for_each(put);
+    let pieces: Vec<_> =
+        sections.iter().map(|&(_, bytes)| move |put: &mut dyn FnMut(&[u8])| whole(bytes, put)).collect();
+    let sections: Vec<(&str, Pieces<'_>)> =
+        sections.iter().zip(&pieces).map(|(&(name, _), pieces)| (name, pieces as Pieces<'_>)).collect();
+    write_pieces(disk, path, info, &sections)
+}
+
+/// Hands out the bytes of a section piece by piece, the same ones each time that it is called.
+pub type Pieces<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8]));
+
+/// As [`write`], for sections that never are in memory as a whole: they are asked for twice, since the
+/// checksums stand before them.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_pieces<H: Serialize>(
+    disk: &dyn Disk,
+    path: &Path,
+    info: H,
+    sections: &[(&str, Pieces<'_>)],
+) -> Result<()> {
+    let describe = |&(name, pieces): &(&str, Pieces<'_>)| {
+        let (mut crc, mut bytes) = (crc32fast::Hasher::new(), 0);
+        pieces(&mut |piece| {
+            crc.update(piece);
+            bytes += piece.len();
+        });
+        crc.update(&[0; ALIGN][..padding(bytes)]);
+        Section { name: name.to_owned(), bytes, crc: crc.finalize() }
     };
     let header = Header { info, sections: sections.iter().map(describe).collect() };
     let failed = |source| Error::Json { path: path.to_owned(), source };
@@ -87,12 +113,15 @@ pub fn write<H: Serialize>(disk: &dyn Disk, path: &Path, info: H, sections: &[(&
 
     let mut file = Replacement::on(disk, path)?;
     file.put(&start)?;
-    for (_, bytes) in sections {
-        // In pieces, so that a disk that fills up is met between them too.
-        for piece in bytes.chunks(1 << 24) {
-            file.put(piece)?;
-        }
-        file.put(&[0; ALIGN][..padding(bytes.len())])?;
+    for ((_, pieces), section) in sections.iter().zip(&header.sections) {
+        let mut written = Ok(());
+        pieces(&mut |piece| {
+            if written.is_ok() {
+                written = file.put(piece);
+            }
+        });
+        written?;
+        file.put(&[0; ALIGN][..padding(section.bytes)])?;
     }
     file.commit()
 }

@@ -53,6 +53,8 @@ fn answers_do_not_depend_on_the_budget() {
 #[cfg(target_os = "linux")]
 const FOLDER: &str = "BREAKERS_TEST_BUDGET_FOLDER";
 #[cfg(target_os = "linux")]
+const BATCH: &str = "BREAKERS_TEST_BUDGET_BATCH";
+#[cfg(target_os = "linux")]
 const N: u64 = 30_000;
 #[cfg(target_os = "linux")]
 const DIMENSION: usize = 384;
@@ -72,46 +74,49 @@ fn status(name: &str) -> usize {
 #[test]
 fn child() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
+    let batch = std::env::var(BATCH).unwrap().parse().unwrap();
     let config = Config { build_effort: 24, ..Config::new(DIMENSION, Metric::L2) };
     let mut random = StdRng::seed_from_u64(3);
     let mut draw = || -> Vec<f32> { (0..DIMENSION).map(|_| 5.0 + random.random_range(-1.0..1.0)).collect() };
-    let mut run = |folder: &std::path::Path, n: u64| {
+    // Those of the caller, which are not the store's.
+    let points: Vec<Point> = (0..N).map(|id| Point::new(id, draw())).collect();
+    let queries: Vec<Query> = (0..20).map(|_| Query::new(draw(), 10)).collect();
+    let run = |folder: &std::path::Path, points: &[Point]| {
         let options = Options::default().within(BUDGET, N as usize, &config).unwrap();
         assert!(options.vectors_on_disk);
         let store = Store::open_with(folder, options).unwrap();
         let collection = store.create("c", &config).unwrap();
-        for first in (0..n).step_by(100) {
-            let points: Vec<Point> = (first..first + 100).map(|id| Point::new(id, draw())).collect();
-            collection.upsert(&points).unwrap();
-        }
+        points.chunks(batch).for_each(|batch| collection.upsert(batch).unwrap());
         collection.save_index().unwrap();
-        for _ in 0..20 {
-            let query = Query::new(draw(), 10);
-            assert_eq!(collection.search(&query).unwrap().len(), 10);
-            assert_eq!(collection.search(&query.effort(64)).unwrap().len(), 10);
+        for query in &queries {
+            assert_eq!(collection.search(query).unwrap().len(), 10);
+            assert_eq!(collection.search(&query.clone().effort(64)).unwrap().len(), 10);
         }
     };
     // Once small, so that the program's own pages and SQLite's are there.
-    run(&std::path::Path::new(&folder).join("small"), 500);
+    run(&std::path::Path::new(&folder).join("small"), &points[..500]);
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = status("VmRSS:");
-    run(&std::path::Path::new(&folder).join("large"), N);
+    run(&std::path::Path::new(&folder).join("large"), &points);
     eprintln!("\n@{}", status("VmHWM:") - before);
 }
 
-/// While points are written, the index is saved and searches run.
+/// While points are written, a few at a time or all at once, the index is saved and searches run.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_budget_holds_while_writing_and_saving() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "memory::child", "--nocapture", "--test-threads", "1"])
-        .env(FOLDER, folder.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    let grown = text.lines().find_map(|line| line.strip_prefix('@')?.parse::<usize>().ok());
-    let grown = grown.unwrap_or_else(|| panic!("{text}"));
-    eprintln!("{grown} bytes of {BUDGET}");
-    assert!(grown <= BUDGET, "{grown} bytes of {BUDGET}");
+    for batch in [100, N] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::child", "--nocapture", "--test-threads", "1"])
+            .env(FOLDER, folder.path())
+            .env(BATCH, batch.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        let grown = text.lines().find_map(|line| line.strip_prefix('@')?.parse::<usize>().ok());
+        let grown = grown.unwrap_or_else(|| panic!("{text}"));
+        eprintln!("{grown} bytes of {BUDGET}, in batches of {batch}");
+        assert!(grown <= BUDGET, "{grown} bytes of {BUDGET}, in batches of {batch}");
+    }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use breakers_files::{
     Buffer, Disk,
-    sections::{self, SectionFile},
+    sections::{self, Pieces, SectionFile},
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -62,17 +62,33 @@ impl Graph {
             has_center: !flat.codes.center().is_empty(),
             extra,
         };
-        let packed = Packed::of(self);
-        let mut all = vec![
+        let whole = |bytes: &[u8], put: &mut dyn FnMut(&[u8])| put(bytes);
+        let degrees =
+            |put: &mut dyn FnMut(&[u8])| pack(self.packed_rows().map(|row| row.len() as u32), 2, put);
+        let (n, bytes) = (flat.n_slots() as u32, slot_bytes(flat.n_slots()));
+        let number = |slot: u32| if slot == NONE { n } else { slot };
+        let links = |put: &mut dyn FnMut(&[u8])| pack(self.packed_rows().flatten().copied(), bytes, put);
+        let parents = |put: &mut dyn FnMut(&[u8])| pack(self.parents.iter().copied().map(number), bytes, put);
+        let owned = sections.iter().map(|&(name, content)| (name, content));
+        let small: Vec<(&str, _)> = [
             ("center", bytemuck::cast_slice(flat.codes.center())),
             ("live", bytemuck::cast_slice(flat.slots.live.words())),
-            ("degrees", bytemuck::cast_slice(&packed.degrees)),
-            ("links", &packed.links),
-            ("parents", &packed.parents),
             ("pivots", bytemuck::cast_slice(&self.pivots)),
-        ];
-        all.extend_from_slice(sections);
-        Ok(sections::write(disk, path, info, &all)?)
+        ]
+        .into_iter()
+        .chain(owned)
+        .map(|(name, content)| (name, move |put: &mut dyn FnMut(&[u8])| whole(content, put)))
+        .collect();
+        let mut all: Vec<(&str, Pieces<'_>)> =
+            vec![("degrees", &degrees), ("links", &links), ("parents", &parents)];
+        all.extend(small.iter().map(|(name, pieces)| (*name, pieces as Pieces<'_>)));
+        Ok(sections::write_pieces(disk, path, info, &all)?)
+    }
+
+    /// The links of all slots; of those that are not part of the graph, none.
+    fn packed_rows(&self) -> impl Iterator<Item = &[u32]> {
+        (0..self.flat.n_slots() as u32)
+            .map(|slot| if self.linked.contains(slot) { self.links_of(slot) } else { &[] })
     }
 
     /// Takes a graph out of a file that was opened, and so is whole; what it says is checked nevertheless.
@@ -111,7 +127,7 @@ impl Graph {
             return Err(file.damaged("center", "finite numbers", "others").into());
         }
         let live = Bitset::from_words(file.array::<u64>("live", n.div_ceil(64))?.to_vec(), n);
-        let (mut links, parents) = Packed::read(file, n, 2 * config.links)?;
+        let (mut links, parents) = unpack(file, n, 2 * config.links)?;
         let pivots = file.array::<u32>("pivots", info.n_pivots)?.to_vec();
         let n_live = live.count();
         let sound = pivots.iter().all(|&slot| (slot as usize) < n && live.contains(slot))
@@ -148,77 +164,63 @@ impl Graph {
     }
 }
 
-/// Links and parents as a file has them: no room for links that there are not, and as few bytes a slot as
-/// there need be.
-struct Packed {
-    degrees: Vec<u16>,
-    links: Vec<u8>,
-    parents: Vec<u8>,
-}
-
 /// Bytes of a slot's number, of `n` slots; `n` itself stands for none.
 fn slot_bytes(n: usize) -> usize {
     (usize::BITS - n.leading_zeros()).div_ceil(8).max(1) as usize
 }
 
-impl Packed {
-    fn of(graph: &Graph) -> Self {
-        let n = graph.flat.n_slots();
-        let bytes = slot_bytes(n);
-        let put = |out: &mut Vec<u8>, slot: u32| {
-            let number = if slot == NONE { n as u32 } else { slot };
-            out.extend_from_slice(&number.to_le_bytes()[..bytes]);
-        };
-        let n_links: usize = graph.linked.iter().map(|slot| graph.links_of(slot).len()).sum();
-        let [links, parents] = [n_links, n].map(|n| Vec::with_capacity(n * bytes));
-        let mut packed = Self { degrees: Vec::with_capacity(n), links, parents };
-        for slot in 0..n as u32 {
-            let links = if graph.linked.contains(slot) { graph.links_of(slot) } else { &[] };
-            packed.degrees.push(links.len() as u16);
-            links.iter().for_each(|&link| put(&mut packed.links, link));
-            put(&mut packed.parents, graph.parents[slot as usize]);
+/// Hands out numbers in so many bytes each, a piece at a time.
+fn pack(numbers: impl Iterator<Item = u32>, bytes: usize, put: &mut dyn FnMut(&[u8])) {
+    const PIECE: usize = 1 << 16;
+    let mut piece = Vec::with_capacity(PIECE);
+    for number in numbers {
+        if piece.len() + bytes > PIECE {
+            put(&piece);
+            piece.clear();
         }
-        packed
+        piece.extend_from_slice(&number.to_le_bytes()[..bytes]);
     }
+    put(&piece);
+}
 
-    /// Links `[n, width]` and parents `[n]`.
-    fn read<X: serde::de::DeserializeOwned>(
-        file: &SectionFile<X>,
-        n: usize,
-        width: usize,
-    ) -> Result<(Buffer<u32>, Buffer<u32>)> {
-        let bytes = slot_bytes(n);
-        let get = |packed: &[u8]| {
-            let mut number = [0; 4];
-            number[..bytes].copy_from_slice(packed);
-            u32::from_le_bytes(number)
-        };
-        let degrees = file.array::<u16>("degrees", n)?;
-        let n_links = degrees.iter().map(|&degree| usize::from(degree)).sum::<usize>();
-        let packed = file.array::<u8>("links", n_links * bytes)?;
-        let mut packed = packed.chunks_exact(bytes).map(get);
-        let mut links = Buffer::new();
-        links.extend_zeroed(n.saturating_mul(width));
-        links.make_mut().fill(NONE);
-        let mut sound = true;
-        for (row, &degree) in links.make_mut().chunks_exact_mut(width).zip(&*degrees) {
-            sound &= usize::from(degree) <= width;
-            for (to, link) in row.iter_mut().zip(packed.by_ref().take(degree.into())) {
-                sound &= (link as usize) < n;
-                *to = link;
-            }
+/// Links `[n, width]` and parents `[n]`, which a file has without room for links that there are not, and in as
+/// few bytes a slot as there need be.
+fn unpack<X: serde::de::DeserializeOwned>(
+    file: &SectionFile<X>,
+    n: usize,
+    width: usize,
+) -> Result<(Buffer<u32>, Buffer<u32>)> {
+    let bytes = slot_bytes(n);
+    let get = |packed: &[u8]| {
+        let mut number = [0; 4];
+        number[..bytes].copy_from_slice(packed);
+        u32::from_le_bytes(number)
+    };
+    let degrees = file.array::<u16>("degrees", n)?;
+    let n_links = degrees.iter().map(|&degree| usize::from(degree)).sum::<usize>();
+    let packed = file.array::<u8>("links", n_links * bytes)?;
+    let mut packed = packed.chunks_exact(bytes).map(get);
+    let mut links = Buffer::new();
+    links.extend_zeroed(n.saturating_mul(width));
+    links.make_mut().fill(NONE);
+    let mut sound = true;
+    for (row, &degree) in links.make_mut().chunks_exact_mut(width).zip(&*degrees) {
+        sound &= usize::from(degree) <= width;
+        for (to, link) in row.iter_mut().zip(packed.by_ref().take(degree.into())) {
+            sound &= (link as usize) < n;
+            *to = link;
         }
-        let packed = file.array::<u8>("parents", n.saturating_mul(bytes))?;
-        let mut parents = Buffer::new();
-        parents.extend_zeroed(n);
-        for (to, parent) in parents.make_mut().iter_mut().zip(packed.chunks_exact(bytes).map(get)) {
-            sound &= parent as usize <= n;
-            *to = if parent as usize == n { NONE } else { parent };
-        }
-        if sound {
-            Ok((links, parents))
-        } else {
-            Err(file.damaged("links", &format!("up to {width} slots below {n}"), "others").into())
-        }
+    }
+    let packed = file.array::<u8>("parents", n.saturating_mul(bytes))?;
+    let mut parents = Buffer::new();
+    parents.extend_zeroed(n);
+    for (to, parent) in parents.make_mut().iter_mut().zip(packed.chunks_exact(bytes).map(get)) {
+        sound &= parent as usize <= n;
+        *to = if parent as usize == n { NONE } else { parent };
+    }
+    if sound {
+        Ok((links, parents))
+    } else {
+        Err(file.damaged("links", &format!("up to {width} slots below {n}"), "others").into())
     }
 }
