@@ -70,7 +70,7 @@ impl Metric {
         check_finite(what, vector)?;
         if self == Self::Cosine {
             // In 64 bits, so that tiny vectors keep their direction.
-            let squares: f64 = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let squares = distance::length_squared(vector);
             if squares == 0.0 {
                 return Err(Error::ZeroVector { what });
             }

@@ -42,6 +42,18 @@ pub fn norm_squared(a: &[f32]) -> f32 {
     dot(a, a)
 }
 
+/// The squared length in 64 bits, in partial sums, so that an addition need not wait for the one before it.
+pub(crate) fn length_squared(vector: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 16];
+    let (chunks, rest) = vector.as_chunks::<16>();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+}
+
 /// The sum of products, or of squared differences.
 #[inline]
 fn fold<const DIFFERENCES: bool>(a: &[f32], b: &[f32]) -> f32 {

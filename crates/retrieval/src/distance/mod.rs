@@ -9,6 +9,7 @@ mod floats;
 
 pub use bits::{hamming, hamming_many};
 pub use codes::{CodeQuery, GATHER, dot_codes, gather_dots, gather_row_dots, scan_dots};
+pub(crate) use floats::length_squared;
 pub use floats::{dot, l2, norm_squared};
 
 /// Asks for the cache lines of `bytes` bytes from `start` on, before they are needed.

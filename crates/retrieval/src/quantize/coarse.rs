@@ -22,7 +22,7 @@
 //! 1704.07355, section 3. Deviation: products of bytes in place of tables.
 
 use super::scalar::{Rounding, ScalarCodes, ScalarQuery, round_up};
-use breakers_cpu::{self as cpu, Isa};
+use breakers_cpu::{self as cpu, Isa, per_isa};
 use breakers_files::Buffer;
 
 /// Vectors of a block.
@@ -97,30 +97,11 @@ impl CoarseCodes {
             self.tails.extend_zeroed(missing);
         }
         let (row, tail) = (codes.row(slot), &codes.tails()[slot]);
-        let signed = |byte: u8| i64::from(byte) - 128;
-        let squares: i64 = row.iter().map(|&byte| signed(byte) * signed(byte)).sum();
-        let half_step = HALF_STEP * (squares as f64 / row.len() as f64).sqrt();
-        let factor = if half_step > 0.0 { (0.5 / half_step) as f32 } else { 0.0 };
-        let nibble =
-            |byte: u8| ((signed(byte) as f32).mul_add(factor, 7.5).round_ties_even()).clamp(0.0, 15.0) as u8;
         let bytes = self.block_bytes();
         let block = &mut self.codes.make_mut()[slot / BLOCK * bytes..][..bytes];
-        let (mut products, mut lengths) = (0i64, 0i64);
-        for (eight, line) in row.as_chunks::<LINE>().0.iter().zip(block.as_chunks_mut::<64>().0) {
-            let nibbles = eight.map(nibble);
-            for (byte, code) in eight.iter().zip(nibbles) {
-                let y = 2 * i64::from(code) - 15;
-                products += signed(*byte) * y;
-                lengths += y * y;
-            }
-            let place = &mut line[slot % BLOCK * 4..][..4];
-            for (i, byte) in place.iter_mut().enumerate() {
-                *byte = nibbles[i] | nibbles[i + 4] << 4;
-            }
-        }
+        let (squares, products, lengths) = per_isa!(cpu::isa(), || narrow(row, block, slot % BLOCK));
         let step = f64::from(tail.step);
-        let (products, lengths) = (products as f64, lengths as f64);
-        let lost = (squares as f64 - products * products / lengths).max(0.0).sqrt() * step;
+        let lost = (squares - products * products / lengths).max(0.0).sqrt() * step;
         let (tails, at) = (&mut self.tails.make_mut()[slot / BLOCK], slot % BLOCK);
         tails.scale[at] = (step * products / lengths) as f32;
         tails.offset[at] = tail.offset;
@@ -161,6 +142,33 @@ impl CoarseCodes {
             _ => open_blocks(rows, bytes, tails, terms, bound, |block| dots(codes, block)),
         }
     }
+}
+
+/// Puts a row of eight bits into a lane of a block as four; ‖ô‖² in steps, ⟨ô, y⟩ and ‖y‖².
+#[inline(always)]
+fn narrow(row: &[u8], block: &mut [u8], lane: usize) -> (f64, f64, f64) {
+    let signed = |byte: u8| i32::from(byte) - 128;
+    // Below 2³¹: there are at most 2¹⁵ coordinates.
+    let squares: i32 = row.iter().map(|&byte| signed(byte) * signed(byte)).sum();
+    let half_step = HALF_STEP * (f64::from(squares) / row.len() as f64).sqrt();
+    let factor = if half_step > 0.0 { (0.5 / half_step) as f32 } else { 0.0 };
+    let nibble =
+        |byte: u8| ((signed(byte) as f32).mul_add(factor, 7.5).round_ties_even()).clamp(0.0, 15.0) as u8;
+    let (mut products, mut lengths) = ([0; LINE], [0; LINE]);
+    for (eight, line) in row.as_chunks::<LINE>().0.iter().zip(block.as_chunks_mut::<64>().0) {
+        let mut nibbles = [0; LINE];
+        for i in 0..LINE {
+            nibbles[i] = nibble(eight[i]);
+            let y = 2 * i32::from(nibbles[i]) - 15;
+            products[i] += signed(eight[i]) * y;
+            lengths[i] += y * y;
+        }
+        for (i, byte) in line[lane * 4..][..4].iter_mut().enumerate() {
+            *byte = nibbles[i] | nibbles[i + 4] << 4;
+        }
+    }
+    let sum = |lanes: [i32; LINE]| f64::from(lanes.iter().sum::<i32>());
+    (f64::from(squares), sum(products), sum(lengths))
 }
 
 fn open_blocks(

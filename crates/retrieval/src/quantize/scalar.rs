@@ -26,7 +26,7 @@
 
 use crate::{
     Metric, Result,
-    distance::{CodeQuery, GATHER, gather_dots, gather_row_dots, scan_dots},
+    distance::{CodeQuery, GATHER, gather_dots, gather_row_dots, length_squared, scan_dots},
     metric::check_dimension,
 };
 use breakers_cpu::{self as cpu, hadamard::Rotation, per_isa};
@@ -34,6 +34,8 @@ use breakers_files::Buffer;
 
 /// Seed of the rotation; a part of the file format.
 const ROTATION_SEED: u64 = 0x5eed_c0de_0005;
+/// Numbers that are worked on together; codes are a multiple of them.
+const LANES: usize = 16;
 /// The offset of vectors without codes.
 const NOWHERE: f32 = 1e37;
 
@@ -191,21 +193,8 @@ impl ScalarCodes {
     pub(crate) fn set(&mut self, slot: usize, vector: &[f32]) {
         let mut rotated = vec![0.0; self.stride];
         let norm_squared = self.rotate(vector, 1.0, &mut rotated);
-        let (_, factor) = step_of(&rotated);
         let row = &mut self.codes.make_mut()[slot * self.stride..][..self.stride];
-        let (mut products, mut squares) = (0.0f64, 0.0f64);
-        for (byte, &x) in row.iter_mut().zip(&rotated) {
-            let code = (x * factor).round_ties_even().clamp(-127.0, 127.0);
-            products += f64::from(x) * f64::from(code);
-            squares += f64::from(code) * f64::from(code);
-            *byte = (code as i32 + 128) as u8;
-        }
-        let step = if squares > 0.0 { (products / squares) as f32 } else { 0.0 };
-        let mut error_squared = 0.0f64;
-        for (&byte, &x) in row.iter().zip(&rotated) {
-            let left = f64::from(x) - f64::from(i32::from(byte) - 128) * f64::from(step);
-            error_squared += left * left;
-        }
+        let (step, error_squared) = per_isa!(cpu::isa(), || quantize(&rotated, row));
         let norm = norm_squared.sqrt();
         let error = error_squared.sqrt() + slack(self.stride) * norm;
         let offset = match self.metric {
@@ -390,22 +379,48 @@ fn along(center: f32, x: f32) -> f64 {
     f64::from(center) * (f64::from(x) - f64::from(center))
 }
 
-/// In sixteen partial sums, so that an addition need not wait for the one before it.
-fn length_squared(vector: &[f32]) -> f64 {
-    let mut sums = [0.0f64; 16];
-    let (chunks, rest) = vector.as_chunks::<16>();
+/// The step between codes, and its inverse; of numbers so small that a step has no inverse, zero.
+#[inline(always)]
+fn step_of(values: &[f32]) -> (f32, f32) {
+    let larger = |most: f32, x: f32| if x.abs() > most { x.abs() } else { most };
+    let mut most = [0.0f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(x) * f64::from(x);
+        for (most, &x) in most.iter_mut().zip(chunk) {
+            *most = larger(*most, x);
         }
     }
-    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    let step = most.iter().chain(rest).fold(0.0, |most, &x| larger(most, x)) / 127.0;
+    if step >= f32::MIN_POSITIVE { (step, 1.0 / step) } else { (0.0, 0.0) }
 }
 
-/// The step between codes, and its inverse; of numbers so small that a step has no inverse, zero.
-fn step_of(values: &[f32]) -> (f32, f32) {
-    let step = values.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
-    if step >= f32::MIN_POSITIVE { (step, 1.0 / step) } else { (0.0, 0.0) }
+/// Brings a rotated vector into codes; the step that brings them nearest to it, and the square of what they
+/// lose.
+#[inline(always)]
+fn quantize(rotated: &[f32], row: &mut [u8]) -> (f32, f64) {
+    let (_, factor) = step_of(rotated);
+    let rotated = rotated.as_chunks::<LANES>().0;
+    let row = row.as_chunks_mut::<LANES>().0;
+    let (mut products, mut squares) = ([0.0f64; LANES], [0i32; LANES]);
+    for (bytes, values) in row.iter_mut().zip(rotated) {
+        for (i, &x) in values.iter().enumerate() {
+            let code = (x * factor).round_ties_even().clamp(-127.0, 127.0);
+            products[i] += f64::from(x) * f64::from(code);
+            let code = code as i32;
+            squares[i] += code * code;
+            bytes[i] = (code + 128) as u8;
+        }
+    }
+    let (products, squares) = (products.iter().sum::<f64>(), squares.iter().sum::<i32>());
+    let step = if squares > 0 { (products / f64::from(squares)) as f32 } else { 0.0 };
+    let mut lost = [0.0f64; LANES];
+    for (bytes, values) in row.iter().zip(rotated) {
+        for (i, &x) in values.iter().enumerate() {
+            let left = f64::from(x) - f64::from(i32::from(bytes[i]) - 128) * f64::from(step);
+            lost[i] += left * left;
+        }
+    }
+    (step, lost.iter().sum())
 }
 
 /// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in
