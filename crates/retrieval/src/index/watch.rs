@@ -1,5 +1,5 @@
 //! Whether walks find what they should: some are compared with an exact scan, and where too little was found,
-//! the beam is widened, until a scan is the cheaper way.
+//! the beam is widened, by √2 where little is missing and otherwise twofold, until a scan is the cheaper way.
 //!
 //! A graph over eight-bit codes finds nearly all of the nearest on vectors as models make them. On
 //! others it may not: where codes cannot tell neighbors apart, because all vectors lie far from the
@@ -15,6 +15,8 @@ const FIRST: u64 = 16;
 const SHARE: f64 = 1.0 / 64.0;
 /// Of the neighbors that were compared, at least this share must have been found.
 const ENOUGH: f64 = 0.97;
+/// Where less than this share was found, the beam is doubled.
+const FAR_TOO_FEW: f64 = 0.9;
 /// Fewer neighbors than this say nothing.
 const MIN_WANTED: u64 = 32;
 /// Of samples, older ones count half each time that there are so many.
@@ -23,8 +25,8 @@ const MEMORY: u64 = 4096;
 /// What samples of walks say, and how wide the beam is because of it.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// How often the beam was doubled.
-    doublings: AtomicUsize,
+    /// How often the beam was widened by √2.
+    widenings: AtomicUsize,
     /// Walks of this width.
     walks: AtomicU64,
     found: AtomicU64,
@@ -34,7 +36,7 @@ pub(super) struct Watch {
 impl Watch {
     /// The width of the beam in place of this one.
     pub(super) fn widened(&self, effort: usize) -> usize {
-        effort.checked_shl(self.doublings.load(Relaxed) as u32).unwrap_or(usize::MAX).max(effort)
+        (effort as f64 * 2f64.powf(self.widenings.load(Relaxed) as f64 / 2.0)) as usize
     }
 
     /// Counts a walk; whether it is to be compared with a scan, which costs so much more.
@@ -51,9 +53,11 @@ impl Watch {
         let found = walked.iter().filter(|n| n.distance <= bound).count().min(truth.len()) as u64;
         let found = self.found.fetch_add(found, Relaxed) + found;
         let wanted = self.wanted.fetch_add(truth.len() as u64, Relaxed) + truth.len() as u64;
-        if wanted >= MIN_WANTED && (found as f64) < ENOUGH * wanted as f64 {
-            // Threads that note at the same time may double twice, which is only wider.
-            self.doublings.fetch_update(Relaxed, Relaxed, |n| Some((n + 1).min(24))).ok();
+        let share = found as f64 / wanted.max(1) as f64;
+        if wanted >= MIN_WANTED && share < ENOUGH {
+            // Threads that note at the same time may widen twice, which is only wider.
+            let more = if share < FAR_TOO_FEW { 2 } else { 1 };
+            self.widenings.fetch_update(Relaxed, Relaxed, |n| Some((n + more).min(48))).ok();
             for count in [&self.walks, &self.found, &self.wanted] {
                 count.store(0, Relaxed);
             }
@@ -80,22 +84,29 @@ mod tests {
 
     #[test]
     fn the_beam_widens_where_too_little_is_found() {
-        let truth = neighbors(&[0.0, 1.0, 2.0, 3.0]);
-        for (walked, widens) in [
-            (neighbors(&[0.0, 1.0, 2.0, 3.0]), false),
-            (neighbors(&[0.0, 1.0, 3.0, 3.0]), false),
-            (neighbors(&[0.0, 1.0, 2.0, 4.0]), true),
-            (neighbors(&[]), true),
+        let truth = neighbors(&[0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.5, 3.0]);
+        // Of 32 that are wanted: all, all but one, two, eight, and none.
+        for (missing, width) in [
+            ([0, 0, 0, 0], 100),
+            ([0, 1, 0, 0], 141),
+            ([0, 1, 1, 0], 141),
+            ([2, 2, 2, 2], 200),
+            ([8, 8, 8, 8], 200),
         ] {
             let watch = Watch::default();
-            for _ in 0..8 {
+            for n in missing {
                 assert_eq!(watch.widened(100), 100);
                 assert!(watch.is_sample(5.0));
-                watch.note(&walked, &truth);
+                watch.note(&truth[n..], &truth);
             }
-            assert_eq!(watch.widened(100), if widens { 200 } else { 100 }, "{walked:?}");
-            assert_eq!(watch.recall().is_none(), widens);
+            assert_eq!(watch.widened(100), width, "{missing:?}");
+            assert_eq!(watch.recall().is_none(), width > 100);
         }
+        // Of equally near ones any will do.
+        let watch = Watch::default();
+        (0..4).for_each(|_| watch.note(&neighbors(&[0.0, 1.0, 3.0, 3.0]), &neighbors(&[0.0, 1.0, 2.0, 3.0])));
+        (0..100).for_each(|_| watch.note(&neighbors(&[]), &neighbors(&[])));
+        assert_eq!((watch.widened(100), watch.recall()), (100, Some(1.0)));
     }
 
     #[test]
