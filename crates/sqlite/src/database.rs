@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The longest time that SQLite waits.
+const MAX_WAIT: Duration = Duration::from_millis(i32::MAX as u64);
 /// Between tries to switch the log on.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -33,7 +35,8 @@ pub enum Durability {
 pub struct SqliteConfig {
     /// What "acknowledged" promises.
     pub durability: Durability,
-    /// For how long to wait for other connections and processes, each time.
+    /// For how long to wait for other connections and processes, each time; at most 24 days, which is as much as
+    /// SQLite counts.
     pub busy_timeout: Duration,
     /// Prepared statements that a connection keeps.
     pub statement_cache: usize,
@@ -93,6 +96,15 @@ pub fn connect(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connecti
     let connection = attach(path, config)?;
     set_wal(&connection, path, config.busy_timeout)?;
     Ok(connection)
+}
+
+/// A connection to a copy of a database that nobody else uses: it keeps the journal's mode that it has, so
+/// that it stays one file. Nothing is checked; [`Schema::migrate`] does that.
+///
+/// # Errors
+/// [`Error::Sqlite`], [`Error::Files`].
+pub fn open_copy(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connection> {
+    attach(path.as_ref(), config)
 }
 
 /// Runs a transaction that writes. It takes the write lock first, so that it cannot fail in the middle
@@ -183,7 +195,7 @@ fn attach(path: &Path, config: &SqliteConfig) -> Result<Connection> {
         None => Connection::open_with_flags(path, flags),
     };
     let connection = opened.map_err(failed(path))?;
-    connection.busy_timeout(config.busy_timeout).map_err(failed(path))?;
+    connection.busy_timeout(config.busy_timeout.min(MAX_WAIT)).map_err(failed(path))?;
     connection.set_prepared_statement_cache_capacity(config.statement_cache);
     let synchronous = match config.durability {
         Durability::Full => "FULL",

@@ -69,7 +69,8 @@ pub(crate) fn tune(
         }
         Ok(found as f64 / all.max(1) as f64)
     };
-    let mut enough = k.max(8);
+    // Nobody finds more than there are.
+    let mut enough = k.min(now.n).clamp(8, MAX_EFFORT);
     let mut too_few = enough;
     let mut reached = measure(enough)?;
     while reached < recall && enough < MAX_EFFORT.min(2 * now.n.max(8)) {

@@ -1,13 +1,17 @@
 //! Care: backup and restore, verification, compaction, leftovers.
 
-use super::{DATABASE, Inner, Options, Store, fields, parse_config, schema, shared::lock, state::point_of};
-use crate::{Error, Result};
-use breakers_files::{Disk, Replacement, clean};
-use rusqlite::{Connection, params};
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
+use super::{
+    DATABASE, Inner, Options, Store, fields,
+    files::{SIDECARS, is_own_name, is_same_file, with_suffix},
+    parse_config, schema,
+    shared::lock,
+    state::point_of,
 };
+use crate::{Error, Result};
+use breakers_files::{Replacement, clean, regular};
+use breakers_sqlite::{self as sqlite, SqliteConfig};
+use rusqlite::{Connection, params};
+use std::{io::ErrorKind, path::Path};
 
 /// What a verification found: nothing wrong, or it would have been an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,8 +54,9 @@ impl Store {
     /// only once it is whole, verified and on the disk.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a file of the store itself, by any name; [`Error::Io`], [`Error::Sqlite`],
-    /// [`Error::Corrupt`] if the copy is not what it should be.
+    /// [`Error::Parameter`] for a file of the store itself, by any name, and for a database that has a log
+    /// beside it: of another store, which may be open. [`Error::Io`], [`Error::Sqlite`], [`Error::Corrupt`] if
+    /// the copy is not what it should be.
     ///
     /// # Example
     /// ```
@@ -73,6 +78,13 @@ impl Store {
             let expected = "a file that is not the store's own";
             return Err(Error::parameter("the backup's path", expected, path.display()));
         }
+        // SQLite would take the log for the copy's.
+        if let Some(log) =
+            SIDECARS.map(|suffix| with_suffix(path, suffix)).into_iter().find(|log| log.exists())
+        {
+            let expected = "a path without a database's log beside it";
+            return Err(Error::parameter("the backup's path", expected, log.display()));
+        }
         let detail = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         self.job("backup", &detail, || {
             let copy = Replacement::by_name_on(&*self.inner.options.disk, path)?;
@@ -80,7 +92,7 @@ impl Store {
                 Error::parameter("the backup's path", "UTF-8", copy.temporary().to_string_lossy())
             })?;
             self.inner.read(|connection| Ok(connection.execute("VACUUM INTO ?1", [name])?))?;
-            let verification = verify(&Connection::open(copy.temporary())?)?;
+            let verification = verify(&open_copy(copy.temporary(), &self.inner.options.sqlite(), path)?)?;
             copy.commit()?;
             Ok(verification)
         })
@@ -97,9 +109,12 @@ impl Store {
         if path.exists() {
             return Err(Error::parameter("folder", "a folder without store", path.display()));
         }
+        if regular(backup)?.is_none() {
+            return Err(Error::io(backup)(ErrorKind::NotFound.into()));
+        }
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let new = Replacement::by_name_on(&*options.disk, &path)?;
-        let restored = restore_to(&new, backup, folder, &*options.disk);
+        let restored = restore_to(&new, backup, folder, &options);
         for suffix in SIDECARS {
             let _ = std::fs::remove_file(with_suffix(new.temporary(), suffix));
         }
@@ -294,15 +309,14 @@ impl Store {
 }
 
 /// Puts the content of a backup where the new database is written, and takes away what an old store left.
-fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, disk: &dyn Disk) -> Result<()> {
+fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, options: &Options) -> Result<()> {
     std::fs::copy(backup, new.temporary()).map_err(Error::io(backup))?;
     // The database of a store has its last changes in its log.
     let log = with_suffix(backup, "-wal");
     if log.exists() {
         std::fs::copy(&log, with_suffix(new.temporary(), "-wal")).map_err(Error::io(&log))?;
     }
-    let mut copy = Connection::open(new.temporary())?;
-    schema::SCHEMA.migrate(&mut copy, backup)?;
+    let copy = open_copy(new.temporary(), &options.sqlite(), backup)?;
     verify(&copy)?;
     copy.execute("UPDATE collections SET uid = random()", [])?;
     copy.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
@@ -311,14 +325,24 @@ fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, disk: &dyn Di
     let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
     for entry in entries.flatten().filter(|entry| is_own_name(Some(&entry.file_name()))) {
         if !is_same_file(&entry.path(), backup) {
-            disk.remove(&entry.path()).map_err(Error::io(entry.path()))?;
+            options.disk.remove(&entry.path()).map_err(Error::io(entry.path()))?;
         }
     }
     Ok(())
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// A copy that nobody else uses, with this build's tables; errors about its version name `original`.
+fn open_copy(path: &Path, config: &SqliteConfig, original: &Path) -> Result<Connection> {
+    let mut connection = sqlite::open_copy(path, config)?;
+    // SQLite takes a file that was cut down to nothing for a new database.
+    let is_empty: bool =
+        connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
+    if is_empty {
+        let (expected, found) = ("the tables of a store".to_owned(), "none".to_owned());
+        return Err(Error::Corrupt { what: original.display().to_string(), expected, found });
+    }
+    schema::SCHEMA.migrate(&mut connection, original)?;
+    Ok(connection)
 }
 
 /// What a look at every point of a database found.
@@ -432,46 +456,6 @@ impl Inner {
         // What cannot be removed now is found the next time.
         let _ = clean(&*self.options.disk, &self.folder);
     }
-
-    /// Whether a file is one of those that the store keeps in its folder, under whatever name.
-    fn owns(&self, path: &Path) -> Result<bool> {
-        if is_same_file(path, &self.folder.join(DATABASE)) {
-            return Ok(true);
-        }
-        let canonical = |path: &Path| path.canonicalize().map_err(Error::io(path));
-        Ok(is_own_name(path.file_name()) && canonical(parent(path))? == canonical(&self.folder)?)
-    }
-}
-
-/// Whether a store gives this name to a file of its folder.
-fn is_own_name(name: Option<&OsStr>) -> bool {
-    let Some(name) = name.and_then(OsStr::to_str) else { return false };
-    let is_index = || {
-        let number = name.strip_prefix("index-").and_then(|rest| rest.strip_suffix(".bin"));
-        number.is_some_and(|number| number.parse::<i64>().is_ok())
-    };
-    name.strip_prefix(DATABASE).is_some_and(|rest| rest.is_empty() || SIDECARS.contains(&rest)) || is_index()
-}
-
-/// What SQLite puts beside a database.
-const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-#[cfg(unix)]
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let place = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    place(a).is_some() && place(a) == place(b)
-}
-
-#[cfg(not(unix))]
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 /// Whether the process that noted a piece of work still runs; where that cannot be known, it does.

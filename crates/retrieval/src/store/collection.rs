@@ -86,7 +86,8 @@ impl Collection {
     ///
     /// # Errors
     /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::ElementRange`],
-    /// [`Error::Parameter`] for an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`].
+    /// [`Error::Parameter`] for an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`], [`Error::Io`]
+    /// if the database's file was removed or replaced.
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
         // All of them before anything is done, and one after the other later on, so that a batch takes no
@@ -135,7 +136,7 @@ impl Collection {
     /// Removes points, all of them or none; how many there were.
     ///
     /// # Errors
-    /// [`Error::Sqlite`].
+    /// [`Error::Sqlite`], [`Error::Io`] if the database's file was removed or replaced.
     pub fn delete(&self, ids: &[u64]) -> Result<usize> {
         let removed = self.write(&[], ids, |transaction, seq| {
             let id = self.shared.id;
@@ -193,6 +194,7 @@ impl Collection {
         shared.check_not_removed()?;
         let changing = shared.change(&self.store)?;
         let mut pending = Pending { removed: removed.to_vec(), ..Pending::default() };
+        pending.added.reserve_exact(points.len());
         let written = (|| {
             let kept = |i: usize| shared.config.kept(&points[i].vector);
             let link = |pending: &mut Pending| {
@@ -218,6 +220,7 @@ impl Collection {
             }
             let seq = before + 1;
             let (difference, result) = change(&transaction, seq)?;
+            self.store.check_in_place()?;
             transaction
                 .prepare_cached("UPDATE collections SET seq = ?1, n_points = n_points + ?2 WHERE id = ?3")?
                 .execute([seq, difference, shared.id])?;
@@ -227,7 +230,7 @@ impl Collection {
         match written {
             Ok((seq, result)) => {
                 shared.finish(&changing, &pending, seq);
-                drop(changing);
+                drop((changing, pending));
                 self.store.note_change(shared);
                 Ok(result)
             }

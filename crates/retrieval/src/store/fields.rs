@@ -265,6 +265,7 @@ impl Evaluation<'_> {
                 if !self.indexed.covers(field) {
                     return Ok(n / 3.0);
                 }
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
                 let mut sum = 0.0;
                 for leaf in leaves(filter) {
                     let sql = format!(

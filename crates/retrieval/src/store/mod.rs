@@ -18,6 +18,7 @@ mod admin;
 mod collection;
 mod element;
 mod fields;
+mod files;
 mod filter;
 mod ids;
 mod number;
@@ -164,13 +165,20 @@ impl Config {
     /// Bytes of memory that a vector takes without its full form: codes, links, and what finds its slot.
     pub fn code_bytes(&self) -> usize {
         let slots = 2 * (size_of::<u64>() + size_of::<(u64, u32)>());
-        self.dimension.next_multiple_of(64) + 16 + 4 * (2 * self.links + 1) + slots
+        let links = self.links.saturating_mul(8).saturating_add(4);
+        self.padded_dimension().saturating_add(links).saturating_add(16 + slots)
+    }
+
+    /// Numbers of a vector as its codes have them.
+    fn padded_dimension(&self) -> usize {
+        self.dimension.checked_next_multiple_of(64).unwrap_or(usize::MAX)
     }
 
     /// Bytes of memory that a vector takes with its full form, and then also four bits a coordinate for exact
     /// scans.
     pub fn full_bytes(&self) -> usize {
-        self.code_bytes() + self.dimension.next_multiple_of(64) / 2 + 16 + 4 * self.dimension
+        let floats = self.dimension.saturating_mul(4).saturating_add(16);
+        self.code_bytes().saturating_add(self.padded_dimension() / 2).saturating_add(floats)
     }
 
     /// Keeps vectors in this form.
@@ -215,6 +223,8 @@ pub struct Store {
 pub(crate) struct Inner {
     folder: PathBuf,
     options: Options,
+    /// Which file the database is.
+    place: Option<files::FilePlace>,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     /// What is open stays open, so that a handle for each write costs nothing.
@@ -241,9 +251,11 @@ impl Store {
         let path = folder.join(DATABASE);
         let writer = sqlite::open(&path, &options.sqlite(), &schema::SCHEMA)?;
         options.limit_cache(&writer)?;
+        let place = files::file_place(&path);
         let inner = Inner {
             folder,
             options,
+            place,
             writer: Mutex::new(writer),
             readers: Mutex::default(),
             collections: Mutex::default(),

@@ -4,6 +4,7 @@
 
 mod distributions;
 mod exact;
+mod extremes;
 mod file;
 mod filters;
 mod indexes;
