@@ -1,6 +1,7 @@
 //! The store against a model in memory: the same random operations, the same answers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use breakers_retrieval::{
@@ -13,6 +14,13 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
 const DIMENSION: usize = 6;
+
+/// Calls of the store that were compared with the model.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+fn called() {
+    CALLS.fetch_add(1, Relaxed);
+}
 
 /// A vector that all element types keep as it is, if `signs`, or any.
 fn vector(random: &mut StdRng, signs: bool) -> Vec<f32> {
@@ -65,6 +73,21 @@ fn scalar(random: &mut StdRng) -> Scalar {
     }
 }
 
+/// Near zero, or as large as numbers get.
+fn bound(random: &mut StdRng) -> Number {
+    match random.random_range(0..12) {
+        0 => Number::Float(f64::INFINITY),
+        1 => Number::Float(f64::NEG_INFINITY),
+        2 => Number::Float(1e300),
+        3 => Number::Integer(9_007_199_254_740_992 + random.random_range(0..3)),
+        4 => Number::Unsigned(u64::MAX - random.random_range(0..3)),
+        5 => Number::Float(18_446_744_073_709_551_616.0),
+        6 => [Number::Integer(i64::MIN), Number::Integer(i64::MAX)][random.random_range(0..2)],
+        7 => Number::Integer(random.random_range(-3..4)),
+        _ => Number::Float(f64::from(random.random_range(-6i32..7)) / 2.0),
+    }
+}
+
 fn filter(random: &mut StdRng, depth: usize) -> Filter {
     let field = ["n", "s", "mix", "deep.er", "deep.list.w", "nothing"][random.random_range(0..6)].to_owned();
     let n = if depth == 0 { 4 } else { 7 };
@@ -75,9 +98,7 @@ fn filter(random: &mut StdRng, depth: usize) -> Filter {
         0 => Filter::Eq { field, value: scalar(random) },
         1 => Filter::In { field, values: (0..random.random_range(0..3)).map(|_| scalar(random)).collect() },
         2 => {
-            let mut bound = || {
-                random.random_bool(0.5).then(|| Number::Float(f64::from(random.random_range(-6i32..7)) / 2.0))
-            };
+            let mut bound = || random.random_bool(0.4).then(|| bound(random));
             Filter::Range { field, at_least: bound(), above: bound(), at_most: bound(), below: bound() }
         }
         3 => Filter::exists(field),
@@ -112,6 +133,7 @@ fn nearest(model: &Model, metric: Metric, query: &[f32], k: usize, filter: Optio
 
 fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut StdRng, signs: bool) {
     assert_eq!(collection.len().unwrap(), model.len());
+    called();
     // Two that are asked every time, so that what is kept of them is used.
     let usual = [Filter::not(Filter::exists("n")), Filter::within("mix", -1..=2)];
     for i in 0..6 {
@@ -125,6 +147,7 @@ fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut St
         let mut asked = Query::new(query, k);
         asked.filter.clone_from(&filter);
         let hits = collection.search(&asked).unwrap();
+        called();
         let context = || format!("{metric}, k {k}, {filter:?}\n{}", collection.explain(&asked).unwrap());
         assert_eq!(hits.len(), expected.len(), "{}", context());
         let empty = Payload::new();
@@ -134,6 +157,7 @@ fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut St
             assert!(filter.as_ref().is_none_or(|f| f.matches(payload)), "{} {hit:?}", context());
         }
         if let Some(filter) = &filter {
+            called();
             assert_eq!(
                 collection.count(filter).unwrap(),
                 matching(model, Some(filter)).count(),
@@ -142,6 +166,7 @@ fn check(collection: &Collection, model: &Model, metric: Metric, random: &mut St
         }
         let (start, limit) = (random.random_range(0..60), random.random_range(0..20));
         let page = collection.scroll(start, limit, filter.as_ref()).unwrap();
+        called();
         let expected: Vec<&Point> =
             matching(model, filter.as_ref()).filter(|p| p.id >= start).take(limit).collect();
         assert_eq!(page.iter().collect::<Vec<_>>(), expected);
@@ -219,6 +244,7 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
     let (mut first, mut second) = (open(&folder), open(&folder));
     let mut model = Model::new();
     for step in 0..steps {
+        called();
         match random.random_range(0..60) {
             0..44 => write(&first.1, &mut model, &mut random, signs),
             44..46 => first.1.save_index().unwrap(),
@@ -226,7 +252,10 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
             48..52 => first.1.rebuild_index().unwrap(),
             52 => first.0.compact().unwrap(),
             53 => drop(first.1.tune(&[vector(&mut random, signs)], 3, 0.9).unwrap()),
-            54 => assert_eq!(first.0.verify().unwrap().n_points, model.len()),
+            54 => {
+                assert_eq!(first.0.verify().unwrap().n_points, model.len());
+                assert!(first.0.repair().unwrap().removed.is_empty());
+            }
             55 => {
                 // On with a copy, in another folder.
                 let backup = home.path().join("backup");
@@ -259,15 +288,21 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
     assert_eq!(first.1.get(&ids).unwrap(), expected);
 }
 
-/// A step is a call, and every fourth is followed by about fifty that ask. `BREAKERS_SOAK`
-/// makes it a million calls.
+/// A step is a call, and every fourth is followed by some forty that ask: ten thousand in all. `BREAKERS_SOAK`
+/// makes it a million, with seeds of its own if it is a number.
 #[test]
 fn the_store_does_what_the_model_does() {
-    let steps = if std::env::var_os("BREAKERS_SOAK").is_some() { 13_000 } else { 200 };
-    for (seed, metric) in (1..).zip(Metric::ALL) {
+    let soak = std::env::var("BREAKERS_SOAK").ok();
+    let steps = if soak.is_some() { 17_000 } else { 200 };
+    let first = 1000 * soak.as_ref().and_then(|seed| seed.parse::<u64>().ok()).unwrap_or(0);
+    for (seed, metric) in (first + 1..).zip(Metric::ALL) {
         run(metric, Element::F32, Indexed::All, seed, steps);
     }
-    run(Metric::Cosine, Element::F16, Indexed::Only(vec!["n".to_owned(), "s".to_owned()]), 11, steps);
-    run(Metric::L2, Element::I8, Indexed::Only(Vec::new()), 12, steps);
-    run(Metric::Dot, Element::Binary, Indexed::All, 13, steps);
+    let some = Indexed::Only(vec!["n".to_owned(), "s".to_owned()]);
+    run(Metric::Cosine, Element::F16, some, first + 11, steps);
+    run(Metric::L2, Element::I8, Indexed::Only(Vec::new()), first + 12, steps);
+    run(Metric::Dot, Element::Binary, Indexed::All, first + 13, steps);
+    let (calls, least) = (CALLS.load(Relaxed), if soak.is_some() { 1_000_000 } else { 10_000 });
+    eprintln!("{calls} calls");
+    assert!(calls >= least, "{calls} calls");
 }
