@@ -75,12 +75,30 @@ pub trait Constraint: Send {
     fn rollback(&mut self, n_tokens: usize) -> Result<(), ConstraintError>;
 
     /// Tokens that most likely come next because the text is determined for a while; empty if it is not, or
-    /// if nobody looked. A hint for drafting only.
+    /// if nobody looked. A hint for drafting only. Where masks of a single token say the same, nobody needs
+    /// it; it is of use where the text is determined and its tokens are not.
     ///
     /// # Errors
     /// [`ConstraintError::Failed`].
     fn forced(&mut self) -> Result<Vec<TokenId>, ConstraintError> {
         Ok(Vec::new())
+    }
+
+    /// A short way to the end: at most `within` tokens, each in the mask of its place, after which the text
+    /// may end; empty if it may end here. The end token is not among them. `None` if none is known, which
+    /// need not mean that there is none. The state is left as it was.
+    ///
+    /// Whoever draws tokens keeps the end in reach with it: a token after which no way to the end fits into
+    /// what is left of a limit is not taken. What is returned must depend only on the tokens advanced and on
+    /// the calls made at earlier tokens of the same text, not on tokens that were taken back, or texts would
+    /// depend on how they were drafted. After a way `a b c` has been returned and `a` was advanced, `b c`
+    /// must be found again.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Failed`].
+    fn completion(&mut self, within: usize) -> Result<Option<Vec<TokenId>>, ConstraintError> {
+        let _ = within;
+        Ok(None)
     }
 }
 
@@ -96,6 +114,9 @@ impl<C: Constraint + ?Sized> Constraint for Box<C> {
     }
     fn forced(&mut self) -> Result<Vec<TokenId>, ConstraintError> {
         (**self).forced()
+    }
+    fn completion(&mut self, within: usize) -> Result<Option<Vec<TokenId>>, ConstraintError> {
+        (**self).completion(within)
     }
 }
 

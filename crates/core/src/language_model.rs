@@ -1,4 +1,6 @@
-use crate::{Result, StepError, TokenId};
+use std::sync::Arc;
+
+use crate::{Result, StepError, TokenId, TokenMask};
 
 /// Names one sequence of a [`LanguageModel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +22,9 @@ pub struct ModelInfo {
     pub hidden_size: usize,
     /// Token ids that end a text.
     pub end_tokens: Vec<TokenId>,
+    /// Whether [`Want::ArgMax`] is answered with the most likely token of a row's mask ([`Step::masks`]).
+    /// Where it is not, a caller with a mask wants logits, and applies the mask itself.
+    pub masked_argmax: bool,
 }
 
 impl ModelInfo {
@@ -32,6 +37,7 @@ impl ModelInfo {
             n_layers: 0,
             hidden_size: 0,
             end_tokens: Vec::new(),
+            masked_argmax: false,
         }
     }
 }
@@ -122,6 +128,15 @@ pub struct Step {
     /// What is wanted of each row. Shorter than `tokens`: the missing leading rows want nothing, so
     /// that a prompt needs one entry for its last token.
     pub wants: Vec<Want>,
+    /// The tokens that the next one is chosen from, row by row; `None`: any. Shorter than `tokens`: the
+    /// missing leading rows have none. A mask saves work and never changes a number:
+    ///
+    /// - With [`Want::ArgMax`] the answer is the most likely token of the mask, if
+    ///   [`ModelInfo::masked_argmax`] says so; such a row must not have a mask otherwise.
+    /// - With [`Want::Logits`] a model may leave tokens outside of the mask out, and answer −∞ for them. The
+    ///   logits of the others have the bits that they have without a mask. Or it ignores the mask.
+    /// - With [`Want::TopK`] the mask is ignored: log-probabilities are of the whole vocabulary.
+    pub masks: Vec<Option<Arc<TokenMask>>>,
     /// Hidden states wanted of every row.
     pub taps: Vec<LayerTap>,
     /// Filled by [`LanguageModel::forward`]: one entry for each token.
@@ -131,19 +146,30 @@ pub struct Step {
 impl Step {
     /// A chain of tokens with something wanted of the last one only (a prompt, a plain decoding step).
     pub fn last(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
-        Self { sequence, tokens, parents: None, wants: vec![want], taps: Vec::new(), outputs: Vec::new() }
+        Self::new(sequence, tokens, vec![want])
     }
 
     /// A chain of tokens with the same wanted of each (verification, scoring).
     pub fn each(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
         let wants = vec![want; tokens.len()];
-        Self { sequence, tokens, parents: None, wants, taps: Vec::new(), outputs: Vec::new() }
+        Self::new(sequence, tokens, wants)
+    }
+
+    fn new(sequence: SequenceId, tokens: Vec<TokenId>, wants: Vec<Want>) -> Self {
+        let (masks, taps, outputs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { sequence, tokens, parents: None, wants, masks, taps, outputs }
     }
 
     /// What is wanted of row `row`.
     pub fn want(&self, row: usize) -> Want {
         let missing = self.tokens.len().saturating_sub(self.wants.len());
         if row < missing { Want::Nothing } else { self.wants.get(row - missing).copied().unwrap_or_default() }
+    }
+
+    /// The tokens that the one after row `row` is chosen from; `None`: any.
+    pub fn mask(&self, row: usize) -> Option<&Arc<TokenMask>> {
+        let missing = self.tokens.len().saturating_sub(self.masks.len());
+        self.masks.get(row.checked_sub(missing)?)?.as_ref()
     }
 
     /// Checks what can be checked without knowing the sequence.
@@ -162,6 +188,9 @@ impl Step {
         }
         if self.wants.len() > n {
             return Err(StepError::RowCount { what: "wants", expected: n, found: self.wants.len() }.into());
+        }
+        if self.masks.len() > n {
+            return Err(StepError::RowCount { what: "masks", expected: n, found: self.masks.len() }.into());
         }
         if let Some(parents) = &self.parents {
             if parents.len() != n {
@@ -190,6 +219,12 @@ impl Step {
 /// An implementation must give a row the same bits, whatever else is in the call: the number of rows,
 /// other sequences, the chunks in which the prefix was fed, the number of threads. Speculative decoding
 /// and batching are lossless because of it. Implementations that cannot promise it must say so.
+///
+/// # Masks
+/// A step may tell which tokens will be chosen from ([`Step::masks`]), so that a head need not compute the
+/// others. An implementation that knows nothing of masks is right as it is: callers put a mask on a row that
+/// wants the most likely token only where [`ModelInfo::masked_argmax`] is set, and look at no logit outside
+/// of a mask.
 pub trait LanguageModel {
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
@@ -293,3 +328,22 @@ macro_rules! forward_to_pointee {
 
 forward_to_pointee!(&mut M);
 forward_to_pointee!(Box<M>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wants_and_masks_belong_to_the_last_rows() {
+        let mut step = Step::last(SequenceId(1), vec![4, 5, 6], Want::Logits);
+        let mask = Arc::new(TokenMask::of(9, [7]));
+        step.masks = vec![Some(mask.clone()), None];
+        assert_eq!([0, 1, 2].map(|row| step.want(row)), [Want::Nothing, Want::Nothing, Want::Logits]);
+        assert_eq!([0, 1, 2, 3].map(|row| step.mask(row)), [None, Some(&mask), None, None]);
+        step.validate(9).unwrap();
+        step.masks = vec![None; 4];
+        let error = step.validate(9).unwrap_err();
+        assert!(error.to_string().contains("masks"), "{error}");
+        assert!(!ModelInfo::new("toy", 9, 9).masked_argmax);
+    }
+}

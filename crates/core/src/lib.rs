@@ -56,8 +56,8 @@ pub use mask::TokenMask;
 pub use models::{ChatModel, Embedder, Likelihood, OnDelta, PairScorer, ScoredText};
 pub use prompt::{Message, Part, Prompt, ResponseFormat, ResponseSchema, Role, Tool, ToolCall, ToolChoice};
 pub use sampling::{
-    Distribution, Sampler, SamplingConfig, SamplingError, TokenScore, argmax, kullback_leibler,
-    log_probability, log_softmax, log_sum_exp, token_score, top_k,
+    Distribution, Sampler, SamplingConfig, SamplingError, TokenScore, argmax, argmax_within,
+    kullback_leibler, log_probability, log_softmax, log_sum_exp, token_score, top_k,
 };
 pub use scripted::{Scripted, ScriptedModel};
 pub use vocabulary::{ChatFormat, EncodeOptions, Tokenizer, Utf8Stream, Vocabulary};

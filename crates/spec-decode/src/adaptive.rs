@@ -16,7 +16,7 @@
 //! - A plain step is repeated from time to time where the gain is small, because everything is compared
 //!   with its cost.
 //! - Where texts share a pass, T is what the whole pass takes and ρ the rate of all texts together: a draft
-//!   is charged for the rows that it adds to those of the others.
+//!   is charged for the rows that it adds to those of the others, and to those of tokens that are certain.
 //!
 //! # Source
 //! E and T: Leviathan et al. (arXiv 2211.17192), equation 1 and theorem 3.8, with measured in place of
@@ -73,6 +73,10 @@ pub struct AdaptiveLength {
     since_explored: u64,
     /// Other texts in the same pass, and their rows.
     others: OtherTexts,
+    /// Tokens before the draft that are certain, which are in the step anyway.
+    ahead: usize,
+    /// Acceptance of what constraints hold for likely.
+    likely: Acceptance,
 }
 
 /// Texts that share a pass with the one whose draft is sized.
@@ -103,6 +107,8 @@ impl AdaptiveLength {
             probing: false,
             since_explored: 0,
             others: OtherTexts::default(),
+            ahead: 0,
+            likely: Acceptance::default(),
         }
     }
 
@@ -144,9 +150,33 @@ impl AdaptiveLength {
         self.others = others;
     }
 
-    /// What passes over 1 to `rows` rows cost, those of other texts being in them, too.
+    /// Tells how many tokens of the next step are certain and stand before its draft.
+    pub(crate) fn set_ahead(&mut self, n_tokens: usize) {
+        self.ahead = n_tokens;
+    }
+
+    /// What passes over 1 to `rows` rows cost, those of other texts and of certain tokens being in them, too.
     fn costs(&self, rows: usize) -> Option<Vec<f64>> {
-        Some(self.steps.estimates(self.others.rows + rows)?.split_off(self.others.rows))
+        let before = self.others.rows + self.ahead;
+        Some(self.steps.estimates(before + rows)?.split_off(before))
+    }
+
+    /// How many of `n_tokens` tokens that are certain to verify at a time: all but where rows cost so much
+    /// that plain steps give more.
+    pub(crate) fn keep_certain(&self, n_tokens: usize) -> usize {
+        let Some(costs) = self.costs(n_tokens + 1) else { return n_tokens };
+        self.best(&vec![1.0; n_tokens], &costs, 0.0, |_| 0.0)
+    }
+
+    /// How many tokens to verify of those that a constraint holds for likely.
+    pub(crate) fn keep_likely(&self, n_tokens: usize) -> usize {
+        let Some(costs) = self.costs(n_tokens + 1) else { return n_tokens };
+        self.best(&reaches(&self.likely.of_positions(n_tokens)), &costs, 0.0, |_| 0.0)
+    }
+
+    /// Notes whether the target agreed with such a token, all before it having been accepted.
+    pub(crate) fn record_likely(&mut self, position: usize, accepted: bool) {
+        self.likely.record(position, None, accepted);
     }
 
     /// Tokens per second of plain decoding, of all texts together.
@@ -216,7 +246,7 @@ impl AdaptiveLength {
         let reach = reaches(&acceptances);
         let gain = reach.last().unwrap_or(&1.0) * self.acceptance.of_positions(n + 1)[n];
         let before = if n == 0 { 0.0 } else { drafts[n - 1] };
-        let so_far = (1.0 + reach.iter().sum::<f64>()) / (before + costs[n]);
+        let so_far = (self.ahead as f64 + 1.0 + reach.iter().sum::<f64>()) / (before + costs[n]);
         gain > self.rate().max(so_far) * (drafts[n] - before + costs[n + 1] - costs[n])
     }
 
@@ -278,7 +308,7 @@ impl AdaptiveLength {
             })
             .collect();
         let rate = (1..=reach.len())
-            .map(|n| expected[n - 1] / (spent + draft(n) + costs[n]))
+            .map(|n| (self.ahead as f64 + expected[n - 1]) / (spent + draft(n) + costs[n]))
             .fold(self.rate(), f64::max);
         let (mut best, mut lead) = (0, 1.0 + MARGIN);
         for n in 1..=reach.len() {
@@ -353,5 +383,29 @@ mod tests {
         // A row costs a quarter, in which four texts give a token, more than a guess gives.
         check(OtherTexts { texts: 3, rows: 3 }, 0..=0);
         check(OtherTexts { texts: 15, rows: 15 }, 0..=0);
+    }
+
+    #[test]
+    fn certain_tokens_are_verified_where_rows_cost_less_than_steps() {
+        let mut policy = AdaptiveLength::new();
+        assert_eq!(policy.keep_certain(5), 5, "nothing is known yet");
+        // Each row more costs a tenth; from the ninth on as much as a step of its own.
+        for rows in 1..=32usize {
+            policy.record_cost(rows, 1.0 + 0.1 * rows.min(8) as f64 + 1.1 * rows.saturating_sub(8) as f64);
+        }
+        let kept = policy.keep_certain(20);
+        assert!((7..=9).contains(&kept), "{kept}");
+        // Behind rows that are there anyway, a guess costs what it adds.
+        policy.record_draft(4, 0.0, 0.0);
+        (0..400).for_each(|i| policy.record_acceptance(i / 2 % 4, None, i % 2 == 0));
+        assert!(policy.keep(4, None) > 0);
+        policy.set_ahead(8);
+        assert_eq!(policy.keep(4, None), 0);
+        policy.set_ahead(0);
+        // What a constraint holds for likely has an account of its own.
+        assert_eq!(policy.keep_likely(4), 4);
+        (0..50).for_each(|_| policy.record_likely(0, false));
+        assert_eq!(policy.keep_likely(4), 0);
+        assert!(policy.keep(4, None) > 0);
     }
 }

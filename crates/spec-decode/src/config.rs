@@ -26,6 +26,19 @@ impl DraftLength {
     }
 }
 
+/// What happens to a constrained text at the limit of its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtLimit {
+    /// It has come to its end by then: no token is taken behind which no way to the end fits into what is
+    /// left. A limit that no text fits into is an error before anything is generated. Constraints that know
+    /// no way ([`Constraint::completion`](breakers_core::Constraint::completion)) are cut.
+    #[default]
+    Complete,
+    /// It is cut there, and may break off anywhere.
+    Cut,
+}
+
 /// Settings of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -43,6 +56,8 @@ pub struct Config {
     /// `Some(n)`: the log-probability of each token, and the `n` most likely ones of its place. `None`:
     /// neither.
     pub top_logprobs: Option<usize>,
+    /// What happens to a constrained text at the limit of its tokens.
+    pub at_limit: AtLimit,
 }
 
 impl Default for Config {
@@ -54,6 +69,7 @@ impl Default for Config {
             end_tokens: None,
             draft_length: DraftLength::Adaptive { max: 16 },
             top_logprobs: None,
+            at_limit: AtLimit::default(),
         }
     }
 }

@@ -1,3 +1,4 @@
+mod planning;
 mod unverified;
 mod verifying;
 
@@ -5,17 +6,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use breakers_core::{
-    Constraint, FinishReason, LanguageModel, Sampler, SequenceId, Step, StepError, TokenId, Usage,
-    Vocabulary, Want,
+    Constraint, FinishReason, LanguageModel, Sampler, SequenceId, Step, StepError, TokenId, TokenMask, Usage,
+    Vocabulary,
 };
 
 use self::unverified::UnverifiedDraft;
 use crate::adaptive::OtherTexts;
-use crate::constrained::Constrained;
+use crate::constrained::{Constrained, Place};
+use crate::ending::Leash;
 use crate::text::TextOutput;
 use crate::{
-    AdaptiveLength, Config, Draft, DraftLength, DraftRequest, Drafter, Error, Outcome, Result, Speculated,
-    Stats, TokenScore, Verdict,
+    AdaptiveLength, AtLimit, Config, Draft, Drafter, Error, Outcome, Result, Speculated, Stats, TokenScore,
+    Verdict,
 };
 
 /// The state of one text that is being generated, apart from the model that generates it.
@@ -28,7 +30,9 @@ use crate::{
 ///
 /// With a vocabulary ([`with_text`](Self::with_text)) the tokens become text as they come, and stop strings
 /// end it. With a constraint ([`with_constraint`](Self::with_constraint)) every token is drawn under its
-/// mask; tokens that it determines are drafted without asking the drafter.
+/// mask, which comes before temperature and filters, and an end token only where the constraint lets the text
+/// end. A token that is the only one of its place is drafted without asking anybody and costs no logits; the
+/// drafter goes on behind it. The text ends in time, [`Config::at_limit`] permitting.
 ///
 /// After each step the sequence holds the prompt and the output without its last token, all final, exactly
 /// as plain decoding would leave it. After an error it is back at the state before the step, and the step can
@@ -47,8 +51,10 @@ pub struct Decoding {
     end_tokens: Vec<TokenId>,
     /// Ids below this may be chosen.
     vocab_size: usize,
-    /// Whether the model has logits for ids that may not be chosen.
-    is_padded: bool,
+    /// The ids that may be chosen, if the model has logits for others.
+    known: Option<Arc<TokenMask>>,
+    /// Whether the model finds the most likely token of a mask.
+    has_masked_argmax: bool,
     max_context: usize,
     sampler: Sampler,
     policy: AdaptiveLength,
@@ -57,8 +63,14 @@ pub struct Decoding {
     scores: Vec<TokenScore>,
     /// What the planned step verifies.
     draft: Draft,
-    /// Whether the constraint proposed it, and not the drafter.
-    is_forced: bool,
+    /// Its tokens at the front that are certain, because the constraint leaves no other.
+    n_certain: usize,
+    /// Whether the constraint holds the rest for likely, and not the drafter.
+    is_hint: bool,
+    /// Its tokens that are fed. A drawn token that the constraint forbids is not, and nothing behind it.
+    n_fed: usize,
+    /// What may follow the context and each token that is fed; empty without a constraint.
+    places: Vec<Place>,
     unverified: Option<UnverifiedDraft>,
     drafter_started: bool,
     stats: Stats,
@@ -107,7 +119,8 @@ impl Decoding {
             held,
             end_tokens: config.end_tokens.clone().unwrap_or_else(|| info.end_tokens.clone()),
             vocab_size,
-            is_padded: false,
+            known: None,
+            has_masked_argmax: info.masked_argmax,
             max_context: info.max_context,
             sampler: Sampler::new(config.sampling.clone(), config.seed),
             policy: AdaptiveLength::new(),
@@ -115,7 +128,10 @@ impl Decoding {
             text: None,
             scores: Vec::new(),
             draft: Draft::none(),
-            is_forced: false,
+            n_certain: 0,
+            is_hint: false,
+            n_fed: 0,
+            places: Vec::new(),
             unverified: None,
             drafter_started: false,
             stats: Stats::default(),
@@ -148,8 +164,9 @@ impl Decoding {
     /// Turns the tokens into text, which [`take_text`](Self::take_text) hands out, and ends it before any of
     /// the stop strings. Ids outside of the vocabulary are never chosen. To be called before the first step.
     pub fn with_text<S: AsRef<str>>(mut self, vocabulary: Arc<dyn Vocabulary>, stop: &[S]) -> Self {
-        self.is_padded = vocabulary.n_tokens() < self.vocab_size;
-        self.vocab_size = self.vocab_size.min(vocabulary.n_tokens());
+        let n_known = vocabulary.n_tokens();
+        self.known = (n_known < self.vocab_size).then(|| Arc::new(TokenMask::all(n_known)));
+        self.vocab_size = self.vocab_size.min(n_known);
         let mut text = TextOutput::new(vocabulary, stop);
         if self.finish.is_some() {
             text.finish();
@@ -159,9 +176,16 @@ impl Decoding {
     }
 
     /// Lets the constraint decide which tokens may be chosen, from the first token of the output on. To be
-    /// called before the first step.
+    /// called before the first step, and after [`with_text`](Self::with_text).
+    ///
+    /// If the constraint knows ways to its end ([`Constraint::completion`]), the text ends within the limit of
+    /// its tokens, unless [`Config::at_limit`] has it cut.
     pub fn with_constraint(mut self, constraint: Box<dyn Constraint>) -> Self {
-        self.constrained = Some(Constrained::new(constraint, self.vocab_size));
+        let leash = match self.config.at_limit {
+            AtLimit::Complete => Leash::On,
+            AtLimit::Cut => Leash::Off,
+        };
+        self.constrained = Some(Constrained::new(constraint, self.vocab_size, leash));
         self
     }
 
@@ -233,58 +257,6 @@ impl Decoding {
     /// Ends the text here, if it has not ended yet.
     pub fn cancel(&mut self) {
         self.finish.get_or_insert(FinishReason::Cancelled);
-    }
-
-    /// Whether the arg-max of the raw logits is the next token.
-    fn is_plain_argmax(&self) -> bool {
-        self.config.sampling.is_plain_argmax() && self.constrained.is_none() && !self.is_padded
-    }
-
-    /// What is wanted of rows that a token is chosen after.
-    fn want(&self) -> Want {
-        match (self.is_plain_argmax(), self.config.top_logprobs) {
-            (true, None) => Want::ArgMax,
-            (true, Some(n)) => Want::TopK(n.max(1)),
-            (false, _) => Want::Logits,
-        }
-    }
-
-    /// What to feed next, in a step of at most `max_rows` rows (and one at least); `None` when the text has
-    /// ended.
-    ///
-    /// The first steps are the prompt, in as many chunks as it takes, without a draft.
-    ///
-    /// # Errors
-    /// Those of the drafter and of the constraint, and of [`Draft::validate`] for what the drafter proposes.
-    pub fn plan<D: Drafter + ?Sized>(&mut self, drafter: &mut D, max_rows: usize) -> Result<Option<Step>> {
-        if self.finish.is_some() {
-            return Ok(None);
-        }
-        let (want, max_rows) = (self.want(), max_rows.max(1));
-        self.draft = Draft::none();
-        if self.is_in_prompt() {
-            let chunk = &self.context[self.held..];
-            return Ok(Some(match chunk.len() > max_rows {
-                true => Step::last(self.sequence, chunk[..max_rows].to_vec(), Want::Nothing),
-                false => Step::last(self.sequence, chunk.to_vec(), want),
-            }));
-        }
-        if let Err(error) = self.draft(drafter, max_rows - 1) {
-            self.draft = Draft::none();
-            // The constraint may have been following a draft.
-            if let Some(constrained) = &mut self.constrained {
-                constrained.back_to(0)?;
-            }
-            return Err(error);
-        }
-        let mut tokens = vec![self.context[self.held]];
-        tokens.extend_from_slice(self.draft.tokens());
-        let mut step = Step::each(self.sequence, tokens, want);
-        step.parents = self.draft.parents().map(|parents| {
-            // Row 0 is the last token of the context.
-            std::iter::once(None).chain(parents.iter().map(|p| Some(p.map_or(0, |p| p + 1)))).collect()
-        });
-        Ok(Some(step))
     }
 
     /// Verifies what the model answered to the planned step, brings the sequence into order, and returns the
@@ -444,79 +416,15 @@ impl Decoding {
         } else {
             self.learn(&verdict);
             let n_accepted = verdict.path.len().min(emitted.len());
-            self.stats.record_step(self.draft.len(), n_accepted, seconds);
-            if !self.draft.is_empty() && !self.is_forced {
-                drafter.observe(&Outcome { context: &self.context, n_drafted: self.draft.len(), n_accepted });
+            self.stats.record_step(self.n_fed, n_accepted, seconds);
+            self.stats.certain += self.n_certain;
+            let n_drafted = self.draft.len() - self.n_certain;
+            if n_drafted > 0 && !self.is_hint {
+                let n_accepted = n_accepted.saturating_sub(self.n_certain);
+                drafter.observe(&Outcome { context: &self.context, n_drafted, n_accepted });
             }
         }
         Ok(Pass { rows: if in_prompt { 0 } else { n_rows }, seconds, tokens: emitted.len() })
-    }
-
-    /// Asks the drafter for the tokens to verify in the next step.
-    fn draft<D: Drafter + ?Sized>(&mut self, drafter: &mut D, max_rows: usize) -> Result<()> {
-        self.is_forced = false;
-        let max = self.config.draft_length.max().min(max_rows);
-        if max == 0 {
-            return Ok(());
-        }
-        if !self.drafter_started {
-            let begun = Instant::now();
-            drafter.start(&self.context[..self.n_prompt])?;
-            self.drafter_started = true;
-            self.stats.draft_prefill_seconds += begun.elapsed().as_secs_f64();
-        }
-        // A step hands out one token more than it verifies, and its rows need room in the context.
-        let left = self.config.max_tokens - self.output().len();
-        let limit = max.min(left - 1).min(self.max_context - self.held - 1);
-        if let Some(constrained) = &mut self.constrained {
-            let forced = constrained.forced(limit)?;
-            if !forced.is_empty() {
-                (self.draft, self.is_forced) = (forced, true);
-                return Ok(());
-            }
-        }
-        let adaptive = matches!(self.config.draft_length, DraftLength::Adaptive { .. });
-        let budget = if adaptive { self.policy.budget(limit, drafter.stops_itself()) } else { limit };
-        if budget == 0 {
-            return Ok(());
-        }
-        let begun = Instant::now();
-        let mut draft = drafter.propose(&mut DraftRequest {
-            context: &self.context,
-            max_tokens: budget,
-            vocab_size: self.vocab_size,
-            end_tokens: &self.end_tokens,
-            sampling: &self.config.sampling,
-            chance: &mut self.sampler,
-            policy: adaptive.then_some(&self.policy),
-        })?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let catch_up = draft.catch_up().as_secs_f64().min(seconds);
-        self.stats.draft_seconds += seconds;
-        self.stats.catch_up_seconds += catch_up;
-        draft.validate(budget, self.vocab_size)?;
-        let n_proposed = draft.len();
-        // Tokens that were drawn must all be verified; see `DraftRequest::pays`.
-        if let Some(constrained) = self.constrained.as_mut().filter(|_| draft.proposals().is_none()) {
-            let fitting = constrained.fitting(&draft, &self.end_tokens)?;
-            if fitting.len() < draft.len() {
-                draft.select(&fitting);
-            }
-        }
-        if adaptive {
-            self.policy.record_draft(n_proposed, seconds - catch_up, catch_up);
-            if draft.proposals().is_none() && draft.parents().is_none() {
-                let keep = self.policy.keep(draft.len(), draft.confidences());
-                if keep < draft.len() {
-                    let at = self.context.len();
-                    self.unverified =
-                        Some(UnverifiedDraft { draft: draft.clone(), at, n_judged: keep, open: true });
-                    draft.truncate(keep);
-                }
-            }
-        }
-        self.draft = draft;
-        Ok(())
     }
 
     /// Notes which tokens of a draft were accepted.
@@ -525,12 +433,16 @@ impl Decoding {
         let judged =
             verdict.path.iter().copied().map(|row| (row, true)).chain(refused.map(|row| (row, false)));
         for (position, (row, accepted)) in judged.enumerate() {
-            let confidence = self.draft.confidences().map(|c| c[row]);
-            // What the constraint proposed says nothing about the drafter.
-            if !self.is_forced {
-                self.policy.record_acceptance(position, confidence, accepted);
-            }
             self.stats.record_position(position, accepted);
+            // What is certain says nothing about who drafts behind it.
+            let Some(behind) = position.checked_sub(self.n_certain) else { continue };
+            match self.is_hint {
+                true => self.policy.record_likely(behind, accepted),
+                false => {
+                    let confidence = self.draft.confidences().map(|c| c[row]);
+                    self.policy.record_acceptance(behind, confidence, accepted);
+                }
+            }
         }
         if let Some(mut unverified) = self.unverified.take() {
             for (position, accepted) in unverified.judge(&self.context) {

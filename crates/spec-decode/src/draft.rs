@@ -234,6 +234,27 @@ impl Draft {
         }
     }
 
+    /// The same draft behind a chain of tokens that are certain.
+    pub(crate) fn behind(self, certain: &[TokenId]) -> Self {
+        let n = certain.len();
+        if n == 0 {
+            return self;
+        }
+        let before = |row: usize| row.checked_sub(1);
+        let parents = self.parents.map(|parents| {
+            let own = parents.into_iter().map(|parent| parent.map_or(before(n), |parent| Some(parent + n)));
+            (0..n).map(before).chain(own).collect()
+        });
+        let sure = certain.iter().map(|&token| Distribution::certain(token));
+        Self {
+            parents,
+            proposals: self.proposals.map(|own| sure.chain(own).collect()),
+            confidences: self.confidences.map(|own| [vec![1.0; n], own].concat()),
+            tokens: [certain, &self.tokens].concat(),
+            catch_up: self.catch_up,
+        }
+    }
+
     /// Keeps the tokens at the given indices, which ascend; a token whose parent is dropped
     /// must be dropped, too.
     pub(crate) fn select(&mut self, rows: &[usize]) {
@@ -350,6 +371,21 @@ mod tests {
         assert_eq!(draft.confidences(), Some(&[0.1, 0.3, 0.4][..]));
         assert_eq!((draft.parent(2), draft.parent(1)), (Some(1), None));
         assert_eq!((Draft::chain(vec![7, 8]).parent(1), Draft::chain(vec![7]).parent(0)), (Some(0), None));
+    }
+
+    #[test]
+    fn certain_tokens_come_first() {
+        let tree = Draft::tree(vec![1, 2, 3], vec![None, Some(0), None])
+            .with_proposals(vec![Distribution::certain(1); 3])
+            .with_confidences(vec![0.5; 3]);
+        let draft = tree.clone().behind(&[8, 9]);
+        draft.validate(5, 10).unwrap();
+        assert_eq!(draft.tokens(), [8, 9, 1, 2, 3]);
+        assert_eq!(draft.parents().unwrap(), [None, Some(0), Some(1), Some(2), Some(1)]);
+        assert_eq!(draft.confidences().unwrap(), [1.0, 1.0, 0.5, 0.5, 0.5]);
+        assert_eq!(draft.proposals().unwrap()[1].probability(9), 1.0);
+        assert_eq!(tree.clone().behind(&[]), tree);
+        assert_eq!(Draft::chain(vec![1]).behind(&[7]), Draft::chain(vec![7, 1]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use breakers_core::{
 };
 
 use self::driver::{Driver, Event, Job, Ticket};
-use crate::{Config, DraftLength, Drafter, NoDrafter, Result, TokenScore};
+use crate::{AtLimit, Config, DraftLength, Drafter, NoDrafter, Result, TokenScore};
 
 mod driver;
 
@@ -25,11 +25,14 @@ pub struct EngineConfig {
     pub max_rows: usize,
     /// How many tokens are drafted.
     pub draft_length: DraftLength,
+    /// What happens to a constrained answer at the limit of its tokens.
+    pub at_limit: AtLimit,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_texts: 8, max_rows: 128, draft_length: DraftLength::Adaptive { max: 16 } }
+        let draft_length = DraftLength::Adaptive { max: 16 };
+        Self { max_texts: 8, max_rows: 128, draft_length, at_limit: AtLimit::default() }
     }
 }
 
@@ -200,6 +203,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
             end_tokens: None,
             draft_length: self.config.draft_length,
             top_logprobs: request.top_logprobs,
+            at_limit: self.config.at_limit,
         };
         let vocabulary: Arc<dyn Vocabulary> = self.tokenizer.clone();
         Ok(Job { prompt, config, stop: request.stop.clone(), constraint, vocabulary })

@@ -103,6 +103,22 @@ pub enum Error {
         /// The token.
         token: TokenId,
     },
+    /// A limit that no text of the constraint fits into; nothing was fed.
+    #[error("the constraint needs at least {minimum} tokens, and {limit} are allowed")]
+    TooFewTokens {
+        /// Tokens of the shortest text that is known, its end token included.
+        minimum: usize,
+        /// Tokens allowed, by [`Config::max_tokens`](crate::Config::max_tokens) or by the model's context.
+        limit: usize,
+    },
+    /// A model that says that it looks at masks answered with a token that the row's mask does not hold.
+    #[error("row {row} came back with token {token}, which its mask does not hold")]
+    OutsideMask {
+        /// The row.
+        row: usize,
+        /// The token.
+        token: TokenId,
+    },
     /// A model did not answer what was wanted of a row.
     #[error("row {row} of {rows} came back without the {want:?} that was asked for")]
     MissingOutput {

@@ -41,6 +41,9 @@ pub struct Stats {
     pub drafted: usize,
     /// Draft tokens that became output.
     pub accepted: usize,
+    /// Draft tokens that were certain, because a constraint left no other.
+    #[serde(default)]
+    pub certain: usize,
     /// Acceptance by position.
     pub positions: Vec<PositionStats>,
     /// `accepted_histogram[n]`: speculative steps in which n draft tokens became output.
@@ -116,6 +119,7 @@ impl Stats {
         self.speculative_steps += other.speculative_steps;
         self.drafted += other.drafted;
         self.accepted += other.accepted;
+        self.certain += other.certain;
         for (position, p) in other.positions.iter().enumerate() {
             let sum = at(&mut self.positions, position);
             sum.reached += p.reached;

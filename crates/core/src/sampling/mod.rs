@@ -18,7 +18,8 @@ mod select;
 pub use config::SamplingConfig;
 pub use distribution::Distribution;
 pub use logits::{
-    TokenScore, argmax, kullback_leibler, log_probability, log_softmax, log_sum_exp, token_score, top_k,
+    TokenScore, argmax, argmax_within, kullback_leibler, log_probability, log_softmax, log_sum_exp,
+    token_score, top_k,
 };
 pub use sampler::Sampler;
 

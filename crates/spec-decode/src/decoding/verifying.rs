@@ -1,50 +1,39 @@
 //! The half of a step that follows the forward pass: what the target agrees with, and how likely it was.
 
-use breakers_core::{Output, Step, TokenId, TokenLogprob, TokenMask, token_score};
+use breakers_core::{Distribution, Output, Sampler, Step, TokenId, TokenLogprob, TokenMask, token_score};
 
-use crate::constrained::Constrained;
+use crate::constrained::{Constrained, Place};
 use crate::verify::{self, Verdict};
-use crate::{Decoding, Draft, Error, Result, TokenScore};
+use crate::{Config, Decoding, Draft, Error, Result, TokenScore};
 
 impl Decoding {
-    /// Finds what the target agrees with, and its own next token. The constraint, if there is one, has
+    /// Finds what the target agrees with, and its own next token. The constraint, if there is one, may have
     /// followed the accepted tokens then.
     pub(super) fn verify(&mut self, step: &Step) -> Result<Verdict> {
-        let rows = step.tokens.len();
-        let missing = |row: usize| Error::MissingOutput { row, rows, want: step.want(row) };
-        let first = rows - 1 - self.draft.len();
-        let row_of = |path: &[usize]| first + path.last().map_or(0, |row| row + 1);
-        if self.is_plain_argmax() {
-            return verify::by_draw(&self.draft, |path| {
-                let row = row_of(path);
-                step.outputs.get(row).and_then(|o| o.output.best()).ok_or_else(|| missing(row))
-            });
-        }
-        let mut places = Places {
+        let left = self.n_left();
+        let mut target = Target {
             step,
             draft: &self.draft,
-            first,
+            places: &self.places,
+            first: step.tokens.len() - 1 - self.n_fed,
             n_context: self.context.len(),
             history: std::mem::take(&mut self.context),
             n_choices: self.vocab_size,
+            left,
+            config: &self.config,
             end_tokens: &self.end_tokens,
             constrained: self.constrained.as_mut(),
         };
-        let (sampling, sampler) = (&self.config.sampling, &mut self.sampler);
+        let sampler = &mut self.sampler;
         let verdict = match self.draft.proposals() {
             Some(proposals) => {
-                let target = |path: &[usize]| {
-                    let (logits, history, mask) = places.at(path)?;
-                    Ok(sampling.distribution_within(logits, history, mask)?)
-                };
-                verify::by_rejection(&self.draft, proposals, target, sampler)
+                let distribution = |path: &[usize]| target.distribution(path);
+                let verdict = verify::by_rejection(&self.draft, proposals, distribution, sampler);
+                verdict.and_then(|verdict| target.keep_end_in_reach(verdict))
             }
-            None => verify::by_draw(&self.draft, |path| {
-                let (logits, history, mask) = places.at(path)?;
-                Ok(sampler.sample_within(logits, history, mask)?)
-            }),
+            None => verify::by_draw(&self.draft, |path| target.choose(path, sampler)),
         };
-        let Places { mut history, n_context, .. } = places;
+        let Target { mut history, n_context, .. } = target;
         history.truncate(n_context);
         self.context = history;
         verdict
@@ -54,8 +43,7 @@ impl Decoding {
     pub(super) fn follow(&mut self, emitted: &[TokenId]) -> Result<()> {
         let Some(constrained) = &mut self.constrained else { return Ok(()) };
         let n = emitted.iter().take_while(|token| !self.end_tokens.contains(token)).count();
-        constrained.back_to(n)?;
-        emitted[..n].iter().skip(constrained.n_ahead()).try_for_each(|&token| constrained.advance(token))
+        constrained.follow(emitted[..n].iter().copied())
     }
 
     /// How likely the tokens were that are handed out.
@@ -67,7 +55,7 @@ impl Decoding {
     ) -> Result<Vec<TokenScore>> {
         let Some(n_top) = self.config.top_logprobs else { return Ok(Vec::new()) };
         let rows = step.tokens.len();
-        let first = rows - 1 - self.draft.len();
+        let first = rows - 1 - self.n_fed;
         let score = |(i, &token): (usize, &TokenId)| {
             let row = first + i.checked_sub(1).map_or(0, |i| verdict.path[i] + 1);
             let missing = || Error::MissingOutput { row, rows, want: step.want(row) };
@@ -85,10 +73,12 @@ impl Decoding {
     }
 }
 
-/// What tokens are chosen by, behind the paths through a draft.
-struct Places<'a> {
+/// What the target says behind the paths through a draft.
+struct Target<'a> {
     step: &'a Step,
     draft: &'a Draft,
+    /// What may follow each row from the first one on.
+    places: &'a [Place],
     /// The step's row before the draft's first one.
     first: usize,
     /// The text before the draft, and then the tokens of a path: accepted tokens are history
@@ -97,34 +87,143 @@ struct Places<'a> {
     n_context: usize,
     /// Ids below this may be chosen.
     n_choices: usize,
+    /// Tokens that may come behind the context, an end token among them.
+    left: usize,
+    config: &'a Config,
     end_tokens: &'a [TokenId],
     constrained: Option<&'a mut Constrained>,
 }
 
-impl Places<'_> {
-    /// Logits, history and mask of the token behind a path.
-    fn at(&mut self, path: &[usize]) -> Result<(&[f32], &[TokenId], Option<&TokenMask>)> {
-        let row = self.first + path.last().map_or(0, |row| row + 1);
-        let logits = match self.step.outputs.get(row).map(|o| &o.output) {
-            Some(Output::Logits(logits)) => &logits[..logits.len().min(self.n_choices)],
-            _ => {
-                let (rows, want) = (self.step.tokens.len(), self.step.want(row));
-                return Err(Error::MissingOutput { row, rows, want });
+impl Target<'_> {
+    /// The target's choice.
+    fn choose(&mut self, path: &[usize], sampler: &mut Sampler) -> Result<TokenId> {
+        let watched = self.watches(path)?;
+        if let Some(token) = self.certain(path, watched) {
+            // Plain decoding draws here, too.
+            if !self.config.sampling.is_greedy() {
+                sampler.uniform();
             }
+            return Ok(token);
+        }
+        let row = self.row(path);
+        let token = match self.output(row) {
+            Some(Output::Logits(_)) => {
+                let (logits, history, mask) = self.logits(path)?;
+                sampler.sample_within(logits, history, mask)?
+            }
+            Some(output) if self.config.sampling.is_plain_argmax() => {
+                let token = output.best().ok_or_else(|| self.missing(row))?;
+                match self.place(path) {
+                    Place::Masked(mask) if !mask.is_allowed(token) => {
+                        return Err(Error::OutsideMask { row, token });
+                    }
+                    _ => token,
+                }
+            }
+            _ => return Err(self.missing(row)),
         };
+        if watched { self.try_token(path, token) } else { Ok(token) }
+    }
+
+    /// What the target draws from.
+    fn distribution(&mut self, path: &[usize]) -> Result<Distribution> {
+        if let Some(token) = self.certain(path, false) {
+            return Ok(Distribution::certain(token));
+        }
+        let sampling = &self.config.sampling;
+        let (logits, history, mask) = self.logits(path)?;
+        Ok(sampling.distribution_within(logits, history, mask)?)
+    }
+
+    /// What was drawn, up to where an end would get out of reach.
+    fn keep_end_in_reach(&mut self, verdict: Verdict) -> Result<Verdict> {
+        let Verdict { path, next } = verdict;
+        for (i, token) in path.iter().map(|&row| self.draft.tokens()[row]).chain([next]).enumerate() {
+            if !self.watches(&path[..i])? || matches!(self.place(&path[..i]), Place::Dropped) {
+                continue;
+            }
+            let kept = match self.certain(&path[..i], true) {
+                Some(certain) => certain,
+                None => self.try_token(&path[..i], token)?,
+            };
+            if kept != token {
+                return Ok(Verdict { path: path[..i].to_vec(), next: kept });
+            }
+        }
+        Ok(Verdict { path, next })
+    }
+
+    fn row(&self, path: &[usize]) -> usize {
+        self.first + path.last().map_or(0, |row| row + 1)
+    }
+
+    fn place(&self, path: &[usize]) -> &Place {
+        self.places.get(path.last().map_or(0, |row| row + 1)).unwrap_or(&Place::Free)
+    }
+
+    fn output(&self, row: usize) -> Option<&Output> {
+        self.step.outputs.get(row).map(|o| &o.output)
+    }
+
+    fn missing(&self, row: usize) -> Error {
+        Error::MissingOutput { row, rows: self.step.tokens.len(), want: self.step.want(row) }
+    }
+
+    /// Whether the way to the end has to be watched behind a path.
+    fn watches(&mut self, path: &[usize]) -> Result<bool> {
+        // Nothing is behind an end.
+        if matches!(self.place(path), Place::Dropped) {
+            return Ok(false);
+        }
+        let (left, tokens) = (self.left - path.len().min(self.left), self.draft.tokens());
+        match &mut self.constrained {
+            Some(constrained) => constrained.watches(path.iter().map(|&row| tokens[row]), left),
+            None => Ok(false),
+        }
+    }
+
+    /// The token behind a path, where it takes no model to know it.
+    fn certain(&self, path: &[usize], watched: bool) -> Option<TokenId> {
+        let place = self.place(path);
+        if let Some(constrained) = self.constrained.as_ref().filter(|_| watched)
+            && let Some(next) = constrained.tight(self.left - path.len())
+            && let Some(token) = next.or_else(|| place.end_among(self.end_tokens))
+        {
+            return Some(token);
+        }
+        match place {
+            Place::Only(token) => Some(*token),
+            // What follows an end token is dropped, whatever it is.
+            Place::Dropped => Some(self.end_tokens.first().copied().unwrap_or(0)),
+            _ => None,
+        }
+    }
+
+    /// A token, or what has to stand in its place so that an end stays in reach.
+    fn try_token(&mut self, path: &[usize], token: TokenId) -> Result<TokenId> {
+        let left = self.left - path.len();
+        let end = self.place(path).end_among(self.end_tokens);
+        match &mut self.constrained {
+            Some(constrained) if !self.end_tokens.contains(&token) => {
+                let tried = constrained.try_token(token, left)?;
+                // Without an end here the way would have a token.
+                Ok(tried.map_or_else(|next| next.or(end).unwrap_or(token), |()| token))
+            }
+            _ => Ok(token),
+        }
+    }
+
+    /// Logits, history and mask of the token behind a path.
+    fn logits(&mut self, path: &[usize]) -> Result<(&[f32], &[TokenId], Option<&TokenMask>)> {
         let tokens = self.draft.tokens();
         self.history.truncate(self.n_context);
         self.history.extend(path.iter().map(|&row| tokens[row]));
-        // What follows an end token is dropped, whatever it is.
-        let ended = path.iter().any(|&row| self.end_tokens.contains(&tokens[row]));
-        let mut mask = None;
-        if let Some(constrained) = self.constrained.as_mut().filter(|_| !ended) {
-            // From call to call the path grows by one token.
-            while constrained.n_ahead() < path.len() {
-                constrained.advance(tokens[path[constrained.n_ahead()]])?;
-            }
-            mask = Some(constrained.mask()?);
-        }
-        Ok((logits, &self.history, mask))
+        let row = self.row(path);
+        let Some(Output::Logits(logits)) = self.output(row) else { return Err(self.missing(row)) };
+        let mask = match self.place(path) {
+            Place::Masked(mask) => Some(&**mask),
+            _ => None,
+        };
+        Ok((&logits[..logits.len().min(self.n_choices)], &self.history, mask))
     }
 }

@@ -187,6 +187,7 @@ impl From<Error> for CallError {
             Error::Sampling(error) => error.into(),
             Error::Constraint(error) => error.into(),
             Error::EmptyPrompt => CallError::bad_request("prompt", error.to_string()),
+            Error::TooFewTokens { .. } => CallError::bad_request("max_tokens", error.to_string()),
             error => CallError::failed(error),
         }
     }

@@ -2,144 +2,16 @@
 //! masked decoding.
 
 use breakers_core::{
-    Constraint, ConstraintError, Error as CoreError, FinishReason, LanguageModel as _, Sampler,
-    SamplingConfig, TokenId, TokenMask,
+    ConstraintError, Error as CoreError, LanguageModel as _, SamplingConfig, TokenId, Want, token_score,
 };
 use breakers_spec_decode::{
-    Batch, Config, Decoding, DraftLength, Drafter, Error, ModelDraftConfig, NgramDrafter, NoDrafter, Proposal,
+    AtLimit, Batch, Config, Decoding, DraftLength, Drafter, Error, ModelDraftConfig, NgramDrafter, NoDrafter,
+    Proposal, Speculator,
 };
 
+use crate::language::{Job, Language, VOCAB, decoding, job, jobs, plain, run};
 use crate::support::{RandomDrafter, TreeDrafter, model_drafter};
-use crate::toy::{LogitsFn, Rules, Toy, markov, mix, repetitive};
-
-const VOCAB: usize = 24;
-const END: TokenId = 0;
-
-/// A language in which what may come next depends on the last token and on how many there are:
-/// half of the tokens in most places, one in three of seven places, and an end only in every
-/// fourth place after the tenth.
-#[derive(Clone, Default)]
-struct Language {
-    text: Vec<TokenId>,
-    /// Whether forced runs are told.
-    tells: bool,
-    /// The place from which on nothing is allowed.
-    dead_end: Option<usize>,
-}
-
-impl Language {
-    fn tokens(&self, text: &[TokenId]) -> Vec<TokenId> {
-        let (n, last) = (text.len() as u64, text.last().copied().unwrap_or(1));
-        if self.dead_end.is_some_and(|at| text.len() >= at) {
-            return Vec::new();
-        }
-        if (3..6).contains(&(n % 7)) {
-            return vec![1 + (mix(n) % (VOCAB as u64 - 1)) as TokenId];
-        }
-        let fits = |token: &TokenId| mix(u64::from(last * 31 + token)).is_multiple_of(2) || *token == 5;
-        let end = (n >= 10 && n.is_multiple_of(4)).then_some(END);
-        (1..VOCAB as TokenId).filter(fits).chain(end).collect()
-    }
-}
-
-impl Constraint for Language {
-    fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError> {
-        mask.forbid_all();
-        self.tokens(&self.text).into_iter().for_each(|token| mask.allow(token));
-        Ok(())
-    }
-
-    fn advance(&mut self, token: TokenId) -> Result<(), ConstraintError> {
-        assert_ne!(token, END, "an end token was advanced");
-        if !self.tokens(&self.text).contains(&token) {
-            return Err(ConstraintError::NotAllowed { token });
-        }
-        self.text.push(token);
-        Ok(())
-    }
-
-    fn rollback(&mut self, n_tokens: usize) -> Result<(), ConstraintError> {
-        let available = self.text.len();
-        let keep = available.checked_sub(n_tokens);
-        self.text.truncate(keep.ok_or(ConstraintError::Rollback { requested: n_tokens, available })?);
-        Ok(())
-    }
-
-    fn forced(&mut self) -> Result<Vec<TokenId>, ConstraintError> {
-        let mut text = self.text.clone();
-        while let (true, [only]) = (self.tells, &*self.tokens(&text)) {
-            text.push(*only);
-        }
-        Ok(text.split_off(self.text.len()))
-    }
-}
-
-/// Plain masked decoding by the book, without the crate under test.
-fn plain(logits: &LogitsFn, job: &Job) -> (Vec<TokenId>, FinishReason) {
-    let mut text = job.prompt.clone();
-    let mut sampler = Sampler::new(job.config.sampling.clone(), job.config.seed);
-    let mut language = job.language.clone();
-    loop {
-        let output = &text[job.prompt.len()..];
-        let finish = match output.last() {
-            Some(&END) => FinishReason::EndOfText,
-            _ if output.len() == job.config.max_tokens => FinishReason::Length,
-            _ => {
-                let mut row = logits(&text);
-                if let Some(language) = &mut language {
-                    let mut mask = TokenMask::none(VOCAB);
-                    language.allowed(&mut mask).unwrap();
-                    mask.apply(&mut row);
-                }
-                let next = sampler.sample(&row, &text).unwrap();
-                if let Some(language) = language.as_mut().filter(|_| next != END) {
-                    language.advance(next).unwrap();
-                }
-                text.push(next);
-                continue;
-            }
-        };
-        return (text.split_off(job.prompt.len()), finish);
-    }
-}
-
-struct Job {
-    prompt: Vec<TokenId>,
-    config: Config,
-    language: Option<Language>,
-}
-
-/// Texts with settings of their own; every third one is free.
-fn jobs(n: usize, sampling: &SamplingConfig, tells: bool) -> Vec<Job> {
-    let job = |i: usize| {
-        let free = i % 3 == 2;
-        let sampling = if i % 4 == 3 { SamplingConfig::greedy() } else { sampling.clone() };
-        let draft_length = match i % 2 {
-            0 => DraftLength::Fixed(1 + i % 5),
-            _ => DraftLength::Adaptive { max: 9 },
-        };
-        let config = Config {
-            max_tokens: 30 + 7 * i,
-            sampling,
-            seed: 40 + i as u64,
-            end_tokens: Some(vec![END]),
-            draft_length,
-            ..Config::default()
-        };
-        let prompt = (0..3 + 4 * i as TokenId).map(|t| 1 + t % 9).collect();
-        Job { prompt, config, language: (!free).then(|| Language { tells, ..Language::default() }) }
-    };
-    (0..n).map(job).collect()
-}
-
-fn decoding(model: &mut Toy, job: &Job) -> Decoding {
-    let sequence = model.open().unwrap();
-    let decoding = Decoding::new(model, sequence, &job.prompt, &job.config).unwrap();
-    match &job.language {
-        Some(language) => decoding.with_constraint(Box::new(language.clone())),
-        None => decoding,
-    }
-}
+use crate::toy::{LogitsFn, Rules, Toy, markov, repetitive};
 
 /// Runs all jobs in one batch and checks each against plain masked decoding. Returns (drafted, accepted).
 fn check(
@@ -152,6 +24,9 @@ fn check(
 ) -> (usize, usize) {
     let mut model = Toy::new(VOCAB, target.clone());
     model.rules = Rules::Tidy;
+    // A model that looks at masks, and one that does not.
+    model.is_sparse = max_rows.is_multiple_of(2);
+    model.info.masked_argmax = model.is_sparse;
     let mut batch = Batch::new(max_rows);
     let mut waiting: Vec<usize> = (0..jobs.len()).rev().collect();
     let (mut owners, mut left, mut found) = (Vec::new(), None, vec![None; jobs.len()]);
@@ -242,23 +117,148 @@ fn constrained_texts_are_those_of_plain_masked_decoding() {
 }
 
 #[test]
-fn forced_tokens_are_drafted_and_all_of_them_accepted() {
-    let run = |tells| {
-        let mut model = Toy::new(VOCAB, repetitive(VOCAB, 3));
-        let job = &jobs(1, &SamplingConfig::greedy(), tells)[0];
-        let config = Config { draft_length: DraftLength::Fixed(4), ..job.config.clone() };
-        let job = Job { config, prompt: job.prompt.clone(), language: job.language.clone() };
-        let mut batch = Batch::new(usize::MAX);
-        let text = decoding(&mut model, &job);
-        let id = batch.join(text, NoDrafter);
-        while !batch.pass(&mut model).unwrap().is_empty() {}
-        let result = batch.leave(id).unwrap().0.into_result();
-        assert_eq!((result.tokens.clone(), result.finish), plain(&repetitive(VOCAB, 3), &job));
-        (result.stats.drafted, result.stats.accepted, model.n_forwards)
-    };
-    let (drafted, accepted, passes) = run(true);
-    assert_eq!((drafted, run(false).0), (accepted, 0));
-    assert!(drafted >= 9 && passes + drafted == run(false).2, "{drafted} drafted in {passes} passes");
+fn certain_tokens_are_drafted_accepted_and_cost_no_logits() {
+    for max in [1, 4, 16] {
+        for draft_length in [DraftLength::Fixed(max), DraftLength::Adaptive { max }] {
+            let mut counts = Vec::new();
+            for draft_length in [draft_length, DraftLength::Fixed(0)] {
+                let mut model = Toy::new(VOCAB, repetitive(VOCAB, 3));
+                let mut job = job(60, draft_length, SamplingConfig::greedy());
+                job.config.at_limit = AtLimit::Cut;
+                let result = run(&mut model, NoDrafter, &job).unwrap();
+                assert_eq!((result.tokens, result.finish), plain(&repetitive(VOCAB, 3), &job));
+                let stats = result.stats;
+                assert_eq!((stats.drafted, stats.accepted), (stats.certain, stats.certain));
+                counts.push((stats.certain, model.n_forwards, model.n_rows, model.n_answers));
+            }
+            let [(certain, passes, rows, answers), (none, all_passes, all_rows, all_answers)] = counts[..]
+            else {
+                panic!("two runs");
+            };
+            assert_eq!(none, 0);
+            // Each saves a pass and none is wrong, whatever is asked of the others.
+            assert!(certain >= 9 && passes + certain == all_passes, "{certain} in {passes} of {all_passes}");
+            assert_eq!((rows, answers), (all_rows, all_answers));
+            assert!(answers + certain < rows, "{answers} answers for {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn a_drafter_goes_on_behind_what_is_certain() {
+    // It says which contexts it was shown.
+    #[derive(Default)]
+    struct Watcher(Vec<Vec<TokenId>>);
+    impl Drafter for &mut Watcher {
+        fn name(&self) -> &str {
+            "watcher"
+        }
+        fn start(&mut self, _prompt: &[TokenId]) -> breakers_spec_decode::Result<()> {
+            Ok(())
+        }
+        fn propose(
+            &mut self,
+            request: &mut breakers_spec_decode::DraftRequest<'_>,
+        ) -> breakers_spec_decode::Result<breakers_spec_decode::Draft> {
+            self.0.push(request.context.to_vec());
+            // Token 5 is allowed in many places, the end in few.
+            Ok(breakers_spec_decode::Draft::chain(vec![5; request.max_tokens.min(2)]))
+        }
+    }
+    let mut watcher = Watcher::default();
+    let mut model = Toy::new(VOCAB, markov(VOCAB, 2, 3.0, 5));
+    let job = job(60, DraftLength::Fixed(6), SamplingConfig::temperature(1.0));
+    let result = run(&mut model, &mut watcher, &job).unwrap();
+    assert_eq!((result.tokens.clone(), result.finish), plain(&markov(VOCAB, 2, 3.0, 5), &job));
+    let text = [&job.prompt[..], &result.tokens].concat();
+    let language = Language::default();
+    for context in &watcher.0 {
+        assert!(text.starts_with(context), "{context:?} is no beginning of {text:?}");
+        let n_next = language.tokens(&context[job.prompt.len()..]).len();
+        assert!(n_next > 1, "it was asked where the next token is certain: {context:?}");
+    }
+    assert!(watcher.0.is_sorted_by(|a, b| a.len() < b.len()));
+    assert!(result.stats.certain > 9 && result.stats.drafted > result.stats.certain);
+}
+
+#[test]
+fn log_probabilities_are_the_models_own() {
+    let target = markov(VOCAB, 2, 3.0, 5);
+    for (is_sparse, sampling) in [
+        (false, SamplingConfig::greedy()),
+        (true, SamplingConfig::greedy()),
+        (true, SamplingConfig::temperature(1.0)),
+    ] {
+        for n_top in [0, 3] {
+            let mut job = job(40, DraftLength::Fixed(4), sampling.clone());
+            job.config.top_logprobs = Some(n_top);
+            let mut model = Toy::new(VOCAB, target.clone());
+            (model.is_sparse, model.info.masked_argmax) = (is_sparse, is_sparse);
+            let tree = TreeDrafter { logits: target.clone(), width: 2 };
+            let result = run(&mut model, tree, &job).unwrap();
+            assert_eq!((result.tokens.clone(), result.finish), plain(&target, &job));
+            let mut text = job.prompt.clone();
+            for (token, score) in result.tokens.iter().zip(&result.scores) {
+                assert_eq!(*score, token_score(&target(&text), *token, n_top).unwrap());
+                text.push(*token);
+            }
+            assert_eq!(result.scores.len(), result.tokens.len());
+        }
+    }
+}
+
+#[test]
+fn a_model_that_breaks_its_word_on_masks_is_told() {
+    struct Careless(Toy);
+    impl breakers_core::LanguageModel for Careless {
+        fn info(&self) -> &breakers_core::ModelInfo {
+            self.0.info()
+        }
+        fn open(&mut self) -> breakers_core::Result<breakers_core::SequenceId> {
+            self.0.open()
+        }
+        fn fork(
+            &mut self,
+            sequence: breakers_core::SequenceId,
+        ) -> breakers_core::Result<breakers_core::SequenceId> {
+            self.0.fork(sequence)
+        }
+        fn close(&mut self, sequence: breakers_core::SequenceId) {
+            self.0.close(sequence)
+        }
+        fn len(&self, sequence: breakers_core::SequenceId) -> breakers_core::Result<usize> {
+            self.0.len(sequence)
+        }
+        fn committed(&self, sequence: breakers_core::SequenceId) -> breakers_core::Result<usize> {
+            self.0.committed(sequence)
+        }
+        fn forward(&mut self, steps: &mut [breakers_core::Step]) -> breakers_core::Result<()> {
+            steps.iter_mut().for_each(|step| step.masks.clear());
+            self.0.forward(steps)
+        }
+        fn retain(
+            &mut self,
+            sequence: breakers_core::SequenceId,
+            rows: &[usize],
+        ) -> breakers_core::Result<()> {
+            self.0.retain(sequence, rows)
+        }
+        fn commit(&mut self, sequence: breakers_core::SequenceId, n: usize) -> breakers_core::Result<()> {
+            self.0.commit(sequence, n)
+        }
+        fn truncate(&mut self, sequence: breakers_core::SequenceId, len: usize) -> breakers_core::Result<()> {
+            self.0.truncate(sequence, len)
+        }
+    }
+    let mut model = Careless(Toy::new(VOCAB, markov(VOCAB, 2, 3.0, 5)));
+    model.0.info.masked_argmax = true;
+    let job = job(40, DraftLength::Fixed(4), SamplingConfig::greedy());
+    let sequence = model.open().unwrap();
+    let text = Decoding::new(&model, sequence, &job.prompt, &job.config).unwrap();
+    let mut text = text.with_constraint(Box::new(job.language.unwrap()));
+    let driven =
+        Speculator::new(NoDrafter).drive(&mut model, &mut text, |_, _| std::ops::ControlFlow::Continue(()));
+    assert!(matches!(driven, Err(Error::OutsideMask { .. })), "{driven:?}");
 }
 
 #[test]
@@ -325,11 +325,14 @@ fn a_step_that_fails_in_the_middle_can_be_repeated() {
     while let Some(step) = text.plan(&mut NoDrafter, usize::MAX).unwrap() {
         let mut steps = [step];
         model.forward(&mut steps).unwrap();
-        if steps[0].tokens.len() > 2 && n_failed % 2 == 0 {
-            // The first draft token is accepted, and the constraint has followed it, when the step fails.
-            steps[0].outputs.truncate(2);
+        // The first row that a model has to answer: the tokens before it are certain.
+        let rows = 0..steps[0].tokens.len();
+        let asked = rows.into_iter().find(|&row| steps[0].want(row) != Want::Nothing);
+        if let Some(asked) = asked.filter(|&asked| asked > 1 && n_failed % 2 == 0) {
+            // Two draft tokens at least are accepted, and the constraint has followed them, when the step fails.
+            steps[0].outputs.truncate(asked);
             let error = text.absorb(&mut model, &mut NoDrafter, &steps[0], 0.0).unwrap_err();
-            assert!(matches!(error, Error::MissingOutput { row: 2, .. }), "{error:?}");
+            assert!(matches!(error, Error::MissingOutput { row, .. } if row == asked), "{error:?}");
             n_failed += 1;
             continue;
         }

@@ -49,7 +49,7 @@ fn drafters_without_draws_give_the_tokens_of_the_seed() {
                         seed: 100 + i as u64,
                         end_tokens: Some(vec![]),
                         draft_length,
-                        top_logprobs: None,
+                        ..Config::default()
                     };
                     let (expected, _) = plain(&target, &prompt, &config, ROOM);
                     let result = run(&target, VOCAB, ROOM, make(&target), &prompt, &config);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use breakers_core::{
     Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, StepError, TokenId, Want,
-    argmax, top_k,
+    argmax, argmax_within, top_k,
 };
 
 /// Logits of the next token as a function of all tokens before it.
@@ -43,8 +43,12 @@ pub(crate) struct Toy {
     pub(crate) fail_sequence: Option<SequenceId>,
     /// Tokens that cannot be truncated any more once they are final.
     pub(crate) evicts: bool,
+    /// Whether logits outside of a row's mask are not computed.
+    pub(crate) is_sparse: bool,
     pub(crate) n_forwards: usize,
     pub(crate) n_rows: usize,
+    /// Rows of which something was wanted.
+    pub(crate) n_answers: usize,
     sequences: HashMap<SequenceId, Sequence>,
     n_opened: u64,
 }
@@ -59,8 +63,10 @@ impl Toy {
             fail_at: None,
             fail_sequence: None,
             evicts: false,
+            is_sparse: false,
             n_forwards: 0,
             n_rows: 0,
+            n_answers: 0,
             sequences: HashMap::new(),
             n_opened: 0,
         }
@@ -163,11 +169,20 @@ impl LanguageModel for Toy {
                 }
                 let mut context = held.clone();
                 context.extend(path.iter().rev().map(|&row| step.tokens[row]));
-                let output = match step.want(row) {
-                    Want::Nothing => Output::Nothing,
-                    Want::ArgMax => Output::ArgMax(argmax(&(self.logits)(&context))?),
-                    Want::TopK(k) => Output::TopK(top_k(&(self.logits)(&context), k)?),
-                    _ => Output::Logits((self.logits)(&context)),
+                self.n_answers += usize::from(step.want(row) != Want::Nothing);
+                let output = match (step.want(row), step.mask(row)) {
+                    (Want::Nothing, _) => Output::Nothing,
+                    (Want::ArgMax, None) => Output::ArgMax(argmax(&(self.logits)(&context))?),
+                    (Want::ArgMax, Some(mask)) => {
+                        assert!(self.info.masked_argmax, "a mask that the model says it does not look at");
+                        Output::ArgMax(argmax_within(&(self.logits)(&context), mask)?)
+                    }
+                    (Want::TopK(k), _) => Output::TopK(top_k(&(self.logits)(&context), k)?),
+                    (_, mask) => {
+                        let mut logits = (self.logits)(&context);
+                        mask.filter(|_| self.is_sparse).iter().for_each(|mask| mask.apply(&mut logits));
+                        Output::Logits(logits)
+                    }
                 };
                 outputs.push(RowOutput { output, ..RowOutput::default() });
             }

@@ -177,6 +177,7 @@ pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
         end_tokens,
         draft_length: text.draft.length(),
         top_logprobs: arguments.json.then_some(N_TOP),
+        ..Config::default()
     };
     let speculator = Speculator::new(text.draft.drafter(&text.model, &loaded)?);
     match prompt {
