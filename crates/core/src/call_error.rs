@@ -7,27 +7,27 @@ use crate::{ConstraintError, Error, SamplingError, SharedError, StepError};
 /// The list is closed: a caller that retries, falls back or counts can treat every kind.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// Too many requests or tokens for this caller.
+    /// This caller has sent too many requests or tokens.
     #[error("rate limited{}", retry(.retry_after))]
     RateLimited {
-        /// When to try again, if the endpoint says.
+        /// How long to wait before trying again, if the endpoint says.
         retry_after: Option<Duration>,
     },
-    /// The model has no room for one more request at present.
+    /// The model is too busy to take another request right now.
     #[error("overloaded{}", retry(.retry_after))]
     Overloaded {
-        /// When to try again, if the endpoint says.
+        /// How long to wait before trying again, if the endpoint says.
         retry_after: Option<Duration>,
     },
-    /// It took too long.
+    /// The call took too long.
     #[error("no {phase} within {limit:?}")]
     Timeout {
-        /// What was waited for.
+        /// What the caller was waiting for.
         phase: TimeoutPhase,
-        /// How long.
+        /// The time limit that was exceeded.
         limit: Duration,
     },
-    /// No connection, or a broken one, before any of the answer came.
+    /// The connection could not be made, or broke before any of the answer came.
     #[error("the connection failed: {0}")]
     Transport(#[source] SharedError),
     /// The prompt, or the prompt with its answer, is longer than the context.
@@ -38,13 +38,13 @@ pub enum CallError {
         /// Tokens that fit, if known.
         limit: Option<usize>,
     },
-    /// A filter of the endpoint refused the request.
+    /// The endpoint's content filter refused the request.
     #[error("refused by a content filter: {message}")]
     ContentFiltered {
         /// What it says.
         message: String,
     },
-    /// The request is wrong and will not become right by repeating it.
+    /// The request is wrong, and repeating it will not help.
     #[error("bad request{}: {message}", field(.param))]
     BadRequest {
         /// The field that is wrong, if one is named.
@@ -72,13 +72,13 @@ pub enum CallError {
         /// The name asked for.
         model: String,
     },
-    /// The answer is not what the protocol says.
+    /// The answer does not follow the protocol.
     #[error("malformed answer: {message}")]
     Malformed {
         /// What is wrong with it.
         message: String,
     },
-    /// The answer broke off: what came until then was handed out, and is not all of it.
+    /// The answer broke off: the part that arrived was handed to the caller, but it is incomplete.
     #[error("the answer broke off: {message}")]
     Truncated {
         /// What is missing.
@@ -89,7 +89,7 @@ pub enum CallError {
     Failed(#[source] SharedError),
 }
 
-/// What was waited for when a call took too long.
+/// What a call that took too long was waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TimeoutPhase {
     /// A connection.
@@ -124,18 +124,18 @@ impl CallError {
         CallError::Transport(std::sync::Arc::new(error))
     }
 
-    /// A wrong field of a request.
+    /// An error for a wrong field of a request.
     pub fn bad_request(param: impl Into<String>, message: impl Into<String>) -> Self {
         CallError::BadRequest { param: Some(param.into()), message: message.into() }
     }
 
-    /// Something that a model cannot do.
+    /// An error for something that a model cannot do.
     pub fn unsupported(model: impl Into<String>, feature: impl Into<String>) -> Self {
         CallError::Unsupported { model: model.into(), feature: feature.into() }
     }
 
-    /// Whether the same request may succeed later. Not for [`Truncated`](Self::Truncated): a part of the
-    /// answer was handed out already, so that the caller has to decide.
+    /// Whether the same request may succeed later. False for [`Truncated`](Self::Truncated): the caller has
+    /// already received a part of the answer and must decide what to do with it.
     pub fn is_retryable(&self) -> bool {
         use CallError::*;
         matches!(self, RateLimited { .. } | Overloaded { .. } | Timeout { .. } | Transport(_))
@@ -151,7 +151,7 @@ impl CallError {
 }
 
 impl From<Error> for CallError {
-    /// What a request can do something about becomes its own kind, the rest [`CallError::Failed`].
+    /// Errors that a caller can act on keep a kind of their own; the rest become [`CallError::Failed`].
     fn from(error: Error) -> Self {
         match error.cause() {
             Error::Step(StepError::ContextFull { needed, limit }) => {

@@ -6,12 +6,13 @@ use crate::Usage;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ModelCard {
-    /// Name by which the model is asked for.
+    /// The name that callers use for the model.
     pub id: String,
-    /// What answers can be kept under: they are the same only where this is. The SHA-256 of a model's file,
-    /// or an endpoint with its model and fingerprint. `None`: answers must not be reused.
+    /// A key for caching answers: two models give the same answers only if their revisions are equal. It is
+    /// the SHA-256 of a model's file, or an endpoint with its model and fingerprint. `None`: answers must not
+    /// be reused.
     pub revision: Option<String>,
-    /// Tokens of a prompt and its answer together; `None` if that is not known.
+    /// How many tokens a prompt and its answer may have together; `None` if that is not known.
     pub max_context: Option<usize>,
     /// What it can do.
     pub capabilities: Capabilities,
@@ -20,14 +21,14 @@ pub struct ModelCard {
 }
 
 impl ModelCard {
-    /// A model of which nothing is known but its name; the rest is filled in by assignment.
+    /// The card of a model of which only the name is known. Assign to the other fields to fill them in.
     pub fn new(id: impl Into<String>) -> Self {
         let id = id.into();
         Self { id, revision: None, max_context: None, capabilities: Capabilities::default(), price: None }
     }
 }
 
-/// What a model can do. A request that needs what is not there is refused with
+/// What a model can do. A request that needs anything else is refused with
 /// [`CallError::Unsupported`](crate::CallError::Unsupported).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -35,13 +36,13 @@ impl ModelCard {
 pub struct Capabilities {
     /// Answers conversations ([`Prompt::Chat`](crate::Prompt::Chat)).
     pub chat: bool,
-    /// Continues texts as they are ([`Prompt::Text`](crate::Prompt::Text)).
+    /// Continues plain texts ([`Prompt::Text`](crate::Prompt::Text)).
     pub text: bool,
-    /// Continues its own tokens ([`Prompt::Tokens`](crate::Prompt::Tokens)).
+    /// Continues tokens of its own vocabulary ([`Prompt::Tokens`](crate::Prompt::Tokens)).
     pub tokens: bool,
     /// Calls functions.
     pub tools: bool,
-    /// Answers in JSON, by a schema too.
+    /// Answers in JSON, and can follow a schema.
     pub json: bool,
     /// Reports log-probabilities.
     pub logprobs: bool,
@@ -51,26 +52,26 @@ pub struct Capabilities {
     pub vision: bool,
 }
 
-/// Prices in billionths of a dollar for 10⁶ tokens, so that sums are exact: 150,000,000 is $ 0.15 for a
-/// million.
+/// Prices in billionths of a dollar per million tokens, so that sums are exact: 150,000,000 means $0.15 per
+/// million tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Price {
-    /// Of the prompt's tokens that had to be computed.
+    /// For the prompt's tokens that had to be computed.
     pub input: u64,
-    /// Of the prompt's tokens that were cached.
+    /// For the prompt's tokens that were cached.
     pub cached_input: u64,
-    /// Of the tokens produced.
+    /// For the tokens produced.
     pub output: u64,
 }
 
 impl Price {
-    /// Prices in billionths of a dollar for 10⁶ tokens.
+    /// Prices in billionths of a dollar per million tokens.
     pub fn new(input: u64, cached_input: u64, output: u64) -> Self {
         Self { input, cached_input, output }
     }
 
-    /// What a request costs, in millionths of a billionth of a dollar, so that nothing is rounded.
+    /// What a request costs, in units of 10⁻¹⁵ dollars, so that nothing is rounded.
     ///
     /// ```
     /// use breakers_core::{Price, Usage};

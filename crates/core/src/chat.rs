@@ -24,14 +24,14 @@ use crate::{Message, Prompt, ResponseFormat, SamplingConfig, TokenId, Tool, Tool
 pub struct ChatRequest {
     /// What is to be continued or answered.
     pub prompt: Prompt,
-    /// New tokens at most; `None`: until the model ends, or its context is full.
+    /// The most tokens to generate; `None`: until the model ends the text or its context is full.
     pub max_tokens: Option<usize>,
     /// How a token is drawn.
     pub sampling: SamplingConfig,
-    /// Seed of the draws: the same seed gives the same text where the model promises it. `None`: another text
-    /// each time, unless drawing is greedy.
+    /// Seed for drawing tokens: the same seed gives the same text where the model promises that. `None`: a
+    /// different text each time, unless decoding is greedy.
     pub seed: Option<u64>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
     /// Functions that the model may call.
     pub tools: Vec<Tool>,
@@ -39,10 +39,10 @@ pub struct ChatRequest {
     pub tool_choice: ToolChoice,
     /// Whether one answer may call several functions; `None`: the model's default.
     pub parallel_tool_calls: Option<bool>,
-    /// What the answer must be.
+    /// The form that the answer must have.
     pub response: ResponseFormat,
-    /// `Some(n)`: the log-probability of each token, and the `n` most likely ones of its place. `None`:
-    /// neither.
+    /// `Some(n)`: report the log-probability of each token and the `n` most likely alternatives in its place.
+    /// `None`: report neither.
     pub top_logprobs: Option<usize>,
 }
 
@@ -63,13 +63,13 @@ impl ChatRequest {
         }
     }
 
-    /// The same request for at most so many new tokens.
+    /// The same request, limited to this many new tokens.
     pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = Some(max_tokens);
         self
     }
 
-    /// The same request, drawn in this way.
+    /// The same request with these sampling settings.
     pub fn with_sampling(mut self, sampling: SamplingConfig) -> Self {
         self.sampling = sampling;
         self
@@ -81,7 +81,7 @@ impl ChatRequest {
         self
     }
 
-    /// The same request, ended by these texts.
+    /// The same request, which also ends at any of these texts.
     pub fn with_stop(mut self, stop: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.stop = stop.into_iter().map(Into::into).collect();
         self
@@ -94,13 +94,13 @@ impl ChatRequest {
         self
     }
 
-    /// The same request for an answer of this form.
+    /// The same request, whose answer must have this form.
     pub fn with_response(mut self, response: ResponseFormat) -> Self {
         self.response = response;
         self
     }
 
-    /// The same request with the log-probability of each token and of the `n` most likely ones of its place.
+    /// The same request, reporting the log-probability of each token and of the `n` most likely alternatives.
     pub fn with_logprobs(mut self, n: usize) -> Self {
         self.top_logprobs = Some(n);
         self
@@ -122,37 +122,37 @@ pub enum FinishReason {
     ContextFull,
     /// The model calls functions.
     ToolCalls,
-    /// A filter of the endpoint withheld the rest.
+    /// The endpoint's content filter withheld the rest.
     ContentFilter,
-    /// The receiver of the pieces asked for it.
+    /// The callback that receives the answer asked to stop.
     Cancelled,
 }
 
-/// Something new of an answer that is being produced. All deltas of one kind, one after the other, are the
+/// A new piece of an answer that is being produced. Joined in order, the pieces of one kind make up the
 /// answer.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Delta {
-    /// Text: whole characters, and nothing that may yet turn out to be the beginning of a stop string. Not
-    /// empty.
+    /// Text: one or more whole characters. Text that may turn out to be the start of a stop string is held
+    /// back.
     Text(String),
-    /// Tokens, if log-probabilities were asked for. They may come before the text that they are part of.
+    /// Tokens, if log-probabilities were asked for. They may arrive before the text that they belong to.
     Tokens(Vec<ScoredToken>),
-    /// A part of a call of a function.
+    /// A part of a function call.
     ToolCall(ToolCallDelta),
 }
 
-/// A part of a call of a function.
+/// A part of a function call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ToolCallDelta {
-    /// Which call of the answer, from 0 on. A new index ends the call before.
+    /// Which of the answer's calls this belongs to, counted from 0. A new index ends the previous call.
     pub index: usize,
-    /// Its id, in the first part.
+    /// The call's id, in its first part.
     pub id: Option<String>,
-    /// Its function's name, in the first part.
+    /// The function's name, in the call's first part.
     pub name: Option<String>,
-    /// More of its arguments.
+    /// The next piece of the arguments.
     pub arguments: String,
 }
 
@@ -172,14 +172,14 @@ impl ToolCallDelta {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ScoredToken {
-    /// Its id; `None` where an endpoint does not say.
+    /// The token's id; `None` where an endpoint does not say.
     pub token: Option<TokenId>,
-    /// Its bytes, which need not be whole characters.
+    /// The token's bytes, which need not be whole characters.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability under the model's full softmax, before penalties, masks and
     /// temperature.
     pub logprob: f32,
-    /// The most likely tokens of its place, best first.
+    /// The most likely tokens in its place, best first.
     pub top: Vec<Alternative>,
 }
 
@@ -190,11 +190,11 @@ impl ScoredToken {
     }
 }
 
-/// A token that was possible in this place.
+/// A token that could have stood in this place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Alternative {
-    /// Its id; `None` where an endpoint does not say.
+    /// The token's id; `None` where an endpoint does not say.
     pub token: Option<TokenId>,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -203,7 +203,7 @@ pub struct Alternative {
 }
 
 impl Alternative {
-    /// A token that was possible in this place.
+    /// A token that could have stood in this place.
     pub fn new(token: Option<TokenId>, bytes: impl Into<Vec<u8>>, logprob: f32) -> Self {
         Self { token, bytes: bytes.into(), logprob }
     }
@@ -216,15 +216,15 @@ impl Alternative {
 pub struct Usage {
     /// Tokens of the prompt, cached ones included.
     pub prompt: u64,
-    /// Those of them that did not have to be computed again.
+    /// How many of them were cached, and so did not have to be computed.
     pub cached_prompt: u64,
-    /// Tokens produced, those of reasoning and the end token included.
+    /// Tokens produced, including reasoning and the end token.
     pub completion: u64,
-    /// Those of them that were reasoning and not answer.
+    /// How many of them were reasoning rather than answer.
     pub reasoning: u64,
     /// Tokens that were drafted and verified.
     pub drafted: u64,
-    /// Those of them that became output.
+    /// How many of them became output.
     pub accepted: u64,
 }
 
@@ -234,7 +234,7 @@ impl Usage {
         Self { prompt, completion, ..Self::default() }
     }
 
-    /// Tokens in all.
+    /// All tokens of the request: prompt and completion.
     pub fn total(&self) -> u64 {
         self.prompt.saturating_add(self.completion)
     }
@@ -272,7 +272,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Times measured from the call on.
+    /// Times measured from the moment of the call.
     pub fn new(first_token: Option<Duration>, total: Duration) -> Self {
         Self { first_token, total }
     }
@@ -282,13 +282,13 @@ impl Timings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChatReply {
-    /// The text, up to a stop string.
+    /// The text, up to the first stop string.
     pub text: String,
-    /// Functions to be called.
+    /// The functions that the model wants to call.
     pub tool_calls: Vec<ToolCall>,
-    /// Why it ended.
+    /// Why the answer ended.
     pub finish: FinishReason,
-    /// Ids of the tokens produced, end token included; empty where an endpoint does not say.
+    /// Ids of the tokens produced, including the end token; empty where an endpoint does not say.
     pub token_ids: Vec<TokenId>,
     /// The tokens with their log-probabilities, if these were asked for.
     pub tokens: Vec<ScoredToken>,
@@ -296,14 +296,14 @@ pub struct ChatReply {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// The model that answered, by its own name.
+    /// The name of the model that answered, as the model gives it.
     pub model: String,
-    /// The seed of the draws, if it is known: with it, the same request gives the same answer.
+    /// The seed that was used, if known: with it, the same request gives the same answer.
     pub seed: Option<u64>,
 }
 
 impl ChatReply {
-    /// An answer that is only text; the rest is filled in by assignment.
+    /// An answer that is only text. Assign to the other fields to fill them in.
     pub fn new(text: impl Into<String>, finish: FinishReason) -> Self {
         Self {
             text: text.into(),

@@ -1,20 +1,20 @@
 use crate::{SharedError, TokenId, TokenMask};
 
-/// What a text may be: a grammar, a schema, a set of texts. It follows a text token by token and says which
-/// tokens may come next.
+/// A restriction on what a text may be: a grammar, a schema, a set of texts. It follows a text token by token
+/// and says which tokens may come next.
 ///
-/// Whoever draws tokens asks for the mask of a place, draws under it, and tells the constraint what was
-/// drawn. A speculative decoder walks along a draft and takes back what the model rejects, so every token
-/// advanced can be rolled back.
+/// The code that draws tokens asks for the mask of allowed tokens, draws within it, and tells the constraint
+/// what was drawn. A speculative decoder walks along a draft and takes back what the model rejects, so every
+/// token advanced can be rolled back.
 ///
 /// # Exactness
-/// A text is constrained exactly if each token is the arg-max, or a draw, under the mask of its place. Forced
-/// tokens are proposals like any others: whoever uses [`forced`](Self::forced) must verify that each is what
-/// the mask allows.
+/// A text is constrained exactly if each token is the arg-max, or a draw, among the tokens allowed in its
+/// place. Forced tokens are proposals like any others: code that uses [`forced`](Self::forced) must check
+/// each against the mask.
 ///
 /// # Ends
-/// An end token is in the mask exactly where the text may end. Ends are not advanced: after one, the text is
-/// over.
+/// An end token is in the mask exactly where the text may end. Do not call `advance` with an end token: after
+/// it, the text is over.
 ///
 /// # Example
 /// ```
@@ -55,20 +55,20 @@ use crate::{SharedError, TokenId, TokenMask};
 /// # Ok::<(), ConstraintError>(())
 /// ```
 pub trait Constraint: Send {
-    /// Fills `mask` with the tokens that may come next; what it held before is gone. Where the mask is larger
-    /// than the constraint's vocabulary, the ids beyond are not allowed.
+    /// Replaces the contents of `mask` with the tokens that may come next. If the mask is larger than the
+    /// constraint's vocabulary, the ids beyond that vocabulary are not allowed.
     ///
     /// # Errors
     /// [`ConstraintError::Failed`].
     fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError>;
 
-    /// Takes note of the next token.
+    /// Tells the constraint which token comes next.
     ///
     /// # Errors
     /// [`ConstraintError::NotAllowed`], which leaves the state as it was; [`ConstraintError::Failed`].
     fn advance(&mut self, token: TokenId) -> Result<(), ConstraintError>;
 
-    /// Takes back the latest `n_tokens` tokens.
+    /// Takes back the last `n_tokens` tokens.
     ///
     /// # Errors
     /// [`ConstraintError::Rollback`] if fewer were advanced; [`ConstraintError::Failed`].
@@ -136,15 +136,15 @@ pub enum ConstraintError {
         /// Tokens of the constrained text so far.
         n_tokens: usize,
     },
-    /// More tokens are to be taken back than were advanced.
+    /// The caller tried to take back more tokens than were advanced.
     #[error("{requested} tokens to be taken back, {available} were advanced")]
     Rollback {
-        /// What was asked for.
+        /// How many tokens were to be taken back.
         requested: usize,
-        /// Tokens advanced.
+        /// How many tokens had been advanced.
         available: usize,
     },
-    /// The engine of the constraint failed, for instance at a limit of its own.
+    /// The engine behind the constraint failed, for example because it reached a limit of its own.
     #[error("the constraint failed: {0}")]
     Failed(#[source] SharedError),
 }

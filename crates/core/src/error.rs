@@ -1,6 +1,6 @@
 use crate::{SequenceId, TokenId};
 
-/// Any error of an engine underneath, kept as the source of [`Error::Engine`].
+/// Any error of the underlying engine, kept as the source of [`Error::Engine`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Any error, kept so that it can be cloned.
@@ -36,7 +36,7 @@ pub enum Error {
     /// The step is malformed, or asks for what the sequence cannot give.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// One step of a forward pass is the cause; the others could have been carried out.
+    /// One step of a forward pass is at fault; the others were valid.
     #[error("step {step} of the pass, for sequence {sequence:?}: {source}")]
     AtStep {
         /// Index of the step in the call.
@@ -60,14 +60,14 @@ pub enum Error {
     /// A constraint failed.
     #[error(transparent)]
     Constraint(#[from] crate::ConstraintError),
-    /// The engine underneath failed.
+    /// The underlying engine failed.
     #[error("the engine failed: {0}")]
     Engine(#[source] BoxError),
 }
 
 impl Error {
-    /// The same error with the step of a forward pass that caused it. An error that names a step already
-    /// stays as it is.
+    /// The same error, naming the step of a forward pass that caused it. An error that already names a step
+    /// is returned unchanged.
     pub fn at_step(self, step: usize, sequence: SequenceId) -> Self {
         match self {
             Error::AtStep { .. } => self,
@@ -92,17 +92,17 @@ impl Error {
     }
 }
 
-/// What can be wrong with a step: rows that extend a sequence, or a call that makes rows final or takes them
-/// back.
+/// What can be wrong with a step, that is, with rows that extend a sequence, or with a call that makes rows
+/// final or takes them back.
 ///
-/// Engines and caches share it, so that the cause keeps its name on the way up.
+/// Engines and caches share this type, so the cause is not renamed as it passes from one to the other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
     /// The step holds no token.
     #[error("a step needs at least one token")]
     Empty,
-    /// A step's per-row vectors do not fit its tokens.
+    /// A step's per-row vectors do not match its number of tokens.
     #[error("{what}: {found} entries for {expected} tokens")]
     RowCount {
         /// Which of the vectors.
@@ -120,7 +120,7 @@ pub enum StepError {
         /// The parent it names.
         parent: usize,
     },
-    /// The sequence would outgrow the context.
+    /// The sequence would no longer fit into the context.
     #[error("{needed} tokens do not fit into the context of {limit}")]
     ContextFull {
         /// Tokens that the sequence would hold.
@@ -128,7 +128,7 @@ pub enum StepError {
         /// Tokens that it may hold.
         limit: usize,
     },
-    /// A number is beyond what the sequence holds.
+    /// An index or a count is larger than what the sequence holds.
     #[error("{what}: {requested} asked for, {available} there")]
     OutOfRange {
         /// The operation.

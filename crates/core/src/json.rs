@@ -3,8 +3,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-/// A JSON value, kept as text: numbers keep their digits and objects the order of their keys, which a model
-/// sees.
+/// A JSON value, kept as text. Numbers keep their digits and objects the order of their keys, because a model
+/// sees both.
 ///
 /// # Example
 /// ```
@@ -41,7 +41,7 @@ impl Json {
         self.0.get()
     }
 
-    /// The value as a type of the caller's.
+    /// Deserializes the value into a type of the caller's choice.
     ///
     /// # Errors
     /// [`JsonError`] if it does not fit.
@@ -51,7 +51,7 @@ impl Json {
 }
 
 impl PartialEq for Json {
-    /// Whether the texts are equal, blanks included.
+    /// Compares the texts, including white space.
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
     }

@@ -6,15 +6,15 @@ use crate::{Result, StepError, TokenId, TokenMask};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// Facts about a model that callers plan with.
+/// Facts about a model that callers need for planning.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelInfo {
-    /// The model's own name, for messages.
+    /// The model's name, for messages.
     pub name: String,
     /// Number of token ids; logits have this length.
     pub vocab_size: usize,
-    /// Tokens that one sequence may hold.
+    /// The most tokens that one sequence may hold.
     pub max_context: usize,
     /// Number of transformer blocks.
     pub n_layers: usize,
@@ -28,7 +28,7 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The facts that every model has; the rest is filled in by assignment.
+    /// The facts that every model has. Assign to the other fields to fill them in.
     pub fn new(name: impl Into<String>, vocab_size: usize, max_context: usize) -> Self {
         Self {
             name: name.into(),
@@ -46,10 +46,10 @@ impl ModelInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Want {
-    /// Nothing: the row only extends the sequence. The head is not computed for it.
+    /// Nothing: the row only extends the sequence, and the output head is not computed for it.
     #[default]
     Nothing,
-    /// The most likely next token; of equal logits the lowest id.
+    /// The most likely next token; among equal logits, the one with the lowest id.
     ArgMax,
     /// The `k` most likely next tokens with their log-probabilities.
     TopK(usize),
@@ -105,7 +105,7 @@ impl Output {
     }
 }
 
-/// Everything that a forward pass answers for one row.
+/// Everything that a forward pass returns for one row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
     /// The answer to the row's [`Want`].
@@ -125,8 +125,8 @@ pub struct Step {
     /// parent in this step (`None`: it follows what the sequence holds already). A row sees what the
     /// sequence held before the step, its ancestors and itself; siblings share a position.
     pub parents: Option<Vec<Option<usize>>>,
-    /// What is wanted of each row. Shorter than `tokens`: the missing leading rows want nothing, so
-    /// that a prompt needs one entry for its last token.
+    /// What is wanted of each row. If it is shorter than `tokens`, the leading rows want nothing, so a prompt
+    /// needs only one entry, for its last token.
     pub wants: Vec<Want>,
     /// The tokens that the next one is chosen from, row by row; `None`: any. Shorter than `tokens`: the
     /// missing leading rows have none. A mask saves work and never changes a number:
@@ -144,12 +144,12 @@ pub struct Step {
 }
 
 impl Step {
-    /// A chain of tokens with something wanted of the last one only (a prompt, a plain decoding step).
+    /// A chain of tokens of which only the last has an output (a prompt, or a step of plain decoding).
     pub fn last(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
         Self::new(sequence, tokens, vec![want])
     }
 
-    /// A chain of tokens with the same wanted of each (verification, scoring).
+    /// A chain of tokens that all have the same kind of output (verification, scoring).
     pub fn each(sequence: SequenceId, tokens: Vec<TokenId>, want: Want) -> Self {
         let wants = vec![want; tokens.len()];
         Self::new(sequence, tokens, wants)
@@ -208,12 +208,12 @@ impl Step {
     }
 }
 
-/// A causal language model that holds sequences and extends them, many at a time.
+/// A causal language model that holds sequences and extends several of them in one forward pass.
 ///
-/// Tokens fed by [`forward`](Self::forward) are *provisional*: they count for everything fed later, and
-/// can be taken back by [`truncate`](Self::truncate) or thinned out by [`retain`](Self::retain).
-/// [`commit`](Self::commit) makes them final, which allows the cache to compress them. Plain decoding
-/// commits after each step; speculation after verification.
+/// Tokens fed by [`forward`](Self::forward) are *provisional*: everything fed later sees them, and they can
+/// be taken back by [`truncate`](Self::truncate) or thinned out by [`retain`](Self::retain).
+/// [`commit`](Self::commit) makes them final, which allows the cache to compress them. Plain decoding commits
+/// after each step; speculation after verification.
 ///
 /// # Batch invariance
 /// An implementation must give a row the same bits, whatever else is in the call: the number of rows,
@@ -256,14 +256,14 @@ pub trait LanguageModel {
     /// [`Error::UnknownSequence`](crate::Error::UnknownSequence).
     fn committed(&self, sequence: SequenceId) -> Result<usize>;
 
-    /// Feeds each step's tokens and fills its `outputs`. Either all steps are carried out, or, on an
-    /// error, none has changed its sequence.
+    /// Feeds each step's tokens and fills its `outputs`. On an error no sequence has changed: either all
+    /// steps are carried out or none is.
     ///
     /// # Errors
     /// Those of [`Step::validate`], [`Error::UnknownSequence`](crate::Error::UnknownSequence),
     /// [`Error::DuplicateSequence`](crate::Error::DuplicateSequence), [`StepError::ContextFull`],
     /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::Engine`](crate::Error::Engine). An error
-    /// that one step causes names it: [`Error::AtStep`](crate::Error::AtStep).
+    /// that one step causes names that step: [`Error::AtStep`](crate::Error::AtStep).
     fn forward(&mut self, steps: &mut [Step]) -> Result<()>;
 
     /// Keeps, of the provisional tokens, only those at the given indices (0 = first provisional token),
@@ -280,7 +280,7 @@ pub trait LanguageModel {
     /// [`StepError::OutOfRange`] if fewer are provisional.
     fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()>;
 
-    /// Shortens a sequence to `len` tokens, final ones too where the cache can.
+    /// Shortens a sequence to `len` tokens. Final tokens can be removed too if the cache supports it.
     ///
     /// # Errors
     /// [`StepError::OutOfRange`] if it is shorter already,

@@ -1,6 +1,6 @@
-//! The vocabulary that every breakers crate shares: no I/O here and no tensors, so that a crate which only
-//! drives a model (speculative decoding, routing, agents, evaluation) depends on this one alone and works
-//! with any engine.
+//! The types and traits that every breakers crate shares. There is no I/O here and there are no tensors: a
+//! crate that only drives a model (speculative decoding, routing, agents, evaluation) depends on this one
+//! alone and works with any engine.
 //!
 //! | for | there is |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | tests of what calls a model | [`ScriptedModel`] |
 //!
 //! # Errors
-//! A forward pass fails with [`Error`], whose [`AtStep`](Error::AtStep) names the step at fault; a call of a
-//! [`ChatModel`] with [`CallError`], the same kinds for local and remote models.
+//! A forward pass fails with [`Error`], whose [`AtStep`](Error::AtStep) names the step at fault. A call of a
+//! [`ChatModel`] fails with [`CallError`], which has the same kinds for local and remote models.
 //!
 //! # Example
 //! ```

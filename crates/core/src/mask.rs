@@ -3,14 +3,14 @@ use std::ops::{BitAndAssign, BitOrAssign};
 
 use crate::TokenId;
 
-/// A set of tokens: one bit for each id of a vocabulary. What a [`Constraint`](crate::Constraint) allows
-/// next.
+/// A set of tokens, with one bit for each id of a vocabulary: for example, what a
+/// [`Constraint`](crate::Constraint) allows next.
 ///
-/// Ids from [`n_tokens`](Self::n_tokens) on are never in the set, so that rows by which a model pads its
-/// vocabulary are not chosen.
+/// Ids from [`n_tokens`](Self::n_tokens) on are never in the set, so the rows that pad a model's vocabulary
+/// are never chosen.
 ///
 /// # Memory
-/// 1 bit a token: 19 kB for a vocabulary of 151,936.
+/// 1 bit per token: 19 kB for a vocabulary of 151,936.
 ///
 /// # Example
 /// ```
@@ -33,19 +33,19 @@ pub struct TokenMask {
 const BITS: usize = u32::BITS as usize;
 
 impl TokenMask {
-    /// No token of a vocabulary of `n_tokens`.
+    /// The empty set for a vocabulary of `n_tokens`.
     pub fn none(n_tokens: usize) -> Self {
         Self { n_tokens, words: vec![0; n_tokens.div_ceil(BITS)] }
     }
 
-    /// All tokens of a vocabulary of `n_tokens`.
+    /// The set of all tokens of a vocabulary of `n_tokens`.
     pub fn all(n_tokens: usize) -> Self {
         let mut mask = Self::none(n_tokens);
         mask.allow_all();
         mask
     }
 
-    /// The tokens given, those outside of the vocabulary left out.
+    /// A set of the given tokens; ids outside of the vocabulary are ignored.
     pub fn of(n_tokens: usize, tokens: impl IntoIterator<Item = TokenId>) -> Self {
         let mut mask = Self::none(n_tokens);
         tokens.into_iter().for_each(|token| mask.allow(token));
@@ -131,8 +131,8 @@ impl TokenMask {
         })
     }
 
-    /// Appends the logits `[vocab]`, −∞ for all tokens that are not in the set. Where 32 neighbors are not,
-    /// their logits are not even read.
+    /// Appends the logits `[vocab]` to `row`, with −∞ for all tokens that are not in the set. Where none of
+    /// 32 neighbors is in the set, their logits are not even read.
     pub(crate) fn append_allowed(&self, logits: &[f32], row: &mut Vec<f32>) {
         let mut words = self.words.iter();
         for chunk in logits.chunks(BITS) {
@@ -182,7 +182,7 @@ impl fmt::Debug for TokenMask {
 }
 
 impl BitAndAssign<&TokenMask> for TokenMask {
-    /// Keeps what is in both sets.
+    /// Keeps the tokens that are in both sets.
     fn bitand_assign(&mut self, other: &TokenMask) {
         let others = other.words.iter().copied().chain(std::iter::repeat(0));
         self.words.iter_mut().zip(others).for_each(|(word, other)| *word &= other);
@@ -190,7 +190,7 @@ impl BitAndAssign<&TokenMask> for TokenMask {
 }
 
 impl BitOrAssign<&TokenMask> for TokenMask {
-    /// Adds what is in the other set, as far as this one's vocabulary reaches.
+    /// Adds the tokens of the other set that are within this one's vocabulary.
     fn bitor_assign(&mut self, other: &TokenMask) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
         self.drop_tail();

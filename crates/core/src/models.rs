@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::{CallError, ChatReply, ChatRequest, Delta, ModelCard};
 
-/// Hears of an answer as it grows, and can end it.
+/// A callback that receives an answer piece by piece and can end it.
 pub type OnDelta<'a> = dyn FnMut(Delta) -> ControlFlow<()> + 'a;
 
 /// Something that answers conversations and continues texts: a local model, a remote one, a router over
@@ -14,20 +14,20 @@ pub trait ChatModel: Send + Sync {
     /// What is known of the model.
     fn card(&self) -> &ModelCard;
 
-    /// Answers a request. `on_delta` receives the answer as it grows; if it breaks, the answer ends there
-    /// with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    /// Answers a request. `on_delta` receives the answer as it grows; if it returns `Break`, the answer ends
+    /// there with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
     ///
-    /// Nothing of a request is silently left out: what the model cannot do is refused.
+    /// No part of a request is silently ignored: what the model cannot do is refused.
     ///
     /// # Errors
-    /// [`CallError`]. What was handed to `on_delta` before is part of an answer that never was finished.
+    /// [`CallError`]. What `on_delta` received before the error is part of an unfinished answer.
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError>;
 
-    /// Answers several requests, each as it would be alone. The default answers them one after the other; an
-    /// engine that shares its passes does better.
+    /// Answers several requests. Each answer is the one that the request would get alone. The default answers
+    /// one request after the other; an engine that can batch forward passes is faster.
     ///
     /// # Errors
-    /// For each request its own.
+    /// Each request has a result of its own.
     fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
         let keep = &mut |_: Delta| ControlFlow::Continue(());
         requests.iter().map(|request| self.chat(request, keep)).collect()
@@ -39,15 +39,15 @@ pub trait Likelihood: Send + Sync {
     /// What is known of the model.
     fn card(&self) -> &ModelCard;
 
-    /// For each pair of a context and its continuation, how likely the continuation is. Pairs with a common
-    /// context should stand next to each other: an engine reads it once.
+    /// For each pair of a context and its continuation, how likely the continuation is. Pairs with the same
+    /// context should be adjacent, so that an engine reads the context once.
     ///
     /// # Errors
-    /// [`CallError`]; [`CallError::Unsupported`] where an endpoint does not tell.
+    /// [`CallError`]; [`CallError::Unsupported`] if an endpoint does not report likelihoods.
     fn loglikelihood(&self, pairs: &[(&str, &str)]) -> Result<Vec<ScoredText>, CallError>;
 
-    /// For each text how likely all of it is, from its first token on. Texts longer than the context are read
-    /// in windows that do not overlap.
+    /// How likely each text is as a whole, from its first token on. Texts longer than the context are read in
+    /// windows that do not overlap.
     ///
     /// # Errors
     /// As [`loglikelihood`](Self::loglikelihood).
@@ -60,22 +60,23 @@ pub trait Likelihood: Send + Sync {
 pub struct ScoredText {
     /// Natural logarithm of the text's probability: the sum over its tokens.
     pub logprob: f64,
-    /// Whether each token is the most likely one of its place.
+    /// Whether each token is the most likely one in its place.
     pub is_greedy: bool,
     /// Natural logarithm of each token's probability.
     pub tokens: Vec<f32>,
 }
 
 impl ScoredText {
-    /// A text by the log-probabilities of its tokens.
+    /// The score of a text, from the log-probabilities of its tokens.
     pub fn new(tokens: Vec<f32>, is_greedy: bool) -> Self {
         Self { logprob: tokens.iter().map(|&logprob| f64::from(logprob)).sum(), is_greedy, tokens }
     }
 }
 
-/// Something that judges pairs of texts: inference (does the first imply the second?), relevance, toxicity.
+/// Something that scores pairs of texts: whether the first implies the second, how relevant one is to the
+/// other, and so on.
 pub trait PairScorer: Send + Sync {
-    /// Names of the scores, in their order.
+    /// Names of the scores, in the order in which [`score`](Self::score) returns them.
     fn labels(&self) -> &[String];
 
     /// Scores `[labels]` of each pair.

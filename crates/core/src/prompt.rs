@@ -12,10 +12,10 @@ use crate::{Json, JsonError, TokenId};
 pub enum Prompt {
     /// A text that is continued as it is.
     Text(String),
-    /// A conversation; the model answers its last message. Each model puts it into the form that it was
+    /// A conversation, whose last message the model answers. Each model converts it to the format that it was
     /// trained on.
     Chat(Vec<Message>),
-    /// Tokens of the model's own vocabulary, which another model cannot read.
+    /// Tokens of the model's own vocabulary. They mean nothing to other models.
     Tokens(Vec<TokenId>),
 }
 
@@ -151,7 +151,7 @@ pub struct Message {
     /// Functions that the model calls in this turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// In the answer of a tool: the call that is answered.
+    /// In a tool's answer: the id of the call that it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// Further fields that the model's template knows, in order.
@@ -160,7 +160,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A turn that is only text; an empty text makes no part.
+    /// A turn that is only text. An empty text adds no part.
     pub fn new(role: impl Into<Role>, text: impl Into<String>) -> Self {
         let text = text.into();
         Self {
@@ -192,7 +192,7 @@ impl Message {
         Self { tool_call_id: Some(id.into()), ..Self::new(Role::Tool, result) }
     }
 
-    /// The same turn with one more call of a function.
+    /// The same turn with one more function call.
     pub fn with_tool_call(mut self, call: ToolCall) -> Self {
         self.tool_calls.push(call);
         self
@@ -214,11 +214,11 @@ impl Message {
     }
 }
 
-/// A function that the model wants to have called.
+/// A function call that the model asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ToolCall {
-    /// What the answer refers to.
+    /// The id that the tool's answer refers to.
     pub id: String,
     /// Name of the function.
     pub name: String,
@@ -269,7 +269,7 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// A function with the JSON Schema of its arguments.
+    /// A function with the given name, and the JSON Schema of its arguments.
     pub fn new(name: impl Into<String>, parameters: Json) -> Self {
         Self { name: name.into(), description: None, parameters, strict: false }
     }
@@ -326,7 +326,7 @@ pub enum ToolChoice {
     Function(String),
 }
 
-/// What the text of an answer must be.
+/// The form that the text of an answer must have.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -348,12 +348,12 @@ pub struct ResponseSchema {
     pub name: String,
     /// The JSON Schema.
     pub schema: Json,
-    /// Whether the answer must follow the schema exactly; otherwise it is a hint.
+    /// Whether the answer must follow the schema exactly; otherwise the schema is a hint.
     pub strict: bool,
 }
 
 impl ResponseSchema {
-    /// A schema to be followed exactly.
+    /// A schema that the answer must follow exactly.
     pub fn new(name: impl Into<String>, schema: Json) -> Self {
         Self { name: name.into(), schema, strict: true }
     }

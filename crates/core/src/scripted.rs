@@ -10,11 +10,11 @@ use crate::{
 /// What a [`ScriptedModel`] does with one request.
 #[derive(Clone, Debug)]
 pub enum Scripted {
-    /// Answers, in pieces of a word each.
+    /// Answers, one word at a time.
     Reply(ChatReply),
-    /// Hands out a beginning and fails.
+    /// Hands out the beginning of an answer and then fails.
     Fail {
-        /// The text that is handed out first; nothing if it is empty.
+        /// The text that is handed out before the failure; may be empty.
         after: String,
         /// The error.
         error: CallError,
@@ -47,8 +47,8 @@ impl From<ToolCall> for Scripted {
     }
 }
 
-/// A [`ChatModel`] for tests: it answers by a script, or by a function of the request, and remembers what it
-/// was asked.
+/// A [`ChatModel`] for tests. It answers from a script, or by a function of the request, and remembers what
+/// it was asked.
 ///
 /// # Example
 /// ```
@@ -80,7 +80,7 @@ enum Answer {
 }
 
 impl ScriptedModel {
-    /// A model that gives these answers, one a request.
+    /// A model that gives these answers, one per request.
     pub fn new(id: impl Into<String>, script: impl IntoIterator<Item = Scripted>) -> Self {
         Self::with_answer(id, Answer::Script(Mutex::new(script.into_iter().collect())))
     }
@@ -127,7 +127,7 @@ impl std::fmt::Debug for ScriptedModel {
     }
 }
 
-/// A test that panics while it holds the lock leaves nothing half done.
+/// The data stays valid even if a test panics while it holds the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -157,7 +157,7 @@ impl ChatModel for ScriptedModel {
     }
 }
 
-/// Hands a reply out in pieces, and cuts it where the receiver ends it.
+/// Hands a reply out in pieces, and cuts it off where the receiver stops it.
 fn deliver(mut reply: ChatReply, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
     let mut given = 0;
     let mut flow = words(&reply.text).try_for_each(|word| {
@@ -181,7 +181,7 @@ fn deliver(mut reply: ChatReply, on_delta: &mut OnDelta<'_>) -> Result<ChatReply
     Ok(reply)
 }
 
-/// Words with the blanks before them.
+/// The words of a text, each with the white space before it.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

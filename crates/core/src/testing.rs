@@ -1,5 +1,4 @@
-//! What every [`ChatModel`] keeps to, as a check that any of them can be put through: local,
-//! remote, scripted.
+//! The contract of [`ChatModel`] as a test that any implementation can run: local, remote or scripted.
 //!
 //! ```
 //! use breakers_core::{Message, testing};
@@ -19,17 +18,16 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Probe {
-    /// Its answer, when the most likely tokens are taken, has at least [`Probe::max_tokens`]
-    /// tokens and some letters.
+    /// The greedy answer to it must have at least [`Probe::max_tokens`] tokens, some of them letters.
     pub prompt: Prompt,
-    /// Tokens of an answer; at least 6.
+    /// Length of an answer in tokens; at least 6.
     pub max_tokens: usize,
-    /// A prompt of tokens that the model knows, if it takes such.
+    /// A prompt of the model's own tokens, if it accepts such prompts.
     pub tokens: Option<Prompt>,
 }
 
 impl Probe {
-    /// A probe of eight tokens.
+    /// A probe whose answers are eight tokens long.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self { prompt: prompt.into(), max_tokens: 8, tokens: None }
     }
@@ -39,11 +37,12 @@ impl Probe {
     }
 }
 
-/// Puts a model through the contract of [`ChatModel`]: pieces are the answer, limits and stop strings hold,
-/// receivers can end it, batches and threads change nothing, and what the model's card lacks is refused.
+/// Tests a model against the contract of [`ChatModel`]: the pieces make up the answer, limits and stop
+/// strings are obeyed, receivers can stop it, batches and threads change nothing, and what the model's card
+/// lacks is refused.
 ///
 /// # Panics
-/// At the first promise that is broken.
+/// If the model breaks any part of the contract.
 pub fn check_chat_model(model: &dyn ChatModel, probe: &Probe) {
     let whole = answer(model, &probe.request());
     assert!(
@@ -62,7 +61,7 @@ pub fn check_chat_model(model: &dyn ChatModel, probe: &Probe) {
     check_refusals(model, probe);
 }
 
-/// Calls a model and checks that what it hands out is its reply.
+/// Calls a model and checks that the pieces it hands out make up its reply.
 fn answer(model: &dyn ChatModel, request: &ChatRequest) -> ChatReply {
     let (mut text, mut tokens, mut calls) = (String::new(), Vec::new(), Vec::<ToolCall>::new());
     let reply = model.chat(request, &mut |delta| {
@@ -109,7 +108,7 @@ fn check_limits(model: &dyn ChatModel, probe: &Probe, whole: &ChatReply) {
     assert_eq!(answer(model, &drawn).text, answer(model, &drawn).text, "the same seed");
     let absent = answer(model, &probe.request().with_stop(["\u{0}never\u{0}"]));
     assert_eq!((absent.text.as_str(), absent.finish), (whole.text.as_str(), FinishReason::Length));
-    // Every two characters of the answer, wherever the tokens end.
+    // Every pair of characters in the answer, wherever its tokens end.
     let starts: Vec<usize> = whole.text.char_indices().map(|(at, _)| at).collect();
     for window in starts.windows(3) {
         let stop = &whole.text[window[0]..window[2]];
@@ -134,7 +133,7 @@ fn check_cancelling(model: &dyn ChatModel, probe: &Probe, whole: &ChatReply) {
             if heard == wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let reply = reply.unwrap_or_else(|error| panic!("{error}"));
-        // Models that answer in one piece have no second.
+        // A model that answers in one piece has no second piece to suppress.
         if heard == wanted {
             assert_eq!((reply.finish, &reply.text), (FinishReason::Cancelled, &text));
         }
@@ -205,7 +204,7 @@ fn check_tools(model: &dyn ChatModel, probe: &Probe) {
     }
 }
 
-/// What no model can do, and what this one cannot.
+/// Requests that no model can serve, and those that this one cannot.
 fn check_refusals(model: &dyn ChatModel, probe: &Probe) {
     let can = model.card().capabilities;
     for temperature in [f32::NAN, -1.0, f32::INFINITY] {

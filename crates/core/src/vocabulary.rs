@@ -1,15 +1,15 @@
 use crate::{BoxError, Message, TokenId, Tool};
 
-/// The tokens of a model: what each stands for.
+/// The tokens of a model and what each stands for.
 pub trait Vocabulary: Send + Sync {
     /// Number of tokens; ids below it are valid.
     fn n_tokens(&self) -> usize;
 
-    /// The bytes that a token stands for, which need not be whole characters; control tokens as they are
-    /// spelled. Empty for ids that are not in use, `None` outside of the vocabulary.
+    /// The bytes that a token stands for, which need not be whole characters; for a control token, its
+    /// spelling. Empty for ids that are not in use, `None` outside of the vocabulary.
     fn token_bytes(&self, token: TokenId) -> Option<&[u8]>;
 
-    /// Whether a token is not text: a control token, or the one for unknown text.
+    /// Whether a token stands for something other than text: a control token, or the token for unknown text.
     fn is_control(&self, token: TokenId) -> bool;
 
     /// Tokens after which a text ends, in ascending order.
@@ -27,12 +27,12 @@ pub trait Tokenizer: Vocabulary {
     /// The tokenizer's own, for a text that its vocabulary cannot express.
     fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>, BoxError>;
 
-    /// The tokens of a conversation in a model's form, up to where its answer begins. Control tokens are
-    /// those that the form writes: what is spelled like one in a message or a tool is text, so nobody can
-    /// speak for another.
+    /// The tokens of a conversation in the model's chat format, up to where its answer begins. Only the
+    /// format itself writes control tokens: what looks like one in a message or a tool is encoded as text, so
+    /// that no message can pose as another speaker.
     ///
     /// # Errors
-    /// Those of the form and of the tokenizer.
+    /// Those of the chat format and of the tokenizer.
     fn encode_chat(
         &self,
         format: &dyn ChatFormat,
@@ -44,33 +44,32 @@ pub trait Tokenizer: Vocabulary {
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EncodeOptions {
-    /// Adds what the model wants around a text (a token that begins it, one that ends it), if it wants any.
+    /// Add the tokens that the model expects around a text (to begin it, to end it), if any.
     pub add_special: bool,
-    /// Takes the spelling of a control token for the token. Off for text of unknown origin.
+    /// Read the spelling of a control token as that token. Leave it off for text of unknown origin.
     pub parse_special: bool,
 }
 
 impl Default for EncodeOptions {
-    /// What the model wants around a text is added; control tokens in it are text.
+    /// Adds the tokens that the model expects around a text; reads control tokens in it as text.
     fn default() -> Self {
         Self { add_special: true, parse_special: false }
     }
 }
 
-/// The form of a conversation that a model was trained on: its chat template.
+/// The conversation format that a model was trained on: its chat template.
 pub trait ChatFormat: Send + Sync {
-    /// The prompt for a conversation, up to where the model's answer begins. It holds all control tokens as
-    /// they are spelled.
+    /// The prompt for a conversation, up to where the model's answer begins, with control tokens spelled out.
     ///
     /// # Errors
-    /// The format's own, for a conversation that it does not accept.
+    /// The format's own error, for a conversation that it does not accept.
     fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, BoxError>;
 }
 
-/// Puts characters together that arrive in pieces of bytes, and never splits one.
+/// Assembles whole characters from bytes that arrive in pieces.
 ///
-/// Bytes that can no longer become a character appear as U+FFFD, as in [`String::from_utf8_lossy`], so that
-/// at most three bytes ever wait.
+/// Bytes that can no longer become a character appear as U+FFFD, as in [`String::from_utf8_lossy`], so at
+/// most three bytes are ever held back.
 ///
 /// # Example
 /// ```
@@ -98,7 +97,7 @@ impl Utf8Stream {
         &self.text
     }
 
-    /// Ends the text: what still waits can no longer become a character.
+    /// Ends the text: bytes still held back can no longer become a character.
     pub fn finish(&mut self) -> &str {
         self.text.clear();
         if !self.waiting.is_empty() {
@@ -109,7 +108,8 @@ impl Utf8Stream {
     }
 }
 
-/// Appends the characters of `bytes`, U+FFFD for what cannot become one; gives the bytes consumed.
+/// Appends the characters of `bytes`, with U+FFFD for what cannot become one; returns the number of bytes
+/// consumed.
 fn drain_characters(bytes: &[u8], out: &mut String) -> usize {
     let mut at = 0;
     loop {

@@ -10,11 +10,11 @@ use crate::{TokenId, TokenMask};
 
 /// How a token is drawn.
 ///
-/// Applied in this order: logit bias; repetition penalty; frequency and presence penalties; the mask, if one
-/// is given; temperature; top-k; top-p, of what top-k has left; min-p.
+/// The settings are applied in this order: logit bias; repetition penalty; frequency and presence penalties;
+/// the mask, if one is given; temperature; top-k; top-p, among what top-k has left; min-p.
 ///
-/// Penalties and biases may be of any size: a logit that leaves the range of `f32` becomes the largest or the
-/// smallest finite number, so that it is never excluded by accident.
+/// Penalties and biases may be of any size. A logit that would overflow becomes the largest or the smallest
+/// finite number, so no token is excluded by accident.
 ///
 /// # Example
 /// ```
@@ -27,7 +27,7 @@ use crate::{TokenId, TokenMask};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingConfig {
-    /// 0: greedy, the arg-max. Otherwise logits are divided by it.
+    /// Logits are divided by this. 0 means greedy: always the arg-max.
     pub temperature: f32,
     /// Keep the `k` most likely tokens; 0 keeps all.
     pub top_k: usize,
@@ -38,13 +38,13 @@ pub struct SamplingConfig {
     /// Logits of tokens seen before are divided by this if positive, multiplied if negative
     /// (CTRL, arXiv 1909.05858, section 4.1); 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Taken from the logit of a token once for each time that it was seen before (as in OpenAI's interface);
-    /// 0 changes nothing.
+    /// Subtracted from the logit of a token once for each time that the token was seen before (as in OpenAI's
+    /// interface); 0 changes nothing.
     pub frequency_penalty: f32,
-    /// Taken from the logit of a token that was seen before, however often (as in OpenAI's
+    /// Subtracted once from the logit of every token that was seen before, however often (as in OpenAI's
     /// interface); 0 changes nothing.
     pub presence_penalty: f32,
-    /// How many of the latest tokens the three penalties look at, those of the prompt included.
+    /// How many of the latest tokens the three penalties look at, including those of the prompt.
     pub repetition_window: usize,
     /// Added to the logits of these tokens.
     pub logit_bias: BTreeMap<TokenId, f32>,
@@ -56,7 +56,8 @@ impl Default for SamplingConfig {
     }
 }
 
-/// What a draw works in; kept from draw to draw, so that nothing of the vocabulary's size is allocated again.
+/// Working memory for a draw, kept from draw to draw so that nothing as large as the vocabulary is allocated
+/// again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scratch {
     /// Logits after penalties, biases and mask.
@@ -91,13 +92,13 @@ impl SamplingConfig {
         self.temperature == 0.0
     }
 
-    /// Whether the arg-max of the raw logits is the answer, so that no logits need to be copied; a mask has
-    /// to be looked at apart from that.
+    /// Whether the answer is the arg-max of the raw logits, so that no logits need to be copied. This does
+    /// not take a mask into account.
     pub fn is_plain_argmax(&self) -> bool {
         self.is_greedy() && !self.changes_logits()
     }
 
-    /// Whether logits are changed by a penalty or a bias, so that the most likely token may be another.
+    /// Whether a penalty or a bias changes the logits, and with them perhaps the most likely token.
     pub fn changes_logits(&self) -> bool {
         self.has_penalties() || !self.logit_bias.is_empty()
     }
@@ -131,8 +132,8 @@ impl SamplingConfig {
     /// The distribution that a token is drawn from.
     ///
     /// # Shapes
-    /// `logits`: `[vocab]`. `history`: the tokens before, oldest first; those outside of the vocabulary are
-    /// not penalized, as they cannot be drawn.
+    /// `logits`: `[vocab]`. `history`: the tokens so far, oldest first; ids outside of the vocabulary are
+    /// ignored, as they cannot be drawn.
     ///
     /// # Errors
     /// [`SamplingError`] for NaN or +∞ logits, for parameters out of range, and for a bias of a token outside
@@ -149,7 +150,7 @@ impl SamplingConfig {
         self.distribution_within(logits, history, None)
     }
 
-    /// The distribution that a token is drawn from, of the tokens that a mask allows. Tokens beyond the
+    /// The distribution that a token is drawn from, among the tokens that a mask allows. Tokens beyond the
     /// mask's vocabulary are excluded.
     ///
     /// # Errors
@@ -175,7 +176,7 @@ impl SamplingConfig {
         Ok(Distribution::from_probabilities(&scratch.tokens.ids, &scratch.tokens.weights))
     }
 
-    /// Leaves in the scratch the tokens that may be drawn, at least one, with their probabilities.
+    /// Fills `scratch` with the tokens that may be drawn, at least one, and their probabilities.
     pub(super) fn select(
         &self,
         logits: &[f32],
@@ -211,12 +212,13 @@ impl SamplingConfig {
         let inverse = 1.0 / f64::from(self.temperature);
         let (max_64, scale) = (f64::from(max), inverse.min(f64::from(f32::MAX)) as f32);
         let limited = self.top_k > 0 && self.top_k < row.len();
-        // What is collected: a little more than what the filters leave.
+        // Collects a little more than what the filters leave.
         let mut rough_total = 0.0;
         let mut least_weight = f64::MIN_POSITIVE;
         if self.top_p < 1.0 && !limited {
             rough_total = sum_exp(row, max, scale);
-            // Together, tokens of less than this have half of what may be left out.
+            // The tokens below this weight have, together, at most half of the probability that may be left
+            // out.
             least_weight = (1.0 - f64::from(self.top_p)) * rough_total / (2 * row.len()) as f64;
         }
         if self.top_p == 1.0 || !limited {
@@ -277,7 +279,7 @@ impl SamplingConfig {
     }
 }
 
-/// A changed logit; what was excluded stays so, and nothing else becomes it.
+/// A changed logit. Tokens that were excluded stay excluded, and no other token becomes so.
 fn finite(before: f32, after: f64) -> f32 {
     if before == f32::NEG_INFINITY { before } else { (after as f32).clamp(f32::MIN, f32::MAX) }
 }
@@ -422,7 +424,7 @@ mod tests {
                 assert!(found.probability(1) > 0.0 && found.entries().iter().all(|e| mask.is_allowed(e.0)));
                 let none = config.distribution_within(&row, &[], Some(&TokenMask::none(5)));
                 assert_eq!(none, Err(SamplingError::NothingAllowed { allowed: 0, vocab_size: 5 }));
-                // What the model excludes is not in a mask's power.
+                // A mask cannot bring back what the model excludes.
                 let dead =
                     config.distribution_within(&[f32::NEG_INFINITY, 1.0], &[], Some(&TokenMask::of(2, [0])));
                 assert_eq!(dead, Err(SamplingError::NothingAllowed { allowed: 1, vocab_size: 2 }));

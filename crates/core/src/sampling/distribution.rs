@@ -26,7 +26,7 @@ impl Distribution {
         Some(Self { entries })
     }
 
-    /// All of the probability on one token.
+    /// A distribution with all of its probability on one token.
     pub fn certain(token: TokenId) -> Self {
         Self { entries: vec![(token, 1.0)] }
     }
@@ -57,7 +57,7 @@ impl Distribution {
 pub(super) fn index_at(n: usize, probability: impl Fn(usize) -> f64, u: f64) -> usize {
     let mut below = 0.0;
     let mut first = 0;
-    // Blocks are passed over by their sums, which need not wait for one addition after the other.
+    // Whole blocks are skipped by their sums, whose additions do not have to wait for each other.
     let mut block = [0.0; 4 * LANES];
     while first + block.len() <= n {
         for (i, p) in block.iter_mut().enumerate() {

@@ -1,14 +1,14 @@
-//! Exponentials of numbers that are not positive.
+//! Exponentials of numbers that are zero or negative.
 //!
 //! eˣ = 2ⁿ·eʳ with x = n·ln 2 + r and |r| ≤ ln 2 / 2: a Taylor polynomial gives eʳ, exponent bits give 2ⁿ.
 //! There are no branches and no calls, so that the compiler vectorizes a loop over them on every processor,
 //! and no fused operations, so that the bits are the same on every processor.
 
-/// Numbers that are looked at together, so that the compiler takes several at a time.
+/// Numbers that are processed together, so that the compiler can vectorize.
 pub(super) const LANES: usize = 16;
 
-/// A function that is compiled for several widths of registers, of which a call takes the widest that the
-/// processor has. As nothing is fused and the order of sums is written down, all give the same bits.
+/// Compiles a function for several register widths; a call uses the widest that the processor has. Nothing is
+/// fused and the order of sums is fixed, so all of them give the same bits.
 macro_rules! widest {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty $body:block) => {
         $(#[$doc])*
@@ -44,8 +44,8 @@ pub(super) use widest;
 /// eˣ for x ≤ 0, within 2 units in the last place, and 0 below −87. NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp_nonpositive(x: f32) -> f32 {
-    /// 1.5·2²³: a number added to it and taken away again is rounded to an integer, which the low bits hold
-    /// meanwhile.
+    /// 1.5·2²³: adding this to a number and subtracting it again rounds the number to an integer. In between,
+    /// the low bits hold that integer.
     const ROUND: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -132,7 +132,7 @@ widest! {
     }
 }
 
-/// [`sum`] without the choice of registers, which takes longer than a few numbers do.
+/// [`sum`] without choosing an instruction set, which would take longer than adding up a few numbers.
 #[inline(always)]
 pub(super) fn sum_of_few(numbers: &[f64]) -> f64 {
     let (chunks, rest) = numbers.as_chunks::<LANES>();
@@ -184,7 +184,7 @@ mod tests {
         assert!(exp_nonpositive_f64(f64::NAN).is_nan());
     }
 
-    /// What [`widest`] relies on: the code for wide registers gives the bits of that for narrow ones.
+    /// [`widest`] relies on this: code for wide registers gives the same bits as code for narrow ones.
     #[test]
     fn bits_do_not_depend_on_the_width_of_registers() {
         let logits: Vec<f32> =

@@ -1,11 +1,11 @@
-//! Rows of logits: the largest, the most likely, log-probabilities.
+//! Rows of logits: arg-max, top k, log-probabilities.
 
 use super::SamplingError;
 use super::exp::{LANES, exp_nonpositive_f64, sum_exp, widest};
 use super::select::{Tokens, bound_of_largest};
 use crate::{TokenId, TokenLogprob, TokenMask};
 
-/// Checks that tokens can be chosen by these logits, and gives the largest.
+/// Checks that tokens can be chosen by these logits, and returns the largest.
 pub(super) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
     let (max, any_bad) = largest_and_bad(logits);
     if any_bad || max == f32::NEG_INFINITY {
@@ -17,7 +17,7 @@ pub(super) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
 }
 
 widest! {
-    /// The largest logit, −∞ of none, and whether any is NaN or +∞. NaNs are not the largest.
+    /// The largest logit (−∞ if there is none), and whether any is NaN or +∞. A NaN is never the largest.
     fn largest_and_bad(logits: &[f32]) -> (f32, bool) {
         let (chunks, rest) = logits.as_chunks::<LANES>();
         let mut max = [f32::NEG_INFINITY; LANES];
@@ -42,12 +42,12 @@ fn is_bad(logit: f32) -> bool {
     logit.is_nan() || logit == f32::INFINITY
 }
 
-/// The largest number; −∞ of none. NaNs do not count.
+/// The largest number, or −∞ if there is none. NaNs do not count.
 pub(super) fn largest_of(logits: &[f32]) -> f32 {
     largest_and_bad(logits).0
 }
 
-/// The index of the largest logit; of equal ones the lowest.
+/// The index of the largest logit; among equal ones, the lowest.
 ///
 /// # Errors
 /// [`SamplingError::Empty`]; [`SamplingError::NotFinite`] for a NaN or +∞, and if all are −∞.
@@ -130,7 +130,7 @@ pub fn log_probability(logits: &[f32], token: TokenId) -> Result<f64, SamplingEr
     log_probability_given(logits, token, log_sum_exp(logits))
 }
 
-/// [`log_probability`] where the logarithm of the sum is known.
+/// [`log_probability`] , given the logarithm of the sum.
 fn log_probability_given(logits: &[f32], token: TokenId, z: f64) -> Result<f64, SamplingError> {
     if !z.is_finite() {
         check(logits)?;
@@ -140,8 +140,8 @@ fn log_probability_given(logits: &[f32], token: TokenId, z: f64) -> Result<f64, 
     Ok(f64::from(*logit) - z)
 }
 
-/// KL(p ‖ q) of the softmaxes of two rows of logits `[vocab]`, in nats: what coding by `q` costs where `p` is
-/// right. Never below zero; +∞ where `q` excludes a token that `p` does not.
+/// KL(p ‖ q) of the softmaxes of two rows of logits `[vocab]`, in nats: the cost of coding by `q` when `p` is
+/// true. Never below zero; +∞ where `q` excludes a token that `p` does not.
 ///
 /// # Errors
 /// [`SamplingError::Length`] for rows of different lengths, [`SamplingError::Empty`],
@@ -167,12 +167,12 @@ pub fn kullback_leibler(p: &[f32], q: &[f32]) -> Result<f64, SamplingError> {
 }
 
 widest! {
-    /// [`kullback_leibler`] where the logarithms of the sums are known.
+    /// [`kullback_leibler`] , given the logarithms of the sums.
     fn divergence_given(p: &[f32], zp: f64, q: &[f32], zq: f64) -> f64 {
         let term = |p: f32, q: f32| {
             let log_p = f64::from(p) - zp;
             let term = exp_nonpositive_f64(log_p) * (log_p - (f64::from(q) - zq));
-            // What is beyond the reach of a float's exponent adds nothing.
+            // Terms too small for a float's exponent add nothing.
             if log_p > -80.0 { term } else { 0.0 }
         };
         let ((p_chunks, p_rest), (q_chunks, q_rest)) = (p.as_chunks::<LANES>(), q.as_chunks::<LANES>());
@@ -212,18 +212,18 @@ pub struct TokenScore {
     /// Natural logarithm of its probability under the model's full softmax, before penalties, biases, mask
     /// and temperature.
     pub logprob: f32,
-    /// The most likely tokens of its place under the same softmax, best first.
+    /// The most likely tokens in its place under the same softmax, best first.
     pub top: Vec<TokenLogprob>,
 }
 
 impl TokenScore {
-    /// A score that is known.
+    /// A score from its parts.
     pub fn new(logprob: f32, top: Vec<TokenLogprob>) -> Self {
         Self { logprob, top }
     }
 }
 
-/// Up to this many best tokens are found by insertion instead of selection.
+/// Up to this many tokens, the best are found by insertion instead of selection.
 const SMALL_K: usize = 16;
 
 /// The `k` most likely tokens with their log-probabilities, best first, equal ones by ascending id.
@@ -235,9 +235,9 @@ pub fn top_k(logits: &[f32], k: usize) -> Result<Vec<TokenLogprob>, SamplingErro
     Ok(top_k_given(logits, k, log_sum_exp(logits)))
 }
 
-/// [`top_k`] where the logarithm of the sum is known, and no logit is NaN.
+/// [`top_k`], given the logarithm of the sum; no logit may be NaN.
 fn top_k_given(logits: &[f32], k: usize, z: f64) -> Vec<TokenLogprob> {
-    // Both zeros are the same.
+    // Adding 0.0 makes −0 and 0 equal.
     let logit = |id: TokenId| logits[id as usize] + 0.0;
     let by_logit = |a: &TokenId, b: &TokenId| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
     let k = k.min(logits.len());
@@ -246,11 +246,11 @@ fn top_k_given(logits: &[f32], k: usize, z: f64) -> Vec<TokenLogprob> {
     }
     let mut ids: Vec<TokenId>;
     if k <= SMALL_K {
-        // Nothing of the vocabulary's size is written.
+        // Writes nothing as large as the vocabulary.
         ids = Vec::with_capacity(k + 1);
         let mut worst = f32::NEG_INFINITY;
         for (chunk, first) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
-            // Nearly all chunks hold none.
+            // Nearly all chunks hold no candidate.
             if !chunk.iter().fold(ids.len() < k, |any, &l| any | (l >= worst)) {
                 continue;
             }
@@ -375,7 +375,7 @@ mod tests {
         let expected = -(0.5 * n as f64).ln() / n as f64
             + (n - 1) as f64 / n as f64 * (2.0 * (n - 1) as f64 / n as f64).ln();
         assert!((kullback_leibler(&vec![0.0; n], &q).unwrap() - expected).abs() < 1e-4);
-        // What p excludes costs nothing, what only q excludes costs everything.
+        // Tokens that p excludes cost nothing; tokens that only q excludes make the divergence infinite.
         let half = [0.0, 0.0, f32::NEG_INFINITY];
         assert!((kullback_leibler(&half, &[0.0; 3]).unwrap() - 1.5f64.ln()).abs() < 1e-6);
         assert_eq!(kullback_leibler(&[0.0; 3], &half), Ok(f64::INFINITY));

@@ -1,12 +1,12 @@
 //! From logits to a token, on the host.
 //!
-//! [`SamplingConfig`] says how, [`Sampler`] draws, [`Distribution`] is what it draws from. Nothing sorts the
-//! vocabulary: filters find the place where they cut by selection, so that a draw costs two or three passes
-//! over the logits and some work for the tokens that are left.
+//! [`SamplingConfig`] says how, [`Sampler`] draws, [`Distribution`] is what it draws from. The vocabulary is
+//! never sorted: filters find their cutoff by selection, so a draw costs two or three passes over the logits
+//! and some work on the tokens that are left.
 //!
 //! # Numbers
-//! All arithmetic is written out here, in one order and without the exponentials of the system's library: the
-//! same logits, settings and seed give the same tokens on every machine.
+//! All arithmetic is written out here, in a fixed order and without the system's math library: the same
+//! logits, settings and seed give the same tokens on every machine.
 
 mod config;
 mod distribution;
@@ -35,7 +35,7 @@ pub enum SamplingError {
     /// A logit is NaN or +∞, or all are −∞.
     #[error("logit of token {token} is {value}; expected finite values (or -inf for excluded tokens)")]
     NotFinite {
-        /// Where.
+        /// The token whose logit it is.
         token: TokenId,
         /// What was found.
         value: f32,
@@ -58,7 +58,7 @@ pub enum SamplingError {
         /// Number of logits; ids below it are valid.
         vocab_size: usize,
     },
-    /// The mask leaves no token that the model can give.
+    /// The mask allows none of the tokens that the model allows.
     #[error("no token can be drawn: the mask allows {allowed} of {vocab_size}, and the model none of these")]
     NothingAllowed {
         /// Tokens that the mask allows.

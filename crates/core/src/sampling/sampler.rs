@@ -10,12 +10,12 @@ use crate::{TokenId, TokenMask};
 ///
 /// # Cost
 /// Without filters, one exponential in `f64` for each token. With top-p, one in `f32` for each token and one
-/// in `f64` for the likely ones; with top-k or min-p, the latter only. Nothing is allocated after the first
-/// draw, except for a list of the block maxima that top-k looks at.
+/// in `f64` for the likely ones; with top-k or min-p, only the latter. After the first draw nothing is
+/// allocated, except for the list of block maxima that top-k looks at.
 ///
 /// # Memory
-/// Up to 20 bytes for each token of the vocabulary, kept between draws; with top-p or min-p of real models a
-/// few kB, and 4 bytes a token with penalties, biases or a mask.
+/// Up to 20 bytes for each token of the vocabulary, kept between draws. With top-p or min-p it is a few kB
+/// for real models, plus 4 bytes per token with penalties, biases or a mask.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplingConfig,
@@ -34,9 +34,10 @@ impl Sampler {
         &self.config
     }
 
-    /// Draws the next token. Greedy settings take no random number.
+    /// Draws the next token. Greedy settings use no random number.
     ///
-    /// It is the token that [`draw`](Self::draw) would draw from [`SamplingConfig::distribution`], for less.
+    /// The result is the token that [`draw`](Self::draw) would draw from [`SamplingConfig::distribution`], at
+    /// a lower cost.
     ///
     /// # Errors
     /// Those of [`SamplingConfig::distribution`].
@@ -44,10 +45,10 @@ impl Sampler {
         self.sample_within(logits, history, None)
     }
 
-    /// Draws the next token of those that a mask allows.
+    /// Draws the next token among those that a mask allows.
     ///
     /// # Errors
-    /// Those of [`SamplingConfig::distribution_within`]; no random number is taken then.
+    /// Those of [`SamplingConfig::distribution_within`]; then no random number is used.
     pub fn sample_within(
         &mut self,
         logits: &[f32],
@@ -65,12 +66,12 @@ impl Sampler {
         distribution.at(self.uniform())
     }
 
-    /// How far its random numbers have been used, for [`rewind`](Self::rewind).
+    /// The position in its stream of random numbers, for [`rewind`](Self::rewind).
     pub fn position(&self) -> u128 {
         self.rng.get_word_pos()
     }
 
-    /// Goes back to a position, so that the same random numbers come again: for a step that is repeated.
+    /// Goes back to an earlier position, so that a repeated step gets the same random numbers again.
     pub fn rewind(&mut self, position: u128) {
         self.rng.set_word_pos(position);
     }

@@ -1,8 +1,8 @@
-//! Selection: which tokens are left, without sorting them.
+//! Selection: finding which tokens are left without sorting them.
 //!
-//! The order is that of a sampler: the larger logit first, of equal ones the smaller id. A filter keeps a
-//! beginning of this order. [`gather`] collects all tokens above a bound that is certainly low enough, in
-//! ascending order of id, and [`Tokens::keep_heaviest`] finds where the beginning ends.
+//! Tokens are ordered by logit, the largest first, and by id among equal logits. A filter keeps the first
+//! tokens of this order. [`gather`] collects all tokens above a bound that is certainly low enough, in
+//! ascending order of id, and [`Tokens::keep_heaviest`] finds where to cut.
 
 use super::exp::{LANES, widest};
 use crate::TokenId;
@@ -12,15 +12,15 @@ use crate::TokenId;
 pub(super) struct Tokens {
     pub(super) ids: Vec<TokenId>,
     pub(super) logits: Vec<f32>,
-    /// Not normalized; empty while they are not known.
+    /// Weights, not normalized; empty until they are computed.
     pub(super) weights: Vec<f64>,
     /// See [`key`].
     keys: Vec<u32>,
-    /// Indices that [`keep_heaviest`](Self::keep_heaviest) looks at, of one round and of the next.
+    /// The indices that [`keep_heaviest`](Self::keep_heaviest) looks at in this round and in the next.
     members: [Vec<u32>; 2],
 }
 
-/// Sums that one round of a selection divides its tokens into.
+/// Buckets into which one round of a selection divides its tokens.
 const BUCKETS: usize = 1 << BUCKET_BITS;
 const BUCKET_BITS: u32 = 11;
 
@@ -31,12 +31,12 @@ impl Tokens {
         gather(row, least, &mut self.ids, &mut self.logits);
     }
 
-    /// Keeps the smallest beginning of the order whose weights sum to `target`, at least one token. Weights
-    /// are not negative; without `weigh` each is 1.
+    /// Keeps the fewest tokens, first in order, whose weights sum to `target`; at least one. Weights are not
+    /// negative; without `weigh` each counts as 1.
     ///
-    /// Buckets of equal width over the range of logits are summed up, the one in which the sum reaches the
-    /// target is divided again, and so on, until it holds equal logits only, of which the
-    /// first ids are taken.
+    /// The range of logits is divided into buckets of equal width. The bucket in which the sum reaches the
+    /// target is divided again, and so on, until it holds only equal logits, of which the lowest ids are
+    /// kept.
     pub(super) fn keep_heaviest(&mut self, target: f64, weigh: bool) {
         let Self { logits, weights, keys, members: [members, next], .. } = self;
         let (mut low, mut high) = fill_keys(logits, keys);
@@ -55,8 +55,8 @@ impl Tokens {
                 (true, false) => keys.iter().for_each(|&key| add(key, 1.0)),
                 (false, _) => members.iter().for_each(|&i| add(keys[i as usize], weight(i as usize))),
             }
-            // The highest bucket holds the highest key. The lowest is reached at the latest: rounding may
-            // have left the sum below the target.
+            // The highest bucket holds the highest key. The search ends at the lowest bucket even if rounding
+            // has left the sum below the target.
             let mut bucket = (high - low) >> shift;
             while bucket > 0 && sum + sums[bucket as usize] < target {
                 sum += sums[bucket as usize];
@@ -67,7 +67,7 @@ impl Tokens {
             next.clear();
             if is_first {
                 for (chunk, first) in keys.chunks(4 * LANES).zip((0..).step_by(4 * LANES)) {
-                    // Most chunks hold none.
+                    // Most chunks hold no member.
                     if chunk.iter().fold(false, |any, &key| any | is_member(key)) {
                         next.extend((first..).zip(chunk).filter(|(_, key)| is_member(**key)).map(|(i, _)| i));
                     }
@@ -79,7 +79,7 @@ impl Tokens {
             is_first = false;
             (low, high) = members.iter().map(|&i| keys[i as usize]).fold((u32::MAX, 0), range);
         }
-        // Equal ones.
+        // Only equal keys are left.
         if is_first {
             members.extend(0..keys.len() as u32);
         }
@@ -93,10 +93,10 @@ impl Tokens {
         self.keys = keys;
     }
 
-    /// Keeps the tokens of which something is true: of their index, logit and weight.
+    /// Keeps the tokens for which `keep(index, logit, weight)` is true.
     pub(super) fn retain(&mut self, keep: impl Fn(usize, f32, f64) -> bool) {
         let Self { ids, logits, weights, .. } = self;
-        // Nothing branches on what is kept, which nobody could predict.
+        // No branch depends on what is kept, since no processor could predict it.
         let mut n = 0;
         if weights.is_empty() {
             for i in 0..ids.len().min(logits.len()) {
@@ -118,11 +118,11 @@ impl Tokens {
 }
 
 widest! {
-    /// Makes `ids` and `logits` those of all logits of a row that are at least `least`.
+    /// Replaces `ids` and `logits` with those of a row that are at least `least`.
     fn gather(row: &[f32], least: f32, ids: &mut Vec<TokenId>, logits: &mut Vec<f32>) -> () {
         let mut n = 0;
         for (chunk, first) in row.chunks(4 * LANES).zip((0..).step_by(4 * LANES)) {
-            // Nearly all chunks hold none, or, of flat logits, nothing else.
+            // Nearly all chunks hold none, or, if the logits are flat, nothing but such tokens.
             let count = chunk.iter().fold(0, |count, &l| count + u32::from(l >= least));
             if count == 0 {
                 continue;
@@ -151,7 +151,7 @@ widest! {
 }
 
 widest! {
-    /// Makes `keys` the logits' own, and gives the least and the greatest.
+    /// Fills `keys` with the keys of the logits, and returns the smallest and the largest.
     fn fill_keys(logits: &[f32], keys: &mut Vec<u32>) -> (u32, u32) {
         keys.clear();
         keys.extend(logits.iter().map(|&logit| key(logit)));
@@ -159,7 +159,7 @@ widest! {
     }
 }
 
-/// A number for each logit that ascends with it. Both zeros have the same.
+/// An integer that orders as the logit does. −0 and 0 have the same key.
 #[inline(always)]
 pub(super) fn key(logit: f32) -> u32 {
     // −0 + 0 is 0.
@@ -167,8 +167,8 @@ pub(super) fn key(logit: f32) -> u32 {
     bits ^ ((bits as i32 >> 31) as u32 | 1 << 31)
 }
 
-/// A bound that at least `k` logits of the row reach, near the `k`-th largest if `k` is small; −∞ if the
-/// row is too short to say.
+/// A bound that at least `k` logits of the row reach, close to the `k`-th largest if `k` is small; −∞ if the
+/// row is too short.
 ///
 /// It is the `k`-th largest among the maxima of disjoint groups of 16 logits.
 pub(super) fn bound_of_largest(row: &[f32], k: usize) -> f32 {
@@ -218,7 +218,7 @@ mod tests {
         #[test]
         fn tokens_above_a_bound_are_gathered(row in prop::collection::vec(logit(), 0..400), least in logit()) {
             let mut tokens = Tokens::default();
-            // What an earlier row left must not matter.
+            // Leftovers of an earlier row must not matter.
             tokens.gather(&vec![1.0; 70], 0.0);
             tokens.gather(&row, least);
             let expected: Vec<TokenId> = (0..row.len() as u32).filter(|&i| row[i as usize] >= least).collect();
