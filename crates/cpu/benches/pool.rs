@@ -1,10 +1,11 @@
-//! What a fork and a join cost, beside rayon's, in one run.
+//! What a fork and join costs, compared with rayon in the same run.
 //!
-//! `cargo bench -p breakers-cpu --bench pool [-- THREADS]`, by default with 2 threads. Each case runs both
-//! pools in turns, so that both see the same machine, and reports medians and minima. With tasks of some
-//! microseconds the cost is the time beyond that of one task, which all threads run at the same time.
+//! `cargo bench -p breakers-cpu --bench pool [-- THREADS]`, by default with 2 threads. Each case alternates
+//! between the two pools, so that both see the same machine, and reports medians and minima. For tasks of a
+//! few microseconds, the cost is the time beyond that of a single task, since all threads run theirs at the
+//! same time.
 
-#![allow(clippy::print_stdout)] // A report is what it is for.
+#![allow(clippy::print_stdout)] // It prints a report.
 
 use breakers_cpu::pool;
 use std::{
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Forks and joins that one timing takes together, and timings of a case.
+/// Forks and joins per timing, and timings per case.
 const BATCH: u32 = 200;
 const SAMPLES: usize = 300;
 
@@ -63,7 +64,7 @@ fn report(case: &str, ours: Samples, theirs: Samples) {
     println!("{case:28} {:>16} {:>16} {ratio:>7.1}x", cell(&ours), cell(&theirs));
 }
 
-/// Work that takes the same time on every thread and no memory.
+/// Work that takes the same time on every thread and touches no memory.
 fn work(rounds: u64) {
     let mut x = rounds;
     for _ in 0..rounds {
@@ -123,7 +124,7 @@ impl Samples {
         Self::of((0..n).map(time).collect())
     }
 
-    /// What is beyond the fastest time of other samples.
+    /// The samples minus the fastest of the others.
     fn beyond(&self, other: &Self) -> Self {
         Self(self.0.iter().map(|time| time - other.minimum()).collect())
     }

@@ -1,16 +1,16 @@
 //! Activations quantized to signed bytes, once for all products that read the same input.
 //!
-//! Every block of 32 consecutive values of a row becomes 32 integers `q` in -127..=127 and one scale:
-//! `x ≈ scale * q` with `scale = max |x| / 127`, rounded to nearest with ties to even. A block that holds an
-//! infinity or NaN gets the scale NaN, so that whatever reads it becomes NaN and not a plausible number.
+//! Every block of 32 consecutive values of a row becomes 32 integers `q` in -127..=127 and one scale: `x ≈
+//! scale * q` with `scale = max |x| / 127`, rounded to nearest with ties to even. A block that holds an
+//! infinity or a NaN gets the scale NaN, so that results computed from it are NaN and not a plausible number.
 //!
-//! Beside the integers lie what the matrix products need to undo offsets and minima of the weights: the
-//! integer sum of a block, of its two halves, and the sum times the scale.
+//! Stored with the integers are the sums that matrix products need to undo the offsets and minima of the
+//! weights: the integer sum of a block, those of its two halves, and the sum times the scale.
 //!
 //! # Layout
-//! Rows come in panels of [`PANEL_ROWS`] (the last one has what is left). Within a panel the blocks follow
-//! each other, and within a block the panel's rows: `quants[block][row][32]`, `scales[block][row]`, and so
-//! on. A product that holds one block of weights in registers reads the panel in one forward sweep.
+//! Rows are stored in panels of [`PANEL_ROWS`] (the last one has what is left). Within a panel the blocks
+//! follow each other, and within a block the panel's rows: `quants[block][row][32]`, `scales[block][row]`,
+//! and so on. A product that holds one block of weights in registers reads the panel in one forward sweep.
 //!
 //! # Memory
 //! 52 bytes per 32 values.
@@ -33,13 +33,13 @@ use crate::{
 
 /// Values that share a scale.
 pub const BLOCK: usize = 32;
-/// Rows that lie interleaved; matrix products take this many at a time.
+/// Rows that are interleaved; matrix products take this many at a time.
 pub const PANEL_ROWS: usize = 8;
 
-/// Values that a task of the pool quantizes at least.
+/// The fewest values that a task of the pool quantizes.
 const TASK_VALUES: usize = 16 * 1024;
 
-/// Rows of activations as signed bytes with a scale per block of 32.
+/// Rows of activations as signed bytes, with a scale for each block of 32.
 #[derive(Debug, Clone)]
 pub struct QuantizedActivations {
     n_rows: usize,
@@ -69,13 +69,13 @@ pub struct Panel<'a> {
 }
 
 impl QuantizedActivations {
-    /// Quantizes rows of `n_cols` values that follow each other in `values`, on the pool if they are many.
+    /// Quantizes the rows of `n_cols` values in `values`, on several threads if there are many.
     ///
     /// # Shapes
     /// `values`: `[n_rows, n_cols]`, where `n_cols` is a multiple of [`BLOCK`].
     ///
     /// # Errors
-    /// [`Error::RowLength`] if `n_cols` is not whole blocks or `values` not whole rows.
+    /// [`Error::RowLength`] if `n_cols` is not a multiple of the block, or `values` does not hold whole rows.
     pub fn quantize(values: &[f32], n_cols: usize) -> Result<Self> {
         if n_cols == 0 || !n_cols.is_multiple_of(BLOCK) || !values.len().is_multiple_of(n_cols) {
             return Err(Error::RowLength { block: BLOCK, n_cols, n_values: values.len() });
@@ -161,7 +161,7 @@ impl QuantizedActivations {
         }
     }
 
-    /// What the integers stand for, `[n_rows, n_cols]`.
+    /// The values that the integers stand for, `[n_rows, n_cols]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n_rows * self.n_cols];
         for panel_idx in 0..self.n_panels() {
@@ -229,8 +229,8 @@ const INFINITY: u32 = 0x7f80_0000;
 /// Below this (`2^-119`) the reciprocal of a block's scale would overflow: the block counts as zero.
 const SMALLEST: u32 = 0x0400_0000;
 
-/// The scale of a block and the factor that takes its values to integers, from the bits of its largest
-/// magnitude (as integers they order like the numbers, with NaN above all).
+/// The scale of a block and the factor that turns its values into integers, from the bits of its largest
+/// magnitude. (As integers, the bits order as the numbers do, with NaN above all.)
 #[inline(always)]
 fn scale_of(magnitude: u32) -> (f32, f32) {
     let largest = f32::from_bits(magnitude);
@@ -381,7 +381,7 @@ mod tests {
                 continue;
             }
             let largest = block.iter().fold(0f32, |a, x| a.max(x.abs()));
-            // Half a step, and what rounding the scale and the product adds.
+            // Half a step, plus the rounding of the scale and of the product.
             let tolerance = largest / 127.0 * 0.5001 + f32::from_bits(SMALLEST);
             for (x, y) in block.iter().zip(restored) {
                 assert!((x - y).abs() <= tolerance, "block {i}: {x} became {y}");

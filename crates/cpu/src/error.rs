@@ -12,7 +12,7 @@ pub enum Error {
     ThreadCount {
         /// Threads asked for.
         requested: usize,
-        /// Most threads that the pool can have.
+        /// The most threads that the pool can have.
         max: usize,
     },
     /// The operating system refused a new thread.
@@ -22,7 +22,7 @@ pub enum Error {
         requested: usize,
         /// The thread that could not be started, counted from 1 (0 is the caller).
         index: usize,
-        /// The system's words.
+        /// The system's error message.
         reason: String,
     },
     /// The pool cannot be changed by a task that runs on it.
@@ -42,7 +42,7 @@ pub enum Error {
         /// The name received.
         name: String,
     },
-    /// Rows that are not whole blocks, or values that are not whole rows.
+    /// Rows are not made of whole blocks, or the values are not whole rows.
     #[error("{n_values} values do not make rows of {n_cols} in whole blocks of {block}")]
     RowLength {
         /// Values in a block.
@@ -69,7 +69,7 @@ pub enum Error {
     RotationLength {
         /// The length asked for.
         len: usize,
-        /// What remains of it after division by two as often as possible.
+        /// Its largest odd factor.
         odd_factor: usize,
         /// The largest supported.
         max_odd_factor: usize,

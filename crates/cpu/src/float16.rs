@@ -5,8 +5,8 @@ use half::f16;
 /// The largest finite number.
 pub const MAX: f32 = 65_504.0;
 
-/// The nearest sixteen-bit float, with ties to even; magnitudes beyond [`MAX`] become it, and
-/// a NaN stays one.
+/// The nearest sixteen-bit float, with ties to even. Magnitudes beyond [`MAX`] become [`MAX`], and NaN stays
+/// NaN.
 ///
 /// # Example
 /// ```

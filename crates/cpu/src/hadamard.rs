@@ -31,11 +31,11 @@
 
 use crate::{self as cpu, Error, Isa, Result, per_isa, pool, random::SplitMix64};
 
-/// The largest odd factor of a length: beyond it the dense part would be slower than it is useful.
+/// The largest odd factor of a length: beyond it the dense part would be too slow to be useful.
 pub const MAX_ODD_FACTOR: usize = 1023;
-/// Columns that the dense matrix works on at a time, and coordinates that the first butterflies work on.
+/// Columns that the dense matrix processes at a time, and coordinates that the first butterflies process.
 const LANES: usize = 16;
-/// Elements of all rows below which the calling thread works alone.
+/// With fewer elements than this, over all rows, the calling thread works alone.
 const MIN_PARALLEL: usize = 16 * 1024;
 
 /// An orthonormal rotation of vectors of one length.
@@ -72,7 +72,7 @@ impl Rotation {
         Ok(Self { len, order, dense: [matrix, transposed], signs: Vec::new(), scale })
     }
 
-    /// The rotation after a multiplication by signs, which depend on `seed` alone.
+    /// The rotation applied after a multiplication by random signs, which depend on `seed` alone.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -114,14 +114,14 @@ impl Rotation {
     }
 
     /// The rotation in parts, for devices that have no butterflies: a factor for each coordinate, and small
-    /// matrices. With the coordinates as an array whose last axis has the length of the first matrix, the
-    /// axis before it that of the second and so on, the rotation is a multiplication by the factors, then of
+    /// matrices. View the coordinates as an array whose last axis has the length of the first matrix, the
+    /// axis before it the length of the second, and so on. The rotation multiplies by the factors, and then
     /// each axis by its matrix.
     ///
     /// # Shapes
     /// The factors: `[len]`; each matrix `[n, n]` by rows, the product of all n is `len`.
     pub fn parts(&self) -> (Vec<f32>, Vec<Vec<f32>>) {
-        /// Bits of an axis at most: more would be more multiplications, fewer more passes.
+        /// The most bits of an axis: more would mean more multiplications, fewer would mean more passes.
         const AXIS_BITS: u32 = 5;
         let signs = if self.signs.is_empty() { vec![1.0; self.len] } else { self.signs.clone() };
         let factors = signs.into_iter().map(|sign| sign * self.scale).collect();
@@ -139,8 +139,8 @@ impl Rotation {
         (factors, matrices)
     }
 
-    /// The instruction set to use: alone, butterflies are faster without AVX-512, which the compiler uses for
-    /// gathers there.
+    /// The instruction set to use. A rotation of butterflies alone is faster without AVX-512, for which the
+    /// compiler would emit gathers.
     fn isa(&self) -> Isa {
         match cpu::isa() {
             Isa::Avx512 if self.order == 1 => Isa::Avx2,
@@ -148,8 +148,8 @@ impl Rotation {
         }
     }
 
-    /// Calls `rotate` with whole rows and room for [`mix`](Self::mix): all rows, or parts
-    /// from several threads.
+    /// Calls `rotate` with whole rows and scratch memory for [`mix`](Self::mix): with all rows at once, or
+    /// with parts from several threads.
     fn in_parallel(&self, rows: &mut [f32], rotate: impl Fn(&mut [f32], &mut [f32]) + Sync) -> Result<()> {
         if !rows.len().is_multiple_of(self.len) {
             let expected = rows.len().next_multiple_of(self.len);
@@ -260,7 +260,7 @@ fn hadamard_of_four_times(odd: usize) -> Option<Vec<f32>> {
             _ => core(row - 1, column - 1),
         }));
     }
-    // The first construction wants a prime ≡ 3, this one a prime ≡ 1 (mod 4); 2·odd − 1 always is ≡ 1.
+    // The first construction needs a prime ≡ 3 (mod 4), this one a prime ≡ 1; 2·odd − 1 is always ≡ 1.
     let prime = 2 * odd - 1;
     if !is_prime(prime) {
         return None;

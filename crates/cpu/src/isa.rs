@@ -1,4 +1,4 @@
-//! Which CPU instructions the kernels use: detected at run time, and forcible for tests.
+//! Which CPU instructions the kernels use: detected at run time, or forced, for tests.
 
 use crate::{Error, Result};
 use std::{
@@ -15,11 +15,11 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust that runs everywhere; the reference of the others.
+    /// Plain Rust that runs everywhere; the reference for the others.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and everything of [`Isa::Avx2`].
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI, and everything in [`Isa::Avx2`].
     Avx512,
     /// 64-bit Arm with Advanced SIMD.
     Neon,
@@ -39,10 +39,11 @@ impl Isa {
         }
     }
 
-    /// Whether this machine can run the path; cheap enough for the start of a kernel of some nanoseconds.
+    /// Whether this machine can run the path. Cheap enough to be called by a kernel that takes a few
+    /// nanoseconds.
     #[inline]
     pub fn is_available(self) -> bool {
-        /// A bit for each path, 0 before the first look.
+        /// A bit for each path, 0 before the first check.
         static AVAILABLE: AtomicU8 = AtomicU8::new(0);
         #[cold]
         fn look() -> u8 {
@@ -55,7 +56,7 @@ impl Isa {
         (if known == 0 { look() } else { known }) >> self as u8 & 1 == 1
     }
 
-    /// Whether the processor says that it has the instructions.
+    /// Whether the processor reports the instructions.
     fn is_found(self) -> bool {
         match self {
             Self::Scalar => true,
@@ -104,7 +105,7 @@ pub fn detect() -> Isa {
     })
 }
 
-/// Every path that this machine can run, the plain one first; tests loop over it.
+/// Every path that this machine can run, the plain one first. Tests loop over them.
 pub fn available() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
@@ -148,7 +149,7 @@ fn checked(isa: Isa) -> Result<Isa> {
     }
 }
 
-/// Makes every kernel of the process take this path from its next call on.
+/// Makes every kernel in the process take this path, starting with its next call.
 ///
 /// # Errors
 /// [`Error::IsaUnavailable`] if the machine lacks the instructions.
@@ -173,7 +174,7 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> Result<R> {
     Ok(f())
 }
 
-/// Whether the machine has AVX-512 BF16 beside everything of [`Isa::Avx512`].
+/// Whether the machine has AVX-512 BF16 in addition to everything in [`Isa::Avx512`].
 pub fn has_avx512_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return x86::avx512() && std::arch::is_x86_feature_detected!("avx512bf16");
@@ -181,7 +182,7 @@ pub fn has_avx512_bf16() -> bool {
     false
 }
 
-/// Whether the machine has the 256-bit AVX-VNNI dot products beside everything of [`Isa::Avx2`].
+/// Whether the machine has the 256-bit AVX-VNNI dot products in addition to everything in [`Isa::Avx2`].
 pub fn has_avx_vnni() -> bool {
     #[cfg(target_arch = "x86_64")]
     return x86::avx2() && std::arch::is_x86_feature_detected!("avxvnni");

@@ -1,18 +1,18 @@
-//! What CPU kernels share, without a tensor library: which instructions the machine has, one thread pool, and
-//! numbers that have the same bits everywhere.
+//! What CPU kernels share, without a tensor library: detection of instruction sets, one thread pool, and
+//! arithmetic that gives the same bits everywhere.
 //!
-//! | what | for which wish |
+//! | use | to |
 //! |---|---|
 //! | [`Isa`], [`isa()`], [`with_isa`], [`force`] | know, or choose, the instruction set of the kernels |
 //! | [`simd`] | write a kernel once, over registers of sixteen lanes |
 //! | [`per_isa!`] | compile a plain loop once for each instruction set |
-//! | [`pool`] | use all cores for pieces of work of some microseconds |
-//! | [`math`] | elementary functions with the same bits on every instruction set |
-//! | [`float16`] | sixteen-bit floats that do not overflow |
-//! | [`matrix`] | transpose, on all cores |
+//! | [`pool`] | use all cores for pieces of work of a few microseconds |
+//! | [`math`] | compute elementary functions with the same bits on every instruction set |
+//! | [`float16`] | round to sixteen-bit floats that do not overflow |
+//! | [`matrix`] | transpose a matrix on all cores |
 //! | [`hadamard`] | rotate vectors so that outliers disappear |
 //! | [`activations`] | quantize rows to eight bits, once for every product that reads them |
-//! | [`random`] | numbers that mean the same for a seed in every version |
+//! | [`random`] | draw random numbers that are the same for a seed in every version |
 //!
 //! # Promises
 //! - Every function gives the same bits on every instruction set and for every number of threads.
@@ -20,12 +20,12 @@
 //!
 //! # Instruction sets
 //! A kernel reads [`isa()`] once, on the thread that calls it and before it forks into the [`pool`], and
-//! passes the answer on. That is what makes [`with_isa`], which overrides the choice for the current thread
-//! only, reach all of the kernel's tasks.
+//! passes it on to its tasks. That is why [`with_isa`], which overrides the choice for the current thread
+//! only, reaches all of the kernel's tasks.
 //!
 //! # Environment
 //! `BREAKERS_THREADS` sets the threads of the pool, `BREAKERS_ISA` (`scalar`, `avx2`, `avx512`, `neon`) the
-//! instruction set of the whole process. A value that is unknown, or beyond what the machine can do, is
+//! instruction set of the whole process. A value that is unknown, or that the machine does not support, is
 //! reported through `tracing` and ignored.
 //!
 //! # Example

@@ -1,10 +1,10 @@
 //! Elementary functions that give the same bits on every instruction set.
 //!
-//! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that
-//! a loop over them vectorizes inside [`per_isa!`](crate::per_isa!) and rounds alike in
-//! scalar, AVX2 and AVX-512 code.
+//! The functions are written in plain Rust over single numbers, with explicit fused multiply-adds, so that a
+//! loop over them vectorizes inside [`per_isa!`](crate::per_isa!) and rounds the same way in scalar, AVX2 and
+//! AVX-512 code.
 
-/// eˣ, within 2 units in the last place; 0 below −87.3, e^88.7 above 88.7.
+/// eˣ, within 2 units in the last place. Below −87.3 the result is 0, and above 88.7 it is e^88.7.
 ///
 /// Range reduction x = n·ln 2 + r, |r| ≤ ln 2 / 2 (ln 2 in two parts), then the Taylor polynomial of degree
 /// 7, whose remainder on that interval is below 2⁻²⁷, and a scaling by the exponent bits.

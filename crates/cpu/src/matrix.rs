@@ -2,7 +2,7 @@
 
 use crate::pool;
 
-/// The transpose, `[n_cols, n_rows]`. Values after the last whole row are left out.
+/// The transpose, `[n_cols, n_rows]`. Values after the last whole row are ignored.
 ///
 /// # Shapes
 /// - `values`: `[n_rows, n_cols]`
@@ -17,7 +17,7 @@ use crate::pool;
 pub fn transposed(values: &[f32], n_cols: usize) -> Vec<f32> {
     let n_rows = values.len().checked_div(n_cols).unwrap_or(0);
     let mut out = vec![0.0; n_rows * n_cols];
-    // Blocks of 32 columns: their lines stay in the cache while the rows pass by.
+    // Blocks of 32 columns: their cache lines stay in the cache while the loop goes through the rows.
     pool::parallel_chunks_mut(&mut out, 32 * n_rows.max(1), |start, lines| {
         let first = start / n_rows.max(1);
         for row in 0..n_rows {

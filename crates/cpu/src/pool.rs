@@ -1,20 +1,18 @@
 //! The one thread pool of all kernels.
 //!
-//! A forward pass of a language model forks and joins hundreds of times a token, for pieces of work of a few
-//! dozen microseconds. The workers therefore stay awake for a little while after each job and pick the next
-//! one up within a fraction of a microsecond; when none comes they sleep, so that an idle
-//! process uses no CPU.
+//! A forward pass of a language model forks and joins hundreds of times per token, for pieces of work of a
+//! few dozen microseconds. The workers therefore stay awake for a little while after each job and pick up the
+//! next one within a fraction of a microsecond. If none comes they sleep, so an idle process uses no CPU.
 //!
 //! The calling thread works too. Tasks are handed out one at a time by a counter, so a worker that the
-//! operating system delays takes none, and the caller never waits for work that nobody has begun.
+//! operating system delays takes none, and the caller never waits for a task that no thread has started.
 //!
-//! Results must not depend on the pool: a task writes its own outputs only and says nothing
-//! about who runs it.
+//! Results must not depend on the pool: a task writes only its own outputs, and any thread may run it.
 //!
 //! # Cost
-//! A fork and join on two awake threads takes well below 2 µs (`cargo bench -p breakers-cpu --bench pool`).
-//! The first call after a pause pays for waking the workers, some tens of microseconds during which the
-//! caller already works. With one thread a call is a plain loop.
+//! A fork and join on two awake threads takes well under 2 µs (`cargo bench -p breakers-cpu --bench pool`).
+//! The first call after a pause has to wake the workers; that takes some tens of microseconds, during which
+//! the caller already works. With one thread a call is a plain loop.
 //!
 //! # Example
 //! ```
@@ -38,11 +36,11 @@ use crate::{Error, Result};
 use std::{ops::Range, sync::OnceLock};
 use team::Team;
 
-/// Most threads that the pool can have, the caller included.
+/// The most threads that the pool can have, including the caller.
 pub const MAX_THREADS: usize = 256;
 
-/// Chunks a thread gets from [`parallel_chunks`], so that a thread that is slower or late
-/// leaves work to others.
+/// Chunks per thread in [`parallel_chunks`]: several, so that a slow or late thread leaves work to the
+/// others.
 const CHUNKS_PER_THREAD: usize = 4;
 
 fn team() -> &'static Team {
@@ -56,26 +54,24 @@ fn default_threads() -> usize {
     match text.trim().parse() {
         Ok(n) if (1..=MAX_THREADS).contains(&n) => n,
         _ => {
-            tracing::warn!(
-                "BREAKERS_THREADS={text:?} is ignored: a number from 1 to {MAX_THREADS} is needed"
-            );
+            tracing::warn!("BREAKERS_THREADS={text:?} is ignored: expected a number from 1 to {MAX_THREADS}");
             available
         }
     }
 }
 
-/// Threads that kernels use, the caller included.
+/// The number of threads that kernels use, including the caller.
 ///
-/// Unless [`set_threads`] was called, the value of the environment variable `BREAKERS_THREADS`, else the
-/// number of hardware threads that the process may use.
+/// Unless [`set_threads`] was called, it is the value of the environment variable `BREAKERS_THREADS`, or else
+/// the number of hardware threads that the process may use.
 pub fn threads() -> usize {
     team().threads()
 }
 
-/// Sets the number of threads that kernels use, the caller included; 1 means that no worker runs at all.
+/// Sets the number of threads that kernels use, including the caller; 1 means that no worker runs at all.
 ///
-/// Waits for a job under way, and returns when no worker beyond the number takes tasks anymore. Called from
-/// within a task it is refused.
+/// Waits for any running job, and returns once no worker beyond that number takes tasks. It cannot be called
+/// from within a task.
 ///
 /// # Errors
 /// [`Error::ThreadCount`] for 0 or more than [`MAX_THREADS`]; [`Error::ThreadSpawn`] if the operating system
@@ -94,7 +90,7 @@ pub fn set_threads(n: usize) -> Result<()> {
 /// run the tasks one after the other on the calling thread.
 ///
 /// # Panics
-/// If a task panics: tasks that have not begun are left out, and the panic goes on in the caller.
+/// If a task panics. Tasks that have not started are then skipped, and the panic continues in the caller.
 pub fn parallel_for(n_tasks: usize, task: impl Fn(usize) + Sync) {
     if n_tasks > 1 {
         team().run(n_tasks, &task);
@@ -106,7 +102,7 @@ pub fn parallel_for(n_tasks: usize, task: impl Fn(usize) + Sync) {
 /// Splits `0..n` into contiguous chunks whose lengths are multiples of `align` (the last one may be shorter)
 /// and calls `task` once for each, from up to [`threads`] threads.
 ///
-/// The chunks depend on the number of threads, so a task must treat each index by itself. An `align` of 0
+/// The chunks depend on the number of threads, so a task must treat each index independently. An `align` of 0
 /// counts as 1.
 ///
 /// # Panics

@@ -1,4 +1,4 @@
-//! Reproducible numbers for seeds that must mean the same in every version.
+//! Reproducible random numbers, for seeds that must mean the same in every version.
 
 /// The SplitMix64 generator: equal seeds give equal numbers on every machine and in every version.
 ///
@@ -48,8 +48,8 @@ impl SplitMix64 {
         (radius * (std::f64::consts::TAU * self.next_unit()).cos()) as f32
     }
 
-    /// A random orthogonal matrix: normal numbers, made orthonormal row by row. Twice, since once leaves
-    /// rounding errors that grow.
+    /// A random orthogonal matrix: normal numbers, made orthonormal row by row. This is done twice, because
+    /// rounding errors grow if it is done once.
     ///
     /// # Shapes
     /// Returns `[n, n]` by rows.

@@ -2,7 +2,8 @@
 //!
 //! A kernel is a type that implements [`Kernel`]: its loop is written over the methods of [`Simd`], and
 //! [`dispatch`] runs the copy that was compiled for an instruction set. A loop that the compiler vectorizes
-//! by itself needs no registers by name: [`per_isa!`](crate::per_isa!) compiles it the same way.
+//! by itself does not have to name registers: [`per_isa!`](crate::per_isa!) compiles it once for each
+//! instruction set.
 //!
 //! Each instruction set gives the same bits: every operation is defined lane by lane and correctly rounded,
 //! and the two sums across lanes have one fixed order. The tests compare all methods between all instruction
@@ -84,15 +85,15 @@ mod sealed {
 /// An instruction set. It cannot be implemented outside of this crate, so methods may be added.
 ///
 /// # Safety
-/// Of every method: the processor has the instructions, which whoever names the implementing type answers
-/// for, and pointers are valid for [`LANES`] elements.
+/// For every method: the processor has the instructions, which is the responsibility of the code that names
+/// the implementing type, and pointers are valid for [`LANES`] elements.
 #[allow(clippy::missing_safety_doc)] // The section above holds for all methods.
 pub trait Simd: Copy + sealed::Sealed {
     /// Sixteen lanes.
     type V: Copy;
     /// Sixteen lanes of 32 bits.
     type W: Copy;
-    /// Bytes to be looked up.
+    /// A table of bytes for [`look_up`](Self::look_up).
     type Table: Copy;
     /// Four bytes in each lane, ready for [`dot`](Self::dot).
     type Bytes: Copy;
@@ -100,11 +101,11 @@ pub trait Simd: Copy + sealed::Sealed {
     type Factors: Copy;
     /// Sixteen integers that grow by [`dot`](Self::dot).
     type Sum: Copy;
-    /// Which one it is.
+    /// Which instruction set it is.
     const ISA: Isa;
-    /// How many values a kernel may keep in registers, a few being left for operands.
+    /// How many values a kernel may keep in registers, so that a few are left for operands.
     const ACCUMULATORS: usize;
-    /// Whether factors of more than a byte are two planes of bytes, with a sum each.
+    /// Whether factors larger than a byte are split into two planes of bytes, each with a sum of its own.
     const HAS_PLANES: bool;
 
     /// The number in all lanes.
@@ -117,11 +118,11 @@ pub trait Simd: Copy + sealed::Sealed {
     unsafe fn store(to: *mut f32, x: Self::V);
     /// Sixteen bytes as words.
     unsafe fn indices(from: *const u8) -> Self::W;
-    /// Of `n` numbers, a multiple of [`LANES`] up to 256, the sixteen that the indices name.
+    /// Sixteen of `n` numbers, chosen by the indices; `n` is a multiple of [`LANES`] up to 256.
     unsafe fn pick(from: *const f32, n: usize, indices: Self::W) -> Self::V;
     /// Stores sixteen elements, rounded as [`Stored::from_f32`] does; none is a NaN.
     unsafe fn narrow<E: Stored>(to: *mut E, x: Self::V);
-    /// Hints that the cache line at `at`, which need not be valid, is read soon.
+    /// Hints that the cache line at `at`, which need not be valid, will be read soon.
     unsafe fn prefetch(at: *const u8);
     /// a + b.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -139,7 +140,7 @@ pub trait Simd: Copy + sealed::Sealed {
     unsafe fn reduce_max(x: Self::V) -> f32;
     /// The sum of the lanes: i and i + 8 first, then i and i + 4, i + 2, i + 1.
     unsafe fn reduce_add(x: Self::V) -> f32;
-    /// −∞ in lanes outside of `from..to`, which may reach beyond the register on both sides.
+    /// Sets the lanes outside of `from..to` to −∞. The range may reach beyond the register on both sides.
     unsafe fn mask(x: Self::V, from: i32, to: i32) -> Self::V;
     /// y · 2ⁿ where x ≥ −126, else 0; n is in the low bits of `shifted` = n + [`ROUND`].
     unsafe fn scale_by_power(x: Self::V, y: Self::V, shifted: Self::V) -> Self::V;
@@ -151,22 +152,22 @@ pub trait Simd: Copy + sealed::Sealed {
     unsafe fn splat_word(x: u32) -> Self::W;
     /// a + b, without the carry.
     unsafe fn add_words(a: Self::W, b: Self::W) -> Self::W;
-    /// The bits that both have.
+    /// Bitwise and.
     unsafe fn and(a: Self::W, b: Self::W) -> Self::W;
-    /// The bits that either has.
+    /// Bitwise or.
     unsafe fn or(a: Self::W, b: Self::W) -> Self::W;
-    /// Each word shifted by as many bits, less than 32, as `by` says.
+    /// Shifts each word by the number of bits in `by`, which is below 32.
     unsafe fn shift_right(x: Self::W, by: Self::W) -> Self::W;
     /// As [`shift_right`](Self::shift_right), to the left.
     unsafe fn shift_left(x: Self::W, by: Self::W) -> Self::W;
     /// Signed integers as numbers, rounded to nearest even.
     unsafe fn float(x: Self::W) -> Self::V;
-    /// The [`TABLE`] bytes at `from`, ready to be looked up.
+    /// The [`TABLE`] bytes at `from`, as a table for [`look_up`](Self::look_up).
     unsafe fn table(from: *const u8) -> Self::Table;
-    /// What each byte, below 2^`BITS`, stands for; `BITS` is 4 or 5.
+    /// Looks up each byte, which is below 2^`BITS`; `BITS` is 4 or 5.
     unsafe fn look_up<const BITS: u32>(table: Self::Table, x: Self::W) -> Self::W;
-    /// Writes sixteen integers as factors, four to a [`Quad`]: at most [`LARGEST_BYTE`] in magnitude in one
-    /// plane, [`LARGEST`] in two.
+    /// Writes sixteen integers as factors, four to a [`Quad`]. Their magnitude is at most [`LARGEST_BYTE`]
+    /// with one plane and [`LARGEST`] with two.
     unsafe fn pack<const PLANES: usize>(x: Self::V, to: *mut Quad);
     /// Four bytes in each lane, made ready for [`dot`](Self::dot).
     unsafe fn bytes(x: Self::W) -> Self::Bytes;
@@ -183,7 +184,7 @@ pub trait Simd: Copy + sealed::Sealed {
     /// The sums as signed integers.
     unsafe fn total<const PLANES: usize>(sum: Self::Sum) -> Self::W;
 
-    /// The nearest integers, even ones where two are as near, of |x| < 2²².
+    /// Rounds to the nearest integers, ties to even, for |x| < 2²².
     #[inline(always)]
     unsafe fn round(x: Self::V) -> Self::V {
         // SAFETY: the caller answers for the instructions; no pointers are involved.
@@ -207,7 +208,7 @@ pub trait Simd: Copy + sealed::Sealed {
     }
 }
 
-/// Four integer factors, as an instruction set wants them.
+/// Four integer factors, in the form that an instruction set needs.
 ///
 /// With planes: the high bytes of n = 128 · high + low in the first word, the low ones in the second.
 /// Otherwise 16 bits each: the first and the third factor in the first word, the others in the second.
@@ -223,15 +224,16 @@ pub trait Kernel {
     /// Its result.
     type Output;
 
-    /// Runs it; implementations are `#[inline(always)]`, so that they take on the caller's instructions.
+    /// Runs the loop. Implementations are `#[inline(always)]`, so that they are compiled with the caller's
+    /// instructions.
     ///
     /// # Safety
     /// The processor has `S`'s instructions.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Runs a kernel with the given instruction set, which the processor must have, as [`isa`](crate::isa())
-/// promises; with plain code where it has not.
+/// Runs a kernel with the given instruction set, or with plain code if the processor lacks it.
+/// [`isa`](crate::isa()) only returns sets that the processor has.
 #[inline]
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
@@ -278,7 +280,7 @@ pub fn plain<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// A loop that names no registers, for [`per_isa!`](crate::per_isa!).
+/// A loop that does not name registers, for [`per_isa!`](crate::per_isa!).
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Plain<F>(pub F);
@@ -292,16 +294,17 @@ impl<R, F: FnOnce() -> R> Kernel for Plain<F> {
     }
 }
 
-/// Evaluates an expression compiled for an instruction set; for one that the machine lacks, the plain code.
+/// Evaluates an expression compiled for the given instruction set, or the plain code if the machine lacks
+/// that set.
 ///
 /// `per_isa!(isa, || expression)` has the expression's value. Kernels read [`isa`](crate::isa()) once,
 /// before they fork into the pool, and pass it on.
 ///
-/// The expression is compiled once for each instruction set, inside a function with the wider features turned
-/// on, where the compiler vectorizes it and fused multiply-adds are single instructions. That reaches only
-/// what is inlined: let the expression be a loop over, or a call of, `#[inline(always)]` functions, and pass
-/// no closures through it. The result has the same bits on every path, because Rust neither fuses nor
-/// reorders floating-point operations by itself.
+/// The expression is compiled once for each instruction set, inside a function that has the set's features
+/// enabled. There the compiler vectorizes it, and fused multiply-adds are single instructions. This applies
+/// only to code that is inlined: let the expression be a loop over, or a call of, `#[inline(always)]`
+/// functions, and pass no closures through it. The result has the same bits on every path, because Rust
+/// neither fuses nor reorders floating-point operations by itself.
 ///
 /// # Example
 /// ```
@@ -322,8 +325,8 @@ impl<R, F: FnOnce() -> R> Kernel for Plain<F> {
 #[macro_export]
 macro_rules! per_isa {
     ($isa:expr, || $body:expr) => {
-        // A closure that is called from one place only is inlined there, whatever its size;
-        // hence three of them.
+        // A closure that is called from only one place is inlined there, whatever its size. That is why there
+        // are three.
         match $isa {
             #[cfg(target_arch = "x86_64")]
             $crate::Isa::Avx512 if $crate::Isa::Avx512.is_available() => {
@@ -335,7 +338,7 @@ macro_rules! per_isa {
                 // SAFETY: the processor has the features.
                 unsafe { $crate::simd::with_avx2($crate::simd::Plain(|| $body)) }
             }
-            // NEON belongs to what code for 64-bit Arm is compiled with anyway.
+            // All code for 64-bit Arm is compiled with NEON anyway.
             _ => $crate::simd::plain(|| $body),
         }
     };
@@ -343,8 +346,8 @@ macro_rules! per_isa {
 /// 1.5 · 2²³: adding it to a small number rounds that to an integer, which is then in the low bits.
 pub const ROUND: f32 = 12_582_912.0;
 
-/// 2^r on |r| ≤ 1/2, highest power first: a least-maximum fit of the relative error (2e-9 before rounding)
-/// with the constant held at 1, so that 2⁰ is exactly 1.
+/// 2^r on |r| ≤ 1/2, highest power first: a minimax fit of the relative error (2e-9 before rounding), with
+/// the constant term fixed at 1 so that 2⁰ is exactly 1.
 const EXP2: [f32; 7] = [
     0.000_153_533_62,
     0.001_339_887_5,

@@ -54,7 +54,7 @@ impl<'a, T> DisjointMut<'a, T> {
     /// # Panics
     /// If `range` is reversed or reaches beyond the slice.
     #[inline]
-    #[allow(clippy::mut_from_ref)] // The contract above is what keeps the pieces apart.
+    #[allow(clippy::mut_from_ref)] // The contract above keeps the pieces disjoint.
     pub unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} is not within 0..{}", self.len);
         // SAFETY: the range lies within the slice borrowed in `new`, and the caller keeps the pieces apart.

@@ -2,8 +2,8 @@
 //!
 //! A job is a closure and a number of tasks. Its caller writes both into the slot and then raises
 //! `unclaimed`. A thread claims a task by decrementing `unclaimed`; a positive old value is a claim and gives
-//! the task's index. Whoever holds a claim keeps the job alive, since the caller waits for `unfinished` to
-//! reach zero; whoever holds none never looks at the slot. So a worker may be arbitrarily late.
+//! the task's index. A thread that holds a claim keeps the job alive, since the caller waits for `unfinished`
+//! to reach zero; a thread without a claim never looks at the slot. So a worker may be arbitrarily late.
 
 use super::MAX_THREADS;
 use crate::{Error, Result};
@@ -23,11 +23,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a worker without work keeps its core busy, and how long after that it yields before it sleeps.
-/// Waking it takes 40 µs and more, so a little longer than that is the best bet on when the next job comes.
+/// How long a worker without work spins, and then how long it yields before it sleeps. Waking it takes 40 µs
+/// or more, so spinning for a little longer than that is the best bet.
 const SPIN: Duration = Duration::from_micros(50);
 const YIELD: Duration = Duration::from_micros(100);
-/// The same for a caller that waits for the last tasks of others.
+/// The same for a caller that waits for the last tasks of other threads.
 const CALLER_SPIN: Duration = Duration::from_micros(30);
 const CALLER_YIELD: Duration = Duration::from_micros(500);
 /// Polls between two looks at the clock.
@@ -57,7 +57,7 @@ unsafe fn call<F: Fn(usize) + Sync>(closure: *const (), index: usize) {
 
 unsafe fn nothing(_: *const (), _: usize) {}
 
-/// What a thread without work needs: one line for all of it.
+/// What a thread without work looks at, on one cache line.
 struct Job {
     /// Tasks that nobody has claimed; zero or negative between jobs.
     unclaimed: AtomicIsize,
@@ -70,7 +70,7 @@ struct Shared {
     unfinished: Padded<AtomicUsize>,
     /// Threads that may work, the caller included.
     limit: Padded<AtomicUsize>,
-    /// Held by the caller of the job under way. A claim to it is only ever tried, except by `set_threads`.
+    /// Held by the caller of the running job. Only `set_threads` waits for it; all others try once.
     caller: AtomicBool,
     /// Threads that have been started, the caller included. Written by the holder of `caller`.
     started: AtomicUsize,
@@ -90,7 +90,7 @@ unsafe impl Sync for Shared {}
 // SAFETY: the pointers in the slot are never used after the job, so nothing is tied to a thread.
 unsafe impl Send for Shared {}
 
-/// A worker's state: `AWAKE` looks for tasks, `ASLEEP` takes none, `CALLED` has been told to get up.
+/// A worker's state: `AWAKE` looks for tasks, `ASLEEP` takes none, `CALLED` has been told to wake up.
 const AWAKE: u8 = 0;
 const ASLEEP: u8 = 1;
 const CALLED: u8 = 2;
@@ -144,7 +144,7 @@ impl Team {
         };
         self.start_workers(n)?;
         self.shared.limit.0.store(n, SeqCst);
-        // A worker beyond the number that is still awake goes to sleep soon: no job can hold it.
+        // A worker beyond the new number that is still awake will go to sleep soon: no job can keep it.
         for worker in
             self.shared.workers.iter().skip(n - 1).take_while(|worker| worker.thread.get().is_some())
         {
@@ -198,7 +198,8 @@ impl Team {
         // SAFETY: no claim exists, so nobody reads the slot.
         unsafe { *shared.job.0.slot.get() = slot };
         shared.unfinished.0.store(slot.n_tasks, Relaxed);
-        // Before the look at the workers' states in `wake`, as `doze` does it in the opposite order.
+        // This store comes before `wake` reads the workers' states; `doze` does the two in the opposite
+        // order.
         shared.job.0.unclaimed.store(slot.n_tasks as isize, SeqCst);
         shared.wake();
         IN_TASK.set(true);
@@ -268,7 +269,7 @@ impl Shared {
         let mut finished = done.get();
         let ran = finished > 0;
         if let Err(payload) = result {
-            // Nobody shall begin the tasks that are left.
+            // No thread may start the remaining tasks.
             finished += self.job.0.unclaimed.swap(0, SeqCst).max(0) as usize;
             lock(&self.panic).get_or_insert(payload);
         }
@@ -289,7 +290,7 @@ impl Shared {
         if spin(CALLER_SPIN, CALLER_YIELD, finished) {
             return;
         }
-        // Before the look at `unfinished`; `work` does it in the opposite order.
+        // This comes before the look at `unfinished`; `work` does the two in the opposite order.
         self.caller_sleeps.store(true, SeqCst);
         let mut guard = lock(&self.caller_lock);
         while self.unfinished.0.load(SeqCst) != 0 {
@@ -337,7 +338,8 @@ impl Shared {
 
     /// Sleeps until there is work for this worker.
     fn doze(&self, index: usize, worker: &Worker) {
-        // Before the looks at `unclaimed` and `shutdown`; a caller does it in the opposite order.
+        // This comes before the looks at `unclaimed` and `shutdown`; a caller does the two in the opposite
+        // order.
         worker.state.store(ASLEEP, SeqCst);
         let ready = || index < self.limit.0.load(SeqCst) && self.job.0.unclaimed.load(SeqCst) > 0;
         while worker.state.load(SeqCst) == ASLEEP && !self.shutdown.load(SeqCst) {
@@ -346,7 +348,7 @@ impl Shared {
             }
             std::thread::park();
         }
-        // Before the look at `limit`; `set_threads` does it in the opposite order.
+        // This comes before the look at `limit`; `set_threads` does the two in the opposite order.
         let called = worker.state.swap(AWAKE, SeqCst) == CALLED;
         if index >= self.limit.0.load(SeqCst) {
             worker.state.store(ASLEEP, SeqCst);
@@ -356,8 +358,7 @@ impl Shared {
     }
 }
 
-/// Polls `condition`, at first with the core kept busy, then leaving it to others; false if it did not come
-/// true in time.
+/// Polls `condition`, first by spinning and then by yielding; returns false if it did not come true in time.
 #[inline]
 fn spin(busy: Duration, yielding: Duration, condition: impl Fn() -> bool) -> bool {
     if condition() {

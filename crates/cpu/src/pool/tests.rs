@@ -22,8 +22,8 @@ fn check_each_once(team: &Team, n_tasks: usize) {
 
 /// The threads that take part in a job whose first tasks wait for as many threads as the team has.
 ///
-/// However late the machine lets a worker run, the tasks wait for it, up to a limit that only a worker that
-/// never comes reaches. A thread beyond the team's number would be in the result too.
+/// However late a worker is scheduled, the tasks wait for it, up to a limit that is only reached if a worker
+/// never comes. A thread too many would show up in the result as well.
 fn participants(team: &Team) -> HashSet<ThreadId> {
     let threads = Mutex::new(HashSet::new());
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -158,7 +158,7 @@ fn workers_sleep_and_wake() {
     }
 }
 
-/// CPU time of this process's threads whose names begin so.
+/// CPU time of this process's threads whose names begin with this text.
 #[cfg(target_os = "linux")]
 fn cpu_time_of(thread_names: &str) -> Duration {
     let mut ticks = 0;
@@ -176,10 +176,10 @@ fn cpu_time_of(thread_names: &str) -> Duration {
 #[test]
 #[cfg(target_os = "linux")]
 fn idle_workers_use_no_cpu() {
-    // A large team, because no other test has a worker with this number.
+    // A large team, because no other test has a worker with so high a number.
     let team = Team::new(64);
     assert_eq!(participants(&team).len(), 64);
-    // On a busy machine it takes a while until all have had their turn to go to sleep.
+    // On a busy machine it takes a while until all of them get to run and go to sleep.
     let mut used = Vec::new();
     while used.len() < 10 {
         std::thread::sleep(Duration::from_millis(50));

@@ -265,7 +265,7 @@ impl Simd for Avx2 {
     }
 }
 
-// Functions instead of closures: a closure would be compiled without the instructions.
+// These are functions, not closures, because a closure would be compiled without the instructions.
 
 /// # Safety
 /// The processor has F16C; `to` is valid for 16 bytes.
@@ -309,7 +309,7 @@ unsafe fn scale_half(x: __m256, y: __m256, shifted: __m256) -> __m256 {
 /// The processor has AVX2.
 #[inline(always)]
 unsafe fn look_up_half<const BITS: u32>(table: [__m256i; 2], x: __m256i) -> __m256i {
-    // SAFETY: the caller's promise. A byte's highest bit tells a blend which one counts.
+    // SAFETY: the caller's promise. A byte's highest bit tells the blend which operand to take.
     unsafe {
         let low = _mm256_shuffle_epi8(table[0], x);
         if BITS <= 4 {

@@ -4,7 +4,7 @@ use half::f16;
 use super::sealed::Sealed;
 use crate::float16;
 
-/// How numbers are stored: [`struct@f16`] or [`f32`].
+/// A type in which numbers are stored: [`struct@f16`] or [`f32`].
 pub trait Stored: Pod + Sealed {
     /// Whether it is [`struct@f16`].
     const IS_HALF: bool;
