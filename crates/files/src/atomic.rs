@@ -1,17 +1,18 @@
-//! Replacing a file as a whole: readers see the old content or the new one, also after a crash.
+//! Replacing a file as a whole: readers see the old content or the new one, even after a crash.
 //!
-//! The new content is written beside its place under a name of this crate's own, synced, renamed over the old
-//! one, and the folder is synced. Writers of one path never share a temporary file, whether they are threads
-//! or processes; the last one to finish wins.
+//! The new content is written to a temporary file in the same folder and synced. Then the file is renamed
+//! over the old one, and the folder is synced. Writers of one path never share a temporary file, whether they
+//! are threads or processes; the last one to finish wins.
 //!
 //! # What is replaced
-//! A regular file keeps its permissions. A symbolic link is replaced itself, and what it points to stays
-//! as it is. What is not a file (a folder, a device, a pipe) is refused: renaming over `/dev/null` would
-//! succeed for the administrator.
+//! A regular file keeps its permissions. A symbolic link is itself replaced; its target stays as it is.
+//! Anything that is not a file (a folder, a device, a pipe) is refused, because an administrator could
+//! otherwise replace `/dev/null`.
 //!
 //! # Leftovers
-//! A process that is killed leaves its temporary file. [`clean`] removes those of a folder, and only those:
-//! the name has this crate's own form, and nobody holds the lock that a writer keeps on it.
+//! A process that is killed leaves its temporary file behind. [`clean`] removes such files from a folder, and
+//! no others: the name has a form that only this crate uses, and nobody holds the lock that a writer keeps on
+//! the file.
 
 use crate::{Disk, Error, OsDisk, Result, lock::try_lock};
 use std::{
@@ -24,16 +25,17 @@ use std::{
 };
 
 const SUFFIX: &str = ".breakers-tmp";
-/// What SQLite puts beside a database that it writes.
+/// Endings of the files that SQLite keeps next to a database.
 const SIDECARS: [&str; 3] = ["-journal", "-wal", "-shm"];
-/// A temporary file without a lock of ours is a leftover after this time without a change.
+/// A temporary file that cannot be locked by its writer counts as a leftover after this time without a
+/// change.
 const LEFTOVER: Duration = Duration::from_secs(600);
-/// Of the name of the file to come, at most so many bytes are repeated in the temporary one.
+/// At most this many bytes of the final name are repeated in the temporary name.
 const MAX_STEM: usize = 100;
-/// Tries for a free name; each has a number of its own.
+/// Attempts to find a free name, each with a new number.
 const MAX_TRIES: usize = 16;
 
-/// Writes a file in place of the one that is there, if any.
+/// Writes a file, replacing the one at the path if there is one.
 ///
 /// ```
 /// let folder = tempfile::tempdir().unwrap();
@@ -45,18 +47,18 @@ const MAX_TRIES: usize = 16;
 /// ```
 ///
 /// # Errors
-/// [`Error::NotAFile`], [`Error::Io`]; the old file is still there then. When only syncing the folder failed,
-/// the new one is in its place, but may be the old one again after a crash of the system.
+/// [`Error::NotAFile`], [`Error::Io`]; the old file is then still there. If only the sync of the folder
+/// failed, the new file is in place, but after a system crash it may be the old one again.
 pub fn replace(path: impl AsRef<Path>, content: &[u8]) -> Result<()> {
     let mut file = Replacement::new(path)?;
     file.put(content)?;
     file.commit()
 }
 
-/// A file that is being written to take the place of another. Dropped without [`commit`](Self::commit),
+/// A file that is being written and will replace another. If it is dropped without [`commit`](Self::commit),
 /// it leaves nothing behind.
 ///
-/// It writes without a buffer; a [`BufWriter`](io::BufWriter) around it gathers small pieces.
+/// Writes are not buffered; put a [`BufWriter`](io::BufWriter) around it for small pieces.
 ///
 /// ```
 /// use breakers_files::Replacement;
@@ -76,7 +78,7 @@ pub struct Replacement<'a> {
     disk: &'a dyn Disk,
     path: PathBuf,
     temporary: PathBuf,
-    /// Open as long as this lives, since it holds the lock.
+    /// Kept open, since it holds the lock.
     file: File,
     permissions: Option<Permissions>,
     by_name: bool,
@@ -84,7 +86,7 @@ pub struct Replacement<'a> {
 }
 
 impl Replacement<'static> {
-    /// Begins a file on the operating system's disk.
+    /// Starts a file on the operating system's disk.
     ///
     /// # Errors
     /// [`Error::NotAFile`], [`Error::Io`].
@@ -92,7 +94,7 @@ impl Replacement<'static> {
         Self::on(&OsDisk, path)
     }
 
-    /// As [`new`](Self::new), for content that comes from code which wants a name: see
+    /// As [`new`](Self::new), for content that other code writes and for which it needs a path: see
     /// [`temporary`](Self::temporary).
     ///
     /// # Errors
@@ -134,7 +136,8 @@ impl<'a> Replacement<'a> {
         };
         let permissions = match old {
             Some(permissions) => {
-                // Before there is content, so that nobody reads what the old file would not have shown.
+                // Set before there is content, so that nobody can read what the old file's permissions would
+                // have hidden.
                 let now = if by_name { writable(permissions.clone()) } else { permissions.clone() };
                 let set = begun.file.set_permissions(now);
                 set.map_err(Error::io("set the permissions of", &begun.temporary))?;
@@ -151,9 +154,9 @@ impl<'a> Replacement<'a> {
         &self.path
     }
 
-    /// Where the content lies until then: an empty file at first. Code that takes a path may write to it, or
-    /// put another file in its place; only do so if this was begun with [`by_name`](Self::by_name), whose
-    /// leftovers are known by age as well, since another file has no lock.
+    /// The temporary file, which is empty at first. Code that takes a path may write to it or replace it, but
+    /// only if this was started with [`by_name`](Self::by_name): a file put in its place has no lock, so
+    /// leftovers of that kind are also recognized by their age.
     pub fn temporary(&self) -> &Path {
         &self.temporary
     }
@@ -202,13 +205,14 @@ impl Write for Replacement<'_> {
 impl Drop for Replacement<'_> {
     fn drop(&mut self) {
         if !self.committed {
-            // The first error is what the caller must see; `clean` finds what stays.
+            // The caller must see the first error; `clean` finds what is left.
             let _ = self.disk.remove(&self.temporary);
         }
     }
 }
 
-/// Moves a finished file to its place in another folder of the same disk: synced before, its folder after.
+/// Moves a finished file to its place in another folder on the same disk. The file is synced before the move,
+/// its new folder after it.
 ///
 /// # Errors
 /// [`Error::NotAFile`] if one of the two is not a regular file, [`Error::Io`].
@@ -223,8 +227,8 @@ pub fn put_in_place(disk: &dyn Disk, from: impl AsRef<Path>, to: impl AsRef<Path
     disk.sync_folder(folder_of(to)).map_err(Error::io("sync the folder of", to))
 }
 
-/// Opens a file to read it; what is not a regular file is refused, so that a pipe does not make
-/// the caller wait forever.
+/// Opens a file to read it. Anything but a regular file is refused, so that a pipe cannot make the caller
+/// wait forever.
 ///
 /// # Errors
 /// [`Error::NotAFile`], [`Error::Io`].
@@ -234,8 +238,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     File::open(path).map_err(Error::io("open", path))
 }
 
-/// Removes temporary files of writers that are gone from a folder; how many. Files of other programs, and
-/// those that somebody is writing, stay.
+/// Removes the temporary files of writers that are gone from a folder, and returns how many there were. Files
+/// of other programs, and files that are being written, stay.
 ///
 /// ```
 /// use breakers_files::{OsDisk, Replacement, clean};
@@ -249,8 +253,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
 /// ```
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be read. A file that cannot be removed stays, to be
-/// found the next time.
+/// [`Error::Io`] if the folder cannot be read. A file that cannot be removed stays until the next time.
 pub fn clean(disk: &dyn Disk, folder: impl AsRef<Path>) -> Result<usize> {
     let folder = folder.as_ref();
     let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
@@ -264,17 +267,17 @@ pub fn clean(disk: &dyn Disk, folder: impl AsRef<Path>) -> Result<usize> {
     Ok(n_removed)
 }
 
-/// Whether a file's name is one that this crate gives temporary files.
+/// Whether a file's name has the form that this crate uses for temporary files.
 pub fn is_temporary(path: impl AsRef<Path>) -> bool {
     path.as_ref().file_name().is_some_and(|name| Leftover::of(name).is_some())
 }
 
-/// How it is known that the writer is gone.
+/// How to tell that the writer is gone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leftover {
-    /// The lock can be had.
+    /// The lock is free.
     Unlocked,
-    /// The lock can be had, and nothing has changed for a while.
+    /// The lock is free, and the file has not changed for a while.
     UnlockedAndOld,
 }
 
@@ -298,14 +301,14 @@ fn remove_if_left(disk: &dyn Disk, path: &Path, kind: Leftover) -> bool {
     let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
     let modified = file.metadata().and_then(|metadata| metadata.modified());
     let old = modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > LEFTOVER));
-    // Without locks between processes, only age says it.
+    // Where there are no locks between processes, only the age tells.
     let needs_age = kind == Leftover::UnlockedAndOld || !cfg!(unix);
     // The lock is held while the file is removed, so that a writer who has just made it notices.
     let unlocked = try_lock(&file, path).unwrap_or(false);
     unlocked && (old || !needs_age) && disk.remove(path).is_ok()
 }
 
-/// A new file beside its place, locked.
+/// Creates a locked temporary file in the folder of `path`.
 fn create(disk: &dyn Disk, path: &Path, by_name: bool) -> Result<(File, PathBuf)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -324,11 +327,11 @@ fn create(disk: &dyn Disk, path: &Path, by_name: bool) -> Result<(File, PathBuf)
             }
             Err(error) => return Err(Error::io("write", path)(error)),
         };
-        // Elsewhere a lock would keep out the code that writes by name.
+        // On other systems a lock would keep out the code that writes by name.
         if !cfg!(unix) {
             return Ok((file, temporary));
         }
-        // Another process that cleans up may have been faster; then it is gone.
+        // A process that cleans up may have removed it meanwhile.
         match try_lock(&file, &temporary) {
             Ok(true) if temporary.exists() => return Ok((file, temporary)),
             Ok(_) => {}
@@ -341,7 +344,8 @@ fn create(disk: &dyn Disk, path: &Path, by_name: bool) -> Result<(File, PathBuf)
     Err(Error::io("find a temporary name for", path)(taken))
 }
 
-/// The permissions of the regular file at a path, if there is one; anything else there is an error.
+/// The permissions of the regular file at a path, or `None` if nothing is there. Anything but a regular file
+/// is an error.
 ///
 /// # Errors
 /// [`Error::NotAFile`] for a folder, a device, a pipe or a link that leads to one; [`Error::Io`].
@@ -389,7 +393,7 @@ fn name_of(file_type: FileType) -> &'static str {
     "something else"
 }
 
-/// The same, but the owner may read and write.
+/// The same permissions, but the owner may read and write.
 fn writable(mut permissions: Permissions) -> Permissions {
     #[cfg(unix)]
     {

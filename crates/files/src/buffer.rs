@@ -1,4 +1,4 @@
-//! Numbers that lie in a mapped file until they grow, then in memory; always from a cache line's start on.
+//! Numbers in a mapped file or, once they grow, in memory; always aligned to a cache line.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
@@ -35,7 +35,7 @@ pub struct Buffer<T> {
 }
 
 enum Place {
-    /// A private mapping: what is written stays in memory and does not reach the file.
+    /// A private mapping: writes stay in memory and do not reach the file.
     Mapped {
         map: MmapMut,
         start: usize,
@@ -61,12 +61,12 @@ impl<T: Pod> Buffer<T> {
         })
     }
 
-    /// Has room for so many elements in all without being moved, if there is so much memory. Memory that is
-    /// not written to yet is only asked for.
+    /// Reserves room for `n` elements in total, so that they need not be moved later, if there is that much
+    /// memory. Memory that is never written to is only reserved, not used.
     pub fn reserve(&mut self, n: usize) {
         let n_lines = n.saturating_mul(size_of::<T>()).div_ceil(64);
         if let Place::Owned(lines) = &mut self.place {
-            // Without it, they are moved as they grow.
+            // If this fails, they are moved as they grow.
             let _ = lines.try_reserve_exact(n_lines.saturating_sub(lines.len()));
         }
     }
@@ -86,14 +86,14 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
-    /// Appends copies.
+    /// Appends copies of `values`.
     pub fn extend(&mut self, values: &[T]) {
         let start = self.len;
         self.extend_zeroed(values.len());
         self.make_mut()[start..].copy_from_slice(values);
     }
 
-    /// The elements, to change them; a mapped file keeps what it has.
+    /// The elements, mutably. A mapped file does not change.
     pub fn make_mut(&mut self) -> &mut [T] {
         let bytes = match &mut self.place {
             Place::Mapped { map, start } => &mut map[*start..],

@@ -1,4 +1,4 @@
-//! What durable files need of a file system, so that tests can make each operation fail.
+//! What durable files need from a file system, as a trait, so that tests can make each operation fail.
 
 use std::{
     fmt,
@@ -8,17 +8,17 @@ use std::{
 };
 
 /// The operations that change a disk. [`OsDisk`] is the real one; `testing::FaultyDisk` (feature `testing`)
-/// fails where a test wants it to.
+/// fails where a test tells it to.
 ///
 /// # Errors
 /// All methods return those of the operating system.
 pub trait Disk: Send + Sync + fmt::Debug {
-    /// Creates a file that must not be there yet, for reading and writing.
+    /// Creates a file for reading and writing. It must not exist yet.
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] if there is a file of this name.
     fn create(&self, path: &Path) -> io::Result<File>;
-    /// Opens a file to add to its end and to read it; creates it if there is none.
+    /// Opens a file for reading and appending, and creates it if there is none.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -36,14 +36,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Waits until a file's content is on the disk.
     ///
     /// # Errors
-    /// Those of the operating system; whether the content is on the disk is unknown then.
+    /// Those of the operating system; then it is unknown whether the content is on the disk.
     fn sync(&self, file: &File) -> io::Result<()>;
     /// Renames a file over another one.
     ///
     /// # Errors
     /// Those of the operating system.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Waits until the names in a folder are on the disk.
+    /// Waits until a folder's list of names is on the disk.
     ///
     /// # Errors
     /// Those of the operating system.

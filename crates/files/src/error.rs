@@ -28,7 +28,7 @@ pub enum Error {
         /// What is there: a folder, a device, a pipe.
         found: &'static str,
     },
-    /// A file is not what its checksums or its header say.
+    /// A file does not match its checksums or its header.
     #[error("{path}: {what}: expected {expected}, found {found}", path = path.display())]
     Damaged {
         /// The file.
@@ -54,7 +54,7 @@ pub enum Error {
         found: String,
     },
     /// A record cannot be written as JSON.
-    #[error("a record for {path} is no JSON: {source}", path = path.display())]
+    #[error("a record for {path} cannot be written as JSON: {source}", path = path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -66,19 +66,19 @@ pub enum Error {
     Record {
         /// The journal.
         path: PathBuf,
-        /// What may be written.
+        /// What a record may be.
         expected: String,
         /// What was given.
         found: String,
     },
-    /// A journal failed to write or sync before; what it holds is known only when it is opened again.
+    /// An earlier write or sync of the journal failed. Open it again to find out what it holds.
     #[error("{path}: an earlier write failed; open the journal again", path = path.display())]
     Failed {
         /// The journal.
         path: PathBuf,
     },
-    /// Another handle or process held the lock for as long as the caller was willing to wait.
-    #[error("{path} is held by another handle or process, for longer than the time limit", path = path.display())]
+    /// Another handle or process held the lock for longer than the caller was willing to wait.
+    #[error("{path} is still locked by another handle or process after the time limit", path = path.display())]
     Locked {
         /// The file.
         path: PathBuf,

@@ -1,23 +1,23 @@
-//! A journal: JSON lines with checksums, only ever added to.
+//! A journal: an append-only file of JSON lines with checksums.
 //!
-//! Each record is a JSON object on a line of its own, whose last member `crc32` is the CRC-32 (eight
-//! hexadecimal digits) of the line before that member. Every reader of JSON lines can read it: `jq`,
-//! `pandas.read_json(lines=True)`.
+//! Each record is a JSON object on a line of its own. Its last member, `crc32`, is the CRC-32 (eight
+//! hexadecimal digits) of the part of the line before that member. Any reader of JSON lines can read it, such
+//! as `jq` and `pandas.read_json(lines=True)`.
 //!
 //! ```text
 //! {"question":17,"correct":true,"crc32":"9c3a5f02"}
 //! ```
 //!
 //! # After a crash
-//! A write that was interrupted leaves a last line without its end, or zeros where a page did not reach the
-//! disk. Opening the journal cuts that off and says so ([`Recovery::torn_bytes`]); reading it passes over it.
-//! A damaged line that whole lines follow is something else, and an error.
+//! An interrupted write leaves an incomplete last line, or zeros where a page did not reach the disk. Opening
+//! the journal cuts that off and reports it ([`Recovery::torn_bytes`]); reading the journal skips it. A
+//! damaged line with whole lines after it is not an interrupted write, and an error.
 //!
 //! # Writers
-//! One handle at a time: a lock on the file says so. Any number may read meanwhile (not on Windows, whose
-//! locks keep readers out). What failed to be written is taken back, so that a disk that was full can go on
-//! when there is room; after a failed sync nobody knows what the disk holds, and the journal refuses to go on
-//! until it is opened again.
+//! Only one handle at a time can write, which a lock on the file ensures. Any number may read meanwhile
+//! (except on Windows, where locks keep readers out). A failed write is undone, so writing can continue when
+//! a full disk has room again. After a failed sync nobody knows what the disk holds, and the journal refuses
+//! all writes until it is opened again.
 //!
 //! # Example
 //! ```
@@ -66,11 +66,11 @@ pub use reader::Reader;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SyncPolicy {
-    /// After each record: one that was acknowledged survives a crash of the system.
+    /// After each record: once `append` has returned, the record survives a system crash.
     #[default]
     Each,
-    /// By the first record after this time, and when the journal is closed: a crash of the system loses at
-    /// most what was appended since; a crash of the process loses nothing.
+    /// With the first record after this time, and when the journal is closed. A system crash loses at most
+    /// what was appended since the last sync; a process crash loses nothing.
     Every(Duration),
     /// When [`Journal::sync`] is called, and when the journal is closed.
     OnDemand,
@@ -80,15 +80,15 @@ pub enum SyncPolicy {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct JournalConfig {
-    /// When lines reach the disk.
+    /// When the journal waits for the disk.
     pub sync: SyncPolicy,
-    /// For how long to wait for another writer.
+    /// How long to wait for another writer's lock.
     pub lock_wait: Duration,
-    /// Whether lines without a checksum, which another program wrote, are taken as they are.
+    /// Whether to accept lines without a checksum, such as other programs write.
     pub accept_unchecked: bool,
-    /// Bytes of a line at most; a longer one is damaged, or refused when it is to be written.
+    /// The longest line in bytes. A longer line counts as damaged when read, and is refused when written.
     pub max_line: usize,
-    /// What the journal is written through.
+    /// The disk that the journal is written to.
     pub disk: Arc<dyn Disk>,
 }
 
@@ -108,13 +108,13 @@ impl Default for JournalConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Recovery {
-    /// Whole records.
+    /// The number of whole records.
     pub n_records: u64,
-    /// Bytes of an interrupted write that were cut off.
+    /// The bytes of an interrupted write that were cut off.
     pub torn_bytes: u64,
 }
 
-/// A journal that is open to be added to.
+/// A journal that is open for appending.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -131,14 +131,14 @@ pub struct Journal {
 #[derive(Debug, PartialEq)]
 enum State {
     Good,
-    /// Bytes beyond `length` could not be taken back yet.
+    /// Bytes beyond `length` could not be removed yet.
     Torn,
     /// A sync failed.
     Failed,
 }
 
 impl Journal {
-    /// Opens a journal, or begins one, and checks every line of it.
+    /// Opens a journal, or starts a new one, and checks every line.
     ///
     /// # Errors
     /// [`Error::Locked`] if another writer holds it for longer than the config waits, [`Error::DamagedLine`],
@@ -147,10 +147,10 @@ impl Journal {
         Self::open_with(path.as_ref(), config, |_, _| Ok(()))
     }
 
-    /// Opens a journal, or begins one, and returns all of its records.
+    /// Opens a journal, or starts a new one, and returns all of its records.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Error::DamagedLine`] also for a record that is no `T`.
+    /// As [`open`](Self::open); [`Error::DamagedLine`] also for a record that is not a `T`.
     pub fn resume<T: DeserializeOwned>(
         path: impl AsRef<Path>,
         config: JournalConfig,
@@ -178,7 +178,7 @@ impl Journal {
         }
         let (mut length, recovery) = (lines.good_bytes(), lines.recovery());
         if lines.lacks_end() {
-            // As an editor leaves it, or a crash before the last byte.
+            // An editor may have left out the final line end, or a crash cut off the last byte.
             config.disk.write(&mut file, b"\n").map_err(Error::io("write", path))?;
             length += 1;
         }
@@ -190,7 +190,7 @@ impl Journal {
         Ok(Self { path, file, config, recovery, length, state, unsynced_since: None })
     }
 
-    /// What was found when it was opened.
+    /// What opening the journal found.
     pub fn recovery(&self) -> Recovery {
         self.recovery
     }
@@ -200,19 +200,19 @@ impl Journal {
         &self.path
     }
 
-    /// Adds a record. When this returns, the record is as safe as [`SyncPolicy`] says; when it fails, the
-    /// record is not there, unless a sync failed.
+    /// Appends a record. When this returns, the record is as safe as [`SyncPolicy`] promises. On an error the
+    /// record is not in the journal, unless it was a sync that failed.
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Record`] for what is not a JSON object or too long; [`Error::Io`];
+    /// [`Error::Json`], [`Error::Record`] if the record is not a JSON object, or is too long; [`Error::Io`];
     /// [`Error::Failed`] after a sync failed.
     pub fn append<T: Serialize + ?Sized>(&mut self, record: &T) -> Result<()> {
         self.append_all([record])
     }
 
-    /// Adds several records with one write and at most one sync: all of them, or, if it fails, none.
+    /// Appends several records with one write and at most one sync: all of them or, on an error, none.
     ///
-    /// A crash of the system in the middle may keep the first ones.
+    /// A system crash in the middle may leave only the first ones.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -232,7 +232,7 @@ impl Journal {
         }
         if let Err(source) = self.config.disk.write(&mut self.file, &bytes) {
             self.state = State::Torn;
-            // If this does not succeed, the next record tries again.
+            // If this fails, the next record tries again.
             let _ = self.take_back();
             return Err(Error::io("write", &self.path)(source));
         }
@@ -256,7 +256,7 @@ impl Journal {
         if self.unsynced_since.take().is_some()
             && let Err(source) = self.config.disk.sync(&self.file)
         {
-            // The system may have dropped what it could not write, and would say nothing the next time.
+            // The system may have dropped what it could not write, and may not report it the next time.
             self.state = State::Failed;
             return Err(Error::io("sync", &self.path)(source));
         }
@@ -270,7 +270,7 @@ impl Journal {
     }
 }
 
-/// Opens a file to append to it and locks it, even if another process had it before.
+/// Opens a file for appending and locks it, even if another process held it before.
 fn open_locked(path: &Path, config: &JournalConfig) -> Result<File> {
     let begun = Instant::now();
     loop {
@@ -280,7 +280,7 @@ fn open_locked(path: &Path, config: &JournalConfig) -> Result<File> {
         if is_new {
             config.disk.sync_folder(folder_of(path)).map_err(Error::io("sync the folder of", path))?;
         }
-        // The one who had the lock may have removed or replaced the file.
+        // The previous holder of the lock may have removed or replaced the file.
         if is_at(&file, path)? {
             return Ok(file);
         }
@@ -299,7 +299,7 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Elsewhere an open file cannot be removed.
+/// On other systems an open file cannot be removed.
 #[cfg(not(unix))]
 fn is_at(_file: &File, _path: &Path) -> Result<bool> {
     Ok(true)

@@ -1,4 +1,4 @@
-//! Locks between processes: a file that one holds at a time.
+//! Locks between processes: a file that only one of them can hold at a time.
 
 use crate::{Error, Result, atomic::regular};
 use std::{
@@ -11,11 +11,11 @@ use std::{
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// An exclusive lock on a file, which lasts until this is dropped or the process ends, however it ends.
+/// An exclusive lock on a file. It lasts until this is dropped or the process ends, however it ends.
 ///
-/// The lock is advisory (`flock`, `LockFileEx`): it keeps out those who ask for it. The file itself
-/// stays, empty; to remove it would let two processes lock two files of one name. File systems
-/// without locks lock nothing.
+/// The lock is advisory (`flock`, `LockFileEx`): it keeps out only those who ask for it. The empty file
+/// stays; removing it would allow two processes to lock two files of the same name. On file systems without
+/// locks nothing is locked.
 ///
 /// ```
 /// use breakers_files::{Error, FileLock};
@@ -38,7 +38,7 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock, waiting for another holder at most so long.
+    /// Takes the lock, waiting at most `wait` for another holder.
     ///
     /// # Errors
     /// [`Error::Locked`] after that time, [`Error::Io`], [`Error::NotAFile`].
@@ -66,7 +66,7 @@ impl FileLock {
     }
 }
 
-/// Locks an open file, waiting at most so long.
+/// Locks an open file, waiting at most `wait`.
 pub(crate) fn lock_within(file: &File, path: &Path, wait: Duration) -> Result<()> {
     let begun = Instant::now();
     let mut pause = FIRST_PAUSE;
@@ -81,12 +81,12 @@ pub(crate) fn lock_within(file: &File, path: &Path, wait: Duration) -> Result<()
     Ok(())
 }
 
-/// Whether an open file is locked by this handle now.
+/// Tries to lock an open file, and returns whether this handle now holds the lock.
 pub(crate) fn try_lock(file: &File, path: &Path) -> Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
-        // A file system without locks: nobody else can hold one either.
+        // On a file system without locks nobody else can hold one either.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
         Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
     }

@@ -1,17 +1,17 @@
-//! Files of named sections with checksums: replaced as a whole, checked before anything in
-//! them is believed, mapped.
+//! Files of named sections with checksums. They are replaced as a whole, verified before anything in them is
+//! used, and memory-mapped.
 //!
-//! They suit what is derived and large: an index, a cache, packed vectors.
+//! They suit large data that can be derived again: an index, a cache, packed vectors.
 //!
 //! # Format
-//! Eight bytes of magic, the length of the header and its CRC-32 (four bytes each, little endian), the
-//! header in JSON, and sections. Everything is padded with zeros to multiples of 64 bytes; a section's
-//! CRC-32 covers its padding, the header's covers all before the first section. A file of another length
-//! than its header says is damaged.
+//! Eight bytes of magic, the length of the header and its CRC-32 (four bytes each, little endian), the header
+//! in JSON, and sections. Everything is padded with zeros to multiples of 64 bytes; a section's CRC-32 covers
+//! its padding, the header's covers all before the first section. A file whose length differs from what its
+//! header says is damaged.
 //!
 //! # Durability
-//! Files are written as [`Replacement`]s: readers see the old file or the new one. A program that finds one
-//! damaged builds it anew from what it was derived from.
+//! Files are written as [`Replacement`]s: readers see the old file or the new one. A program that finds a
+//! damaged file rebuilds it from the original data.
 //!
 //! # Example
 //! ```
@@ -40,7 +40,7 @@ use std::{
 
 const MAGIC: [u8; 8] = *b"BRKIDX\x01\n";
 const ALIGN: usize = 64;
-/// A header is a page or two; anything longer is not a header.
+/// Headers are a page or two long; anything longer than this is not a header.
 const MAX_HEADER: usize = 1 << 20;
 
 #[derive(Serialize, serde::Deserialize)]
@@ -52,13 +52,13 @@ struct Header<H> {
 #[derive(Clone, Serialize, serde::Deserialize)]
 struct Section {
     name: String,
-    /// Bytes without padding.
+    /// Length in bytes, without padding.
     bytes: usize,
     crc: u32,
 }
 
-/// Writes a file of sections in place of the one that is there. `info` is what the file says about itself, in
-/// JSON; the sections are found by name, in any order.
+/// Writes a file of sections, replacing the one at the path. `info` describes the file and is stored as JSON;
+/// sections are found by name, in any order.
 ///
 /// # Errors
 /// [`Error::Json`] if `info` cannot be written, [`Error::NotAFile`], [`Error::Io`]; the old file is still
@@ -130,7 +130,7 @@ fn padding(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGN) - bytes
 }
 
-/// Of the start of the file but for the checksum itself.
+/// The checksum of the start of the file, leaving out the checksum itself.
 fn header_crc(start: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&start[..12]);
@@ -141,16 +141,16 @@ fn header_crc(start: &[u8]) -> u32 {
 /// The first bytes of a file: magic, length of the header, checksum.
 const FIXED: usize = 16;
 
-/// What a header says, checked against the file's length.
+/// The contents of a header, checked against the file's length.
 struct Layout<H> {
     info: H,
-    /// In the file's order; a section begins where the one before ends.
+    /// In the file's order; each section begins where the previous one ends.
     sections: Vec<Section>,
     header_bytes: usize,
 }
 
 impl<H: DeserializeOwned> Layout<H> {
-    /// Bytes of the header, from the first bytes of a file.
+    /// The length of the header, from the first bytes of a file.
     fn header_bytes(fixed: &[u8; FIXED], path: &Path) -> Result<usize> {
         if fixed[..8] != MAGIC {
             let (expected, found) = (format!("{MAGIC:02x?}"), format!("{:02x?}", &fixed[..8]));
@@ -208,7 +208,7 @@ fn damaged(path: &Path, what: &'static str, expected: impl ToString, found: impl
     Error::Damaged { path: path.to_owned(), what, expected, found }
 }
 
-/// Checks a file that is in memory; its `info`, and name and bytes of each section.
+/// Checks a file that is in memory, and returns its `info` and the name and bytes of each section.
 ///
 /// # Errors
 /// [`Error::Damaged`] with an empty path.
@@ -288,10 +288,10 @@ impl<H: DeserializeOwned> SectionFile<H> {
             .ok_or_else(|| self.damaged(name, "a section", "none"))
     }
 
-    /// A section as an array of exactly `n` elements, mapped: what is written to it stays in memory.
+    /// A section as a mapped array of exactly `n` elements. Writes to it stay in memory.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if there is none of this name and size, [`Error::Io`].
+    /// [`Error::Damaged`] if there is no section of this name and size, [`Error::Io`].
     pub fn array<T: Pod>(&self, name: &'static str, n: usize) -> Result<Buffer<T>> {
         let (start, bytes) = self.find(name)?;
         if Some(bytes) != n.checked_mul(size_of::<T>()) {
@@ -310,7 +310,7 @@ impl<H: DeserializeOwned> SectionFile<H> {
     /// Bytes
     ///
     /// # Errors
-    /// [`Error::Damaged`] if there is none of this name and size.
+    /// [`Error::Damaged`] if there is no section of this name and size.
     pub fn place<T: Pod>(&self, name: &'static str, n: usize) -> Result<u64> {
         let (start, bytes) = self.find(name)?;
         if Some(bytes) != n.checked_mul(size_of::<T>()) {
@@ -319,8 +319,7 @@ impl<H: DeserializeOwned> SectionFile<H> {
         Ok(start as u64)
     }
 
-    /// An error that names this file: for a reader who finds what the sections say among each
-    /// other to be wrong.
+    /// An error that names this file, for readers that find its sections inconsistent with each other.
     pub fn damaged(&self, what: &'static str, expected: &str, found: &str) -> Error {
         Error::Damaged {
             path: self.path.clone(),

@@ -92,7 +92,7 @@ fn every_torn_end_is_cut_off_and_the_journal_goes_on() {
         // With nothing after it, or with zeros where a page did not arrive.
         for zeros in [0, 1, 5000] {
             fs::write(&path, [&good[..length], &vec![0; zeros]].concat()).unwrap();
-            // A line that lacks nothing but its end was written whole.
+            // A line that lacks only its line end was written whole.
             let whole = ends.iter().filter(|&&end| end < length || (end == length && zeros == 0)).count();
             let (found, torn) = resume(&path).unwrap();
             assert_eq!(found, records[..whole], "{length} bytes, {zeros} zeros");
@@ -118,7 +118,7 @@ fn every_flipped_byte_is_found() {
             bad[at] ^= 1 << bit;
             fs::write(&path, &bad).unwrap();
             match resume(&path) {
-                // Of the last line the end may be missing, or a zero may be in it.
+                // The last line's end may be missing, or a zero may be in the line.
                 Ok((found, torn)) => {
                     let last_line = good[..good.len() - 1].iter().rposition(|&b| b == b'\n').unwrap() + 1;
                     let end_lost = at == good.len() - 1 && found == records[..2] && torn > 0;
@@ -133,7 +133,7 @@ fn every_flipped_byte_is_found() {
     fs::write(&path, [&good[..], b"{\"d\":1}\n"].concat()).unwrap();
     let error = resume(&path).unwrap_err();
     assert!(matches!(&error, Error::DamagedLine { line: 4, found, .. } if found == "none"), "{error}");
-    // Zeros that a whole line follows are not the end.
+    // Zeros with a whole line after them are not an interrupted write.
     fs::write(&path, [&good[..], &[0; 100], b"\n", &good[..]].concat()).unwrap();
     assert!(matches!(resume(&path).unwrap_err(), Error::DamagedLine { line: 4, .. }));
 }
@@ -202,7 +202,7 @@ fn every_failing_call_keeps_what_was_acknowledged() {
                             }
                             Err(error) => {
                                 failed += 1;
-                                // Only a failed sync may have left it there.
+                                // Only a failed sync may have left the record there.
                                 let is_sync = matches!(&error, Error::Io { action: "sync", .. });
                                 if is_sync {
                                     maybe.push(record);

@@ -20,7 +20,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 type Write = fn(&FaultyDisk, &Path, &[u8]) -> breakers_files::Result<()>;
 
-/// Writes a file through every way there is.
+/// Every way of writing a file.
 const WAYS: [(&str, Write); 3] = [
     ("in pieces", |disk, path, content| {
         let mut file = Replacement::on(disk, path)?;
@@ -85,7 +85,7 @@ fn a_name_without_a_folder_and_a_long_name_are_fine() {
     let long = folder.path().join("\u{20ac}".repeat(85));
     replace(&long, b"1").unwrap();
     assert_eq!(fs::read(&long).unwrap(), b"1");
-    // The working folder belongs to all tests, so the name must be one of its own.
+    // All tests share the working folder, so the name must be unique.
     let name = format!("breakers-files-test-{}", std::process::id());
     replace(&name, b"2").unwrap();
     assert_eq!(fs::read(&name).unwrap(), b"2");
@@ -189,7 +189,7 @@ fn only_own_leftovers_of_the_dead_are_cleaned() {
     }
     let removed = clean(&OsDisk, folder.path()).unwrap();
     assert_eq!((removed, dead.exists()), (usize::from(cfg!(unix)), !cfg!(unix)));
-    // Young ones may be under way under another name.
+    // Recent ones may still be in use under another name.
     assert!(dead_by_name.exists() && sidecar.exists());
     let long_ago = SystemTime::now() - Duration::from_secs(3600);
     for path in [&dead_by_name, &sidecar, by_name.temporary()] {

@@ -71,7 +71,7 @@ proptest! {
         prop_assert!(sections::parse::<serde_json::Value>(&bytes).is_err());
     }
 
-    // Behind a header that claims things, which random bytes never are.
+    // Random bytes never form a header, so this one builds headers that make false claims.
     #[test]
     fn any_claims_are_checked(claims in prop::collection::vec((any::<u32>(), any::<u32>()), 0..4), tail in 0usize..300) {
         let list: Vec<_> = claims

@@ -7,10 +7,10 @@ use std::path::Path;
 /// The checksum's member, before its eight digits and after them.
 const BEFORE: &str = "\"crc32\":\"";
 const AFTER: &str = "\"}";
-/// Of the member: `"crc32":"01234567"}`.
+/// Length of the member: `"crc32":"01234567"}`.
 const MEMBER: usize = BEFORE.len() + 8 + AFTER.len();
 
-/// Writes a record as a line, with its end.
+/// Writes a record as a line, including its line end.
 pub(super) fn write<T: Serialize + ?Sized>(
     record: &T,
     bytes: &mut Vec<u8>,
@@ -22,7 +22,7 @@ pub(super) fn write<T: Serialize + ?Sized>(
     serde_json::to_writer(&mut *bytes, record).map_err(failed)?;
     let refused = |expected: String, found: String| Error::Record { path: path.to_owned(), expected, found };
     let json = &mut bytes[start..];
-    // JSON has these between its words only; text that was serialized before may hold them.
+    // In JSON, line ends occur only between tokens; text that was serialized elsewhere may contain them.
     json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
     if json.first() != Some(&b'{') || json.last() != Some(&b'}') {
         let found = String::from_utf8_lossy(&json[..json.len().min(40)]).into_owned();
@@ -43,7 +43,7 @@ pub(super) fn write<T: Serialize + ?Sized>(
     Ok(())
 }
 
-/// Whether nothing but the opening brace is there.
+/// Whether the object has no members.
 fn is_empty_object(open: &[u8]) -> bool {
     open[1..].iter().all(u8::is_ascii_whitespace)
 }
@@ -58,7 +58,7 @@ pub(super) enum Checked<'a> {
     Bad(String, String),
 }
 
-/// Looks at a line without its end.
+/// Checks a line, given without its line end.
 pub(super) fn check(line: &[u8]) -> Checked<'_> {
     let Ok(text) = std::str::from_utf8(line) else {
         return Checked::Bad("UTF-8".to_owned(), "other bytes".to_owned());
@@ -76,14 +76,14 @@ pub(super) fn is_object(text: &str) -> bool {
     text.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
-/// The object of a line, as its own text: without the checksum.
+/// The object of a line, without the checksum.
 pub(super) fn object(before_checksum: &str, text: &mut String) {
     text.clear();
     text.push_str(before_checksum.strip_suffix(',').unwrap_or(before_checksum));
     text.push('}');
 }
 
-/// The record of an object's text.
+/// Parses a record from an object's text.
 pub(super) fn record<T: DeserializeOwned>(text: &str, path: &Path, line: u64) -> Result<T> {
     serde_json::from_str(text).map_err(|error| Error::DamagedLine {
         path: path.to_owned(),

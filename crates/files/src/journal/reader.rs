@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The records of a journal, in order, as it is now; a writer may be at work meanwhile.
+/// The records of a journal, in order, as they are now. A writer may be active at the same time.
 ///
 /// After an error no more records come.
 ///
@@ -46,12 +46,12 @@ impl<T: DeserializeOwned> Reader<T> {
 }
 
 impl<T: DeserializeOwned, R: BufRead> Reader<T, R> {
-    /// Reads the lines of a journal from anywhere; the path is for messages.
+    /// Reads the lines of a journal from any source; the path is only used in messages.
     pub fn new(source: R, path: impl AsRef<Path>, config: &JournalConfig) -> Self {
         Self { lines: Lines::new(source, path.as_ref(), config), ended: false, record: PhantomData }
     }
 
-    /// What was read so far: all of it, once the records have ended.
+    /// What has been read so far; complete once the records have ended.
     pub fn recovery(&self) -> Recovery {
         self.lines.recovery()
     }
@@ -88,7 +88,7 @@ pub(super) struct Lines<R> {
     number: u64,
     good_bytes: u64,
     recovery: Recovery,
-    /// Whether the line just read lacks its end.
+    /// Whether the line just read has no line end.
     unended: bool,
 }
 
@@ -97,8 +97,8 @@ struct Bad {
     number: u64,
     expected: String,
     found: String,
-    /// It lacks its end, or holds zeros, which JSON never does: an interrupted write, if
-    /// nothing whole follows.
+    /// It has no line end, or holds zeros, which JSON never does. It is an interrupted write if no whole line
+    /// follows.
     may_be_torn: bool,
 }
 
@@ -127,7 +127,7 @@ impl<R: BufRead> Lines<R> {
         self.recovery
     }
 
-    /// Whether the last whole line lacks its end.
+    /// Whether the last whole line has no line end.
     pub(super) fn lacks_end(&self) -> bool {
         self.unended && self.recovery.torn_bytes == 0
     }
@@ -145,7 +145,8 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Reads a line with its end, or as much as may be; how many bytes, `None` at the end of the file.
+    /// Reads a line with its line end, up to the allowed length, and returns the number of bytes; `None` at
+    /// the end of the file.
     fn read(&mut self) -> Result<Option<u64>> {
         self.bytes.clear();
         let mut limited = (&mut self.source).take(self.max_line as u64);
@@ -170,7 +171,7 @@ impl<R: BufRead> Lines<R> {
         let may_be_torn = self.unended || line.contains(&0);
         match line::check(line) {
             Checked::Good(before) => line::object(before, &mut self.text),
-            // The start of an object is not an object, so this is not the rest of an interrupted write.
+            // A beginning of an object is not a valid object, so this is not an interrupted write.
             Checked::Unchecked(text) if self.accept_unchecked && line::is_object(text) => {
                 self.text.clear();
                 self.text.push_str(text);
@@ -184,7 +185,8 @@ impl<R: BufRead> Lines<R> {
         Ok(())
     }
 
-    /// After a line that is not whole: an interrupted write if no whole line follows, damage otherwise.
+    /// Decides what a line that is not whole is: an interrupted write if no whole line follows, otherwise
+    /// damage.
     fn finish(&mut self, bad: Bad, n_bytes: u64) -> Result<()> {
         let mut torn_bytes = n_bytes;
         let mut is_torn = bad.may_be_torn;

@@ -1,5 +1,5 @@
-//! A disk whose n-th operation fails: run a piece of work with every place failing in
-//! turn, and look at what is left.
+//! A disk whose n-th operation fails. Repeat a piece of work, letting each of its operations fail in turn,
+//! and check what is left.
 //!
 //! ```
 //! use breakers_files::{Replacement, testing::{Fault, FaultyDisk}};
@@ -37,21 +37,20 @@ use std::{
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Fault {
-    /// This one alone.
+    /// Only this operation fails.
     Once = 1,
-    /// This one and all after it, as if the process had died or the disk were gone.
+    /// This operation and all later ones fail, as if the process had died or the disk were gone.
     FromThen = 2,
-    /// As `FromThen`, with an error that says that the disk is full; half of what was to be
-    /// written is written.
+    /// As `FromThen`, but with the error that the disk is full, after half of the data has been written.
     DiskFull = 3,
 }
 
 impl Fault {
-    /// All ways to fail, to go through them.
+    /// All kinds of faults.
     pub const ALL: [Self; 3] = [Self::Once, Self::FromThen, Self::DiskFull];
 }
 
-/// Operations that still succeed, and what comes then. Atomics, since SQLite calls from C.
+/// Counts the operations that still succeed before a fault. It uses atomics, since SQLite calls it from C.
 #[derive(Debug)]
 pub struct Countdown {
     left: AtomicI64,
@@ -65,23 +64,23 @@ impl Default for Countdown {
 }
 
 impl Countdown {
-    /// One that nothing is counted on yet.
+    /// A countdown that has not been started.
     pub const fn new() -> Self {
         Self { left: AtomicI64::new(i64::MAX), fault: AtomicU8::new(0) }
     }
 
-    /// Lets `n` operations succeed; what comes then fails.
+    /// Lets `n` operations succeed; the next one fails.
     pub fn start(&self, n: i64, fault: Fault) {
         self.fault.store(fault as u8, Ordering::SeqCst);
         self.left.store(n, Ordering::SeqCst);
     }
 
-    /// Ends all faults; whether one was met.
+    /// Ends all faults, and returns whether one occurred.
     pub fn stop(&self) -> bool {
         self.left.swap(i64::MAX, Ordering::SeqCst) < 0
     }
 
-    /// What is to become of this operation; nothing if it succeeds.
+    /// Counts an operation, and returns the fault that it should have, if any.
     pub fn next(&self) -> Option<Fault> {
         let left = self.left.fetch_sub(1, Ordering::SeqCst);
         match self.fault.load(Ordering::SeqCst) {
@@ -98,7 +97,7 @@ impl Countdown {
 pub struct FaultyDisk(Countdown);
 
 impl FaultyDisk {
-    /// What decides.
+    /// The countdown that decides which operation fails.
     pub fn countdown(&self) -> &Countdown {
         &self.0
     }
