@@ -1,4 +1,4 @@
-//! How far a model's predictions are from those of another with the same vocabulary.
+//! How far a model's predictions are from those of another model with the same vocabulary.
 
 use breakers_core::{Error as CoreError, LanguageModel, StepError, TokenId, argmax, kullback_leibler};
 
@@ -6,16 +6,16 @@ use crate::Result;
 use crate::feed::{WINDOW_ROWS, check_tokens, visit, windows, with_sequence};
 use crate::score::surprise;
 
-/// Predictions of a candidate beside those of a reference, over the same places of a text.
+/// The predictions of a candidate compared with those of a reference, at the same places in a text.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Divergence {
     /// Kullback-Leibler divergence of the candidate's prediction from the reference's, KL(reference ‖
-    /// candidate), in nats, of each place.
+    /// candidate), in nats, at each place.
     pub kl: Vec<f64>,
-    /// Places where both have the same most likely token.
+    /// Number of places where both have the same most likely token.
     pub same_top: usize,
-    /// Mean negative log-likelihood of the text under the reference, in nats a token.
+    /// Mean negative log-likelihood of the text under the reference, in nats per token.
     pub reference_nll: f64,
     /// The same under the candidate.
     pub nll: f64,
@@ -27,7 +27,7 @@ impl Divergence {
         self.kl.iter().sum::<f64>() / self.kl.len().max(1) as f64
     }
 
-    /// The divergence that a share of `q` of the places does not exceed.
+    /// The divergence that is not exceeded at a share `q` of the places.
     pub fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.kl.clone();
         sorted.sort_by(f64::total_cmp);
@@ -51,10 +51,10 @@ impl Divergence {
     }
 }
 
-/// Compares predictions over windows of a text that do not overlap, over the places that count in
-/// [`perplexity`](crate::score::perplexity): those of the second half of each window.
+/// Compares predictions over non-overlapping windows of a text, at the places that count for
+/// [`perplexity`](crate::score::perplexity): those in the second half of each window.
 ///
-/// `progress` is told (windows done, windows in all).
+/// `progress` is called with (windows done, all windows).
 ///
 /// # Memory
 /// Half a window of the reference's logits: 2 · context · vocabulary bytes.

@@ -7,10 +7,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A language model failed, or was asked for what it cannot do.
+    /// A language model failed, or was asked for something that it cannot do.
     #[error(transparent)]
     Model(#[from] breakers_core::Error),
-    /// The model excludes a token of the text, so that the text's likelihood is zero.
+    /// The model gives a token of the text no probability, so the text's likelihood is zero.
     #[error("the model gives token {token} of the text no probability at all")]
     Impossible {
         /// The token.
@@ -32,7 +32,7 @@ pub enum Error {
     /// A value is NaN or infinite.
     #[error("value {index} is {value}, expected a finite number")]
     NotFinite {
-        /// Where.
+        /// Its index.
         index: usize,
         /// What was found.
         value: f64,
@@ -61,7 +61,7 @@ pub enum Error {
     /// A row does not fit its table, or a series its chart.
     #[error("{what} `{name}` has {found} entries, expected {expected}")]
     Length {
-        /// A row or a series.
+        /// A description of the row or the series.
         what: &'static str,
         /// Name of the table or the series.
         name: String,

@@ -1,13 +1,13 @@
-//! Feeding given text to a model, and seeing its predictions.
+//! Feeding a given text to a model, and looking at its predictions.
 
 use breakers_core::{Error, LanguageModel, Output, SequenceId, Step, TokenId, Want};
 
 use crate::Result;
 
-/// Rows fed at a time: bounds the memory of their logits.
+/// Rows fed at a time. This bounds the memory for their logits.
 pub(crate) const WINDOW_ROWS: usize = 128;
 
-/// Opens a sequence for the length of a closure.
+/// Opens a sequence while a closure runs.
 pub(crate) fn with_sequence<M: LanguageModel + ?Sized, R>(
     model: &mut M,
     f: impl FnOnce(&mut M, SequenceId) -> Result<R>,
@@ -18,7 +18,7 @@ pub(crate) fn with_sequence<M: LanguageModel + ?Sized, R>(
     result
 }
 
-/// Checks ids, also of tokens that are never fed.
+/// Checks token ids, including those of tokens that are never fed.
 pub(crate) fn check_tokens<'t>(
     model: &(impl LanguageModel + ?Sized),
     tokens: impl IntoIterator<Item = &'t TokenId>,
@@ -30,8 +30,8 @@ pub(crate) fn check_tokens<'t>(
     }
 }
 
-/// Feeds all tokens but the last, and shows the logits of rows `first..` together with the token that
-/// followed each.
+/// Feeds all tokens but the last, and calls the closure with the logits of each row from `first` on and the
+/// token that follows it.
 pub(crate) fn visit(
     model: &mut (impl LanguageModel + ?Sized),
     sequence: SequenceId,
@@ -59,8 +59,8 @@ pub(crate) fn visit(
     Ok(())
 }
 
-/// Cuts a text into windows of `context` tokens that do not overlap; a remainder is dropped. With `bos`, the
-/// first token of each is replaced by it.
+/// Cuts a text into non-overlapping windows of `context` tokens and drops the remainder. If `bos` is given,
+/// it replaces the first token of each window.
 ///
 /// # Errors
 /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if the text is shorter than one window or

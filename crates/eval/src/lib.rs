@@ -1,6 +1,6 @@
-//! What a language model is worth: scores of given texts, and statistics and reports for benchmarks.
+//! Evaluation of language models: scores of given texts, and statistics and reports for benchmarks.
 //!
-//! | for | there is |
+//! | for | use |
 //! |---|---|
 //! | log-probabilities of a given text | [`score::score`] |
 //! | perplexity of a text | [`score::perplexity`] |
@@ -10,7 +10,8 @@
 //! | tables and charts as JSON, Markdown and SVG | [`Report`], with the [`Provenance`] of the run |
 //!
 //! Measurements take any [`LanguageModel`](breakers_core::LanguageModel); there is no model in this crate.
-//! Confidence intervals come from a seeded bootstrap, also for the ratio of two programs measured in turn.
+//! Confidence intervals come from a seeded bootstrap, even for the ratio of two programs that are measured in
+//! turn.
 //!
 //! # Example
 //! ```

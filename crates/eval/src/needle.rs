@@ -1,29 +1,28 @@
-//! A needle in a haystack: a fact at some depth of a long text, asked for at its end.
+//! A needle in a haystack: a fact that is hidden at some depth in a long text and asked for at the end.
 //!
 //! # Source
 //! Kamradt, "Needle in a haystack", 2023 (github.com/gkamradt/LLMTest_NeedleInAHaystack). Deviations: facts
-//! are numbers of five digits, and what counts is the part of the answer's tokens that the model finds
-//! likeliest, each after those before it; no other model judges.
+//! are numbers of five digits, and the score is the share of the answer's tokens that are the model's most
+//! likely ones, each given those before it; no other model judges.
 
 use breakers_core::{BoxError, LanguageModel, SequenceId, Step, TokenId, Want};
 
 use crate::{BootstrapConfig, Error, Estimate, Result, stats};
 
-/// One text of one length with the needle at one depth.
+/// The result for one length of text with the needle at one depth.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Needle {
-    /// Tokens of the text, needle, question and answer included.
+    /// Tokens of the text, including needle, question and answer.
     pub length: usize,
     /// Where the needle is, in percent of the length.
     pub depth: usize,
-    /// For each contestant and fact: the part of the answer's tokens that the model finds likeliest, in their
-    /// places.
+    /// For each contestant and fact: the share of the answer's tokens that are the model's most likely ones.
     pub found: Vec<Vec<f64>>,
 }
 
 impl Needle {
-    /// The mean over facts of what a contestant found; 0 for one that does not exist.
+    /// The mean over all facts of what a contestant found; 0 for a contestant that does not exist.
     pub fn part(&self, contestant: usize) -> f64 {
         let found = self.found.get(contestant).map_or(&[][..], Vec::as_slice);
         found.iter().sum::<f64>() / found.len().max(1) as f64
@@ -43,7 +42,7 @@ pub fn advantage(needles: &[Needle], contestant: usize, other: usize) -> Result<
     stats::bootstrap(&differences, mean, &BootstrapConfig::default())
 }
 
-/// Things that are hidden, and what is hidden about them.
+/// Places and their secret numbers.
 const FACTS: [(&str, &str); 6] = [
     ("lighthouse", "48213"),
     ("railway", "90574"),
@@ -53,19 +52,19 @@ const FACTS: [(&str, &str); 6] = [
     ("museum", "83951"),
 ];
 
-/// Which needles are hidden.
+/// Which needles to hide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeedleConfig {
     /// Lengths of texts, in tokens.
     pub lengths: Vec<usize>,
     /// Where the needle is, in percent of the length.
     pub depths: Vec<usize>,
-    /// How many facts are hidden at each place, one a text: 1 to 6.
+    /// How many facts to try at each depth, one per text: 1 to 6.
     pub n_facts: usize,
 }
 
 impl NeedleConfig {
-    /// How many texts are read.
+    /// How many texts are read in total.
     pub fn n_texts(&self) -> usize {
         self.lengths.len() * self.depths.len() * self.facts().len()
     }
@@ -75,12 +74,12 @@ impl NeedleConfig {
     }
 }
 
-/// Hides a number in a text at each of the depths and asks for it.
+/// Hides a number in a text at each depth and asks for it.
 ///
-/// `haystack`: the tokens of a text, repeated where they do not suffice. `encode`: the tokens of a piece
-/// of text, without any around it. `answers(prompt, answer)`: for each contestant the part of `answer`
-/// that it gives by itself after `prompt`, such as [`found_by`] says. `progress` is told of the length
-/// and the depth before each text.
+/// `haystack`: the tokens of a text, repeated if it is too short. `encode`: turns a piece of text into
+/// tokens, without special tokens around it. `answers(prompt, answer)`: for each contestant, the share of
+/// `answer` that it produces after `prompt`, as [`found_by`] computes it. `progress` is called with the
+/// length and the depth before each text.
 ///
 /// # Errors
 /// [`Error::Parameter`] for a depth above 100 %, [`Error::Length`] for an empty haystack, and
@@ -112,7 +111,7 @@ pub fn needles<E: From<Error>>(
                 ))?;
                 let answer = encode(format!(" {number}"))?;
                 let n_text = length.saturating_sub(needle.len() + question.len() + answer.len());
-                // Another stretch of the text for each fact.
+                // A different stretch of the haystack for each fact.
                 let text: Vec<TokenId> =
                     haystack.iter().cycle().skip(at * 331 % haystack.len()).take(n_text).copied().collect();
                 let (before, after) = text.split_at(n_text * depth / 100);
@@ -127,10 +126,10 @@ pub fn needles<E: From<Error>>(
     Ok(needles)
 }
 
-/// The part of `answer` that a model gives by itself after `prompt`, token by token.
+/// The share of `answer` that a model produces after `prompt`, token by token.
 ///
-/// All of the prompt but its last token is read and made final before anything is said, so that a cache that
-/// lets tokens go has let them go.
+/// All of the prompt but its last token is read and made final before the answer, so that a cache that evicts
+/// tokens has done so by then.
 ///
 /// # Errors
 /// [`StepError::Empty`](breakers_core::StepError::Empty) for a prompt of less than two tokens, and those of
@@ -144,8 +143,8 @@ pub fn found_by(model: &mut impl LanguageModel, prompt: &[TokenId], answer: &[To
     })
 }
 
-/// The part of `answer` that a model would say itself in an open sequence, each token after `question` and
-/// those before it. The tokens stay in the sequence.
+/// The share of `answer` that a model would produce in an open sequence, each token given `question` and the
+/// answer's tokens before it. The tokens stay in the sequence.
 ///
 /// # Errors
 /// Those of [`LanguageModel::forward`].

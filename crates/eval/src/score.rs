@@ -21,14 +21,14 @@ use breakers_core::{
 use crate::feed::{WINDOW_ROWS, check_tokens, visit, windows, with_sequence};
 use crate::{Error, Result};
 
-/// A given token and what the model thought of its place.
+/// A given token, and what the model predicted in its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoredToken {
     /// The token that was given.
     pub token: TokenId,
     /// Its log-probability, in nats.
     pub logprob: f32,
-    /// The most likely tokens of that place, best first.
+    /// The most likely tokens in that place, best first.
     pub top: Vec<TokenLogprob>,
 }
 
@@ -41,7 +41,7 @@ pub struct ScoredToken {
 ///
 /// # Errors
 /// [`StepError::Empty`] for an empty prompt; [`breakers_core::Error::InvalidToken`] for any token outside of
-/// the vocabulary, also one that is never fed; [`breakers_core::SamplingError::NotFinite`]; and those of
+/// the vocabulary, even one that is never fed; [`breakers_core::SamplingError::NotFinite`]; and those of
 /// [`LanguageModel::forward`].
 pub fn score(
     model: &mut impl LanguageModel,
@@ -74,22 +74,22 @@ pub struct Perplexity {
     pub perplexity: f64,
     /// Mean negative log-likelihood, in nats a token.
     pub nll: f64,
-    /// Tokens that counted.
+    /// Number of tokens that were counted.
     pub n_tokens: usize,
 }
 
 /// Perplexity over non-overlapping windows, as llama.cpp's `perplexity` program defines it.
 ///
-/// The text is cut into windows of `context` tokens, a remainder is dropped. With `bos`, the first token of
-/// each window is replaced by it. Of each window the `context`/2 − 1 targets of its second half count, so
-/// that each has at least half a window in front of it.
+/// The text is cut into windows of `context` tokens, and the remainder is dropped. If `bos` is given, it
+/// replaces the first token of each window. Only the `context`/2 − 1 targets in the second half of each
+/// window count, so that each has at least half a window before it.
 ///
 /// `progress` is told (windows done, windows in all).
 ///
 /// # Errors
 /// [`StepError::OutOfRange`] if the text is shorter than one window or the window shorter than 4 tokens;
-/// [`breakers_core::Error::InvalidToken`]; [`breakers_core::SamplingError::NotFinite`] for logits that are no
-/// prediction; [`Error::Impossible`] for a token that the model excludes; and those of
+/// [`breakers_core::Error::InvalidToken`]; [`breakers_core::SamplingError::NotFinite`] for logits that are
+/// not finite; [`Error::Impossible`] for a token that the model excludes; and those of
 /// [`LanguageModel::forward`].
 pub fn perplexity(
     model: &mut impl LanguageModel,

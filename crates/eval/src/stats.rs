@@ -1,9 +1,9 @@
 //! Statistics of repeated measurements.
 //!
-//! Times on a shared machine have heavy tails, so medians are what to report, with an interval from the
-//! percentile bootstrap (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7,
-//! 1979, section 2). Two programs are measured in turn and compared by [`ratio_of_medians`], which resamples
-//! *rounds*, so that a slow spell of the machine hits both alike.
+//! Times on a shared machine have heavy tails, so report medians, with an interval from the percentile
+//! bootstrap (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979,
+//! section 2). Two programs are measured in turn and compared by [`ratio_of_medians`], which resamples
+//! *rounds*, so that a slow phase of the machine affects both alike.
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -20,7 +20,7 @@ pub struct Estimate {
     pub low: f64,
     /// Upper end of the interval.
     pub high: f64,
-    /// Share of intervals made like this one that hold the true value.
+    /// The share of intervals of this kind that contain the true value.
     pub level: f64,
 }
 
@@ -80,7 +80,7 @@ pub fn standard_deviation(values: &[f64]) -> Result<f64> {
     Ok((squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// The middle value; of an even number of values the mean of the two in the middle.
+/// The middle value, or the mean of the two in the middle if their number is even.
 ///
 /// # Errors
 /// [`Error::TooFewValues`] for none, [`Error::NotFinite`].
@@ -161,7 +161,8 @@ pub fn median_estimate(values: &[f64], config: &BootstrapConfig) -> Result<Estim
     bootstrap(values, |resample| quantile_in_place(resample, 0.5), config)
 }
 
-/// The ratio of two medians of measurements that were taken in turn, with a bootstrap interval over rounds.
+/// The ratio of the medians of two series of measurements that were taken in turn, with a bootstrap interval
+/// over rounds.
 ///
 /// # Shapes
 /// `numerator`, `denominator`: `[n_rounds]`, entry `i` of both from round `i`.
@@ -201,7 +202,7 @@ pub fn ratio_of_medians(
         }
         quantile_in_place(&mut top, 0.5) / quantile_in_place(&mut bottom, 0.5)
     });
-    // A resample of zeros in the denominator says nothing about the ratio.
+    // A resample whose denominator is zero says nothing about the ratio.
     resampled.retain(|r| r.is_finite());
     Ok(interval(value, resampled, config.level))
 }
@@ -246,8 +247,8 @@ fn quantile_in_place(values: &mut [f64], q: f64) -> f64 {
     let above = (below + 1).min(values.len() - 1);
     let fraction = position - below as f64;
     let (below, above) = (values[below], values[above]);
-    // Shares are summed, so that the middle of two huge values does not overflow; the clamp takes back what
-    // rounding may add.
+    // A weighted sum, so that the middle of two huge values does not overflow; the clamp undoes what rounding
+    // may add.
     (below * (1.0 - fraction) + above * fraction).clamp(below, above)
 }
 

@@ -1,4 +1,4 @@
-//! Charts as SVG, drawn with `plotters`: no font or image library is linked, the viewer sets the text.
+//! Charts as SVG, drawn with `plotters`. No font or image library is linked; the viewer renders the text.
 
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -14,7 +14,8 @@ const FONT: &str = "sans-serif";
 pub(super) const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 
-/// Distinguishable with all common forms of color blindness (Okabe and Ito, "Color universal design", 2008).
+/// Colors that are distinguishable with all common forms of color blindness (Okabe and Ito, "Color universal
+/// design", 2008).
 const PALETTE: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xe6, 0x9f, 0x00),
@@ -46,7 +47,7 @@ pub struct BarChart {
 }
 
 impl BarChart {
-    /// A chart without bars; `value_label` names the values and their unit.
+    /// An empty chart; `value_label` names the values and their unit.
     pub fn new(
         title: impl Into<String>,
         value_label: impl Into<String>,
@@ -61,12 +62,12 @@ impl BarChart {
         }
     }
 
-    /// How many decimals the figures over the bars have.
+    /// Sets how many decimals the figures above the bars have.
     pub fn decimals(self, decimals: usize) -> Self {
         Self { decimals, ..self }
     }
 
-    /// Adds one bar to each group; `None` leaves it out.
+    /// Adds one bar to each group; `None` leaves a gap.
     ///
     /// # Errors
     /// [`Error::Length`] if there is not one value for each group, [`Error::NotFinite`].
@@ -102,7 +103,7 @@ pub struct LineChart {
 }
 
 impl LineChart {
-    /// A chart without lines; the labels name what the axes show and its unit.
+    /// An empty chart; the labels name what the axes show, with units.
     pub fn new(title: impl Into<String>, x_label: impl Into<String>, y_label: impl Into<String>) -> Self {
         Self { title: title.into(), x_label: x_label.into(), y_label: y_label.into(), series: Vec::new() }
     }
@@ -194,7 +195,7 @@ fn draw_bars(chart: &BarChart, svg: &mut String) -> Drawn {
 
     let n_series = chart.series.len().max(1) as f64;
     let (gap, bar) = (0.2, 0.8 / n_series);
-    // Figures stay readable while a bar is about as wide as four digits.
+    // Figures are readable as long as a bar is about as wide as four digits.
     let pixels = bar * f64::from(WIDTH - 88) / n_groups as f64;
     let size = (pixels / 2.6).clamp(0.0, 13.0);
     for (s, (_, values)) in chart.series.iter().enumerate() {
@@ -244,7 +245,7 @@ fn draw_lines(chart: &LineChart, svg: &mut String) -> Drawn {
     Ok(())
 }
 
-/// Title and legend; returns what is left of the area.
+/// Draws the title and the legend, and returns what is left of the area.
 pub(super) fn draw_heading<'a>(area: &Area<'a>, title: &str, names: &[&str]) -> Drawn<Area<'a>> {
     area.fill(&WHITE)?;
     area.draw(&Text::new(title.to_owned(), (20, 14), text(20.0)))?;
@@ -253,7 +254,7 @@ pub(super) fn draw_heading<'a>(area: &Area<'a>, title: &str, names: &[&str]) -> 
         let color = PALETTE[s % PALETTE.len()];
         area.draw(&Rectangle::new([(x, 48), (x + 14, 60)], color.filled()))?;
         area.draw(&Text::new((*name).to_owned(), (x + 20, 47), text(14.0)))?;
-        // There are no font metrics here; 8 pixels a character are ample for 14 point.
+        // There are no font metrics here; 8 pixels per character is ample at 14 points.
         x += 44 + 8 * name.chars().count() as i32;
     }
     Ok(area.margin(76, 4, 12, 4))
@@ -306,7 +307,7 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
         return (low - half, high + half);
     }
     let margin = (high - low) * margin;
-    // Zero stays the edge where it is one.
+    // An edge at zero stays at zero.
     high += if high == 0.0 { 0.0 } else { margin };
     low -= if low == 0.0 { 0.0 } else { margin };
     (low, high)

@@ -1,4 +1,4 @@
-//! Grids of colors, one beside the other.
+//! Grids of colors, side by side.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -6,7 +6,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::chart::{Drawn, HEIGHT, INK, WIDTH, check_finite, draw_heading, text};
 use crate::{Error, Result};
 
-/// Values between 0 and 1 over two scales, as one grid of colors for each series.
+/// Values between 0 and 1 over two axes, with one grid of colors for each series.
 ///
 /// # Example
 /// ```
@@ -28,7 +28,7 @@ pub struct HeatMap {
 }
 
 impl HeatMap {
-    /// A chart without grids; columns and rows are named as they are to be read.
+    /// An empty chart; the labels of columns and rows are shown as given.
     pub fn new(
         title: impl Into<String>,
         columns: impl IntoIterator<Item = impl Into<String>>,
@@ -45,7 +45,8 @@ impl HeatMap {
     /// Adds a grid.
     ///
     /// # Shapes
-    /// `values`: `[rows, columns]`; 0 is light, 1 is dark, what lies outside is shown as the nearer of both.
+    /// `values`: `[rows, columns]`; 0 is light and 1 is dark; values outside are shown as the nearer of the
+    /// two.
     ///
     /// # Errors
     /// [`Error::Length`] if there is not one value for each cell, [`Error::NotFinite`].
@@ -65,7 +66,7 @@ pub(super) fn draw(chart: &HeatMap, svg: &mut String) -> Drawn {
     draw_heading(&area, &chart.title, &[])?;
     let (n_columns, n_rows) = (chart.columns.len().max(1) as i32, chart.rows.len().max(1) as i32);
     let n_series = chart.series.len().max(1) as i32;
-    // Only the first grid has the names of the rows at its left.
+    // Only the first grid has row labels on its left.
     let (left, top, gap) = (72, 84, 16);
     let width = ((WIDTH as i32 - left - 16) / n_series - gap) / n_columns;
     let height = (HEIGHT as i32 - top - 40) / n_rows;

@@ -50,8 +50,8 @@ impl Report {
         self
     }
 
-    /// Adds a chart; `name` becomes the file `<name>.svg`, in lower case with other characters than letters
-    /// and digits replaced by `_`.
+    /// Adds a chart, which is written to `<name>.svg`, with the name in lower case and all characters but
+    /// letters and digits replaced by `_`.
     pub fn chart(&mut self, name: &str, chart: Chart) -> &mut Self {
         self.charts.push((file_stem(name), chart));
         self
@@ -101,8 +101,9 @@ impl Report {
         out
     }
 
-    /// Writes `report.json`, `report.md` and the charts into a folder, which is made if needed, and returns
-    /// the files. Each file appears whole or not at all, and `report.json` last: when it is there, all are.
+    /// Writes `report.json`, `report.md` and the charts into a folder, which is created if needed, and
+    /// returns the files. Each file appears whole or not at all. `report.json` comes last: once it is there,
+    /// all of them are.
     ///
     /// # Errors
     /// [`Error::Write`], [`Error::File`], [`Error::Chart`], [`Error::DuplicateName`], [`Error::Json`].

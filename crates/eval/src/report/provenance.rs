@@ -10,14 +10,14 @@ use serde::Serialize;
 pub struct GitState {
     /// Hash of the commit.
     pub commit: String,
-    /// Whether tracked files differ from it.
+    /// Whether tracked files differ from the commit.
     pub dirty: bool,
 }
 
 /// A model that took part in a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelFile {
-    /// The name it was asked for by.
+    /// The name that it was requested by.
     pub name: String,
     /// SHA-256 of its file, in hexadecimal.
     pub sha256: String,
@@ -25,13 +25,13 @@ pub struct ModelFile {
     pub bytes: u64,
 }
 
-/// What somebody else needs to know to repeat a run. What cannot be found out is left out.
+/// What others need to know to repeat a run. Fields that cannot be determined are left empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Provenance {
     /// When the run began, UTC.
     pub date: String,
-    /// The command line; of the program's path only the last part.
+    /// The command line, with only the last part of the program's path.
     pub command: Vec<String>,
     /// Version of the crates.
     pub version: String,
@@ -45,9 +45,9 @@ pub struct Provenance {
     pub cpu: Option<String>,
     /// Hardware threads that the program may use.
     pub n_cpus: Option<usize>,
-    /// Instruction set that the kernels took.
+    /// Instruction set that the kernels used.
     pub isa: Option<String>,
-    /// Device that the tensors lived on.
+    /// Device that held the tensors.
     pub device: Option<String>,
     /// Threads of the kernels.
     pub threads: Option<usize>,
@@ -60,10 +60,10 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Finds out what can be found out without the caller's help: date, command, versions, machine.
+    /// Collects what can be determined without the caller's help: date, command, versions, machine.
     ///
-    /// `checkout` is a folder of the sources, commonly `env!("CARGO_MANIFEST_DIR")`; its commit is recorded
-    /// if it still is a git checkout. The environment variable `BREAKERS_COMMIT` takes precedence.
+    /// `checkout` is a folder with the sources, usually `env!("CARGO_MANIFEST_DIR")`; its commit is recorded
+    /// if it is still a git checkout. The environment variable `BREAKERS_COMMIT` takes precedence.
     pub fn collect(checkout: Option<&Path>) -> Self {
         let mut command: Vec<String> =
             std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
@@ -165,7 +165,8 @@ fn cpu_name() -> Option<String> {
 fn date(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Years of 146,097 days per 400 begin on March 1st, so that the leap day is the last of its year.
+    // There are 146,097 days in 400 years. Counting years from March 1st makes the leap day the last day of
+    // its year.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

@@ -11,17 +11,17 @@ pub struct Column {
 }
 
 impl Column {
-    /// A column without unit; numbers are shown with two decimals.
+    /// A column without a unit, whose numbers are shown with two decimals.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), unit: None, decimals: 2 }
     }
 
-    /// The unit of its numbers, shown in the heading.
+    /// Sets the unit of the numbers, which is shown in the heading.
     pub fn unit(self, unit: impl Into<String>) -> Self {
         Self { unit: Some(unit.into()), ..self }
     }
 
-    /// How many decimals numbers are shown with; JSON keeps them all.
+    /// Sets how many decimals are shown; JSON keeps them all.
     pub fn decimals(self, decimals: usize) -> Self {
         Self { decimals, ..self }
     }
@@ -177,7 +177,7 @@ impl Table {
         &self.rows
     }
 
-    /// Adds a column; rows that are there already get [`Cell::Missing`] in it.
+    /// Adds a column; existing rows get [`Cell::Missing`] in it.
     pub fn column(&mut self, column: Column) -> &mut Self {
         self.columns.push(column);
         self.rows.iter_mut().for_each(|row| row.push(Cell::Missing));
@@ -187,7 +187,7 @@ impl Table {
     /// Adds a row.
     ///
     /// # Errors
-    /// [`Error::Length`] if it has not one cell for each column.
+    /// [`Error::Length`] if it does not have one cell for each column.
     pub fn row(&mut self, cells: Vec<Cell>) -> Result<&mut Self> {
         if cells.len() != self.columns.len() {
             return Err(Error::Length {
@@ -210,7 +210,7 @@ impl Table {
         }
         let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or(0).max(3);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        // A column with a text in it is aligned to the left, numbers to the right.
+        // Columns that contain text are aligned left, columns of numbers right.
         let left: Vec<bool> =
             (0..self.columns.len()).map(|c| self.rows.iter().any(|row| row[c].is_text())).collect();
         let mut out = String::new();
@@ -246,7 +246,7 @@ impl Table {
     }
 }
 
-/// Keeps a text within its cell of a Markdown table.
+/// Escapes a text for a cell of a Markdown table.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('|', "\\|").replace(['\n', '\r'], " ")
 }

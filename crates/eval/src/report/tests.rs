@@ -170,7 +170,7 @@ fn a_heat_map_names_and_fills_every_cell() {
     for text in ["Found", "all", "some", "1024", "2048", "0 %", "100 %", "50", "25", "12"] {
         assert!(found.contains(&text.to_owned()), "{text}: {found:?}");
     }
-    // Both ends of the scale, and not beyond.
+    // Both ends of the scale, and nothing beyond them.
     assert!(svg.to_lowercase().contains("#00468c") && svg.to_lowercase().contains("#f0f4f8"));
     Chart::from(HeatMap::new("Nothing", [""; 0], [""; 0])).to_svg("empty").unwrap();
 }

@@ -9,8 +9,8 @@ fn encode(text: &str) -> Result<Vec<TokenId>, BoxError> {
     Ok(text.bytes().map(TokenId::from).collect())
 }
 
-/// Continues with what followed the last occurrence of the longest ending of the text so far: a
-/// perfect reader of needles.
+/// Finds the last earlier occurrence of the text's longest possible ending, and continues as it did there: a
+/// perfect finder of needles.
 fn reader() -> Toy {
     Toy::new(256, |held| {
         let mut row = vec![0.0; 256];

@@ -74,7 +74,7 @@ fn a_model_does_not_diverge_from_itself() {
     assert!((other.perplexity() - VOCAB as f64).abs() < 1e-5);
 }
 
-/// All functions that look up logits by ids of the caller.
+/// All functions that look up logits by ids from the caller.
 fn all_of(make: &dyn Fn() -> Toy, tokens: &[TokenId], bos: Option<TokenId>) -> Vec<Result<()>> {
     let even = || Toy::constant(vec![0.0; VOCAB]);
     vec![
@@ -122,7 +122,7 @@ fn logits_that_are_no_prediction_are_an_error() {
     let none = || Toy::constant(vec![f32::NEG_INFINITY; VOCAB]);
     assert!(score(&mut none(), &[0], &[1], 1, 1).is_err());
     assert!(all_of(&none, &text(8), None).into_iter().all(|result| result.is_err()));
-    // One token that the model excludes is a fact in a score, and no perplexity.
+    // A token that the model excludes has a score of −∞, but the text then has no perplexity.
     let without = || {
         let mut row = vec![0.0; VOCAB];
         row[4] = f32::NEG_INFINITY;
