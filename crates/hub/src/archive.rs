@@ -1,8 +1,8 @@
 //! Taking pinned members out of wheels (zip) and npm tarballs.
 //!
 //! Nothing in an archive is trusted: members are looked up by the exact name in the catalog, the paths inside
-//! are never used as paths on disk, and reading stops at the pinned size, so that an archive that unpacks to
-//! more than it should costs no more than the file that was asked for.
+//! are never used as paths on disk, and reading stops at the pinned size, so an archive that unpacks to more
+//! than it should costs no more than the expected file.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -17,7 +17,7 @@ use crate::tool::ToolKind;
 
 const CHUNK: usize = 1 << 20;
 
-/// Hands every piece of the package that `wanted` accepts to `sink`.
+/// Passes every piece of the package that `wanted` accepts to `sink`.
 pub(crate) fn extract(
     archive: &Path,
     kind: ToolKind,
@@ -98,7 +98,7 @@ fn extract_tarball(
     let bad =
         |error: std::io::Error| Error::BadArchive { archive: label.to_owned(), reason: error.to_string() };
     let mut missing: Vec<usize> = (0..pieces.len()).filter(|piece_idx| wanted(*piece_idx)).collect();
-    // Room for members that are not wanted, but not for a bomb.
+    // Allows for members that are not wanted, but not for a decompression bomb.
     let limit =
         pieces.iter().fold(64 << 20, |sum: u64, piece| sum.saturating_add(piece.bytes.saturating_mul(2)));
     let mut tarball = tar::Archive::new(GzDecoder::new(BufReader::new(file)).take(limit));
@@ -127,7 +127,7 @@ fn extract_tarball(
     }
 }
 
-/// Writes one piece to its place in the file and checks it on the way.
+/// Writes one piece to its place in the file and checks its hash at the same time.
 pub(crate) fn write_piece(
     reader: &mut dyn Read,
     path: &Path,
@@ -158,7 +158,7 @@ fn copy_verified(
     let mut buffer = vec![0; CHUNK];
     let mut copied = 0_u64;
     loop {
-        // One byte more than there should be is asked for, to notice a member that is too long.
+        // Reads one byte more than expected, to notice a member that is too long.
         let room = bytes.saturating_sub(copied).saturating_add(1).min(CHUNK as u64) as usize;
         let n_bytes = match reader.read(&mut buffer[..room]) {
             Ok(n_bytes) => n_bytes,
@@ -180,7 +180,7 @@ fn copy_verified(
     expect_digest(what, sha256, Digest(hasher.finalize().into()))
 }
 
-/// Hashes `len` bytes from `offset`; `None` when the file ends before.
+/// Hashes `len` bytes from `offset` on; `None` if the file ends before that.
 pub(crate) fn hash_range(
     file: &mut File,
     path: &Path,
@@ -208,7 +208,7 @@ pub(crate) fn hash_range(
     Ok(Some(Digest(hasher.finalize().into())))
 }
 
-/// An error unless the two are equal.
+/// Returns an error unless the two are equal.
 pub(crate) fn expect_digest(what: &str, expected: Digest, found: Digest) -> Result<()> {
     if expected == found {
         Ok(())
@@ -258,7 +258,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// A damaged archive gives an error or, where the damage does not matter, the pinned bytes.
+        /// A damaged archive gives an error or, if the damage does not matter, the pinned bytes.
         #[test]
         fn damaged_archives_never_panic_or_lie(
             shape in 0_usize..3,

@@ -4,12 +4,12 @@
 //! <cache>/                                ~/.cache/breakers, or what BREAKERS_CACHE says
 //!   CACHEDIR.TAG                          tells backup programs that this can be fetched again
 //!   smollm2-135m/                         one folder for each entry
-//!     SmolLM2-135M-Instruct.Q4_1.gguf     its files, only ever complete and verified
+//!     SmolLM2-135M-Instruct.Q4_1.gguf     its files, always complete and verified
 //!     .verified.json                      size, hash and modification time of each file when it was hashed
-//!     .lock                               held by the process that fetches
-//!     .parts/                             while a fetch is under way
+//!     .lock                               held by the process that is fetching
+//!     .parts/                             exists during a fetch
 //!       b179c9523d0e6a0f.partial          a file that grows; its pieces are recognized by their hashes
-//!       work-4711-0-0/                    what pip or npm is bringing right now
+//!       work-4711-0-0/                    what pip or npm is downloading right now
 //! ```
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 pub(crate) fn default_folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = variable(crate::CACHE_VARIABLE) {
-        // Only a folder that is gone itself has no absolute path.
+        // This fails only if the current folder is gone.
         return Some(std::path::absolute(&folder).unwrap_or(folder));
     }
     let local = if cfg!(windows) { variable("LOCALAPPDATA") } else { variable("XDG_CACHE_HOME") };
@@ -51,7 +51,7 @@ pub(crate) struct EntryFolder {
     pub(crate) path: PathBuf,
 }
 
-/// What was true of a file when it was hashed.
+/// The state of a file when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Verified {
     bytes: u64,
@@ -84,7 +84,7 @@ impl EntryFolder {
         self.path.join(".verified.json")
     }
 
-    /// The files that are not known to be good, by a look at sizes and times only.
+    /// The files that are not known to be good, judging by sizes and times only.
     pub(crate) fn unverified(&self, entry: &Entry) -> Vec<usize> {
         let marker = self.read_marker();
         let good = |spec: &FileSpec| {
@@ -99,7 +99,7 @@ impl EntryFolder {
         check_file(&self.file(spec), spec, on_bytes)
     }
 
-    /// Remembers that these files were hashed just now.
+    /// Records that these files have just been hashed.
     pub(crate) fn mark(&self, specs: &[&FileSpec]) -> Result<()> {
         let mut marker = self.read_marker();
         for spec in specs {
@@ -108,11 +108,11 @@ impl EntryFolder {
             }
         }
         let json = serde_json::to_vec_pretty(&marker).unwrap_or_default();
-        // Readers of a cache that another process fills must never see half a marker.
+        // Another process may read the cache while this one fills it, and must never see half a marker.
         Ok(breakers_files::replace(self.marker(), &json)?)
     }
 
-    /// Forgets all files, so that the next look hashes them.
+    /// Forgets all files, so that they are hashed the next time.
     pub(crate) fn unmark(&self) {
         let _ = std::fs::remove_file(self.marker());
     }
@@ -138,8 +138,8 @@ impl EntryFolder {
         Ok(())
     }
 
-    /// Waits until no other process or thread fetches this entry; on file systems without locks it does not
-    /// wait.
+    /// Waits until no other process or thread is fetching this entry. On file systems without locks it does
+    /// not wait.
     pub(crate) fn lock(&self, name: &str, progress: &mut dyn Progress) -> Result<FileLock> {
         let path = self.path.join(".lock");
         let mut announced = false;
@@ -158,9 +158,10 @@ impl EntryFolder {
         }
     }
 
-    /// Removes the entry's files and our own beside them; returns their bytes. The caller holds the lock.
+    /// Removes the entry's files and our own files next to them, and returns how many bytes they had. The
+    /// caller holds the lock.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<u64> {
-        // First the marker: half an entry must not count as verified.
+        // The marker goes first: half an entry must not count as verified.
         self.unmark();
         let mut freed = folder_bytes(&self.parts());
         match std::fs::remove_dir_all(self.parts()) {
@@ -178,7 +179,7 @@ impl EntryFolder {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("remove", &path, error)),
             }
-            // Folders of the entry, from the inside out; one that holds files of others stays.
+            // Removes the entry's folders from the inside out; a folder that holds other files stays.
             let inside = path.ancestors().skip(1).take_while(|folder| *folder != self.path);
             inside.for_each(|folder| drop(std::fs::remove_dir(folder)));
         }
@@ -187,7 +188,7 @@ impl EntryFolder {
         Ok(freed)
     }
 
-    /// Removes what processes that are gone have left. The caller holds the lock.
+    /// Removes what terminated processes have left behind. The caller holds the lock.
     pub(crate) fn remove_stale(&self) {
         let starting_with = |folder: &Path, start: &str| -> Vec<PathBuf> {
             let Ok(items) = std::fs::read_dir(folder) else { return Vec::new() };
@@ -197,11 +198,11 @@ impl EntryFolder {
         for folder in starting_with(&self.parts(), "work-") {
             let _ = std::fs::remove_dir_all(folder);
         }
-        // What cannot be removed now is found the next time.
+        // What cannot be removed now will be found the next time.
         let _ = clean(&OsDisk, &self.path);
     }
 
-    /// Checks a finished partial file as a whole and moves it to its place, in one step for all who look.
+    /// Checks a complete partial file as a whole and moves it to its place, in a single step for all readers.
     pub(crate) fn promote(&self, spec: &FileSpec, on_bytes: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
         let partial = self.partial(spec);
         let file = File::options()
@@ -228,7 +229,7 @@ impl EntryFolder {
         Ok(put_in_place(&OsDisk, &partial, &path)?)
     }
 
-    /// Fails early when the disk has no room for `needed` more bytes.
+    /// Fails early if the disk has no room for `needed` more bytes.
     pub(crate) fn check_room(&self, needed: u64) -> Result<()> {
         match free_bytes(&self.path) {
             Some(available) if available < needed => Err(Error::DiskFull {
@@ -241,7 +242,7 @@ impl EntryFolder {
     }
 }
 
-/// Size and hash of a file against what they should be.
+/// Compares the size and the hash of a file with the expected ones.
 pub(crate) fn check_file(
     path: &Path,
     spec: &FileSpec,
@@ -278,7 +279,7 @@ fn free_bytes(_path: &Path) -> Option<u64> {
     None
 }
 
-/// The bytes of all files below a folder that is changing meanwhile.
+/// The bytes of all files below a folder, which may be changing.
 pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     let Ok(items) = std::fs::read_dir(folder) else { return 0 };
     items

@@ -77,20 +77,20 @@ pub enum EntryKind {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Entry {
-    /// The name to ask for; also its folder in the cache.
+    /// The name that users ask for; also the name of its folder in the cache.
     pub name: String,
     /// Model or data.
     pub kind: EntryKind,
-    /// One line for people.
+    /// A one-line description for people.
     pub title: String,
     /// The license: an SPDX identifier, or the name of the terms.
     pub license: String,
-    /// What else to know about the license; may be empty.
+    /// A note about the license; may be empty.
     #[serde(default)]
     pub license_note: String,
     /// The files, all of which are fetched.
     pub files: Vec<FileSpec>,
-    /// Where they come from, in the order to try.
+    /// Where the files come from, in the order to try.
     pub sources: Vec<Source>,
 }
 
@@ -128,9 +128,9 @@ pub enum Source {
         repo: String,
         /// A commit or branch. The hash in [`FileSpec`] pins the bytes in any case.
         revision: String,
-        /// Which file of the repository is which file of the entry.
+        /// Which file of the repository corresponds to which file of the entry.
         files: Vec<RepoFile>,
-        /// What is known about this source.
+        /// A note about this source.
         #[serde(default)]
         note: String,
     },
@@ -152,13 +152,13 @@ pub struct RepoFile {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Package {
-    /// Its name; never an address.
+    /// Its name; never a URL.
     pub name: String,
     /// Its exact version.
     pub version: String,
     /// The size of its archive, for the progress display.
     pub bytes: u64,
-    /// Set when the pieces lie in a zip file inside the archive.
+    /// Set if the pieces are in a zip file inside the archive.
     #[serde(default)]
     pub nested: Option<Nested>,
     /// What it holds.
@@ -178,7 +178,8 @@ pub struct Nested {
     pub sha256: Digest,
 }
 
-/// A member of a package that is a file or, with others in the order listed, a part of one.
+/// A member of a package. It is a file of the entry or, joined with others in the order listed, a part of
+/// one.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -193,7 +194,7 @@ pub struct Piece {
     pub sha256: Digest,
 }
 
-/// A kind of source, to choose by.
+/// A kind of source, for choosing between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SourceKind {
@@ -330,7 +331,7 @@ impl Catalog {
         self.entries.iter().find(|entry| entry.name == name)
     }
 
-    /// Adds the entries of another catalog; one of the same name replaces the present one.
+    /// Adds the entries of another catalog. An entry of the same name replaces the existing one.
     pub fn extend(&mut self, other: Catalog) {
         for entry in other.entries {
             match self.entries.iter_mut().find(|present| present.name == entry.name) {
@@ -340,7 +341,7 @@ impl Catalog {
         }
     }
 
-    /// The error for a name that is not here, with the nearest name if one is close.
+    /// The error for an unknown name, with the most similar name if one is close.
     pub(crate) fn unknown(&self, name: &str) -> Error {
         let wanted = name.to_lowercase();
         let nearest = self
@@ -363,8 +364,8 @@ fn invalid(entry: &Entry, field: &'static str, problem: impl Into<String>) -> Er
     Error::InvalidCatalog { entry: entry.name.clone(), field, problem: problem.into() }
 }
 
-/// Checks what later code relies on: names that are safe as file names and as arguments of a program, and
-/// pieces that add up to their files.
+/// Checks what later code relies on: names must be safe as file names and as program arguments, and pieces
+/// must add up to their files.
 fn validate(entry: &Entry) -> Result<()> {
     if !is_word(&entry.name) {
         return Err(invalid(

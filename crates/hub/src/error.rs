@@ -1,4 +1,4 @@
-//! Everything that can go wrong while a name becomes a file.
+//! Everything that can go wrong when a name is turned into a file.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -9,47 +9,48 @@ use crate::catalog::{Digest, Entry};
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error of this crate. Fields hold what was expected and what was found.
+/// The error of this crate. Fields hold what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No entry has this name and no file lies at this path.
+    /// No entry has this name, and there is no file at this path.
     #[error("no model or data set is called `{name}`{}; known names: {}", nearest_hint(.nearest), .known.join(", "))]
     UnknownName {
         /// What was asked for.
         name: String,
-        /// The known name that is spelled most alike, if one is close.
+        /// The known name with the most similar spelling, if one is close.
         nearest: Option<String>,
         /// All names of the catalog.
         known: Vec<String>,
     },
 
-    /// What was asked for is a path, and nothing lies there.
+    /// The caller gave a path, and there is nothing at it.
     #[error("no file or folder at `{}`", .path.display())]
     PathNotFound {
         /// The path as given.
         path: PathBuf,
     },
 
-    /// The bytes have another SHA-256 than the catalog says.
+    /// The SHA-256 of the bytes differs from the catalog's.
     #[error("{what}: SHA-256 is {found}, expected {expected}")]
     HashMismatch {
         /// The file, or the member of a package.
         what: String,
         /// The hash in the catalog.
         expected: Digest,
-        /// The hash of the bytes at hand.
+        /// The hash of the actual bytes.
         found: Digest,
     },
 
-    /// The file is shorter or longer than the catalog says.
+    /// The file's size differs from the catalog's.
     #[error("{what}: {found} bytes, expected {expected}")]
     SizeMismatch {
         /// The file, or the member of a package.
         what: String,
         /// The size in the catalog.
         expected: u64,
-        /// The size at hand; for a stream that is too long, the count at which reading stopped.
+        /// The actual size or, for a stream that is too long, the number of bytes after which reading
+        /// stopped.
         found: u64,
     },
 
@@ -71,10 +72,10 @@ pub enum Error {
         reason: String,
     },
 
-    /// The disk that holds the cache has, or would have, no room left.
+    /// The disk that holds the cache is full, or would be.
     #[error("the disk is full at `{}`{}", .path.display(), space_hint(*.needed, *.available))]
     DiskFull {
-        /// Where the bytes were to go.
+        /// Where the bytes should have been written.
         path: PathBuf,
         /// Bytes still needed, if known.
         needed: Option<u64>,
@@ -93,7 +94,7 @@ pub enum Error {
         action: &'static str,
         /// The path.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 
@@ -104,7 +105,7 @@ pub enum Error {
         action: &'static str,
         /// The path.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 
@@ -132,7 +133,7 @@ pub enum Error {
         stderr_tail: String,
     },
 
-    /// The program ended well but left something else than the one archive it was asked for.
+    /// The program succeeded but left something other than the one archive it was asked for.
     #[error("`{command}` left {found} files, expected one ending in `{expected}`")]
     ToolOutput {
         /// The command.
@@ -206,7 +207,7 @@ pub enum Error {
     },
 
     /// There is no source of this name.
-    #[error("`{found}` is no source; known: auto, pypi, npm, huggingface, or several joined by commas")]
+    #[error("`{found}` is not a source; expected auto, pypi, npm, huggingface, or several joined by commas")]
     UnknownSource {
         /// What was given.
         found: String,
@@ -241,7 +242,7 @@ pub struct Attempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WantedFile {
-    /// Where it is looked for.
+    /// Where the hub looks for it.
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
@@ -249,13 +250,13 @@ pub struct WantedFile {
     pub sha256: Digest,
 }
 
-/// Why an entry could not be had, and what a user can do about it.
+/// Why an entry is not available, and what a user can do about it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Unavailable {
     /// The entry.
     pub name: String,
-    /// Every source with its error, in the order tried; empty when the fetch was to stay offline.
+    /// Every source with its error, in the order tried; empty if the fetch was offline.
     pub attempts: Vec<Attempt>,
     /// The files that are missing.
     pub wanted: Vec<WantedFile>,
@@ -276,7 +277,7 @@ impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "`{}` is not in the cache and could not be fetched.", self.name)?;
         if self.attempts.is_empty() {
-            writeln!(f, "No source was tried, because the fetch was to stay offline.")?;
+            writeln!(f, "No source was tried, because the fetch was offline.")?;
         } else {
             writeln!(f, "Tried:")?;
             for Attempt { source, error } in &self.attempts {
@@ -303,7 +304,7 @@ impl fmt::Display for Unavailable {
 }
 
 impl Error {
-    /// Sorts an input or output error into its typed variant.
+    /// Converts an I/O error into its typed variant.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
@@ -317,7 +318,7 @@ impl Error {
         }
     }
 
-    /// Whether no other source can do better.
+    /// Whether trying another source is pointless.
     pub(crate) fn is_final(&self) -> bool {
         matches!(
             self,
@@ -329,7 +330,7 @@ impl Error {
         )
     }
 
-    /// Whether the same fetch may succeed when it is tried again.
+    /// Whether the same fetch may succeed if it is tried again.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::ToolFailed { .. } | Self::HuggingFace { .. })
     }

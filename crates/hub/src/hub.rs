@@ -1,4 +1,4 @@
-//! From a name to files.
+//! Turning a name into files.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const CACHE_VARIABLE: &str = "BREAKERS_CACHE";
 /// The environment variable that chooses the sources; see [`SourceKind::parse_list`].
 pub const SOURCE_VARIABLE: &str = "BREAKERS_SOURCE";
 
-/// How to fetch. `FetchOptions::default()` is what a program without options should take.
+/// How to fetch. Programs without options of their own should use `FetchOptions::default()`.
 ///
 /// ```
 /// use breakers_hub::{FetchOptions, SourceKind};
@@ -38,9 +38,9 @@ pub struct FetchOptions {
     pub npm: Option<PathBuf>,
     /// The address of Hugging Face, or of a mirror; otherwise `HF_ENDPOINT`, otherwise the public one.
     pub endpoint: Option<String>,
-    /// After this time without an answer Hugging Face counts as unreachable.
+    /// Hugging Face counts as unreachable after this time without an answer.
     pub connect_timeout: Duration,
-    /// After this time without a byte a transfer from Hugging Face counts as broken.
+    /// A transfer from Hugging Face counts as broken after this time without a byte.
     pub stall_timeout: Duration,
 }
 
@@ -63,7 +63,7 @@ impl FetchOptions {
     /// The defaults, with the sources that the environment variable `BREAKERS_SOURCE` chooses.
     ///
     /// # Errors
-    /// [`Error::UnknownSource`] if the variable holds another word.
+    /// [`Error::UnknownSource`] if the variable holds an unknown word.
     pub fn from_env() -> Result<Self> {
         let chosen = std::env::var(SOURCE_VARIABLE).unwrap_or_default();
         Ok(Self { sources: SourceKind::parse_list(&chosen)?, ..Self::default() })
@@ -76,7 +76,8 @@ impl FetchOptions {
 pub struct Resolved {
     /// The entry's name; `None` for a path.
     pub name: Option<String>,
-    /// The file, if there is one; the folder that holds them, if there are several. A path is as given.
+    /// The file if there is only one, or the folder that holds them if there are several. A path is returned
+    /// as given.
     pub path: PathBuf,
     /// The files of an entry in the catalog's order; for a path, the path.
     pub files: Vec<PathBuf>,
@@ -104,16 +105,16 @@ pub struct Resolved {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Hub {
-    /// `None` if the system names no place for it; then paths are still passed through.
+    /// `None` if the system has no folder for it; paths are then still passed through.
     cache: Option<PathBuf>,
     catalog: Catalog,
 }
 
 impl Hub {
-    /// A hub with the cache in its usual place: the folder that `BREAKERS_CACHE` names, else `breakers` in
-    /// the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`; on Windows `%LOCALAPPDATA%`).
+    /// A hub with the cache in its usual place: the folder in `BREAKERS_CACHE`, or else `breakers` in the
+    /// user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`; on Windows `%LOCALAPPDATA%`).
     ///
-    /// Where the system names neither, the hub still passes paths through; what needs the cache fails with
+    /// If the system has neither, the hub still passes paths through; whatever needs the cache fails with
     /// [`Error::NoCacheFolder`].
     ///
     /// # Errors
@@ -126,18 +127,18 @@ impl Hub {
     pub fn at(cache: impl Into<PathBuf>) -> Self {
         let catalog = Catalog::builtin().unwrap_or_else(|_| Catalog::empty());
         let cache = cache.into();
-        // The tools run in other folders, so a relative path would change its meaning.
+        // The tools run in other folders, where a relative path would mean something else.
         Self { cache: Some(std::path::absolute(&cache).unwrap_or(cache)), catalog }
     }
 
-    /// The same hub with more entries; one of the same name replaces the present one.
+    /// The same hub with more entries. An entry of the same name replaces the existing one.
     #[must_use]
     pub fn with_catalog(mut self, catalog: Catalog) -> Self {
         self.catalog.extend(catalog);
         self
     }
 
-    /// The folder of the cache; `None` if the system names no place for one.
+    /// The folder of the cache; `None` if the system has no folder for it.
     pub fn cache(&self) -> Option<&Path> {
         self.cache.as_deref()
     }
@@ -159,11 +160,11 @@ impl Hub {
         self.catalog.get(name).ok_or_else(|| self.catalog.unknown(name))
     }
 
-    /// Turns a name, or the path of a file or folder, into files on this disk; fetches what is missing.
+    /// Turns a name, or the path of a file or folder, into files on this disk, and fetches what is missing.
     ///
-    /// A name of the catalog wins over a file of the same name in the current folder (`./name` means that
-    /// one). Files in the cache count as good if their size and time are the ones they had when they were
-    /// hashed; others, such as files placed by hand, are hashed first.
+    /// A name in the catalog takes precedence over a file of that name in the current folder (use `./name`
+    /// for the file). Files in the cache count as good if their size and time are the ones they had when they
+    /// were hashed; others, such as files placed by hand, are hashed first.
     ///
     /// # Errors
     /// - [`Error::UnknownName`] or [`Error::PathNotFound`]: neither an entry nor a file.
@@ -171,7 +172,7 @@ impl Hub {
     /// - [`Error::Interrupted`]: `progress` asked to stop; what has arrived is kept.
     /// - [`Error::DiskFull`], [`Error::Permission`], [`Error::Io`], [`Error::File`]: the
     ///   cache cannot be written.
-    /// - [`Error::NoCacheFolder`]: a name was given, and the system names no place for a cache.
+    /// - [`Error::NoCacheFolder`]: a name was given, and the system has no folder for a cache.
     /// - [`Error::NoSuchSource`]: the options choose sources that the entry does not have.
     pub fn resolve(
         &self,
@@ -198,7 +199,7 @@ impl Hub {
         }
     }
 
-    /// What the cache holds of this entry: `None` unless everything is there, by size and time.
+    /// The entry's files in the cache; `None` unless all of them are there, judging by size and time.
     ///
     /// # Errors
     /// [`Error::UnknownName`], [`Error::NoCacheFolder`].
@@ -212,8 +213,8 @@ impl Hub {
     ///
     /// # Errors
     /// - [`Error::UnknownName`], [`Error::NoCacheFolder`].
-    /// - [`Error::HashMismatch`] or [`Error::SizeMismatch`] for the first file that is not what it should be;
-    ///   the next [`resolve`](Self::resolve) fetches it anew.
+    /// - [`Error::HashMismatch`] or [`Error::SizeMismatch`] for the first file that is wrong; the next
+    ///   [`resolve`](Self::resolve) fetches it again.
     /// - [`Error::Io`] if a file is not there or not readable; [`Error::Interrupted`].
     pub fn verify(&self, name: &str, progress: &mut dyn Progress) -> Result<()> {
         let entry = self.entry(name)?;
@@ -235,8 +236,8 @@ impl Hub {
         result
     }
 
-    /// Removes this entry from the cache, with what an interrupted fetch left of it, and returns the bytes
-    /// that this frees. Files that the hub did not make stay, and their folder with them.
+    /// Removes this entry from the cache, including the remains of an interrupted fetch, and returns how many
+    /// bytes this frees. Files that the hub did not create stay, and so do their folders.
     ///
     /// # Errors
     /// [`Error::UnknownName`]; [`Error::Interrupted`] if `progress` asks to stop while another process
@@ -261,8 +262,8 @@ impl Hub {
         if folder.unverified(entry).is_empty() {
             return Ok(resolved(entry, &folder, true));
         }
-        // Files that are there, but were not hashed yet: placed by hand, or copied with the cache. Done
-        // before anything is written, since the cache may be read-only.
+        // Looks for files that are there but have not been hashed: placed by hand, or copied with the cache.
+        // This is done before anything is written, since the cache may be read-only.
         let missing = self.missing(entry, &folder, progress)?;
         if missing.is_empty() {
             return Ok(resolved(entry, &folder, true));
@@ -302,13 +303,14 @@ impl Hub {
                     attempts.push(Attempt { source: source.describe(), error });
                 }
             }
-            // A source that failed in the end may still have delivered some of the files.
+            // A source that failed may still have delivered some of the files.
             missing = self.missing(entry, &folder, progress)?;
         }
         Err(Unavailable::error(entry, &folder.path, &missing, attempts))
     }
 
-    /// The files that are not in the cache; files that are there are hashed unless they are marked.
+    /// The files that are not in the cache. Files that are there are hashed unless they are marked as
+    /// verified.
     fn missing(
         &self,
         entry: &Entry,
@@ -334,7 +336,7 @@ impl Hub {
             }
         }
         if !good.is_empty() {
-            // In a read-only cache the files are simply hashed each time.
+            // If the cache is read-only, the files are hashed each time.
             let _ = folder.mark(&good);
         }
         Ok(missing)

@@ -1,8 +1,8 @@
 //! Hugging Face, through the blocking client of the `hf-hub` crate.
 //!
-//! The client has no time limits of its own, so it runs on a thread that is given up when no answer or no
-//! byte comes. It keeps a growing file in a private folder below `.parts` and goes on at its end the next
-//! time; the finished file is moved out and checked like every other.
+//! The client has no time limits of its own, so it runs on a thread that is abandoned if no answer or no byte
+//! comes. It keeps the partial file in a private folder below `.parts` and resumes there the next time. The
+//! complete file is moved out and checked like any other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ struct Session<'a> {
     options: &'a FetchOptions,
 }
 
-/// Brings the `missing` files of the entry into its folder.
+/// Downloads the `missing` files of the entry into its folder.
 pub(crate) fn fetch(
     entry: &Entry,
     remote: &Remote<'_>,
@@ -63,7 +63,7 @@ pub(crate) fn fetch(
         .or_else(|| variable("HF_ENDPOINT"))
         .unwrap_or_else(|| PUBLIC_ENDPOINT.to_owned());
     let endpoint = endpoint.trim_end_matches('/').to_owned();
-    // The client looks for a home folder without which it panics.
+    // The client panics if it finds no home folder.
     let has_home = variable("HF_HOME").is_some() || std::env::home_dir().is_some();
     let token = variable("HF_TOKEN").or_else(|| if has_home { Cache::from_env().token() } else { None });
     let private_cache = Cache::new(private);
@@ -88,7 +88,7 @@ pub(crate) fn fetch(
         session.fetch_file(spec, folder, limit, done, progress)?;
         done += spec.bytes;
         progress.advanced(done);
-        // It has answered once: from here on it is only slow.
+        // The server has answered once, so from here on it is only slow.
         limit = options.stall_timeout;
         Ok(())
     });
@@ -125,7 +125,7 @@ impl Session<'_> {
                 let _ = std::fs::remove_file(&part);
             }
             if kept == spec.bytes {
-                // The process ended between the last byte and the client's renaming.
+                // The process ended after the last byte, but before the client renamed the file.
                 self.take(&part, spec, folder)?;
             } else {
                 folder.check_room(spec.bytes.saturating_sub(kept))?;
@@ -133,7 +133,8 @@ impl Session<'_> {
                 self.take(&blob, spec, folder)?;
             }
             match folder.promote(spec, &mut |_| proceed(self.entry, progress)) {
-                // What was kept may have been bad, or the server may not know byte ranges: once more from 0.
+                // The partial file may have been bad, or the server may not support byte ranges: start again
+                // from 0.
                 Err(Error::HashMismatch { .. } | Error::SizeMismatch { .. }) if kept > 0 && !from_start => {
                     let _ = std::fs::remove_file(folder.partial(spec));
                     from_start = true;
@@ -174,12 +175,12 @@ impl Session<'_> {
         if found != spec.bytes {
             return Err(Error::SizeMismatch { what, expected: spec.bytes, found });
         }
-        // Large files are named by their SHA-256, small ones by a Git hash.
+        // Large files have their SHA-256 as ETag, small ones a Git hash.
         let etag = metadata.etag();
         if let Some(digest) = Digest::from_hex(etag) {
             expect_digest(&what, spec.sha256, digest)?;
         }
-        // The client makes file names of these two.
+        // The client uses these two as file names.
         let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !is_plain(etag) || !is_plain(metadata.commit_hash()) {
             return Err(failed(self.remote, path, "the answer has an unsafe ETag or commit"));
@@ -187,13 +188,13 @@ impl Session<'_> {
         Ok(self.private_cache.repo(self.repo.clone()).blob_path(etag))
     }
 
-    /// Transfers what is missing of the file, resuming by bytes when the connection breaks.
+    /// Transfers the missing part of the file, and resumes if the connection breaks.
     fn transfer(&self, path: &str, part: &Path, done: u64, progress: &mut dyn Progress) -> Result<()> {
         let part_bytes = || part.metadata().map_or(0, |metadata| metadata.len());
-        // What there was before the last attempt; each one must bring bytes.
+        // The bytes before the last attempt; each attempt must make progress.
         let mut state = (0, progress);
         let attempt = |(before, progress): &mut (u64, &mut dyn Progress)| {
-            // The client trips over links that point to a file which was moved away.
+            // The client fails on links to a file that was moved away.
             let snapshots = self.private_cache.repo(self.repo.clone()).pointer_path("");
             let _ = std::fs::remove_dir_all(snapshots);
             *before = part_bytes();
@@ -223,7 +224,8 @@ impl Session<'_> {
             fn update(&mut self, size: usize) {
                 let _ = self.events.send(Event::Bytes(size as u64));
                 if cfg!(panic = "unwind") && self.cancel.load(Ordering::Relaxed) {
-                    // The client offers no other way out of a transfer. No hook runs, no message appears.
+                    // The client offers no other way to cancel a transfer. This runs no panic hook and prints
+                    // no message.
                     std::panic::resume_unwind(Box::new("cancelled"));
                 }
             }

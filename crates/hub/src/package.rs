@@ -1,8 +1,8 @@
-//! Fetching the packages of an entry and putting their pieces together.
+//! Fetching the packages of an entry and assembling their pieces.
 //!
-//! Each piece is written straight to its place in the growing file. After an interruption every piece that
-//! the file holds already is recognized by its hash, so there is no journal that could lie, and no second
-//! copy of the data.
+//! Each piece is written directly to its place in the partial file. After an interruption, the pieces that
+//! the file already holds are recognized by their hashes, so there is no journal that could be wrong and no
+//! second copy of the data.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ enum Event {
     Ended { worker: usize, task_idx: usize, result: Result<()> },
 }
 
-/// Brings the `missing` files of the entry into its folder.
+/// Downloads the `missing` files of the entry into its folder.
 pub(crate) fn fetch(
     entry: &Entry,
     packages: &[Package],
@@ -89,12 +89,12 @@ pub(crate) fn fetch(
     Ok(())
 }
 
-/// `Interrupted` once the caller wants to stop.
+/// Returns `Interrupted` if the caller wants to stop.
 pub(crate) fn proceed(entry: &Entry, progress: &mut dyn Progress) -> Result<()> {
     if progress.keep_going() { Ok(()) } else { Err(Error::Interrupted { name: entry.name.clone() }) }
 }
 
-/// The packages that hold pieces of the missing files, with the places of these.
+/// The packages that hold pieces of the missing files, and the places of these pieces.
 fn plan<'a>(entry: &Entry, packages: &'a [Package], missing: &[usize]) -> Vec<Task<'a>> {
     let mut filled = vec![0_u64; entry.files.len()];
     let mut tasks = Vec::new();
@@ -115,7 +115,7 @@ fn plan<'a>(entry: &Entry, packages: &'a [Package], missing: &[usize]) -> Vec<Ta
     tasks
 }
 
-/// Crosses off the pieces that the partial files hold already.
+/// Marks the pieces that the partial files already hold.
 fn find_kept(
     entry: &Entry,
     tasks: &mut [Task<'_>],
@@ -143,8 +143,8 @@ fn find_kept(
     Ok(())
 }
 
-/// Room for the pieces still missing and for the largest archives that lie on the disk meanwhile, which pip
-/// has twice while it copies them from its temporary folder.
+/// Room for the pieces still missing and for the largest archives that are on the disk in the meantime. pip
+/// has each of these twice while it copies them from its temporary folder.
 fn bytes_needed(todo: &[&Task<'_>], parallel: usize) -> u64 {
     let missing_bytes = |task: &&Task<'_>| -> u64 {
         let pieces = task.package.pieces.iter().zip(&task.missing);
@@ -173,7 +173,8 @@ fn run_all(
     let next = AtomicUsize::new(0);
     let n_done = AtomicUsize::new(0);
     let n_workers = options.parallel.clamp(1, todo.len());
-    // Never used before: the tool of a process that was killed may still be writing into an older folder.
+    // A name that was never used before: the tool of a killed process may still be writing into an older
+    // folder.
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
     let work_folders: Vec<_> = (0..n_workers)
         .map(|worker| folder.parts().join(format!("work-{}-{run}-{worker}", std::process::id())))
@@ -198,12 +199,13 @@ fn run_all(
                         let _ = std::fs::remove_dir_all(work);
                         result
                     };
-                    // Where other packages arrived, the network works.
+                    // If other packages arrived, the network works.
                     let helped = |(): &mut (), _: &Error| n_done.load(Ordering::Relaxed) > 0;
                     let result = Retry::PACKAGE.run(&mut (), attempt, helped, |()| is_wanted());
                     match result {
                         Ok(()) => n_done.fetch_add(1, Ordering::Relaxed),
-                        // No new packages; those under way may finish, since they will be kept.
+                        // Starts no new packages. Downloads in progress may finish, since their pieces are
+                        // kept.
                         Err(_) => next.fetch_add(todo.len(), Ordering::Relaxed),
                     };
                     let _ = events.send(Event::Ended { worker, task_idx, result });
@@ -236,7 +238,7 @@ fn run_all(
                 .filter_map(|(worker, task_idx)| Some((worker, todo[(*task_idx)?].package.bytes)))
                 .map(|(worker, bytes)| folder_bytes(&work_folders[worker]).min(bytes))
                 .sum();
-            // A tool's files vanish a moment before its end is noted: the display must not jump back.
+            // A tool's files vanish a moment before its end is noticed, and the display must not jump back.
             shown_bytes = shown_bytes.max(done_bytes + arriving);
             progress.advanced(shown_bytes);
             if !cancel.load(Ordering::Relaxed) && !progress.keep_going() {
@@ -251,7 +253,7 @@ fn run_all(
     })
 }
 
-/// One package: the tool brings it, its missing pieces go to their places.
+/// Downloads one package and writes its missing pieces to their places.
 fn run_one(
     entry: &Entry,
     tool: &Tool,

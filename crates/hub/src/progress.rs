@@ -1,6 +1,7 @@
-//! What a caller may watch, and stop, while something is fetched.
+//! How a caller can watch a fetch, and stop it.
 
-/// Receives the progress of a fetch; a user interface implements what it needs, every method has a default.
+/// Receives the progress of a fetch. Every method has a default, so a user interface implements only what it
+/// needs.
 ///
 /// All calls come from the thread that called [`Hub::resolve`](crate::Hub::resolve).
 ///
@@ -22,7 +23,7 @@
 /// assert_eq!(lines.0, ["license: Apache-2.0"]);
 /// ```
 pub trait Progress {
-    /// A transfer begins; called again, with a new total, when another source is tried.
+    /// A transfer begins. Called again with a new total if another source is tried.
     ///
     /// # Units
     /// `total_bytes` counts the bytes to transfer: compressed packages are smaller than the files inside.
@@ -30,12 +31,12 @@ pub trait Progress {
         let _ = (name, total_bytes);
     }
 
-    /// `done_bytes` of the total have arrived so far, parts kept from an earlier fetch included.
+    /// `done_bytes` of the total have arrived so far, including parts kept from an earlier fetch.
     fn advanced(&mut self, done_bytes: u64) {
         let _ = done_bytes;
     }
 
-    /// A line worth showing: the license, the source in use, why a source was given up.
+    /// A line worth showing: the license, the source in use, or why a source failed.
     fn message(&mut self, text: &str) {
         let _ = text;
     }
@@ -50,5 +51,5 @@ pub trait Progress {
     }
 }
 
-/// Watches nothing.
+/// Ignores all progress.
 impl Progress for () {}

@@ -1,7 +1,7 @@
-//! When a fetch that failed is tried again: one rule for all sources.
+//! When to retry a failed fetch: one rule for all sources.
 //!
-//! An error that cannot heal ends the fetch. Otherwise it is tried again as long as something arrived that
-//! shows the network to work, a limited number of times, after pauses that double.
+//! A permanent error ends the fetch. After any other error it is retried a limited number of times, with
+//! pauses that double, as long as something arrived that shows that the network works.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,21 +12,21 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 
-/// How often.
+/// How often to retry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
     max_retries: u32,
 }
 
 impl Retry {
-    /// Of a package, which begins from nothing each time.
+    /// For a package, which starts from the beginning each time.
     pub(crate) const PACKAGE: Self = Self { max_retries: 1 };
-    /// Of a file that goes on where it broke off.
+    /// For a file that resumes where it broke off.
     #[cfg(feature = "hf")]
     pub(crate) const TRANSFER: Self = Self { max_retries: 20 };
 
-    /// Runs `attempt` until it succeeds, or there is no point in trying again: `helped` says whether
-    /// something arrived, `is_wanted` whether the caller still waits. `state` is handed to each of them.
+    /// Runs `attempt` until it succeeds or there is no point in trying again: `helped` tells whether
+    /// something arrived, `is_wanted` whether the caller is still waiting. Each of them receives `state`.
     ///
     /// # Errors
     /// The last attempt's.
@@ -85,7 +85,7 @@ mod tests {
             (run(1, broken, true, true), (2, true)),
             (run(2, broken, true, true), (3, true)),
             (run(3, broken, true, true), (3, false)),
-            // Nothing arrived, nobody waits, or it cannot heal.
+            // Nothing arrived, nobody is waiting, or the error is permanent.
             (run(1, broken, false, true), (1, false)),
             (run(1, broken, true, false), (1, false)),
             (run(1, size, true, true), (1, false)),

@@ -1,4 +1,4 @@
-//! What tests and fuzz targets need beside the public interface.
+//! What tests and fuzz targets need in addition to the public interface.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use crate::tool::ToolKind;
 /// How a registry packs its packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArchiveKind {
-    /// A zip file, as PyPI has it.
+    /// A zip file, as on PyPI.
     Wheel,
-    /// A gzipped tar file, as npm has it.
+    /// A gzipped tar file, as on npm.
     Tarball,
 }
 
-/// The contents of a package's pieces, in the order of the catalog, taken out of an archive on this disk as a
-/// fetch takes them out. Files are made in `work` and left there.
+/// The contents of a package's pieces, in the order of the catalog, extracted from an archive on this disk in
+/// the way that a fetch does it. Files are created in `work` and left there.
 ///
 /// # Errors
 /// [`Error::BadArchive`], [`Error::MissingMember`], [`Error::SizeMismatch`] and [`Error::HashMismatch`] for

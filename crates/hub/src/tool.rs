@@ -11,9 +11,9 @@ use std::time::Duration;
 use crate::catalog::Package;
 use crate::error::{Error, Result, TriedCommand};
 
-/// How much of a tool's standard error is kept for its error.
+/// How much of a tool's standard error is kept for the error message.
 const TAIL_BYTES: usize = 4096;
-/// How often a running tool is looked after.
+/// How often a running tool is polled.
 const POLL: Duration = Duration::from_millis(20);
 
 /// Which tool a source needs.
@@ -31,7 +31,7 @@ impl ToolKind {
         }
     }
 
-    /// The ending of the archives that the tool brings.
+    /// The file extension of the archives that the tool downloads.
     pub(crate) fn archive_ending(self) -> &'static str {
         match self {
             Self::Pip => ".whl",
@@ -40,7 +40,7 @@ impl ToolKind {
     }
 }
 
-/// A tool that answered.
+/// A tool that was found to work.
 #[derive(Debug, Clone)]
 pub(crate) struct Tool {
     kind: ToolKind,
@@ -49,7 +49,7 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// Finds the tool: the given program only, else each usual command in turn.
+    /// Finds the tool: only the given program or, if none is given, the first usual command that works.
     pub(crate) fn find(kind: ToolKind, chosen: Option<&Path>) -> Result<Self> {
         let new =
             |program: OsString, leading: &[&'static str]| Self { kind, program, leading: leading.to_vec() };
@@ -104,7 +104,7 @@ impl Tool {
         }
     }
 
-    /// Brings one package's archive into `work/archive`. The tool's own temporary files go below `work` too,
+    /// Downloads one package's archive to `work/archive`. The tool's own temporary files go below `work` too,
     /// so that their growth can be watched and nothing is left behind.
     pub(crate) fn download(&self, package: &Package, work: &Path, cancel: &AtomicBool) -> Result<PathBuf> {
         let archive_folder = work.join("archive");
@@ -127,8 +127,8 @@ impl Tool {
                     "--progress-bar=off",
                 ])
                 .args(["--no-input", "--disable-pip-version-check", "--quiet"])
-                // Nothing is installed, and an interrupted fetch goes on anyway: give up soon
-                // without a network.
+                // Nothing is installed, and an interrupted fetch can be resumed, so give up quickly without a
+                // network.
                 .arg("--retries=2")
                 .arg("--dest")
                 .arg(&archive_folder)
@@ -224,7 +224,7 @@ impl Tool {
     }
 }
 
-/// A path with a folder in it must not change its meaning with the child's current folder.
+/// A path that contains a folder must not be relative to the child's current folder.
 fn absolute(program: &Path) -> OsString {
     if program.components().count() > 1 {
         std::path::absolute(program).map_or_else(|_| program.into(), PathBuf::into_os_string)

@@ -163,7 +163,7 @@ proptest! {
         prop_assert!(Catalog::from_json(&good[..end]).is_err());
     }
 
-    /// Any word as a name gives a typed answer.
+    /// Any word as a name gives a result or a typed error.
     #[test]
     fn names_never_panic(name in "\\PC{0,40}") {
         let hub = Hub::at("unused");

@@ -87,7 +87,7 @@ impl Recorder {
     }
 }
 
-/// A folder with everything that a test needs.
+/// A temporary folder with everything that a test needs.
 pub struct World {
     pub folder: TempDir,
 }
@@ -191,9 +191,9 @@ pub mod fake {
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
 
-    /// `NAME.whl` or `NAME.tgz` beside the program is the package; `NAME.fails` makes it fail, `NAME.full`
-    /// fail for want of room, `NAME.grows` show a temporary file, `NAME.waits` wait for that file to vanish.
-    /// Every package asked for is noted in `calls`.
+    /// `NAME.whl` or `NAME.tgz` next to the program is the package. `NAME.fails` makes it fail, `NAME.full`
+    /// makes it report a full disk, `NAME.grows` makes it write a temporary file, and `NAME.waits` makes it
+    /// wait until that file is gone. Every package asked for is logged in `calls`.
     const SCRIPT: &str = r##"#!/bin/sh
 here=$(dirname "$0")
 case "$*" in *--version*) echo "fake 1.0"; exit 0;; esac
@@ -226,7 +226,7 @@ cp "$here/$name$ending" "$folder/$name-1.0$ending"
     fn script() -> &'static Path {
         static SCRIPT_FILE: OnceLock<PathBuf> = OnceLock::new();
         SCRIPT_FILE.get_or_init(|| {
-            // In the build folder: nothing drops a static, so a temporary folder would stay.
+            // In the build folder: statics are never dropped, so a temporary folder would stay.
             let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-registry");
             if fs::read(&path).ok().as_deref() != Some(SCRIPT.as_bytes()) {
                 fs::write(&path, SCRIPT).unwrap();

@@ -16,11 +16,13 @@ use breakers_hub::{Error, FetchOptions, SourceKind};
 struct Manner {
     content: Vec<u8>,
     etag: String,
-    /// The connection breaks after so many bytes of a body; taken from the end of the list, one a request.
+    /// The connection breaks after this many bytes of a body; one value per request, taken from the end of
+    /// the list.
     breaks_after: Vec<usize>,
     knows_ranges: bool,
     status: Option<&'static str>,
-    /// Accepts connections and never answers; or answers the first request, and stops amid the second.
+    /// Accepts connections and never answers, or answers the first request and stops in the middle of the
+    /// second.
     silent: bool,
     stalls: bool,
 }

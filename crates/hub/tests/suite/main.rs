@@ -1,6 +1,6 @@
 //! The crate's tests: what is fetched, resumed, verified and refused.
 //!
-//! One program, because each one links all of Burn.
+//! One program, because linking several takes longer.
 
 mod catalog;
 mod common;

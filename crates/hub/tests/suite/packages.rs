@@ -129,7 +129,7 @@ fn a_tool_that_failed_once_gets_a_second_try_when_others_succeeded() {
     assert_eq!(registry.calls(), ["part-1", "part-2", "part-2"]);
 }
 
-/// What is wrong with the first package, and which error the source then has.
+/// Fetches a bad first package and checks which error the source reports.
 fn check_bad_package(wheel: &[u8], is_expected: impl Fn(&Error) -> bool) {
     let (world, registry, thing) = world(2);
     registry.put("part-1.whl", wheel);
@@ -176,7 +176,7 @@ fn bad_packages_give_typed_errors_and_leave_nothing() {
     let mut damaged = good.wheel(0);
     let middle = damaged.len() / 2;
     damaged[middle..middle + 64].fill(0xaa);
-    // The directory at the end of the zip says the right size; the data are a bomb.
+    // The zip's central directory states the right size, but the data are a decompression bomb.
     let lying = {
         let mut wheel = zip_of(&[("part/data.bin", &zeros)]);
         let (claimed, real) = ((part.len() as u32).to_le_bytes(), (zeros.len() as u32).to_le_bytes());
@@ -238,7 +238,7 @@ fn without_a_tool_or_a_network_the_error_says_what_to_do() {
     check(nowhere, &["PyPI package part-1", "no working `pip`", "no/such/python -m pip`: not found"]);
     registry.put("part-1.fails", b"");
     check(python(&registry), &["exit code 1", "ERROR: No matching distribution found for part-1==1.0"]);
-    check(FetchOptions { offline: true, ..python(&registry) }, &["stay offline"]);
+    check(FetchOptions { offline: true, ..python(&registry) }, &["the fetch was offline"]);
 
     let chosen = FetchOptions { sources: vec![SourceKind::Npm], ..python(&registry) };
     let error = hub.resolve("thing", &chosen, &mut ()).unwrap_err();
@@ -333,7 +333,7 @@ fn several_files_nested_archives_and_tarballs() {
             fs::read(&resolved.files[0]).unwrap() == small && fs::read(&resolved.files[1]).unwrap() == large
         );
         assert_eq!(registry.calls(), expected_calls);
-        // One file lost: only that one comes back, the other is not touched.
+        // One file is lost: only that one is fetched again, the other is not touched.
         let before = fs::metadata(&resolved.files[1]).unwrap().modified().unwrap();
         fs::remove_file(&resolved.files[0]).unwrap();
         hub.resolve("pair", &options, &mut ()).unwrap();
@@ -359,7 +359,7 @@ fn growing_files_of_the_tool_move_the_progress() {
     assert_eq!(work_folders(&world), 0);
 }
 
-/// How many folders of tools there are.
+/// How many working folders of tools there are.
 fn work_folders(world: &World) -> usize {
     let parts = fs::read_dir(world.cache().join("thing/.parts")).unwrap();
     parts.filter(|item| item.as_ref().unwrap().file_name().to_string_lossy().starts_with("work-")).count()
@@ -374,7 +374,7 @@ fn a_full_disk_is_told_from_a_source_that_fails() {
     assert!(matches!(error, Error::DiskFull { .. }), "{error}");
     assert_eq!(registry.calls(), ["part-1", "part-2"]);
 
-    // No disk has this much room, so nothing is started.
+    // No disk has this much room, so no tool is started.
     let (archive, huge) = (thing.wheel(0).len(), 1_u64 << 60);
     let catalog = thing.catalog(&[thing.pypi()]).replacen(
         &format!("\"bytes\":{archive},"),
