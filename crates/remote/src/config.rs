@@ -5,17 +5,17 @@ use breakers_core::{Capabilities, Json, ModelCard};
 
 use crate::{Error, Result};
 
-/// Which further parameters an endpoint knows, and how it names them.
+/// Which parameters beyond OpenAI's an endpoint knows, and what it calls them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
-    /// OpenAI's own: no `top_k`, `min_p` or repetition penalty; a request with one is refused.
+    /// OpenAI's own. It has no `top_k`, `min_p` or repetition penalty, so a request that uses one is refused.
     #[default]
     OpenAi,
-    /// llama.cpp's server and what follows it: `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n`.
+    /// llama.cpp's server and compatible ones: `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n`.
     LlamaCpp,
-    /// vLLM and what follows it: `top_k`, `min_p`. Its repetition penalty looks at the whole text and not at
-    /// a window, so a request with one is refused.
+    /// vLLM and compatible servers: `top_k`, `min_p`. Their repetition penalty looks at the whole text and
+    /// not at a window, so a request that uses it is refused.
     Vllm,
 }
 
@@ -23,10 +23,9 @@ pub enum Dialect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// For a connection, the name's lookup and the TLS handshake included.
+    /// For a connection, including the name lookup and the TLS handshake.
     pub connect: Duration,
-    /// From the call to the first piece of the answer. A server that reads a long prompt is
-    /// silent until then.
+    /// From the call to the first piece of the answer. A server is silent while it reads a long prompt.
     pub first_token: Duration,
     /// From one piece of the answer to the next.
     pub next_token: Duration,
@@ -45,12 +44,12 @@ impl Default for Timeouts {
     }
 }
 
-/// A key that is sent to an endpoint, and shown to nobody.
+/// A key that is sent to an endpoint and never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// A key.
+    /// A key from its text.
     pub fn new(key: impl Into<String>) -> Self {
         Self(key.into())
     }
@@ -66,7 +65,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// An endpoint and a model of it.
+/// An endpoint, and one of its models.
 ///
 /// ```
 /// use breakers_remote::{ApiKey, Dialect, RemoteConfig};
@@ -81,32 +80,32 @@ impl fmt::Debug for ApiKey {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RemoteConfig {
-    /// Address that `/chat/completions` is added to, such as `https://api.openai.com/v1`.
+    /// The address to which `/chat/completions` is appended, such as `https://api.openai.com/v1`.
     pub base_url: String,
-    /// What the model is; its id is the name that the endpoint knows. A request that needs a capability which
+    /// The model's card. Its id is the name that the endpoint knows. A request that needs a capability that
     /// the card lacks is refused without being sent.
     pub card: ModelCard,
     /// Sent as `Authorization: Bearer`.
     pub api_key: Option<ApiKey>,
     /// Further headers.
     pub headers: Vec<(String, String)>,
-    /// Further fields of each request's body, which win over those of the request.
+    /// More fields for the body of each request. They override those of the request.
     pub body: Vec<(String, Json)>,
     /// Which parameters the endpoint knows.
     pub dialect: Dialect,
     /// How long to wait.
     pub timeouts: Timeouts,
-    /// Whether answers are streamed. Without, the first piece is the whole answer, and
-    /// [`Timeouts::first_token`] counts until then.
+    /// Whether answers are streamed. If not, the first piece is the whole answer, and
+    /// [`Timeouts::first_token`] is the time until it arrives.
     pub stream: bool,
-    /// Calls of a batch at a time.
+    /// How many calls of a batch run at a time.
     pub max_concurrent: usize,
-    /// Bytes of an answer at most: of all events together, as they are sent.
+    /// The longest answer in bytes, over all events as they are sent.
     pub max_answer: usize,
 }
 
 impl RemoteConfig {
-    /// An endpoint that answers chats with tools, JSON and log-probabilities, as OpenAI's does.
+    /// An endpoint that supports chats with tools, JSON and log-probabilities, as OpenAI's does.
     pub fn new(base_url: impl Into<String>, model: impl Into<String>) -> Self {
         let mut card = ModelCard::new(model);
         let mut capabilities = Capabilities::default();
@@ -129,10 +128,10 @@ impl RemoteConfig {
         }
     }
 
-    /// The endpoint of `OPENAI_BASE_URL`, otherwise OpenAI's, with the key of `OPENAI_API_KEY`.
+    /// The endpoint in `OPENAI_BASE_URL`, or else OpenAI's, with the key in `OPENAI_API_KEY`.
     ///
     /// # Errors
-    /// [`Error::NoVariable`] if there is neither a key nor another address.
+    /// [`Error::NoVariable`] if there is neither a key nor an address.
     pub fn from_env(model: impl Into<String>) -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let (url, key) = (variable("OPENAI_BASE_URL"), variable("OPENAI_API_KEY"));
@@ -160,7 +159,7 @@ impl RemoteConfig {
         if rest.contains(['?', '#']) {
             return bad("an address without a query");
         }
-        // A password in an address would be shown with it.
+        // A password in an address would be shown along with it.
         if rest.split('/').next().is_none_or(|host| host.is_empty() || host.contains('@')) {
             return bad("a host, without a user; keys belong into `api_key`");
         }
@@ -201,7 +200,7 @@ impl RemoteConfig {
         format!("{}/{path}", self.base_url.trim_end_matches('/'))
     }
 
-    /// Whether the host is this machine, which no proxy is needed for.
+    /// Whether the host is this machine, for which no proxy is needed.
     pub(crate) fn is_local(&self) -> bool {
         let uri = self.base_url.parse::<ureq::http::Uri>();
         let host = uri.as_ref().ok().and_then(|uri| uri.host()).unwrap_or_default();

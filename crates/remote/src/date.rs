@@ -1,12 +1,12 @@
-//! The one form of dates that HTTP servers send.
+//! The date format that HTTP servers send.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// How long it is until a date such as `Sun, 06 Nov 1994 08:49:37 GMT`: zero if it is past,
-/// `None` if it is not a date.
+/// The time until a date such as `Sun, 06 Nov 1994 08:49:37 GMT`: zero if it is in the past, `None` if it is
+/// not a date.
 ///
 /// # Source
 /// RFC 9110, section 5.6.7, IMF-fixdate; the two obsolete forms are not read.
@@ -33,7 +33,7 @@ fn seconds(date: &str) -> Option<u64> {
     if !in_range {
         return None;
     }
-    // Years begin in March, so that a leap day is the last of its year.
+    // Years are counted from March, so that a leap day is the last day of its year.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
     Some(86_400 * days + 3600 * hour + 60 * minute + second)

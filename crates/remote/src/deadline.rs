@@ -1,9 +1,9 @@
 //! Time limits for each read of an answer.
 //!
-//! The HTTP client has limits for whole phases. An answer that is streamed needs one for the first piece, one
-//! for each further piece, and one for all of it, while comments of the server keep the connection busy. So
-//! the outermost transport asks, for each read, how much time is left: the calling thread, which is the one
-//! that reads, has set that before.
+//! The HTTP client has limits only for whole phases. A streamed answer needs one for the first piece, one for
+//! each further piece and one for the whole answer, even while the server keeps the connection busy with
+//! comments. So the outermost transport asks before each read how much time is left. The calling thread,
+//! which is also the one that reads, sets that beforehand.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use breakers_core::TimeoutPhase;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-/// A point in time, and what was waited for until then.
+/// A point in time, and what the caller is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
@@ -22,12 +22,12 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn after(from: Instant, limit: Duration, phase: TimeoutPhase) -> Self {
-        // A limit of centuries is no limit.
+        // A limit too large to represent becomes a very distant one.
         let at = from.checked_add(limit).unwrap_or_else(|| from + Duration::from_secs(1 << 31));
         Self { at, phase, limit }
     }
 
-    /// The one that comes first.
+    /// The earlier of two deadlines.
     pub(crate) fn or(self, other: Self) -> Self {
         if other.at < self.at { other } else { self }
     }
@@ -38,7 +38,7 @@ thread_local! {
     static MISSED: Cell<Option<Deadline>> = const { Cell::new(None) };
 }
 
-/// Sets the deadline of this thread's reads while it lives.
+/// Sets the deadline of this thread's reads for as long as it exists.
 pub(crate) struct Scope(());
 
 impl Scope {
@@ -64,7 +64,7 @@ impl Drop for Scope {
     }
 }
 
-/// Puts a [`Limited`] around the transport that is there.
+/// Wraps the existing transport in a [`Limited`].
 #[derive(Debug)]
 pub(crate) struct Limits;
 

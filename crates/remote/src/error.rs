@@ -1,13 +1,12 @@
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an endpoint cannot be used. What goes wrong while it is called is a
-/// [`CallError`](breakers_core::CallError).
+/// Why an endpoint cannot be used. Errors during a call are a [`CallError`](breakers_core::CallError).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address is not a URL.
-    #[error("{url:?} is no address of an endpoint: expected {expected}")]
+    #[error("{url:?} is not the address of an endpoint: expected {expected}")]
     Url {
         /// What was given.
         url: String,
@@ -20,13 +19,13 @@ pub enum Error {
         /// Its name.
         name: String,
     },
-    /// An https address, in a build without TLS.
+    /// The address is https, and this build has no TLS.
     #[error("{url:?} needs TLS, which this build lacks: the Cargo feature `tls` of breakers-remote")]
     NoTls {
         /// The address.
         url: String,
     },
-    /// A setting out of its range.
+    /// A setting is out of its range.
     #[error("{name} is {found}; expected {expected}")]
     Parameter {
         /// The setting.
@@ -36,7 +35,7 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// A variable of the environment is not there.
+    /// An environment variable is not set.
     #[error("the environment variable {name} is not set")]
     NoVariable {
         /// Its name.

@@ -1,4 +1,4 @@
-//! What an endpoint says went wrong, as a [`CallError`].
+//! An endpoint's error report as a [`CallError`].
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use ureq::http::HeaderMap;
 use crate::date;
 use crate::wire::{Chunk, ErrorBody, ErrorObject};
 
-/// Characters of a message that are kept.
+/// How many characters of a message are kept.
 const MAX_MESSAGE: usize = 1000;
 
-/// A status that is not one of success.
+/// An HTTP status other than success.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP {status}: {message}")]
 struct HttpStatus {
@@ -19,11 +19,11 @@ struct HttpStatus {
     message: String,
 }
 
-/// The error of an answer whose status is not one of success.
+/// The error for an answer whose status is not success.
 pub(crate) fn of_status(status: u16, headers: &HeaderMap, body: &[u8], model: &str) -> CallError {
     let object = match serde_json::from_slice::<Chunk>(body) {
         Ok(Chunk { error: Some(error), .. }) => Some(object(error)),
-        // FastAPI's form, and that of a bare object.
+        // FastAPI's format, and a bare object.
         _ => serde_json::from_slice::<serde_json::Value>(body).ok().and_then(|value| {
             let text = ["message", "detail"].iter().find_map(|key| value.get(key)).map(|text| match text {
                 serde_json::Value::String(text) => text.clone(),
@@ -40,7 +40,7 @@ pub(crate) fn of_status(status: u16, headers: &HeaderMap, body: &[u8], model: &s
     classify(Some(status), error, retry_after(headers), never_again, model)
 }
 
-/// The error that came in the middle of an answer.
+/// The error for an error event in the middle of an answer.
 pub(crate) fn of_event(error: ErrorBody, model: &str) -> CallError {
     let error = object(error);
     let status = error.code.as_ref().and_then(serde_json::Value::as_u64).and_then(|n| u16::try_from(n).ok());
@@ -69,7 +69,7 @@ fn classify(
         error.message.as_deref().unwrap_or("no message").chars().take(MAX_MESSAGE).collect();
     let failed = |status: u16, message: String| HttpStatus { status, message };
 
-    // Words say more than numbers, which gateways change.
+    // Error codes in words are more reliable than status numbers, which gateways change.
     if is("context_length_exceeded") || is("exceed_context_size") || names_context(&message) {
         let (needed, limit) = context_numbers(&message);
         return CallError::ContextTooLong { needed, limit };
@@ -91,7 +91,7 @@ fn classify(
     }
     match status {
         Some(401 | 403 | 407) => CallError::Auth { message },
-        // A server that knows many models says so of an unknown one; otherwise the address is wrong.
+        // A server with many models mentions an unknown model in its message; otherwise the address is wrong.
         Some(404) if message.to_ascii_lowercase().contains("model") => {
             CallError::ModelNotFound { model: model.to_owned() }
         }
@@ -109,7 +109,8 @@ fn classify(
     }
 }
 
-/// Whether a message speaks of a context that is too small, as vLLM's and llama.cpp's do without a code.
+/// Whether a message says that the context is too small. vLLM and llama.cpp send such messages without a
+/// code.
 fn names_context(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     ["maximum context length", "context size", "context length", "context window"]
@@ -120,8 +121,7 @@ fn names_context(message: &str) -> bool {
             .any(|words| message.contains(words))
 }
 
-/// Tokens needed and tokens that fit, if a message has exactly these two as its largest and
-/// smallest numbers above 15.
+/// The tokens needed and the tokens that fit, taken from the numbers above 15 in a message.
 fn context_numbers(message: &str) -> (Option<usize>, Option<usize>) {
     let words = message.split(|c: char| !c.is_ascii_digit() && c != ',');
     let numbers = words.filter_map(|word| word.replace(',', "").parse::<usize>().ok()).filter(|&n| n > 15);
@@ -141,7 +141,7 @@ fn context_numbers(message: &str) -> (Option<usize>, Option<usize>) {
     (needed, limit)
 }
 
-/// When to try again: milliseconds, seconds, or a date.
+/// How long to wait before trying again, given in milliseconds, in seconds or as a date.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let number = |text: &str| text.parse::<f64>().ok();

@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use model::RemoteModel;
 pub use retry::{RetryConfig, Retrying};
 
-/// What the locks of this crate guard is whole after every step.
+/// Data behind the locks of this crate is consistent after every step, so a poisoned lock can be used.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

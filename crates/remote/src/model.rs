@@ -17,16 +17,16 @@ use crate::request::{self, Route};
 use crate::sse::SseParser;
 use crate::{Error, Result};
 
-/// Bytes of an error's body that are read.
+/// How many bytes of an error's body are read.
 const MAX_ERROR: u64 = 1 << 20;
-/// How long a connection may take to end an answer that is complete, to be used again.
+/// How long to wait for the end of a complete answer, so that the connection can be reused.
 const DRAIN: Duration = Duration::from_millis(50);
 const PIECE: usize = 1 << 14;
 
 /// A model behind an OpenAI-compatible endpoint.
 ///
-/// Calls are blocking, share connections, and may come from any number of threads. A receiver that breaks
-/// closes the connection, which is how a server learns that nobody waits.
+/// Calls are blocking, share connections, and may come from any number of threads. If a receiver returns
+/// `Break`, the connection is closed, which tells the server that nobody is waiting.
 ///
 /// ```no_run
 /// use breakers_core::{ChatModel, ChatRequest, Delta, Message};
@@ -51,21 +51,21 @@ pub struct RemoteModel {
 }
 
 impl RemoteModel {
-    /// A model of an endpoint, which is not called yet.
+    /// A model behind an endpoint. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`Error`] for a config that cannot be used.
+    /// [`Error`] for an invalid config.
     pub fn new(config: RemoteConfig) -> Result<Self, Error> {
         config.check()?;
-        // From the connection on, `Limits` has them all.
+        // Once connected, `Limits` handles all time limits.
         let connect = config.timeouts.connect.min(config.timeouts.total);
         let mut http = Agent::config_builder()
             .http_status_as_error(false)
-            // A key must not follow to another host.
+            // A redirect must not send the key to another host.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("breakers-remote/", env!("CARGO_PKG_VERSION")))
-            // A compressed stream comes in blocks and not in tokens.
+            // A compressed stream would arrive in blocks and not token by token.
             .accept_encoding("")
             .max_idle_connections_per_host(config.max_concurrent)
             .timeout_resolve(Some(connect))
@@ -78,7 +78,7 @@ impl RemoteModel {
         Ok(Self { config, agent })
     }
 
-    /// What was given to [`new`](Self::new).
+    /// The config that was passed to [`new`](Self::new).
     pub fn config(&self) -> &RemoteConfig {
         &self.config
     }
@@ -116,12 +116,12 @@ impl ChatModel for RemoteModel {
         if !response.status().is_success() {
             let (parts, body) = response.into_parts();
             let mut text = Vec::new();
-            // What comes of it says more than why the rest did not.
+            // The part that arrives says more than the reason why the rest did not.
             let _ = body.into_reader().take(MAX_ERROR).read_to_end(&mut text);
             return Err(failure::of_status(status, &parts.headers, &text, &self.config.card.id));
         }
         let is_stream = response.body().mime_type().is_some_and(|mime| {
-            // Everything else is taken for one piece of JSON, also where a stream was asked for.
+            // Everything else is read as one piece of JSON, even if a stream was asked for.
             mime.eq_ignore_ascii_case("text/event-stream")
         });
         let reply = Reply::new(request, &self.config.card.id);
@@ -135,7 +135,7 @@ impl ChatModel for RemoteModel {
         let work = || {
             let keep = &mut |_: Delta| std::ops::ControlFlow::Continue(());
             loop {
-                // In a statement of its own, so that the lock is not held during the call.
+                // A separate statement, so that the lock is not held during the call.
                 let Some((i, request)) = crate::lock(&next).next() else { break };
                 let reply = self.chat(request, keep);
                 crate::lock(&replies).push((i, reply));
@@ -153,7 +153,7 @@ impl ChatModel for RemoteModel {
     }
 }
 
-/// Reads an answer from anywhere.
+/// Reads an answer from any reader.
 #[cfg(feature = "testing")]
 pub(crate) fn read_answer(
     request: &ChatRequest,
@@ -181,14 +181,14 @@ impl Clock {
         Self { begun, timeouts, total, scope: Scope::new(first.or(total)) }
     }
 
-    /// A piece has come: the next one has its own limit.
+    /// Notes that a piece has arrived; the next one has its own limit.
     fn piece(&self) {
         let limit = self.timeouts.next_token;
         let next = Deadline::after(Instant::now(), limit, TimeoutPhase::NextToken);
         self.scope.set(next.or(self.total));
     }
 
-    /// The limit that was missed, if one was.
+    /// The time limit that was exceeded, if any.
     fn timeout(&self) -> Option<CallError> {
         let Deadline { phase, limit, .. } = self.scope.missed()?;
         Some(CallError::Timeout { phase, limit })
@@ -221,17 +221,17 @@ impl Clock {
     }
 }
 
-/// An answer while it comes.
+/// An answer that is being received.
 struct Answer<'a> {
     reply: Reply<'a>,
     clock: Clock,
-    /// When the first piece came, from the call on.
+    /// The time from the call to the first piece.
     first: Option<Duration>,
-    /// Bytes that may still come.
+    /// How many more bytes are accepted.
     left: usize,
 }
 
-/// Why an answer ended before its end.
+/// Why an answer ended early.
 enum Broken {
     Call(CallError),
     Read(io::Error),
@@ -287,7 +287,7 @@ impl Answer<'_> {
             }
             let n = match self.read(reader, &mut piece) {
                 Ok(n) => n,
-                // A connection that breaks after the end of the answer does no harm.
+                // A connection that breaks after the answer is complete does no harm.
                 Err(Broken::Read(_)) if self.reply.is_finished() && self.clock.timeout().is_none() => 0,
                 Err(error) => return Err(error),
             };
@@ -298,7 +298,7 @@ impl Answer<'_> {
         }
         match parser.finish().map_err(|error| malformed(error.to_string()))? {
             Some(event) if event.data.trim_start().starts_with("[DONE]") => Ok(()),
-            // A piece that was cut off is not JSON, but what is wrong is that the stream ended.
+            // A truncated piece is not valid JSON, but the real error is that the stream ended.
             Some(event) if serde_json::from_str::<serde::de::IgnoredAny>(&event.data).is_ok() => {
                 self.event(&event.event, &event.data, on_delta).map_err(Broken::Call)
             }
@@ -307,7 +307,7 @@ impl Answer<'_> {
     }
 
     fn event(&mut self, kind: &str, data: &str, on_delta: &mut OnDelta<'_>) -> Result<(), CallError> {
-        // Events of other kinds are extensions; errors have theirs in some servers.
+        // Events of other types are extensions. Some servers use the type `error`.
         if !matches!(kind, "" | "message" | "error") || data.is_empty() {
             return Ok(());
         }
@@ -322,7 +322,7 @@ impl Answer<'_> {
         Ok(())
     }
 
-    /// Reads an answer that is one piece.
+    /// Reads an answer that comes in one piece.
     fn whole(&mut self, reader: &mut impl Read, on_delta: &mut OnDelta<'_>) -> Result<(), Broken> {
         let mut bytes = Vec::new();
         let mut piece = vec![0; PIECE];
@@ -359,7 +359,7 @@ impl Answer<'_> {
                 reply.timings = Timings::new(self.first, self.clock.begun.elapsed());
                 Ok(reply)
             }
-            // To try again would hand the beginning out a second time.
+            // Trying again would hand out the beginning a second time.
             Err(error) if begun && error.is_retryable() && !matches!(error, CallError::Timeout { .. }) => {
                 Err(CallError::Truncated { message: error.to_string() })
             }

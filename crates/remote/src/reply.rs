@@ -1,4 +1,4 @@
-//! A reply out of the pieces of a stream.
+//! Assembling a reply from the pieces of a stream.
 
 use std::ops::ControlFlow;
 
@@ -10,10 +10,10 @@ use breakers_core::{
 use crate::failure;
 use crate::wire::{Choice, Chunk, WireCall, WireLogprobs, WireMessage, WireToken, WireUsage};
 
-/// Calls of functions that one answer may have.
+/// The most function calls that one answer may have.
 const MAX_CALLS: usize = 1024;
 
-/// What has come of an answer.
+/// The part of an answer that has arrived.
 pub(crate) struct Reply<'a> {
     request: &'a ChatRequest,
     model: &'a str,
@@ -38,12 +38,12 @@ impl<'a> Reply<'a> {
         self.finish.is_some()
     }
 
-    /// Whether a receiver has ended it.
+    /// Whether the receiver has stopped it.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled
     }
 
-    /// Takes in an event's data.
+    /// Processes an event's data.
     ///
     /// # Errors
     /// [`CallError::Malformed`], or what the endpoint says went wrong.
@@ -113,7 +113,7 @@ impl<'a> Reply<'a> {
         }
         let scores = logprobs.token_logprobs.iter().flatten();
         for (i, (text, score)) in logprobs.tokens.iter().flatten().zip(scores).enumerate() {
-            // The first token of a prompt that is echoed has none.
+            // The first token of an echoed prompt has no log-probability.
             let Some(score) = score else { continue };
             let mut token = ScoredToken::new(None, text.as_bytes(), logprob(*score)?);
             let top = logprobs.top_logprobs.as_ref().and_then(|top| top.get(i)?.as_ref());
@@ -123,7 +123,7 @@ impl<'a> Reply<'a> {
             tokens.push(token);
         }
         for token in &mut tokens {
-            // The chosen token may be listed beyond what was asked for.
+            // The chosen token may be listed in addition to the alternatives asked for.
             token.top.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
             token.top.truncate(n);
         }
@@ -176,7 +176,7 @@ impl<'a> Reply<'a> {
         Ok(())
     }
 
-    /// Nothing of the answer may come after the reason for its end.
+    /// No part of the answer may come after its finish reason.
     fn still_open(&self) -> Result<(), CallError> {
         if self.finish.is_some() { Err(malformed("more of the answer after its end")) } else { Ok(()) }
     }
@@ -188,7 +188,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// The reply, once nothing more comes.
+    /// The complete reply, once the stream has ended.
     ///
     /// # Errors
     /// [`CallError::Truncated`] if the answer has not ended, [`CallError::ContentFiltered`] for a refusal.
@@ -221,7 +221,7 @@ fn finish_of(
     stop: &[String],
 ) -> Result<FinishReason, CallError> {
     Ok(match word {
-        // A number is an end token.
+        // A number is the id of an end token.
         "stop" => match stopped_by.and_then(serde_json::Value::as_str) {
             Some(text) if stop.iter().any(|stop| stop == text) => FinishReason::Stop,
             _ => FinishReason::EndOfText,
@@ -246,7 +246,8 @@ fn bytes_of(token: &WireToken) -> Vec<u8> {
     token.bytes.clone().unwrap_or_else(|| token.token.clone().into_bytes())
 }
 
-/// Servers write -9999 for minus infinity, and round certainty to something above zero.
+/// Servers write -9999 for minus infinity, and may round a log-probability of zero to a small positive
+/// number.
 fn logprob(x: f64) -> Result<f32, CallError> {
     if x.is_nan() || x > 1e-3 {
         return Err(malformed(format!("{x} is no logarithm of a probability")));

@@ -1,4 +1,4 @@
-//! A request as an endpoint's JSON.
+//! A request as JSON for an endpoint.
 
 use breakers_core::{
     CallError, ChatRequest, Message, Prompt, ResponseFormat, Role, SamplingConfig, ToolChoice,
@@ -7,12 +7,12 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Dialect, RemoteConfig};
 
-/// Which of an endpoint's two ways of completing is meant.
+/// Which of the endpoint's two completion routes to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// `/chat/completions`.
     Chat,
-    /// `/completions`, for texts and tokens that are continued as they are.
+    /// `/completions`, for texts and tokens that are continued without a chat format.
     Text,
 }
 
@@ -28,8 +28,8 @@ impl Route {
 /// The body of a request, and where it goes.
 ///
 /// # Errors
-/// [`CallError::Unsupported`] for what the card or the dialect lacks, [`CallError::BadRequest`]
-/// for what no model can do.
+/// [`CallError::Unsupported`] for features that the card or the dialect lacks, [`CallError::BadRequest`] for
+/// requests that no model can serve.
 pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Route, Value), CallError> {
     let card = &config.card;
     let can = &card.capabilities;
@@ -67,7 +67,7 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
         if *max_tokens == 0 {
             return Err(CallError::bad_request("max_tokens", "at least one token is needed"));
         }
-        // OpenAI's reasoning models know the new name only, other servers often the old one only.
+        // OpenAI's reasoning models accept only the new name, other servers often only the old one.
         let name = match (config.dialect, route) {
             (Dialect::OpenAi, Route::Chat) => "max_completion_tokens",
             _ => "max_tokens",
@@ -79,7 +79,7 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
         if config.dialect == Dialect::LlamaCpp && *seed >= u64::from(u32::MAX) {
             return Err(CallError::bad_request("seed", "this server has seeds below 2^32 - 1 only"));
         }
-        // Half of the numbers do not fit the signed ones of the protocol; their bits do.
+        // The protocol's seeds are signed, so large ones are sent with the same bits.
         body.insert("seed".to_owned(), json!(seed.cast_signed()));
     }
     if stop.iter().any(String::is_empty) {
@@ -112,7 +112,7 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
     Ok((route, body.into()))
 }
 
-/// Tools, and the form of the answer.
+/// Adds the tools and the format of the answer.
 fn respond(
     request: &ChatRequest,
     route: Route,
@@ -164,7 +164,7 @@ fn respond(
     Ok(())
 }
 
-/// How tokens are drawn. What changes nothing is not sent.
+/// Adds how tokens are drawn. Settings that change nothing are not sent.
 fn sample(
     config: &RemoteConfig,
     sampling: &SamplingConfig,
@@ -182,7 +182,7 @@ fn sample(
         repetition_window,
         logit_bias,
     } = sampling;
-    // Through the shortest decimal form, which is what the caller wrote.
+    // By way of the shortest decimal form, which is what the caller wrote.
     let number = |x: &f32| serde_json::from_str(&x.to_string()).unwrap_or_else(|_| json!(x));
     body.insert("temperature".to_owned(), number(temperature));
     let knows = |feature: &str, dialects: &[Dialect]| {
@@ -206,7 +206,7 @@ fn sample(
         body.insert("repeat_penalty".to_owned(), number(repetition_penalty));
         body.insert("repeat_last_n".to_owned(), json!(repetition_window));
     }
-    // OpenAI's penalties look at all of the answer.
+    // OpenAI's penalties look at the whole answer.
     if *frequency_penalty != 0.0 || *presence_penalty != 0.0 {
         for (name, penalty) in
             [("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)]
@@ -224,7 +224,7 @@ fn sample(
         body.insert("logit_bias".to_owned(), Value::Object(bias.collect()));
     }
     if config.dialect == Dialect::LlamaCpp && is_drawn {
-        // Its own defaults are others than none.
+        // The server's own defaults are not neutral.
         body.entry("top_k").or_insert(json!(0));
         body.entry("top_p").or_insert(json!(1));
         body.entry("min_p").or_insert(json!(0));
@@ -236,7 +236,7 @@ fn message(message: &Message) -> Result<Value, CallError> {
     let mut out = Map::new();
     out.insert("role".to_owned(), json!(message.role.as_str()));
     let text = message.text();
-    // Null is for a turn that only calls functions.
+    // A turn that only calls functions has null as its content.
     let content = if text.is_empty() && !message.tool_calls.is_empty() { Value::Null } else { json!(text) };
     out.insert("content".to_owned(), content);
     if !message.tool_calls.is_empty() {

@@ -5,17 +5,17 @@ use breakers_core::{CallError, ChatModel, ChatReply, ChatRequest, ModelCard, OnD
 
 use crate::{Error, Result};
 
-/// When and how often a call is tried again.
+/// When and how often a failed call is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryConfig {
-    /// Tries after the first one.
+    /// The most retries after the first attempt.
     pub max_retries: u32,
-    /// The first pause; each further one is twice as long.
+    /// The first pause. Each further pause is twice as long.
     pub first_pause: Duration,
-    /// The longest pause that is chosen here.
+    /// The upper limit for these pauses.
     pub longest_pause: Duration,
-    /// An endpoint that asks for a longer pause than this is not waited for: its error is returned at once.
+    /// If an endpoint asks for a longer pause than this, its error is returned at once.
     pub longest_wait: Duration,
 }
 
@@ -31,9 +31,9 @@ impl Default for RetryConfig {
 }
 
 impl RetryConfig {
-    /// The pause before a retry (from 0 on), or `None` if the error is to be returned. `random`
-    /// spreads the pauses of many callers over the upper half of their length; pauses that the
-    /// endpoint asks for are not shortened.
+    /// The pause before retry number `retry` (counted from 0), or `None` to return the error. `random`
+    /// spreads the pauses of many callers over the upper half of their length. Pauses that the endpoint asks
+    /// for are not shortened.
     pub fn pause(&self, retry: u32, error: &CallError, random: u64) -> Option<Duration> {
         if retry >= self.max_retries || !error.is_retryable() {
             return None;
@@ -53,11 +53,11 @@ impl RetryConfig {
 /// Waits for a time.
 type Sleep = dyn Fn(Duration) + Send + Sync;
 
-/// A model whose calls are tried again when they fail for reasons that pass: rate limits, overload, time
-/// limits, broken connections.
+/// A model whose calls are retried after temporary failures: rate limits, overload, timeouts, broken
+/// connections.
 ///
-/// A call is never tried again after a piece of its answer was handed out, since the receiver
-/// would have it twice.
+/// A call is never retried once a piece of its answer has been handed out, since the receiver would get it
+/// twice.
 ///
 /// ```
 /// use breakers_core::{CallError, ChatModel, ChatRequest, Message, ScriptedModel};
@@ -81,7 +81,7 @@ pub struct Retrying<M> {
 }
 
 impl<M: ChatModel> Retrying<M> {
-    /// A model that is tried again.
+    /// Wraps a model.
     ///
     /// # Errors
     /// [`Error::Parameter`] if the first pause is longer than the longest.
@@ -93,21 +93,21 @@ impl<M: ChatModel> Retrying<M> {
         Ok(Self { model, config, sleep: Arc::new(std::thread::sleep) })
     }
 
-    /// The same, with another way to wait: for tests, or for a program that must not sleep.
+    /// The same model with another way to wait, for tests or for a program that must not sleep.
     pub fn with_sleep(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Self {
         self.sleep = Arc::new(sleep);
         self
     }
 
-    /// The model inside.
+    /// The wrapped model.
     pub fn inner(&self) -> &M {
         &self.model
     }
 
-    /// Waits before a retry, if there is to be one.
+    /// Waits before a retry, and returns whether there is to be one.
     fn wait(&self, retry: u32, error: &CallError) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // The mixing step of SplitMix64: the clock's low bits are the random ones.
+        // The mixing step of SplitMix64, because only the clock's low bits are random.
         let mut x = (now.as_nanos() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let pause = self.config.pause(retry, error, x ^ (x >> 27));
@@ -150,7 +150,7 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
             };
             let again: Vec<(usize, CallError)> =
                 replies.iter().enumerate().filter_map(|(i, reply)| Some((i, failed(reply)?))).collect();
-            // One pause for all: the longest that one of them is asked to make.
+            // One pause for all of them: the longest that any of them needs.
             let Some((_, worst)) = again.iter().max_by_key(|(_, error)| error.retry_after()) else { break };
             if !self.wait(retry, worst) {
                 break;

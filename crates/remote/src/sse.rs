@@ -2,8 +2,8 @@
 //!
 //! # Source
 //! WHATWG HTML, section 9.2.6, "Interpreting an event stream". Deviations: bytes that are not UTF-8 and
-//! events beyond a limit are errors, and [`SseParser::finish`] hands out an event that lacks its empty line,
-//! which some servers leave out at the end.
+//! events beyond a limit are errors, and [`SseParser::finish`] returns an event without its final empty line,
+//! which some servers leave out.
 
 /// An event of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,14 +15,14 @@ pub struct SseEvent {
     pub data: String,
 }
 
-/// Why a stream is not one of server-sent events.
+/// Why a stream is not a valid stream of server-sent events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SseError {
-    /// Bytes that are not UTF-8.
+    /// It has bytes that are not UTF-8.
     #[error("an event holds bytes that are not UTF-8")]
     NotUtf8,
-    /// An event of more bytes than are allowed.
+    /// An event has more bytes than are allowed.
     #[error("an event has more than {limit} bytes")]
     TooLong {
         /// The limit.
@@ -30,7 +30,7 @@ pub enum SseError {
     },
 }
 
-/// Takes a stream apart into events. However the bytes are split, the events are the same.
+/// Splits a stream into events. The events are the same however the bytes are split.
 ///
 /// ```
 /// use breakers_remote::sse::SseParser;
@@ -46,15 +46,15 @@ pub enum SseError {
 #[derive(Debug)]
 pub struct SseParser {
     limit: usize,
-    /// What was fed and not looked at, from `at` on.
+    /// Bytes that were fed; those from `at` on have not been processed.
     bytes: Vec<u8>,
     at: usize,
-    /// The start of a line whose end has not come.
+    /// The start of a line whose end has not arrived.
     line: Vec<u8>,
     event: SseEvent,
     /// Whether the event has a line of data.
     has_data: bool,
-    /// A line feed now belongs to the carriage return before.
+    /// The last byte was a carriage return, to which a line feed would belong.
     after_return: bool,
     is_first_line: bool,
     failed: Option<SseError>,
@@ -78,18 +78,17 @@ impl SseParser {
         }
     }
 
-    /// Takes bytes in. They are looked at by [`next_event`](Self::next_event), which should be
-    /// called until it has no more.
+    /// Adds bytes. Call [`next_event`](Self::next_event) afterwards until it has no more events.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.at);
         self.at = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next event, if all of it was fed.
+    /// The next event, if it is complete.
     ///
     /// # Errors
-    /// [`SseError`], and the same from then on.
+    /// [`SseError`]; from then on, every call returns the same error.
     pub fn next_event(&mut self) -> Result<Option<SseEvent>, SseError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -99,8 +98,7 @@ impl SseParser {
         result
     }
 
-    /// The event at the end of the stream that lacks its empty line, or the end of its last
-    /// line, if there is one.
+    /// The event at the end of the stream that lacks its final empty line or line end, if there is one.
     ///
     /// # Errors
     /// As [`next_event`](Self::next_event).
@@ -108,7 +106,7 @@ impl SseParser {
         if let Some(event) = self.next_event()? {
             return Ok(Some(event));
         }
-        // A character that was cut off is the end of the stream's fault; the line that it is in never came.
+        // A truncated character is due to the end of the stream; the line that it is in is incomplete.
         let is_cut = std::str::from_utf8(&self.line).is_err_and(|error| error.error_len().is_none());
         if !self.line.is_empty() && !is_cut {
             self.end_line()?;
@@ -142,7 +140,7 @@ impl SseParser {
         Ok(None)
     }
 
-    /// Takes in the line that has ended; an event, if it was the empty line that ends one.
+    /// Processes a complete line, and returns an event if it was the empty line that ends one.
     fn end_line(&mut self) -> Result<Option<SseEvent>, SseError> {
         let line = std::mem::take(&mut self.line);
         let line = match line.strip_prefix(MARK) {
@@ -165,8 +163,7 @@ impl SseParser {
                 self.event.data.push_str(value);
             }
             "event" => value.clone_into(&mut self.event.event),
-            // A comment (an empty field), `id` and `retry`, which are for reconnecting, and
-            // fields of the future.
+            // Comments (an empty field), `id` and `retry` (which are for reconnecting), and unknown fields.
             _ => {}
         }
         Ok(None)

@@ -1,4 +1,4 @@
-//! What endpoints answer. Fields that are not read are not checked.
+//! The JSON that endpoints send. Fields that are not used are not checked.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,11 +20,11 @@ pub(crate) struct Chunk {
 #[serde(default)]
 pub(crate) struct Choice {
     pub(crate) index: Option<u64>,
-    /// Of a stream.
+    /// In a stream.
     pub(crate) delta: Option<WireMessage>,
-    /// Of a whole answer.
+    /// In a whole answer.
     pub(crate) message: Option<WireMessage>,
-    /// Of a text that was continued.
+    /// In the continuation of a text.
     pub(crate) text: Option<String>,
     pub(crate) finish_reason: Option<String>,
     /// vLLM: the text or the token that ended the answer.
@@ -74,9 +74,9 @@ impl WireFunction {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct WireLogprobs {
-    /// Of chats.
+    /// In chats.
     pub(crate) content: Option<Vec<WireToken>>,
-    /// Of texts, four lists side by side.
+    /// In texts: four parallel lists.
     pub(crate) tokens: Option<Vec<String>>,
     pub(crate) token_logprobs: Option<Vec<Option<f64>>>,
     pub(crate) top_logprobs: Option<Vec<Option<BTreeMap<String, f64>>>>,
@@ -116,7 +116,7 @@ pub(crate) struct CompletionDetails {
     pub(crate) rejected_prediction_tokens: Option<u64>,
 }
 
-/// An error: an object by the protocol, a string in some servers.
+/// An error: an object according to the protocol, a string from some servers.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum ErrorBody {
@@ -131,6 +131,6 @@ pub(crate) struct ErrorObject {
     pub(crate) message: Option<String>,
     pub(crate) r#type: Option<String>,
     pub(crate) param: Option<String>,
-    /// A word by the protocol, a number in some servers.
+    /// A word according to the protocol, a number from some servers.
     pub(crate) code: Option<serde_json::Value>,
 }

@@ -28,11 +28,11 @@ use ureq::http::{HeaderMap, HeaderValue};
 
 use crate::lock;
 
-/// Bytes of a request's body at most.
+/// The most bytes of a request's body.
 const MAX_BODY: usize = 64 << 20;
 
-/// Reads an answer from anywhere, as [`RemoteModel`](crate::RemoteModel) reads it from an endpoint; at most a
-/// mebibyte.
+/// Reads an answer from any reader, as [`RemoteModel`](crate::RemoteModel) reads it from an endpoint; at most
+/// one mebibyte.
 ///
 /// # Errors
 /// [`CallError`].
@@ -45,8 +45,8 @@ pub fn read_answer(
     crate::model::read_answer(request, is_stream, reader, on_delta)
 }
 
-/// The error of an answer with such a status, headers and body, as [`RemoteModel`](crate::RemoteModel)
-/// returns it. Headers that HTTP does not allow are left out.
+/// The error that [`RemoteModel`](crate::RemoteModel) returns for an answer with this status, headers and
+/// body. Headers that HTTP does not allow are ignored.
 ///
 /// ```
 /// use breakers_core::CallError;
@@ -67,13 +67,13 @@ pub fn read_failure(status: u16, headers: &[(&'static str, &[u8])], body: &[u8])
     crate::failure::of_status(status, &map, body, "test")
 }
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct HttpRequest {
-    /// Such as `POST`.
+    /// The method, such as `POST`.
     pub method: String,
-    /// Such as `/v1/chat/completions`.
+    /// The path, such as `/v1/chat/completions`.
     pub path: String,
     /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
@@ -93,15 +93,15 @@ impl HttpRequest {
     }
 }
 
-/// Where an answer goes.
+/// The connection that an answer is written to.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
 }
 
 impl Connection {
-    /// Writes bytes as they are, and lets the connection end after them, unless they are a whole answer that
-    /// says its own length.
+    /// Writes raw bytes. The connection ends after them, unless they are a complete answer that states its
+    /// length.
     ///
     /// # Errors
     /// Those of the connection, for all methods: the client is gone.
@@ -149,7 +149,7 @@ impl Connection {
         self.send(format!("data: {data}\n\n").as_bytes())
     }
 
-    /// Ends the stream, so that the connection can take a further request.
+    /// Ends the stream, so that the connection can take another request.
     ///
     /// # Errors
     /// As [`raw`](Self::raw).
@@ -176,7 +176,7 @@ struct Shared {
     stopped: AtomicBool,
 }
 
-/// A server on a free port of this machine's own address, until it is dropped.
+/// A server on a free port of the loopback address. It runs until it is dropped.
 pub struct FakeEndpoint {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -195,11 +195,11 @@ impl FakeEndpoint {
         Self::start(move |request, connection| serve::answer(&*model, request, connection))
     }
 
-    /// Answers each request, on a thread for each connection, with what the function writes. If it returns an
-    /// error, or writes less than the answer promises, the connection ends there.
+    /// Answers each request with what the function writes, using one thread per connection. If the function
+    /// returns an error, or writes less than the answer promises, the connection ends there.
     ///
     /// # Panics
-    /// If no port can be had.
+    /// If no port is free.
     pub fn start(
         handler: impl Fn(&HttpRequest, &mut Connection) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -220,7 +220,7 @@ impl FakeEndpoint {
                 inside.n_connections.fetch_add(1, Ordering::SeqCst);
                 let inside = Arc::clone(&inside);
                 std::thread::spawn(move || {
-                    // The client sees an error as the end of the connection.
+                    // To the client, an error is the end of the connection.
                     let _ = inside.converse(stream);
                 });
             }
@@ -228,7 +228,7 @@ impl FakeEndpoint {
         Self { address, shared, thread: Some(thread) }
     }
 
-    /// The address that paths are added to, which ends in `/v1`.
+    /// The base address, which ends in `/v1`.
     pub fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }

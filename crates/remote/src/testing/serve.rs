@@ -1,4 +1,4 @@
-//! A model as an endpoint: the way of a request and its answer through OpenAI's form and back.
+//! A model as an endpoint: converts requests and answers from and to OpenAI's format.
 
 use std::cell::RefCell;
 use std::io;
@@ -24,7 +24,7 @@ pub(super) fn answer(
         Some(body) if is_chat || http.path.ends_with("/completions") => parse(body),
         _ => Err(CallError::BadRequest {
             param: None,
-            message: format!("{} is no JSON for a model", http.path),
+            message: format!("{} is not a request for a model", http.path),
         }),
     };
     let request = match request {
@@ -42,7 +42,7 @@ pub(super) fn answer(
             Err(error) => fail(connection, &error),
         };
     }
-    // Headers only go with the first piece, so that an error before it has its status.
+    // Headers are sent with the first piece, so that an error before it can set the status.
     let begun = RefCell::new(false);
     let begin = |connection: &mut Connection| {
         if begun.replace(true) { Ok(()) } else { connection.start_events() }

@@ -1,4 +1,4 @@
-//! What endpoints say went wrong: by status, by word, by message.
+//! Errors that endpoints report: by status, by code, by message.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The crate's tests: streams taken apart and broken, errors, time limits, retries, and the
-//! contract of all models.
+//! The crate's tests: streams, whole and broken, errors, time limits, retries, and the contract of all
+//! models.
 
 mod contract;
 mod errors;
@@ -43,7 +43,7 @@ fn kind(error: &CallError) -> String {
     text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
 }
 
-/// Hands out one piece a read, then ends, or fails.
+/// Returns one piece per read, then ends or fails.
 struct Pieces<'a> {
     pieces: Vec<&'a [u8]>,
     then: Option<io::ErrorKind>,

@@ -15,7 +15,7 @@ fn json_of(text: &str) -> Json {
     Json::parse(text).unwrap()
 }
 
-/// What a request is sent as: path and body, without what is the same in all.
+/// The path and the body of a request as it is sent, without the parts that all requests share.
 fn sent(request: &ChatRequest, set: impl Fn(&mut RemoteConfig)) -> Result<(String, Value), String> {
     let endpoint = FakeEndpoint::serve(Arc::new(ScriptedModel::from_fn("test", |_| "x".into())));
     let mut config = RemoteConfig::new(endpoint.url() + "/", "test");

@@ -1,4 +1,4 @@
-//! The parser of events against a slow one that sees everything at once.
+//! The parser of events, compared with a slow one that sees everything at once.
 
 use breakers_remote::sse::{SseError, SseEvent, SseParser};
 use proptest::prelude::*;

@@ -127,7 +127,7 @@ fn a_stream_at_every_split_is_the_same() {
 fn a_stream_cut_anywhere_is_truncated_unless_it_has_ended() {
     let text = full();
     let bytes = text.as_bytes();
-    // Behind the reason for its end, an answer is whole, though its usage may be missing.
+    // After its finish reason an answer is complete, though its usage may be missing.
     let whole = text.find("\"finish_reason\":\"tool_calls\"").unwrap();
     let line_end = whole + text[whole..].find('\n').unwrap();
     for at in 0..bytes.len() {
@@ -141,7 +141,7 @@ fn a_stream_cut_anywhere_is_truncated_unless_it_has_ended() {
             }
             let error = reply.unwrap_err();
             let expected = match then {
-                // Before anything was handed out, a broken connection may be tried again.
+                // Before anything was handed out, a broken connection may be retried.
                 Some(_) if deltas.is_empty() => "Transport",
                 _ => "Truncated",
             };
@@ -301,7 +301,7 @@ fn a_receiver_ends_the_answer_at_every_piece() {
     for n in 1..=8 {
         let mut left = n;
         let request = question().with_logprobs(1);
-        // Behind that, the stream would be an error.
+        // After that, the stream fails.
         let reader = Pieces::new([text.as_bytes()], Some(io::ErrorKind::ConnectionReset));
         let reply = read_answer(&request, true, reader, &mut |_| {
             left -= 1;
@@ -344,7 +344,7 @@ proptest! {
         prop_assert!(reply.is_err());
     }
 
-    // Of the protocol's own words, so that the later parsers are reached.
+    // Built from the protocol's own words, so that the later parsers are reached.
     #[test]
     fn any_words_of_the_protocol(
         chunks in prop::collection::vec(any_chunk(), 0..8),

@@ -1,4 +1,4 @@
-//! Time limits, connections that are closed, and calls that are tried again.
+//! Time limits, closed connections, and retries.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -149,7 +149,7 @@ fn a_receiver_that_breaks_closes_the_connection() {
     let endpoint = FakeEndpoint::start(move |_, connection| {
         connection.start_events()?;
         connection.event(&piece("x"))?;
-        // It says nothing more, so that only the client's end can be noticed.
+        // It sends nothing more, so it can only notice that the client has closed the connection.
         while !connection.is_closed() {
             sleep(Duration::from_millis(2));
         }
@@ -184,7 +184,7 @@ fn an_end_that_is_never_closed_is_an_end() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
-/// A model that is tried again, and the pauses that it made.
+/// A retrying model, and the pauses that it made.
 fn retrying(
     model: impl ChatModel,
     config: RetryConfig,
@@ -220,7 +220,7 @@ fn calls_that_may_heal_are_tried_again() {
         let (model, pauses) = retrying(ScriptedModel::new("test", script.clone()), RetryConfig::default());
         let found = listen(&model, &question()).0.map_or_else(|error| kind(&error), |reply| reply.text);
         assert_eq!((found.as_str(), pauses.lock().unwrap().len()), (expected, n_pauses), "{script:?}");
-        // A batch has no receiver, so that it may be tried again even where a beginning was made.
+        // A batch has no receiver, so it may be retried even after an answer has begun.
         if !matches!(script[0], Scripted::Fail { ref after, .. } if !after.is_empty()) {
             let (model, _) = retrying(ScriptedModel::new("test", script.clone()), RetryConfig::default());
             let reply = model.chat_batch(&[question()]).remove(0);
