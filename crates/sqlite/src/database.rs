@@ -1,5 +1,5 @@
-//! SQLite databases: opened with the settings that durability and many processes need, migrated,
-//! written to with a time limit.
+//! SQLite databases: opened with settings for durability and for use by many processes, migrated, and written
+//! to with a time limit.
 //!
 //! The library is compiled in, so that every machine has the same one: at least 3.51.3, since versions from
 //! 3.7.0 to 3.51.2 can lose a checkpoint of the write-ahead log
@@ -18,14 +18,14 @@ const MAX_WAIT: Duration = Duration::from_millis(i32::MAX as u64);
 /// Between tries to switch the log on.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What a write that was acknowledged promises.
+/// What is guaranteed once a write has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Durability {
-    /// It is on the disk.
+    /// The write is on the disk.
     #[default]
     Full,
-    /// A crash of the process loses nothing; one of the system may lose the last writes, never part of one.
+    /// A process crash loses nothing. A system crash may lose the last writes, but never a part of one.
     Process,
 }
 
@@ -33,12 +33,12 @@ pub enum Durability {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SqliteConfig {
-    /// What "acknowledged" promises.
+    /// What is guaranteed once a write has returned.
     pub durability: Durability,
     /// For how long to wait for other connections and processes, each time; at most 24 days, which is as much as
     /// SQLite counts.
     pub busy_timeout: Duration,
-    /// Prepared statements that a connection keeps.
+    /// How many prepared statements a connection keeps.
     pub statement_cache: usize,
     /// SQLite's file system (VFS); otherwise its default.
     pub vfs: Option<String>,
@@ -55,12 +55,12 @@ impl Default for SqliteConfig {
     }
 }
 
-/// A database's tables, by how they came about: version `n` is what the first `n` migrations make.
+/// A database's schema as a list of migrations: version `n` is the result of the first `n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schema {
     /// Marks the databases of a program in their file's header; not zero.
     pub application_id: i32,
-    /// Statements that bring a database from one version to the next. Those that were published never change.
+    /// Statements that bring a database from one version to the next. Published migrations never change.
     pub migrations: &'static [&'static str],
 }
 
@@ -71,23 +71,23 @@ pub fn library_version() -> &'static str {
 
 /// Opens a database, creates it if there is none, and brings it to the schema's version.
 ///
-/// Opening one that is up to date takes no write lock, so it does not wait for a writer.
+/// Opening a database that is up to date takes no write lock, so it does not wait for a writer.
 ///
 /// # Errors
 /// [`Error::Schema`] for a database of another program or a later version; it is left as it was.
-/// [`Error::Locked`] when others held it for longer than the config waits, [`Error::Setting`],
+/// [`Error::Locked`] if others held it for longer than the config allows, [`Error::Setting`],
 /// [`Error::Sqlite`], [`Error::Files`].
 pub fn open(path: impl AsRef<Path>, config: &SqliteConfig, schema: &Schema) -> Result<Connection> {
     let path = path.as_ref();
     let mut connection = attach(path, config)?;
-    // Before anything is written to a file that may be another program's.
+    // Checked before anything is written, because the file may belong to another program.
     schema.found(&connection, path)?;
     set_wal(&connection, path, config.busy_timeout)?;
     schema.migrate(&mut connection, path)?;
     Ok(connection)
 }
 
-/// A further connection to a database that [`open`] has opened: nothing is checked or migrated.
+/// One more connection to a database that [`open`] has opened. Nothing is checked or migrated.
 ///
 /// # Errors
 /// [`Error::Locked`], [`Error::Setting`], [`Error::Sqlite`], [`Error::Files`].
@@ -111,8 +111,8 @@ pub fn open_copy(path: impl AsRef<Path>, config: &SqliteConfig) -> Result<Connec
 /// because another writer was faster; what `work` writes is committed, unless it returns an error.
 ///
 /// # Errors
-/// [`Error::Locked`] when other writers held the lock for longer than the connection waits,
-/// [`Error::Sqlite`], and those of `work`. Nothing is written then.
+/// [`Error::Locked`] if other writers held the lock for longer than the connection waits, [`Error::Sqlite`],
+/// and those of `work`. Nothing is written then.
 pub fn write<R, E: From<Error>>(
     connection: &mut Connection,
     path: impl AsRef<Path>,
@@ -141,11 +141,11 @@ impl Schema {
         self.migrations.len() as i64
     }
 
-    /// Brings a database to this version, in one transaction; nothing happens if it has it.
+    /// Brings a database to this version in one transaction. Nothing happens if it is up to date.
     ///
     /// # Errors
     /// [`Error::Schema`] for a database of another program or a later version, [`Error::Locked`],
-    /// [`Error::Sqlite`]; it is as it was then.
+    /// [`Error::Sqlite`]; the database is then unchanged.
     pub fn migrate(&self, connection: &mut Connection, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.found(connection, path)? == self.version() {
@@ -163,9 +163,9 @@ impl Schema {
         })
     }
 
-    /// The version of a database, which is one of this schema's, or new.
+    /// The version of a database that is new or has this schema.
     fn found(&self, connection: &Connection, path: &Path) -> Result<i64> {
-        // One view of all that is read: another process may be creating the tables.
+        // All reads see the same snapshot, because another process may be creating the tables.
         let transaction = connection.unchecked_transaction().map_err(failed(path))?;
         self.read(&transaction, path)
     }
@@ -185,7 +185,7 @@ impl Schema {
     }
 }
 
-/// Opens a connection with this crate's settings, but for the journal's mode.
+/// Opens a connection with this crate's settings, except for the journal mode.
 fn attach(path: &Path, config: &SqliteConfig) -> Result<Connection> {
     regular(path)?;
     let flags =
@@ -202,20 +202,20 @@ fn attach(path: &Path, config: &SqliteConfig) -> Result<Connection> {
         Durability::Process => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous).map_err(failed(path))?;
-    // Whatever a database file says about itself, nothing in it is run as code.
+    // Whatever a database file contains, its schema is not allowed to run code.
     connection.pragma_update(None, "trusted_schema", false).map_err(failed(path))?;
     Ok(connection)
 }
 
-/// Switches the write-ahead log on. The switch itself is refused at once, without SQLite's own waiting, while
-/// another connection is at the database.
+/// Switches on the write-ahead log. SQLite does not wait for other connections here but refuses at once, so
+/// this tries again.
 fn set_wal(connection: &Connection, path: &Path, wait: Duration) -> Result<()> {
     let begun = Instant::now();
     loop {
         let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
         match mode {
             Ok(mode) if mode == "wal" => return Ok(()),
-            // In memory, or on a file system without shared memory.
+            // A database in memory, or on a file system without shared memory.
             Ok(found) => {
                 let (path, expected) = (path.to_owned(), "wal".to_owned());
                 return Err(Error::Setting { path, setting: "journal_mode", expected, found });

@@ -7,11 +7,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The database's file: not a regular one, or the operating system failed.
+    /// The database's file is not a regular file, or the operating system failed.
     #[error(transparent)]
     Files(#[from] breakers_files::Error),
-    /// Another connection or process held the lock for as long as the caller was willing to wait.
-    #[error("{path} is held by another connection or process, for longer than the time limit", path = path.display())]
+    /// Another connection or process held the lock for longer than the caller was willing to wait.
+    #[error("{path} is still locked by another connection or process after the time limit", path = path.display())]
     Locked {
         /// The database.
         path: PathBuf,
@@ -24,7 +24,7 @@ pub enum Error {
         /// The cause.
         source: rusqlite::Error,
     },
-    /// A database of another program, or of a later version of this one.
+    /// The database belongs to another program, or to a later version of this one.
     #[error("{path} has schema version {found} of {owner}; this build knows versions up to {expected}",
         path = path.display(), owner = if *foreign { "another program" } else { "this program" })]
     Schema {
@@ -37,7 +37,7 @@ pub enum Error {
         /// Whether the database belongs to another program.
         foreign: bool,
     },
-    /// SQLite refused a setting, so that durability or concurrency would be less than asked for.
+    /// SQLite refused a setting, without which durability or concurrency would be less than asked for.
     #[error("{path}: SQLite keeps {setting} at {found}; expected {expected}", path = path.display())]
     Setting {
         /// The database.

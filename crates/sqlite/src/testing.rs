@@ -8,13 +8,13 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
-/// The name of the VFS, once [`sqlite_faults`] was called.
+/// The name of the VFS, which exists once [`sqlite_faults`] has been called.
 pub const FAULTY_VFS: &str = "breakers-faulty";
 
-/// Faults of the VFS; one for the process, since SQLite has one list of them.
+/// The faults of the VFS. There is one for the whole process, since SQLite's list of VFSs is global.
 static SQLITE: Countdown = Countdown::new();
 
-/// The right to make SQLite's operations fail; tests that want it wait for each other.
+/// The exclusive right to make SQLite's operations fail; tests wait for each other.
 #[derive(Debug)]
 pub struct SqliteFaults {
     _turn: MutexGuard<'static, ()>,
@@ -34,8 +34,8 @@ impl Drop for SqliteFaults {
     }
 }
 
-/// Registers the VFS [`FAULTY_VFS`] and takes a turn at its faults: operations that change files fail when
-/// the countdown says so; a write that fails has been done by half.
+/// Registers the VFS [`FAULTY_VFS`] and waits for the exclusive right to its faults. Operations that change
+/// files fail when the countdown says so; a failing write is done halfway.
 pub fn sqlite_faults() -> SqliteFaults {
     static TURN: Mutex<()> = Mutex::new(());
     static REGISTERED: Once = Once::new();
@@ -154,7 +154,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
 
 unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, buffer: *const c_void, n: c_int, at: i64) -> c_int {
     if let Some(code) = failure(ffi::SQLITE_IOERR_WRITE) {
-        // Torn: half of it arrives.
+        // A torn write: half of it arrives.
         // SAFETY: fewer bytes than SQLite offers.
         unsafe { real_write(file, buffer, n / 2, at) };
         return code;

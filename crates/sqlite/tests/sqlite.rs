@@ -1,4 +1,4 @@
-//! Databases: the library's version, many that open at once, foreign files, faults while migrating.
+//! Databases: the library's version, concurrent opening, foreign files, faults while migrating.
 
 use breakers_files::testing::Fault;
 use breakers_sqlite::testing::{FAULTY_VFS, sqlite_faults};
