@@ -11,7 +11,7 @@ use crate::{Format, GroupFormat, Result};
 /// assert_eq!(Encoding::Groups(groups).to_string(), "int4-g128");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-// Exhaustive on purpose, as the two that it is of.
+// Exhaustive on purpose, like the two enums that it consists of.
 pub enum Encoding {
     /// Blocks of a GGUF file.
     Gguf(Format),
@@ -28,7 +28,7 @@ impl Encoding {
         }
     }
 
-    /// Whether rows of so many values can be packed.
+    /// Checks that rows of `n_cols` values can be packed.
     ///
     /// # Errors
     /// [`Error::RowLength`](crate::Error::RowLength), [`Error::GroupSize`](crate::Error::GroupSize),
@@ -40,7 +40,7 @@ impl Encoding {
         }
     }
 
-    /// Bytes of a matrix: codes and scales as files hold them.
+    /// The size of a matrix in bytes: codes and scales as stored in files.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -54,7 +54,7 @@ impl Encoding {
         }
     }
 
-    /// The format of a [`name`](Self::name); those of GGUF in any case.
+    /// The format with this [`name`](Self::name). Upper and lower case are the same for GGUF's formats.
     pub fn parse(name: &str) -> Option<Self> {
         let gguf = Format::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));
         gguf.map(Encoding::Gguf).or_else(|| GroupFormat::parse(name).map(Encoding::Groups))

@@ -16,10 +16,10 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file cannot be replaced: something else than a file is in its place.
+    /// A file cannot be replaced: there is something other than a file in its place.
     #[error(transparent)]
     File(Box<breakers_files::Error>),
     /// A sink given to the writer failed.
@@ -43,13 +43,13 @@ pub enum Error {
         /// The version once its bytes are swapped.
         version: u32,
     },
-    /// A version of the container that is not known here.
+    /// The version of the container is not supported.
     #[error("GGUF version {found} is not supported (versions 2 and 3 are)")]
     UnsupportedVersion {
         /// The version found.
         found: u32,
     },
-    /// One file of a model that was split into several.
+    /// The file is one part of a model that was split into several.
     #[error(
         "this is shard {shard} of {n_shards} of a split model; merge the shards into one GGUF file first"
     )]
@@ -76,11 +76,11 @@ pub enum Error {
     CountTooLarge {
         /// What is counted.
         what: &'static str,
-        /// Where the count stands.
+        /// The position of the count.
         position: usize,
         /// The count found.
         found: u64,
-        /// The largest count that makes sense there.
+        /// The largest count that is possible there.
         limit: u64,
     },
     /// Text that is not UTF-8.
@@ -105,19 +105,19 @@ pub enum Error {
         /// The key.
         key: String,
     },
-    /// A metadata key that stands twice.
+    /// A metadata key occurs twice.
     #[error("metadata key {key:?} appears twice")]
     DuplicateKey {
         /// The key.
         key: String,
     },
-    /// A metadata key that is needed and absent.
+    /// A required metadata key is missing.
     #[error("metadata key {key:?} is missing")]
     MissingKey {
         /// The key.
         key: String,
     },
-    /// A metadata value of another type than asked for.
+    /// A metadata value has another type than requested.
     #[error("metadata key {key:?} holds {found}, expected {expected}")]
     ValueType {
         /// The key.
@@ -127,7 +127,7 @@ pub enum Error {
         /// The type found.
         found: &'static str,
     },
-    /// A metadata number that does not fit the type asked for.
+    /// A metadata number does not fit the requested type.
     #[error("metadata key {key:?} holds {found}, which does not fit {expected}")]
     ValueRange {
         /// The key.
@@ -143,19 +143,19 @@ pub enum Error {
         /// The alignment found.
         found: u64,
     },
-    /// A tensor name that stands twice.
+    /// A tensor name occurs twice.
     #[error("tensor {tensor:?} appears twice")]
     DuplicateTensor {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor that is needed and absent.
+    /// A required tensor is missing.
     #[error("tensor {tensor:?} is missing")]
     MissingTensor {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor name too long for other readers of the format.
+    /// A tensor name is too long for other readers of the format.
     #[error("the tensor name {tensor:?} has {found} bytes; at most {limit} are portable")]
     TensorName {
         /// The tensor.
@@ -165,17 +165,17 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
-    /// A tensor in a format that this crate does not decode.
+    /// A tensor has a format that this crate does not decode.
     #[error("tensor {tensor:?} has type {found} ({name}), which is not supported")]
     UnknownTensorType {
         /// The tensor.
         tensor: String,
-        /// GGUF's number of the type.
+        /// GGUF's number for the type.
         found: u32,
         /// GGUF's name of the type, or "unknown".
         name: &'static str,
     },
-    /// A tensor with no dimensions, too many, or one that is zero, or whose size overflows.
+    /// A tensor has no dimensions, too many, or one that is zero, or its size overflows.
     #[error("tensor {tensor:?} has the dimensions {found:?}; 1 to 4 are expected, none zero, within memory")]
     InvalidDimensions {
         /// The tensor.
@@ -183,7 +183,7 @@ pub enum Error {
         /// The dimensions as stored (innermost first); when there are more than four only their number.
         found: Vec<u64>,
     },
-    /// A row that does not consist of whole blocks.
+    /// A row does not consist of whole blocks.
     #[error("rows of {found} values are not whole blocks of {block_size} as {format} needs")]
     RowLength {
         /// The format.
@@ -193,7 +193,7 @@ pub enum Error {
         /// Values per row found.
         found: usize,
     },
-    /// A tensor whose rows do not consist of whole blocks.
+    /// The rows of a tensor do not consist of whole blocks.
     #[error(
         "tensor {tensor:?}: rows of {found} values are not whole blocks of {block_size} as {format} needs"
     )]
@@ -207,7 +207,7 @@ pub enum Error {
         /// Values per row found.
         found: usize,
     },
-    /// A tensor that does not begin on an aligned position.
+    /// A tensor does not begin at an aligned position.
     #[error("tensor {tensor:?} begins at offset {found}, which is not a multiple of {alignment}")]
     TensorAlignment {
         /// The tensor.
@@ -217,7 +217,7 @@ pub enum Error {
         /// The file's alignment.
         alignment: u64,
     },
-    /// A tensor that lies outside of the file.
+    /// A tensor is outside of the file.
     #[error(
         "tensor {tensor:?} takes {n_bytes} bytes at offset {offset}, but the data section has {available}"
     )]
@@ -231,15 +231,15 @@ pub enum Error {
         /// Bytes in the data section.
         available: usize,
     },
-    /// Two tensors that share bytes.
+    /// Two tensors share bytes.
     #[error("tensors {first:?} and {second:?} overlap")]
     TensorOverlap {
         /// The tensor that begins first.
         first: String,
-        /// The one that begins before the first one's end.
+        /// The tensor that begins before the first one ends.
         second: String,
     },
-    /// Bytes or values of another number than the shape asks for.
+    /// The number of bytes or values does not match the shape.
     #[error("{what}: {expected} expected, {found} found")]
     Length {
         /// What is counted.
@@ -257,7 +257,7 @@ pub enum Error {
         /// The tensor that was written.
         found: String,
     },
-    /// A group size that does not divide a row.
+    /// A group size does not divide a row.
     #[error("groups of {group} do not divide rows of {n_cols}")]
     GroupSize {
         /// Weights in a group.
@@ -265,35 +265,35 @@ pub enum Error {
         /// Weights in a row.
         n_cols: usize,
     },
-    /// A number of bits that is not possible.
+    /// A number of bits is not supported.
     #[error("{found} bits a weight; 2 to 8 are possible")]
     Bits {
         /// The number found.
         found: u8,
     },
-    /// A file of matrices that its container's reader or writer refuses.
+    /// The safetensors reader or writer refuses a file of matrices.
     #[error("safetensors: {source}")]
     Safetensors {
-        /// What the reader or writer says.
+        /// The reader's or writer's error.
         source: Box<safetensors::SafeTensorError>,
     },
-    /// A matrix of a file whose tensors are not those of its format and size.
+    /// The tensors of a matrix do not match its format and size.
     #[error("{name}: expected {expected}, found {found}")]
     MatrixEntry {
         /// The matrix or its tensor.
         name: String,
-        /// What should stand there.
+        /// What was expected.
         expected: String,
-        /// What does.
+        /// What was found.
         found: String,
     },
-    /// A matrix that a file lacks.
+    /// The file has no matrix of this name.
     #[error("there is no matrix {name:?}")]
     NoMatrix {
         /// The name asked for.
         name: String,
     },
-    /// A code that the format has no level for.
+    /// The format has no level for a code.
     #[error("{format} has no level for the code {found}")]
     UnknownCode {
         /// The format's name.
@@ -301,21 +301,21 @@ pub enum Error {
         /// The code.
         found: u8,
     },
-    /// Scales of another kind than the format has.
+    /// The scales are of another kind than the format's.
     #[error("the scales are not those of {format}")]
     ScaleKind {
         /// The format's name.
         format: String,
     },
-    /// A divisor of inputs that is not a finite number above zero.
+    /// A divisor of inputs is not a finite number above zero.
     #[error("the inputs of column {col} are divided by {found}; a finite number above zero is needed")]
     Divisor {
         /// The column.
         col: usize,
-        /// What stands there.
+        /// The divisor found.
         found: f32,
     },
-    /// Inputs of a length that has no rotation.
+    /// There is no rotation for inputs of this length.
     #[error(transparent)]
     Rotation(Box<breakers_cpu::Error>),
 }

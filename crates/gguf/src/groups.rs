@@ -1,4 +1,4 @@
-//! Formats of our own, for what GGUF has no blocks for: any number of bits in groups of any size, NF4, NVFP4.
+//! Formats of our own, for which GGUF has no blocks: any number of bits in groups of any size, NF4, NVFP4.
 //!
 //! # Memory
 //! Bits per weight: `bits + 32 / group` with offsets, `bits + 16 / group` without; NF4 4 + 8 / 64 + 32 / (64
@@ -42,7 +42,7 @@ const E4M3_MAX: f32 = 448.0;
 
 /// A format of groups of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-// Exhaustive on purpose: a new format needs kernels, and the compiler says where.
+// Exhaustive on purpose: a new format needs kernels, and the compiler shows where.
 pub enum GroupFormat {
     /// Integers with a half-precision scale and offset: `scale · q + offset`.
     Affine {
@@ -61,15 +61,15 @@ pub enum GroupFormat {
     /// Quantiles of a normal distribution in groups of 64, scales in eight bits (QLoRA, arXiv
     /// 2305.14314, section 3).
     ///
-    /// Scales are quantized to eight-bit integers in groups of 256 after their mean has been subtracted,
-    /// where the paper's code has an eight-bit floating-point format.
+    /// After subtracting their mean, scales are quantized to eight-bit integers in groups of 256; the paper's
+    /// code uses an eight-bit floating-point format instead.
     Nf4,
     /// E2M1 in groups of 16 with E4M3 scales and one single-precision scale for the matrix.
     NvFp4,
 }
 
 impl GroupFormat {
-    /// Whether rows of so many values can be packed.
+    /// Checks that rows of `n_cols` values can be packed.
     ///
     /// # Errors
     /// [`Error::Bits`], [`Error::GroupSize`].
@@ -133,11 +133,11 @@ impl GroupFormat {
         n_values.saturating_mul(self.bits().into()).div_ceil(8).saturating_add(scales)
     }
 
-    /// What its codes stand for before scale and offset.
+    /// The numbers that codes stand for, before scale and offset.
     pub fn levels(self) -> Levels {
         match self {
             GroupFormat::Affine { bits, .. } => Levels::Steps { least: 0, n: 1 << bits },
-            // One level less than there are codes, so that zero is in the middle.
+            // One level fewer than there are codes, so that zero is in the middle.
             GroupFormat::Symmetric { bits, .. } => {
                 Levels::Steps { least: 1 - (1 << (bits - 1)), n: (1 << bits) - 1 }
             }
@@ -165,33 +165,33 @@ impl GroupFormat {
     }
 }
 
-/// Scales of all groups as they are stored, `[row][group]`.
+/// The stored scales of all groups, `[row][group]`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GroupScales {
     /// Half-precision bits of scale and offset.
     Affine(Vec<[u16; 2]>),
     /// Half-precision bits.
     Symmetric(Vec<u16>),
-    /// Eight-bit scales, the scale of each 256 of them, the mean of all.
+    /// Eight-bit scales, a scale for every 256 of them, and the mean of all.
     Nf4 {
         /// For each group, in 127ths of `scales`.
         codes: Vec<i8>,
-        /// For each 256 groups, counted through all rows.
+        /// One for every 256 groups, counted through all rows.
         scales: Vec<f32>,
-        /// What is added to each.
+        /// The mean, which is added to each scale.
         mean: f32,
     },
     /// E4M3 bits, and the scale of the matrix.
     NvFp4 {
         /// For each group.
         codes: Vec<u8>,
-        /// What each is multiplied by.
+        /// The factor for all of them.
         scale: f32,
     },
 }
 
 impl GroupScales {
-    /// Stores scales and offsets `[row][group]`, rounding them. (Formats without offsets pass these over.)
+    /// Rounds and stores scales and offsets `[row][group]`. (Formats without offsets ignore these.)
     pub fn store(format: GroupFormat, wanted: &[(f32, f32)]) -> Self {
         let half = |x: f32| breakers_cpu::float16::saturating(x).to_bits();
         match format {
@@ -239,7 +239,7 @@ impl GroupScales {
         }
     }
 
-    /// Holds kind and number against those of a format.
+    /// Compares the kind and the number of scales with those of a format.
     fn check(&self, format: GroupFormat, n_groups: usize) -> Result<()> {
         let found = match (self, format) {
             (GroupScales::Affine(scales), GroupFormat::Affine { .. }) => scales.len(),
@@ -270,7 +270,7 @@ impl GroupScales {
     }
 }
 
-/// A matrix in a [`GroupFormat`]: codes and scales as files hold them.
+/// A matrix in a [`GroupFormat`]: codes and scales as stored in files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupMatrix {
     format: GroupFormat,
@@ -303,7 +303,7 @@ impl GroupMatrix {
     ///
     /// # Errors
     /// [`Error::Bits`] and [`Error::GroupSize`] for a format that does not fit the rows, [`Error::Length`]
-    /// when codes or scales are more or fewer, [`Error::UnknownCode`].
+    /// when there are too many or too few codes or scales, [`Error::UnknownCode`].
     pub fn new(
         format: GroupFormat,
         n_rows: usize,
@@ -324,7 +324,7 @@ impl GroupMatrix {
         Ok(Self { format, n_rows, n_cols, scales, codes: pack_bits(codes, format.bits()) })
     }
 
-    /// Takes codes that are packed: those of all rows one after the other, the lowest bits first.
+    /// As [`new`](Self::new), from packed codes: those of all rows one after the other, lowest bits first.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -378,10 +378,10 @@ impl GroupMatrix {
         &self.codes
     }
 
-    /// A code beyond the format's levels.
+    /// The first code that is beyond the format's levels, if there is one.
     fn unknown_code(&self) -> Option<u8> {
         let n_levels = self.format.n_levels();
-        // Most formats have a level for every code.
+        // Most formats have a level for every code, and nothing to look for.
         if n_levels == 1u16 << self.format.bits() {
             return None;
         }
@@ -444,12 +444,12 @@ fn to_e4m3(x: f32) -> u8 {
     // Steps are 2^(e - 3), and 2^-9 below 2^-6.
     let exponent = ((x.to_bits() >> 23) as i32 - 127).max(-6);
     let quotient = (x * f32::from_bits(((3 - exponent + 127) as u32) << 23)).round_ties_even() as u32;
-    // The quotient is 8 to 16 for normal numbers and below 8 for subnormal ones: the carry
-    // goes to the exponent.
+    // The quotient is 8 to 16 for normal numbers and below 8 for subnormal ones; a carry goes into the
+    // exponent.
     sign | (quotient + 8 * (exponent + 6) as u32) as u8
 }
 
-/// The number that bits of E4M3 stand for; the two bit patterns for NaN count as 480.
+/// The number that an E4M3 bit pattern stands for; the two patterns for NaN are read as ±480.
 pub fn from_e4m3(bits: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
     let magnitude = match exponent {

@@ -36,7 +36,7 @@ impl Levels {
         }
     }
 
-    /// For each number the code whose level is nearest, and that level.
+    /// For each number, finds the code whose level is nearest, and that level.
     ///
     /// ```
     /// use breakers_gguf::Levels;

@@ -1,4 +1,4 @@
-//! GGUF files, packed weight formats, and quantized matrices as files hold them.
+//! GGUF files, packed weight formats, and quantized matrices as stored in files.
 //!
 //! | you want to | use |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | hold a quantized matrix in memory, of blocks or of groups of any size | [`QuantizedMatrix`], [`GroupMatrix`] |
 //! | keep matrices that no GGUF block can hold in a file | [`MatrixFile`], [`matrix_file`] |
 //!
-//! Nothing here multiplies: products are those of `breakers-linear`, the methods that choose codes those of
+//! Nothing here multiplies: matrix products are in `breakers-linear`, and the methods that choose codes in
 //! `breakers-quant`.
 //!
 //! ```
@@ -34,14 +34,14 @@
 //!
 //! # GGUF files
 //! A [`File`] maps a file into memory, checks the whole of its header once, and hands out views of its
-//! tensors that borrow the mapped bytes. Nothing that a file announces is trusted: counts are held against
-//! the bytes that are left before anything is allocated, and every tensor is checked to lie aligned within
-//! the file, to consist of whole blocks and to share no byte with another. Whatever the bytes are, the answer
-//! is a [`File`] or a typed [`Error`].
+//! tensors that borrow the mapped bytes. Nothing in a file is trusted: counts are compared with the bytes
+//! that are left before anything is allocated, and every tensor is checked to be aligned, to be within the
+//! file, to consist of whole blocks and to share no byte with another. Whatever the bytes are, the result is
+//! a [`File`] or a typed [`Error`].
 //!
-//! Decisions where the specification leaves room or files in the wild stray from it:
-//! - strings must be UTF-8, as the specification says, also each string of an array; a vocabulary with raw
-//!   bytes in it is refused (models spell such tokens `<0xE2>` or in the byte-level alphabet);
+//! Decisions where the specification is open, or where real files depart from it:
+//! - strings must be UTF-8, as the specification says, including each string of an array; a vocabulary with
+//!   raw bytes is refused (models spell such tokens `<0xE2>` or in the byte-level alphabet);
 //! - arrays of arrays are refused;
 //! - booleans are 0 or 1;
 //! - the alignment is a power of two;

@@ -1,9 +1,9 @@
-//! Quantized matrices in memory, as files hold them.
+//! Quantized matrices in memory, with the same contents as in files.
 
 use crate::{Encoding, Error, Format, GroupMatrix, Result, TensorView};
 use breakers_cpu::{hadamard::Rotation, pool};
 
-/// A quantized matrix: packed weights, and what its inputs go through before the product.
+/// A quantized matrix: packed weights, and what is done to the inputs before the product.
 #[derive(Debug, Clone)]
 pub struct QuantizedMatrix {
     n_rows: usize,
@@ -21,10 +21,10 @@ enum Body {
     Groups(GroupMatrix),
 }
 
-/// What a matrix is made of.
+/// The stored contents of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub enum Parts<'a> {
-    /// Rows of blocks as a GGUF file holds them.
+    /// Rows of blocks as in a GGUF file.
     Blocks(Format, &'a [u8]),
     /// Groups of a format of our own.
     Groups(&'a GroupMatrix),
@@ -49,7 +49,7 @@ impl QuantizedMatrix {
         }
     }
 
-    /// Bytes of codes and scales, and of the factors on the inputs.
+    /// The size in bytes of codes, scales and input divisors.
     pub fn bytes(&self) -> usize {
         let body = match &self.body {
             Body::Blocks(_, bytes) => bytes.len(),
@@ -58,7 +58,7 @@ impl QuantizedMatrix {
         body + self.input_scales.as_ref().map_or(0, |scales| 4 * scales.len())
     }
 
-    /// The blocks as a GGUF file holds them, if the format is one of GGUF's.
+    /// The blocks as in a GGUF file, if the format is one of GGUF's.
     pub fn blocks(&self) -> Option<&[u8]> {
         match &self.body {
             Body::Blocks(_, bytes) => Some(bytes),
@@ -66,7 +66,7 @@ impl QuantizedMatrix {
         }
     }
 
-    /// What the inputs are divided by before the product; nothing stands for ones.
+    /// The divisors of the inputs before the product; `None` means ones.
     pub fn input_scales(&self) -> Option<&[f32]> {
         self.input_scales.as_deref()
     }
@@ -81,15 +81,15 @@ impl QuantizedMatrix {
         self.rotation.as_ref().map(|(_, seed)| *seed)
     }
 
-    /// A tensor of a GGUF file, its blocks copied.
+    /// A tensor of a GGUF file, with its blocks copied.
     pub fn from_gguf(view: &TensorView<'_>) -> Self {
         Self::from_blocks(view.format(), view.n_rows(), view.n_cols(), view.bytes().to_vec())
     }
 
-    /// Rows of blocks as a GGUF file holds them.
+    /// Rows of blocks as in a GGUF file.
     ///
     /// # Errors
-    /// [`Error::RowLength`]; [`Error::Length`] when `bytes` holds more or less than the rows.
+    /// [`Error::RowLength`]; [`Error::Length`] when the number of bytes does not match the rows.
     pub fn from_bytes(format: Format, n_rows: usize, n_cols: usize, bytes: Vec<u8>) -> Result<Self> {
         let expected = Encoding::Gguf(format).matrix_bytes(n_rows, n_cols)?;
         if bytes.len() != expected {
@@ -118,7 +118,7 @@ impl QuantizedMatrix {
         Self { n_rows, n_cols, body: Body::Groups(groups), input_scales: None, rotation: None }
     }
 
-    /// The same stored weights for inputs that are rotated first, by [`Rotation::random`] with this seed.
+    /// The same stored weights, for inputs that are first rotated by [`Rotation::random`] with this seed.
     ///
     /// # Errors
     /// [`Error::Rotation`] for rows that have no rotation.
@@ -129,11 +129,11 @@ impl QuantizedMatrix {
         Ok(self)
     }
 
-    /// The same stored weights for inputs that are divided by `divisors` first (before any rotation).
+    /// The same stored weights, for inputs that are first divided by `divisors` (before any rotation).
     ///
     /// # Errors
-    /// [`Error::Length`] unless there is one for each column, [`Error::Divisor`] for one that is not a
-    /// finite number above zero.
+    /// [`Error::Length`] unless there is one divisor for each column, [`Error::Divisor`] for one that is not
+    /// a finite number above zero.
     pub fn of_divided_inputs(mut self, divisors: Vec<f32>) -> Result<Self> {
         if divisors.len() != self.n_cols {
             let (expected, found) = (self.n_cols, divisors.len());
@@ -146,7 +146,7 @@ impl QuantizedMatrix {
         Ok(self)
     }
 
-    /// The stored weights, `[n_rows, n_cols]`: those of divided and rotated inputs.
+    /// The stored weights, `[n_rows, n_cols]`, which apply to divided and rotated inputs.
     pub fn stored_f32(&self) -> Vec<f32> {
         match &self.body {
             Body::Blocks(format, bytes) => {
@@ -164,7 +164,7 @@ impl QuantizedMatrix {
         }
     }
 
-    /// The weights that stand for the original ones, `[n_rows, n_cols]`: rotation and factors taken back.
+    /// The approximation of the original weights, `[n_rows, n_cols]`, with rotation and divisors undone.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = self.stored_f32();
         if let Some(rotation) = self.rotation() {
@@ -172,7 +172,7 @@ impl QuantizedMatrix {
             let undone = rotation.inverse(&mut values);
             debug_assert!(undone.is_ok(), "{undone:?}");
         }
-        // Stored weights are multiplied by what the inputs are divided by.
+        // The stored weights were multiplied by what the inputs are divided by.
         if let Some(scales) = &self.input_scales {
             for row in values.chunks_exact_mut(self.n_cols) {
                 row.iter_mut().zip(scales).for_each(|(x, scale)| *x /= scale);

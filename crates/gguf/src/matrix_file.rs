@@ -1,8 +1,8 @@
-//! Quantized matrices in a file of their own, for what no GGUF block can hold.
+//! Files of quantized matrices in formats that no GGUF block can hold.
 //!
-//! The container is safetensors. A line of the metadata's value `breakers.matrices` says
-//! `FORMAT ROWS COLUMNS SEED NAME` of each matrix, where the seed is that of its inputs' rotation, or `-`; a
-//! matrix `m` takes these tensors:
+//! The container is safetensors. The metadata's value `breakers.matrices` has a line `FORMAT ROWS COLUMNS
+//! SEED NAME` for each matrix, where the seed is that of the rotation of its inputs, or `-`. A matrix `m`
+//! consists of these tensors:
 //!
 //! | format | tensors |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | `nvfp4` | `m.codes` U8, `m.scales` F8_E4M3 `[rows, groups]`, `m.factors` F32 `[1]` |
 //! | any | `m.inputs` F32 `[columns]`: what inputs are divided by, if they are |
 //!
-//! Codes follow each other through all rows, the lowest bits first.
+//! The codes of all rows are stored one after the other, lowest bits first.
 //!
 //! # Source
 //! The container: <https://github.com/huggingface/safetensors#format>.
@@ -31,11 +31,11 @@ use std::{
     path::Path,
 };
 
-/// The metadata's key. There is one alone, because the container writes several in any order, and equal
-/// matrices are to make equal files.
+/// The metadata's key. There is only one, because the container writes several keys in arbitrary order, and
+/// equal matrices should give equal files.
 const KEY: &str = "breakers.matrices";
 
-/// Writes matrices to a file, which appears whole.
+/// Writes matrices to a file, which appears only once it is complete.
 ///
 /// ```
 /// use breakers_gguf::{GroupFormat, GroupMatrix, GroupScales, MatrixFile, QuantizedMatrix, matrix_file};
@@ -65,7 +65,7 @@ pub fn write<'a>(
     persist(path.as_ref(), views(&tensors)?, metadata)
 }
 
-/// As [`write()`], without waiting until the disk has the file, which is private: for intermediate ones.
+/// As [`write()`], but without waiting for the disk, for intermediate files.
 ///
 /// # Errors
 /// As [`write()`].
@@ -77,11 +77,11 @@ pub fn write_intermediate<'a>(
     serialize(path.as_ref(), views(&tensors)?, metadata)
 }
 
-/// Writes the matrices of several files to one, which appears whole. Mapped files are copied
-/// through, not held in memory.
+/// Writes the matrices of several files to one, which appears only once it is complete. Mapped files are
+/// copied without being held in memory.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Safetensors`] when the disk or the container fails, or a name stands twice.
+/// [`Error::Io`] and [`Error::Safetensors`] when the disk or the container fails, or a name occurs twice.
 pub fn join<'a>(path: impl AsRef<Path>, files: impl IntoIterator<Item = &'a MatrixFile>) -> Result<()> {
     let (mut all, mut entries) = (BTreeMap::new(), BTreeMap::new());
     for file in files {
@@ -96,7 +96,7 @@ pub fn join<'a>(path: impl AsRef<Path>, files: impl IntoIterator<Item = &'a Matr
     persist(path.as_ref(), all.into_iter().collect(), metadata(&entries)?)
 }
 
-/// A tensor: its name, or the end of it, type, shape and bytes.
+/// A tensor: its name (or the end of it), type, shape and bytes.
 type Part<'a, N> = (N, Dtype, Vec<usize>, Cow<'a, [u8]>);
 type Tensors<'a> = Vec<Part<'a, String>>;
 
@@ -154,7 +154,7 @@ fn persist(
     views: Vec<(String, TensorView<'_>)>,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    // The container's writer takes a name, and puts a private file of its own in that one's place.
+    // The container's writer takes a path and replaces the file there with one of its own.
     let file = Replacement::by_name(path)?;
     serialize(file.temporary(), views, metadata)?;
     Ok(file.commit()?)
@@ -202,13 +202,13 @@ fn parts(matrix: &QuantizedMatrix) -> Vec<Part<'_, &'static str>> {
     out
 }
 
-/// Whether a file of this name is one of matrices: one that ends in `.safetensors`.
+/// Whether a path has the name of a file of matrices, that is, ends in `.safetensors`.
 pub fn is_named(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors"))
 }
 
-/// A file of matrices. Its header is checked as it is opened: nothing is allocated by what it says before the
-/// bytes are known to be there.
+/// A file of matrices. Its header is checked when it is opened, and nothing is allocated because of it before
+/// the bytes are known to be there.
 #[derive(Debug)]
 pub struct MatrixFile {
     bytes: Bytes,
@@ -252,16 +252,16 @@ impl MatrixFile {
         let path = path.as_ref();
         let io = |source| Error::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(io)?;
-        // SAFETY: the map is only read; as with every mapped file, nobody must change it meanwhile.
+        // SAFETY: the map is only read; as with every mapped file, nobody may change it meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Self::checked(Bytes::Mapped(map))
     }
 
-    /// Takes a file's bytes.
+    /// Reads a file that is in memory.
     ///
     /// # Errors
-    /// [`Error::Safetensors`] for what is not a safetensors file, [`Error::MatrixEntry`] when the tensors of
-    /// a matrix are not those of its format and size.
+    /// [`Error::Safetensors`] if it is not a safetensors file, [`Error::MatrixEntry`] when the tensors of a
+    /// matrix are not those of its format and size.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::checked(Bytes::Owned(bytes))
     }
@@ -321,7 +321,7 @@ impl MatrixFile {
     }
 }
 
-/// A matrix that is not what it says.
+/// The error for a matrix that does not match its description.
 fn wrong(name: &str, part: &str, expected: impl ToString, found: impl ToString) -> Error {
     let name = if part.is_empty() { name.to_owned() } else { format!("{name}.{part}") };
     Error::MatrixEntry { name, expected: expected.to_string(), found: found.to_string() }
@@ -346,7 +346,7 @@ impl Entry {
         Ok((name.to_owned(), entry))
     }
 
-    /// Parts, their types and their shapes.
+    /// The parts of a matrix with their types and shapes.
     fn expected(&self, name: &str) -> Result<Vec<(&'static str, Dtype, Vec<usize>)>> {
         let too_many = || wrong(name, "", "a matrix that fits memory", format!("{self:?}"));
         let values = self.n_rows.checked_mul(self.n_cols).ok_or_else(too_many)?;

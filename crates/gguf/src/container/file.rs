@@ -53,15 +53,15 @@ impl Storage {
         }
     }
 
-    /// Lets the system take back the pages that hold the range; they come back when they are read.
+    /// Lets the system reclaim the pages that hold the range; they are loaded again when they are read.
     fn advise_done(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Storage::Mapped(map) = self
             && !range.is_empty()
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the mapping is shared, read-only and backed by a file, so that a page that was taken
-            // back is read from the file again, with the bytes it had.
+            // SAFETY: the mapping is shared, read-only and backed by a file, so a reclaimed page is read from
+            // the file again, with the same bytes.
             let taken = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
             if let Err(error) = taken {
                 tracing::debug!(%error, ?range, "pages of a GGUF file stay resident");
@@ -72,7 +72,7 @@ impl Storage {
     }
 }
 
-/// What the header says about a tensor, checked.
+/// A tensor's entry in the header, checked.
 struct TensorInfo {
     name: Box<str>,
     format: Format,
@@ -95,19 +95,19 @@ impl File {
         let path = path.as_ref();
         let failed = |source| Error::Io { path: path.to_owned(), source };
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
-            // Directories and devices can be opened, but their "contents" cannot be mapped; to open a pipe
+            // Directories and devices can be opened, but their "contents" cannot be mapped; opening a pipe
             // would wait for a process that writes to it.
             return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
         }
         let file = std::fs::File::open(path).map_err(failed)?;
-        // SAFETY: the mapping is read-only. Another process could still change the file under it, which
-        // the type's documentation excludes; bytes are never relied upon to stay what a check saw,
-        // strings of the header are copied.
+        // SAFETY: the mapping is read-only. Another process could still change the file under it, which the
+        // type's documentation excludes; no code relies on bytes staying the same after a check, and strings
+        // of the header are copied.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
         Self::from_storage(Storage::Mapped(map))
     }
 
-    /// Reads a file that is in memory already: a `Vec<u8>`, a `&'static [u8]`, an `Arc<[u8]>`-like owner.
+    /// Reads a file that is already in memory: a `Vec<u8>`, a `&'static [u8]`, an `Arc<[u8]>`-like owner.
     ///
     /// # Errors
     /// - [`Error::NotGguf`], [`Error::BigEndian`], [`Error::UnsupportedVersion`]: another kind of file;
@@ -140,7 +140,7 @@ impl File {
         &self.inner.metadata
     }
 
-    /// The tensors in file order.
+    /// The tensors, in the order of the file.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> + DoubleEndedIterator {
         self.inner.tensors.iter().map(|info| self.view(info))
     }
@@ -158,7 +158,7 @@ impl File {
         self.tensor(name).ok_or_else(|| Error::MissingTensor { tensor: name.to_owned() })
     }
 
-    /// Says that nothing of the file is needed for now; see [`TensorView::advise_done`].
+    /// Tells the system that no part of the file is needed for now; see [`TensorView::advise_done`].
     pub fn advise_done(&self) {
         self.inner.storage.advise_done(0..self.len_bytes());
     }
@@ -228,7 +228,8 @@ fn refuse_shards(metadata: &Metadata) -> Result<()> {
 }
 
 impl TensorInfo {
-    /// Reads one entry and checks all that needs no other entry; `range` is set by [`place`].
+    /// Reads one entry and checks everything that does not depend on other entries; `range` is set by
+    /// [`place`].
     fn read(cursor: &mut Cursor<'_>) -> Result<Self> {
         const WHAT: &str = "the description of a tensor";
         let name = cursor.string("a tensor name")?;
@@ -252,7 +253,7 @@ impl TensorInfo {
         })?;
         let mut shape = [1; MAX_DIMENSIONS];
         for (to, from) in shape[..n_dimensions].iter_mut().zip(stored[..n_dimensions].iter().rev()) {
-            // What does not fit becomes zero, which `layout` refuses.
+            // A value that does not fit becomes zero, which `layout` refuses.
             *to = usize::try_from(*from).unwrap_or(0);
         }
         let n_bytes = layout(name, format, &shape[..n_dimensions])?;
@@ -260,7 +261,7 @@ impl TensorInfo {
     }
 }
 
-/// Bytes that a tensor takes, once its name, format and shape are found to be possible.
+/// The size of a tensor in bytes, after checking that its name, format and shape are possible.
 pub(super) fn layout(name: &str, format: Format, shape: &[usize]) -> Result<usize> {
     let impossible = || Error::InvalidDimensions {
         tensor: name.to_owned(),
@@ -276,7 +277,7 @@ pub(super) fn layout(name: &str, format: Format, shape: &[usize]) -> Result<usiz
         }
         _ => impossible(),
     })?;
-    // Decoding takes four bytes a value, so that product is kept within `isize` too.
+    // Decoding takes four bytes per value, so this product must not exceed `isize` either.
     let n_rows =
         outer.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).ok_or_else(impossible)?;
     let decoded = n_rows.checked_mul(n_cols).and_then(|n| n.checked_mul(size_of::<f32>()));
@@ -330,7 +331,7 @@ fn place(tensors: &mut [TensorInfo], header_end: usize, file_end: usize, alignme
 pub struct TensorView<'a> {
     info: &'a TensorInfo,
     file: &'a File,
-    /// The one slab that is seen, if it is not the whole tensor.
+    /// The slab that this view shows, if it is not the whole tensor.
     slab: Option<usize>,
 }
 
@@ -345,8 +346,8 @@ impl<'a> TensorView<'a> {
         self.info.format
     }
 
-    /// The shape in row-major order, outermost first: a weight matrix is `[out features, in features]`.
-    /// (The file stores the reverse.) One to four dimensions, none zero.
+    /// The shape in row-major order, outermost dimension first: a weight matrix is `[out features, in
+    /// features]`. (The file stores the reverse.) There are one to four dimensions, none of them zero.
     pub fn shape(&self) -> &'a [usize] {
         &self.info.shape[usize::from(self.slab.is_some())..self.info.n_dimensions]
     }
@@ -362,8 +363,8 @@ impl<'a> TensorView<'a> {
         self.info.shape[self.info.n_dimensions - 1]
     }
 
-    /// One slab of a stack of matrices: the view without its outermost dimension, at an index of it. The
-    /// experts of a layer are stored so. None for a tensor that is no stack, a slab of a slab, or an index
+    /// One matrix of a stack: the view at one index of its outermost dimension. The experts of a layer are
+    /// stored this way. `None` for a tensor that is not a stack, for a slab of a slab, and for an index
     /// beyond the last.
     ///
     /// # Shapes
@@ -395,7 +396,7 @@ impl<'a> TensorView<'a> {
         &self.file.inner.storage.bytes()[self.range()]
     }
 
-    /// The packed bytes of one row, or nothing beyond the last.
+    /// The packed bytes of one row, or `None` beyond the last row.
     pub fn row(&self, row_idx: usize) -> Option<&'a [u8]> {
         if row_idx >= self.n_rows() {
             return None;
@@ -410,29 +411,30 @@ impl<'a> TensorView<'a> {
     /// Row-major in [`shape`](Self::shape).
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.n_values()];
-        // The header's checks made bytes and values agree in number.
+        // The header's checks made sure that the numbers of bytes and values match.
         let decoded = self.format().decode_row(self.bytes(), &mut values);
         debug_assert!(decoded.is_ok(), "{decoded:?}");
         values
     }
 
-    /// Says that the bytes are not needed for now, because they were copied or repacked: the pages that hold
-    /// them leave the process's resident memory. They stay readable, and come back from the system's cache or
-    /// the disk when they are read. Neighbors that share the first or last page lose it too, at no more than
-    /// the cost of one page fault. A file in memory and other systems than Unix are left as they are.
+    /// Tells the system that the bytes are not needed for now, because they were copied or repacked: the
+    /// pages that hold them leave the process's resident memory. They stay readable, and are loaded again
+    /// from the system's cache or the disk when they are read. Neighbors that share the first or last page
+    /// lose it too, at the cost of at most one page fault. Nothing happens for a file in memory, or on
+    /// systems other than Unix.
     pub fn advise_done(&self) {
         self.file.inner.storage.advise_done(self.range());
     }
 
-    /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes; what lies
-    /// beyond them is passed over.
+    /// As [`advise_done`](Self::advise_done), for some of the tensor's bytes. Parts of the range beyond the
+    /// tensor are ignored.
     pub fn advise_done_with(&self, range: Range<usize>) {
         let all = self.range();
         let range = range.start.min(all.len())..range.end.min(all.len());
         self.file.inner.storage.advise_done(all.start + range.start..all.start + range.end);
     }
 
-    /// The tensor with a share in the file, so that it can outlive the [`File`] it came from.
+    /// The tensor with shared ownership of the file, so that it can outlive its [`File`].
     pub fn to_shared(&self) -> SharedTensor {
         let tensor_idx = self.file.inner.index[&*self.info.name];
         SharedTensor { file: self.file.clone(), tensor_idx, slab: self.slab }

@@ -7,9 +7,9 @@ use crate::{Error, Result};
 
 /// The key-value pairs of a file, in file order.
 ///
-/// For every type there are two ways to ask: `u32(key)` gives `None` where the key is absent,
-/// `require_u32(key)` an error. Both give an error when the value has another type. Integers may be
-/// stored in any width, because writers differ in the width they choose; the number must fit.
+/// For every type there are two methods: if the key is absent, `u32(key)` returns `None` and
+/// `require_u32(key)` an error. Both return an error when the value has another type. Integers may be stored
+/// in any width, because writers differ in the width they choose; the number must fit.
 ///
 /// ```
 /// use breakers_gguf::{Error, Metadata};
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Metadata {
 }
 
 impl PartialEq for Metadata {
-    /// Equal keys with equal values in the same order.
+    /// Equal if the keys and values are equal and in the same order.
     fn eq(&self, other: &Self) -> bool {
         self.entries == other.entries
     }
@@ -108,7 +108,7 @@ impl Array {
 }
 
 impl Metadata {
-    /// No pairs.
+    /// Empty metadata.
     pub fn new() -> Self {
         Self::default()
     }
@@ -133,7 +133,7 @@ impl Metadata {
         self.index.get(key).map(|&position| &self.entries[position].1)
     }
 
-    /// Sets the value at `key`. A key that is there keeps its place and gets the new value.
+    /// Sets the value at `key`. An existing key keeps its place and gets the new value.
     ///
     /// # Errors
     /// [`Error::CountTooLarge`] when the key is longer than the format allows (65,535 bytes).
@@ -156,7 +156,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Takes the pair at `key` out.
+    /// Removes the pair at `key`, and returns its value.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let position = self.index.remove(key)?;
         for later in self.index.values_mut() {
@@ -172,7 +172,7 @@ impl Metadata {
         i64, i64s, require_i64;
     }
 
-    /// The string at `key`, or nothing when the key is absent.
+    /// The string at `key`, or `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::ValueType`] when the value is not a string.
@@ -192,7 +192,7 @@ impl Metadata {
         self.str(key)?.ok_or_else(|| missing(key))
     }
 
-    /// The boolean at `key`, or nothing when the key is absent.
+    /// The boolean at `key`, or `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::ValueType`] when the value is not a boolean.
@@ -212,7 +212,7 @@ impl Metadata {
         self.bool(key)?.ok_or_else(|| missing(key))
     }
 
-    /// The floating-point number at `key`, or nothing when the key is absent. Stored doubles are rounded.
+    /// The floating-point number at `key`, or `None` when the key is absent. Stored doubles are rounded.
     ///
     /// # Errors
     /// [`Error::ValueType`] when the value is not a floating-point number.
@@ -234,7 +234,7 @@ impl Metadata {
         self.f32(key)?.ok_or_else(|| missing(key))
     }
 
-    /// The array of floating-point numbers at `key`, or nothing when the key is absent.
+    /// The array of floating-point numbers at `key`, or `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::ValueType`] when the value is not an array of floating-point numbers.
@@ -249,7 +249,7 @@ impl Metadata {
         }
     }
 
-    /// The array of strings at `key`, or nothing when the key is absent.
+    /// The array of strings at `key`, or `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::ValueType`] when the value is not an array of strings.

@@ -14,8 +14,8 @@ pub use writer::{FileWriter, TensorWriter, Writer};
 /// The first four bytes of every file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
-/// Alignment of tensors where the metadata does not set another.
+/// Alignment of tensors unless the metadata sets another.
 pub const DEFAULT_ALIGNMENT: u32 = 32;
 
-/// Most dimensions that a tensor can have.
+/// The most dimensions that a tensor can have.
 pub const MAX_DIMENSIONS: usize = 4;

@@ -7,8 +7,8 @@ use crate::{Error, Result};
 /// Keys may have at most 2^16 - 1 bytes by the specification.
 pub(super) const MAX_KEY_BYTES: u64 = u16::MAX as u64;
 
-/// A position within the bytes of a file. Everything is checked against the bytes that are left, so
-/// that a count found in a file never decides an allocation by itself.
+/// A position within the bytes of a file. Everything is checked against the bytes that are left, so a count
+/// found in a file never determines an allocation by itself.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -63,13 +63,13 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A string: its length, then as many bytes of UTF-8.
+    /// A string: its length, then that many bytes of UTF-8.
     pub(super) fn string(&mut self, what: &'static str) -> Result<&'a str> {
         self.string_within(u64::MAX, what)
     }
 
-    /// The string at a key. Real files have notes that are not UTF-8 under keys that nobody reads; these do
-    /// not decide over a file, and whoever reads one sees U+FFFD in it.
+    /// The string at a key. Real files have strings that are not UTF-8 under keys that nobody uses. They do
+    /// not make a file invalid; a reader sees U+FFFD in them.
     pub(super) fn metadata_string(&mut self, key: &str) -> Result<Cow<'a, str>> {
         const WHAT: &str = "a metadata string";
         let length = self.u64(WHAT)?;

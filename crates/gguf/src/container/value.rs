@@ -3,7 +3,7 @@
 use super::parse::Cursor;
 use crate::{Error, Result};
 
-/// A metadata value, in the type it is stored in.
+/// A metadata value, in its stored type.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 #[allow(missing_docs)] // the variants are the types they hold
@@ -23,7 +23,7 @@ pub enum Value {
     F64(f64),
 }
 
-/// A metadata array, in the type its elements are stored in. Arrays of arrays are refused.
+/// A metadata array, with elements of their stored type. Arrays of arrays are refused.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 #[allow(missing_docs)] // the variants are the types of the elements
@@ -45,7 +45,7 @@ pub enum Array {
 /// Many strings in one buffer: a vocabulary of 262,144 tokens takes two allocations.
 ///
 /// # Memory
-/// The bytes of the strings and 4 bytes for each of them.
+/// The bytes of the strings, and 4 bytes per string.
 ///
 /// ```
 /// use breakers_gguf::StringArray;
@@ -74,7 +74,7 @@ impl StringArray {
         self.ends.is_empty()
     }
 
-    /// The string at `index`, or nothing beyond the end.
+    /// The string at `index`, or `None` beyond the end.
     pub fn get(&self, index: usize) -> Option<&str> {
         let end = *self.ends.get(index)? as usize;
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
@@ -86,7 +86,7 @@ impl StringArray {
         (0..self.len()).map(|index| self.get(index).unwrap_or_default())
     }
 
-    /// Appends a string; false, and nothing changed, when the buffer would pass 4 GiB.
+    /// Appends a string. Returns false, and changes nothing, if the buffer would exceed 4 GiB.
     fn push(&mut self, string: &str) -> bool {
         let Ok(end) = u32::try_from(self.text.len() + string.len()) else { return false };
         self.text.push_str(string);
@@ -117,7 +117,7 @@ impl std::fmt::Debug for StringArray {
 }
 
 impl<S: AsRef<str>> FromIterator<S> for StringArray {
-    /// Collects strings; those beyond 4 GiB of text are left out.
+    /// Collects strings; those beyond 4 GiB of text are dropped.
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
         let mut array = Self::default();
         for string in strings {
@@ -129,7 +129,7 @@ impl<S: AsRef<str>> FromIterator<S> for StringArray {
     }
 }
 
-/// GGUF's numbers of the value types.
+/// GGUF's numbers for the value types.
 pub(super) mod type_id {
     pub(crate) const U8: u32 = 0;
     pub(crate) const I8: u32 = 1;
@@ -147,7 +147,7 @@ pub(super) mod type_id {
 }
 
 impl Value {
-    /// Name of the type, as errors print it.
+    /// Name of the type for error messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Value::U8(_) => "u8",
@@ -266,7 +266,7 @@ impl Array {
         self.len() == 0
     }
 
-    /// Name of the type, as errors print it.
+    /// Name of the type for error messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Array::U8(_) => "an array of u8",
@@ -381,7 +381,7 @@ pub(super) fn write_string(out: &mut Vec<u8>, string: &str) {
     out.extend(string.as_bytes());
 }
 
-/// Every byte but 0 is true, as in C; real files have 255.
+/// Every byte except 0 is true, as in C; real files contain 255.
 fn to_bool(byte: u8, key: &str) -> bool {
     if byte > 1 {
         tracing::warn!("{key} is the boolean {byte}, which is neither 0 nor 1; it is read as true");

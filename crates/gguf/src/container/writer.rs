@@ -1,4 +1,4 @@
-//! Writing: a plan of the header, then the bytes of the tensors as a stream.
+//! Writing: the header is planned first, then the bytes of the tensors are streamed.
 
 use breakers_files::Replacement;
 use std::{
@@ -10,13 +10,13 @@ use std::{
 use super::{MAGIC, Metadata, Value, file::layout, value::write_string};
 use crate::{Error, Format, Result};
 
-/// Names of 64 bytes and more are refused by llama.cpp.
+/// llama.cpp refuses names of 64 bytes and more.
 const MAX_TENSOR_NAME_BYTES: usize = 63;
 
 /// The header of a file to be written (version 3): metadata, and the tensors that will follow.
 ///
-/// Tensors are declared first and their bytes streamed afterwards, in the same order, so that a model
-/// of any size is written in little memory.
+/// Tensors are declared first and their bytes streamed afterwards, in the same order, so a model of any size
+/// can be written with little memory.
 ///
 /// ```
 /// use breakers_gguf::{File, Format, Writer};
@@ -55,13 +55,13 @@ struct Declared {
 }
 
 impl Writer {
-    /// A file without metadata and tensors.
+    /// A file without metadata or tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A file with this metadata, for instance that of a [`File`](super::File) that is to be changed.
-    /// `general.alignment` is obeyed.
+    /// A file with this metadata, for instance that of a [`File`](super::File) that is being changed.
+    /// `general.alignment` is respected.
     pub fn with_metadata(metadata: Metadata) -> Self {
         Self { metadata, ..Self::default() }
     }
@@ -74,7 +74,7 @@ impl Writer {
         self.metadata.insert(key, value)
     }
 
-    /// Announces a tensor. Its bytes are to be written in the order of these calls.
+    /// Announces a tensor. The bytes of tensors must be written in the order of these calls.
     ///
     /// # Shapes
     /// Row-major, outermost first, as [`TensorView::shape`](super::TensorView::shape) gives it.
@@ -98,8 +98,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a file on disk. The bytes go to a temporary file beside `path`;
-    /// [`FileWriter::finish`] renames it, so that no half-written file ever stands at `path`.
+    /// Starts a file on disk. The bytes go to a temporary file next to `path`; [`FileWriter::finish`] renames
+    /// it, so there is never a half-written file at `path`.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] when the temporary file cannot be made, and those of
@@ -111,7 +111,7 @@ impl Writer {
         Ok(FileWriter { inner, path })
     }
 
-    /// Begins a file in any sink, such as a `Vec<u8>`.
+    /// Starts a file in any sink, such as a `Vec<u8>`.
     ///
     /// # Errors
     /// [`Error::InvalidAlignment`] when `general.alignment` is not a power of two, [`Error::ValueType`] when
@@ -156,14 +156,14 @@ fn sink_failed(source: std::io::Error) -> Error {
     Error::Write { source }
 }
 
-/// Takes the bytes of the tensors that a [`Writer`] declared, into any sink.
+/// Writes the bytes of the tensors that a [`Writer`] declared to any sink.
 #[derive(Debug)]
 pub struct TensorWriter<W> {
     sink: W,
     tensors: Vec<Declared>,
     /// The tensor that is being written.
     next: usize,
-    /// Bytes of it that are there already.
+    /// How many of its bytes are already written.
     written: usize,
     alignment: u64,
 }
@@ -173,7 +173,7 @@ impl<W: Write> TensorWriter<W> {
     ///
     /// # Errors
     /// [`Error::TensorOrder`] when another tensor is next, [`Error::Length`] when these are more bytes than
-    /// the tensor has left (nothing is written then), [`Error::Write`] when the sink fails.
+    /// the tensor has left (then nothing is written), [`Error::Write`] when the sink fails.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let next = self.tensors.get(self.next);
         let Some(tensor) = next.filter(|tensor| tensor.name == name) else {
@@ -195,7 +195,7 @@ impl<W: Write> TensorWriter<W> {
         Ok(())
     }
 
-    /// Ends the file and gives the sink back, flushed.
+    /// Ends the file, flushes the sink and returns it.
     ///
     /// # Errors
     /// [`Error::Length`] when the bytes of a declared tensor are missing, [`Error::Write`] when the sink
@@ -212,7 +212,7 @@ impl<W: Write> TensorWriter<W> {
         Ok(self.sink)
     }
 
-    /// Zeros from `position` to the next aligned position.
+    /// Writes zeros from `position` to the next aligned position.
     fn pad(&mut self, position: u64) -> Result<()> {
         let n_zeros = position.next_multiple_of(self.alignment) - position;
         let mut zeros = std::io::Read::take(std::io::repeat(0), n_zeros);
@@ -221,8 +221,8 @@ impl<W: Write> TensorWriter<W> {
     }
 }
 
-/// Takes the bytes of the tensors that a [`Writer`] declared, into a file that appears when all are there.
-/// Dropped before, it leaves nothing behind.
+/// Writes the bytes of the tensors that a [`Writer`] declared to a file that appears once it is complete. If
+/// it is dropped before that, it leaves nothing behind.
 #[derive(Debug)]
 pub struct FileWriter {
     inner: TensorWriter<BufWriter<Replacement<'static>>>,
@@ -238,7 +238,7 @@ impl FileWriter {
         self.inner.write(name, bytes)
     }
 
-    /// Ends the file, brings it to the disk and moves it to its place, over what was there.
+    /// Ends the file, syncs it and moves it to its place, replacing any file there.
     ///
     /// # Errors
     /// [`Error::Length`] when the bytes of a declared tensor are missing, [`Error::Write`],

@@ -1,7 +1,7 @@
 //! Blocks of 32 values with one scale, and a minimum in the `_1` formats.
 //!
-//! Four-bit parts lie as 16 bytes: value `j` in the low half of byte `j`, value `j + 16` in its high half.
-//! Fifth bits lie as one little-endian word, bit `j` for value `j`.
+//! Four-bit parts are stored in 16 bytes: value `j` in the low half of byte `j`, value `j + 16` in its high
+//! half. Fifth bits are stored in one little-endian word, with bit `j` for value `j`.
 
 use super::half;
 

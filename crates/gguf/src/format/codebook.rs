@@ -7,7 +7,7 @@ pub const IQ4_NL_LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// What the codes of [`Format::MXFP4`](crate::Format::MXFP4) stand for: twice the numbers of E2M1. The scale
-/// is halved in turn, so that the levels are integers.
+/// is halved to compensate; this way the levels are integers.
 pub const MXFP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `d: f16, q: [u4; 32]`

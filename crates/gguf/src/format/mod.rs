@@ -8,7 +8,8 @@ mod super_block;
 use crate::{Error, Result};
 pub use codebook::{IQ4_NL_LEVELS, MXFP4_LEVELS, half_power_of_two};
 
-/// How rows of weights are packed. A row is a sequence of blocks, a block some values with shared scales.
+/// How rows of weights are packed. A row is a sequence of blocks, and a block is a number of values with
+/// shared scales.
 ///
 /// ```
 /// use breakers_gguf::Format;
@@ -50,7 +51,7 @@ pub use codebook::{IQ4_NL_LEVELS, MXFP4_LEVELS, half_power_of_two};
 /// Block layouts: `ggml/src/ggml-common.h` of ggml-org/llama.cpp; arithmetic: its `ggml-quants.c`, with
 /// every operation rounded to `f32` (no fused multiply-add).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-// Exhaustive on purpose: a new format needs kernels, and the compiler says where.
+// Exhaustive on purpose: a new format needs kernels, and the compiler shows where.
 #[allow(non_camel_case_types)] // these are the formats' names
 pub enum Format {
     /// IEEE single precision.
@@ -155,7 +156,7 @@ impl Format {
         }
     }
 
-    /// GGUF's number of the format.
+    /// GGUF's number for the format.
     pub const fn to_ggml(self) -> u32 {
         match self {
             Format::F32 => 0,
@@ -176,12 +177,12 @@ impl Format {
         }
     }
 
-    /// The format of GGUF's number, or nothing if this crate does not decode it.
+    /// The format with this GGUF number, or `None` if this crate does not decode it.
     pub fn from_ggml(type_id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.to_ggml() == type_id)
     }
 
-    /// Name of a type that GGUF defines and this crate does not decode.
+    /// The name of a type that GGUF defines but this crate does not decode.
     pub(crate) fn foreign_name(type_id: u32) -> &'static str {
         match type_id {
             4 => "Q4_2, removed",
@@ -265,8 +266,8 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// Applies the decoder of one block to all of them. `BYTES` and `SIZE` come from the decoder's signature,
-/// so that lengths within a block are known when compiling.
+/// Applies a block decoder to all blocks. `BYTES` and `SIZE` come from the decoder's signature, so lengths
+/// within a block are known at compile time.
 #[inline]
 fn each_block<const BYTES: usize, const SIZE: usize>(
     bytes: &[u8],

@@ -100,8 +100,9 @@ fn quarter(group: usize) -> (usize, usize) {
     (within / 2 * 2, half * 32 + within % 2 * 16)
 }
 
-/// Six-bit scale and minimum of a group of 32 out of 12 bytes: groups 0..4 in the low bits of bytes 0..4 and
-/// 4..8; groups 4..8 take their low four bits from bytes 8..12, their high two from the tops of the former.
+/// The six-bit scale and minimum of a group of 32, from 12 bytes. Groups 0..4 are in the low bits of bytes
+/// 0..4 and 4..8. Groups 4..8 have their low four bits in bytes 8..12, and their high two bits in the top
+/// bits of the former.
 #[inline]
 fn scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {

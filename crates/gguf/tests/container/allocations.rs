@@ -1,5 +1,5 @@
-//! The largest request that a thread makes of the allocator, to see that no count found in a file decides
-//! how much is allocated.
+//! The largest request that a thread makes to the allocator, to check that no count found in a file
+//! determines how much is allocated.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

@@ -27,7 +27,7 @@ fn check(format: Format, vector: &[u8]) {
         values.chunks_exact(4).map(|v| u32::from_le_bytes(v.try_into().unwrap())).collect();
     assert_eq!(expected.len(), n_blocks * size, "{format}: the file is whole blocks");
 
-    // Every length from no block to all of them, and one at a time.
+    // Every number of blocks from none to all, and one block at a time.
     for n in 0..=n_blocks {
         let mut row = vec![f32::NAN; n * size];
         format.decode_row(&packed[..n * packed_bytes], &mut row).unwrap();

@@ -1,4 +1,4 @@
-//! Files that are wrong in one respect each.
+//! Files that are each wrong in one respect.
 
 use breakers_gguf as gguf;
 use breakers_gguf::Error;
@@ -105,7 +105,7 @@ fn the_builder_makes_valid_files() {
         assert_eq!(file.require("b").unwrap().to_f32(), [0.0; 3]);
         sample::walk(&file);
     }
-    // A file of metadata only may end without padding.
+    // A file with only metadata may end without padding.
     assert_eq!(gguf::File::from_bytes(raw().bytes()).unwrap().tensors().len(), 0);
 }
 
@@ -145,7 +145,7 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
             check("array", array.bytes(), is_count, "the length of a metadata array");
         }
     }
-    // As many as fit by count, but not by content.
+    // The number of strings fits, but their lengths do not.
     let lengths = (1u64 << 40).to_le_bytes().repeat(1000);
     let strings = raw().pair(b"k", ARRAY, &array(STRING, 1000, &lengths));
     check(
@@ -162,7 +162,7 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     }
 }
 
-/// Notes in real files: a name in Latin-1, booleans that C wrote. They do not decide over a file.
+/// Oddities of real files: a name in Latin-1, booleans written by C. They do not make a file invalid.
 #[test]
 fn odd_notes_are_read() {
     let open = |raw: Raw| gguf::File::from_bytes(raw.bytes()).unwrap();

@@ -65,7 +65,7 @@ fn file(matrices: &[(String, QuantizedMatrix)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
     matrix_file::write(&path, matrices.iter().map(|(name, matrix)| (&**name, matrix))).unwrap();
-    // What was written stands alone in the folder.
+    // The file that was written is alone in the folder.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let other = folder.path().join("other");
     std::fs::write(&other, []).unwrap();
@@ -230,7 +230,7 @@ fn files_are_joined_and_equal_matrices_make_equal_files() {
     assert!(matches!(two_lines, Err(Error::MatrixEntry { .. })), "{two_lines:?}");
 }
 
-/// What fuzzing starts from gets as far as the decoder.
+/// The fuzz target's seeds get as far as the decoder.
 #[test]
 fn seeds_of_the_fuzz_target_are_read() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/matrix_file");

@@ -1,7 +1,7 @@
 //! Real models for the tests of crates without Burn.
 
-/// The file `<name>.gguf` in the folder that `BREAKERS_TEST_MODELS` names; `None`, with a note, where it is
-/// not. (The same as that of `breakers-backend`, whose Burn these tests do without.)
+/// The file `<name>.gguf` in the folder that `BREAKERS_TEST_MODELS` names; `None`, with a note, if it is not
+/// there. (A copy of the function in `breakers-backend`, so that these tests do not need Burn.)
 pub(crate) fn model_path(name: &str) -> Option<std::path::PathBuf> {
     let folder = std::env::var_os("BREAKERS_TEST_MODELS").map(std::path::PathBuf::from);
     let found = folder.map(|folder| folder.join(format!("{name}.gguf"))).filter(|path| path.exists());

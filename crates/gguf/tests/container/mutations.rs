@@ -1,4 +1,4 @@
-//! Valid files with damage: the answer is a file or a typed error, whatever the bytes.
+//! Valid files that were damaged: the result is a file or a typed error, whatever the bytes.
 
 use breakers_gguf as gguf;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ fn check(bytes: Vec<u8>) -> bool {
 fn truncated_anywhere() {
     let bytes = sample::file();
     let file = gguf::File::from_bytes(bytes.clone()).unwrap();
-    // What follows the last byte of the last tensor is padding.
+    // Everything after the last byte of the last tensor is padding.
     let last = file.require("last").unwrap().bytes();
     let end = bytes.windows(last.len()).rposition(|window| window == last).unwrap() + last.len();
     assert!(end < bytes.len());

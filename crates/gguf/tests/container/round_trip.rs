@@ -297,7 +297,7 @@ fn files_appear_whole_or_not_at_all() {
     assert_eq!(n_files(), 1);
     let open = File::open(&path).unwrap();
 
-    // Replacing the file leaves what is mapped as it was.
+    // Replacing the file does not change existing mappings.
     let mut second = plan(2).create(&path).unwrap();
     second.write("w", &1.0f32.to_le_bytes().repeat(2)).unwrap();
     assert_eq!(File::open(&path).unwrap().metadata().require_u32("value").unwrap(), 1);
