@@ -1,13 +1,13 @@
-//! Chat templates: a conversation as the prompt that a model was trained on.
+//! Chat templates: they turn a conversation into the prompt format that a model was trained on.
 //!
-//! Models carry their template with them, a Jinja2 program. It is run as Hugging Face's `transformers` runs
-//! it: blocks trimmed, methods of Python's strings and dicts available, `tojson` without HTML escapes,
-//! `raise_exception` and `strftime_now` defined, the order of keys in tools kept. Texts come out byte for
-//! byte the same: all of Jinja2's filters, tests, functions and statements are there, but for those that
-//! need other templates.
+//! A model's files contain its template, which is a Jinja2 program. It is run as Hugging Face's
+//! `transformers` runs it: blocks are trimmed, the methods of Python's strings and dicts are available,
+//! `tojson` does not escape HTML, `raise_exception` and `strftime_now` are defined, and the keys in tools
+//! keep their order. The resulting texts are the same byte for byte. All of Jinja2's filters, tests,
+//! functions and statements are implemented, except for those that need other templates.
 //!
-//! A template is part of a file that may come from anywhere, so it has no access to anything but its
-//! arguments, and its running time is bounded.
+//! A template is part of a file that may come from anywhere, so it has access only to its arguments, and its
+//! running time is bounded.
 //!
 //! # Example
 //! ```
@@ -38,7 +38,7 @@ use crate::{Error, Result};
 
 pub use self::jinja::TemplateError;
 
-/// A message as templates see it: its text as `content`, calls of functions in the form of `transformers`.
+/// A message as templates see it: its text as `content`, and function calls in the format of `transformers`.
 fn message_tree(message: &Message) -> Result<Tree> {
     let mut entries = vec![
         ("role".to_owned(), Tree::text(message.role.as_str())),
@@ -55,7 +55,7 @@ fn message_tree(message: &Message) -> Result<Tree> {
     Ok(Tree::Object(entries))
 }
 
-/// A call of a function. Arguments that are not JSON stay the text that the model wrote.
+/// A function call. Arguments that are not JSON remain the text that the model wrote.
 fn call_tree(call: &ToolCall) -> Tree {
     let object = |entries: Vec<(&str, Tree)>| {
         Tree::Object(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
@@ -93,7 +93,7 @@ impl ChatTemplate {
         Ok(Self { template, source, bos_token: None, eos_token: None, now: None })
     }
 
-    /// The template of a GGUF file; `None` if it has none or an empty one, like that of a base model.
+    /// The template of a GGUF file; `None` if it has none, or an empty one as base models do.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] if it does not parse, [`Error::Gguf`] if it is not a string.
@@ -126,14 +126,14 @@ impl ChatTemplate {
         self
     }
 
-    /// Sets what the template takes for the present, in UTC, so that prompts which hold a date are
-    /// reproducible. Otherwise it is the time of the machine's clock in its time zone.
+    /// Sets the time that the template sees, in UTC, so that prompts with a date are reproducible. Without
+    /// it, the template sees the machine's local time.
     pub fn with_time(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self
     }
 
-    /// Whether the template never looks at the conversation, so that its prompt is the same for all:
+    /// Whether the template ignores the conversation, so that its prompt is always the same: the name
     /// `messages` does not occur in it.
     pub fn ignores_messages(&self) -> bool {
         !self.template.names_messages()
@@ -144,11 +144,12 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The prompt for a conversation, with the start of the model's answer if `add_generation_prompt`.
+    /// The prompt for a conversation, including the start of the model's answer if `add_generation_prompt` is
+    /// set.
     ///
     /// `tools` is a JSON array of the functions that the model may call. For the prompt's tokens use
-    /// [`Tokenizer::encode_chat`](crate::Tokenizer::encode_chat): encoded as one text, control tokens that
-    /// are spelled in messages would become control tokens.
+    /// [`Tokenizer::encode_chat`](crate::Tokenizer::encode_chat): if the prompt were encoded as one text,
+    /// spellings of control tokens in messages would become control tokens.
     ///
     /// # Errors
     /// [`Error::ChatRefused`] if the template does not accept the conversation, [`Error::Json`] for values
@@ -173,8 +174,8 @@ impl ChatTemplate {
         self.run(&variables)
     }
 
-    /// The text that the template makes of any variables, the fields of an object: for templates that want
-    /// more than a conversation, such as `enable_thinking` or `documents`.
+    /// The template's output for arbitrary variables, given as the fields of an object. This is for templates
+    /// that use more than a conversation, such as `enable_thinking` or `documents`.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`]; [`Error::ChatTemplate`] if `variables` is not an object.

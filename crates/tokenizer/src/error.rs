@@ -22,7 +22,7 @@ pub enum Error {
         /// The value of `tokenizer.ggml.pre`.
         found: String,
     },
-    /// An array of the vocabulary does not fit the number of tokens.
+    /// An array of the vocabulary does not match the number of tokens.
     #[error("{what} has {found} entries for {expected} tokens")]
     VocabularyLength {
         /// The array.
@@ -58,7 +58,7 @@ pub enum Error {
         /// The token.
         token: TokenId,
     },
-    /// A token that is to stand for a byte is not spelled `<0xXX>`.
+    /// A token that should stand for a byte is not spelled `<0xXX>`.
     #[error("byte token {token} is {text:?}, expected <0x00> to <0xFF>")]
     InvalidByteToken {
         /// The token.
@@ -76,7 +76,7 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// A special token is to be added to every text, but the file does not say which one it is.
+    /// A special token should be added to every text, but the file does not say which one.
     #[error("{flag} is set, but the vocabulary has no {token} token")]
     MissingSpecialToken {
         /// The setting that asks for it.
@@ -106,21 +106,22 @@ pub enum Error {
         /// Size of the vocabulary; ids below it are valid.
         vocab_size: usize,
     },
-    /// The rules of another crate ([`Encode`](crate::Encode)) fail on a text.
+    /// The rules of another crate ([`Encode`](crate::Encode)) failed on a text.
     #[error("the text cannot be tokenized")]
     Tokenize {
-        /// Why.
+        /// The cause.
         source: breakers_core::BoxError,
     },
-    /// JSON that does not parse, or holds something else than expected.
+    /// JSON does not parse, or has other contents than expected.
     #[error("{what} is not valid JSON, or not of its format")]
     Json {
         /// What was read.
         what: &'static str,
-        /// Where it breaks.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A message spells a control token, and there is no character left that could mark it as text.
+    /// A message contains the spelling of a control token, and there is no unused character left to mark it
+    /// as text.
     #[error(
         "a message spells the control token {spelling:?}, and holds all characters that could tell it from one"
     )]
@@ -128,7 +129,7 @@ pub enum Error {
         /// The spelling, at most 32 characters.
         spelling: String,
     },
-    /// A chat template that does not parse or render.
+    /// A chat template does not parse, or fails when it runs.
     #[error("the chat template fails")]
     ChatTemplate {
         /// Where and why.

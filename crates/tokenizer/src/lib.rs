@@ -1,23 +1,23 @@
-//! Text to token ids and back, and conversations to prompts.
+//! Turns text into token ids and back, and conversations into prompts.
 //!
-//! | you want to | use |
+//! | to | use |
 //! |---|---|
-//! | the tokenizer of a GGUF file | [`Tokenizer::from_gguf`] |
-//! | that of a tokenizer.json | the crate `breakers-tokenizer-json` |
-//! | one with rules of your own | [`TokenizerParts`] |
-//! | text of tokens as they come, in whole characters | [`TextStream`] |
-//! | the prompt that a model was trained on, from messages | [`ChatTemplate`]; its tokens: [`Tokenizer::encode_chat`] |
+//! | read the tokenizer of a GGUF file | [`Tokenizer::from_gguf`] |
+//! | read a tokenizer.json | the crate `breakers-tokenizer-json` |
+//! | build one with rules of your own | [`TokenizerParts`] |
+//! | turn tokens into text as they arrive, in whole characters | [`TextStream`] |
+//! | turn messages into the prompt that a model was trained on | [`ChatTemplate`]; its tokens: [`Tokenizer::encode_chat`] |
 //!
-//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). It has two
-//! algorithms: byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair
-//! encoding (Gemma, Llama 2). Token ids equal llama.cpp's, also on text that is not language.
+//! A [`Tokenizer`] comes from the metadata of a GGUF file ([`Tokenizer::from_gguf`]). It has two algorithms:
+//! byte-level byte-pair encoding (SmolLM2, Qwen2, Llama 3, GPT-2) and SentencePiece's byte-pair encoding
+//! (Gemma, Llama 2). Token ids equal llama.cpp's, even for text that is not language.
 //!
 //! # Special tokens
-//! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so text of a user must not become one by accident:
-//! they are recognized only with [`EncodeOptions::parse_special`]. [`Tokenizer::encode_chat`] puts a
-//! conversation through a [chat template](ChatTemplate) so that the template's own become tokens and
-//! those that a message spells stay text. User-defined tokens (`<tool_call>`, Gemma's runs of
-//! newlines) are recognized always.
+//! Control tokens (`<|im_end|>`, `<bos>`) steer a model, so a user's text must not become one by accident:
+//! they are recognized only with [`EncodeOptions::parse_special`]. [`Tokenizer::encode_chat`] formats a
+//! conversation with a [chat template](ChatTemplate): the template's own control tokens become tokens, and
+//! spellings of them in messages remain text. User-defined tokens (`<tool_call>`, Gemma's runs of newlines)
+//! are always recognized.
 //!
 //! # Round trip
 //! `decode(encode(text)) == text` for every text when [`Tokenizer::is_lossless`] holds. Some vocabularies
@@ -25,9 +25,9 @@
 //! llama.cpp drops them.
 //!
 //! # Deviations
-//! Decoding never tidies text up: llama.cpp takes spaces before punctuation away for some models (GPT-2,
-//! Llama 3), which would break the round trip. The space that SentencePiece models put before a text is
-//! taken away after a leading control token too.
+//! Decoding never cleans up text. For some models (GPT-2, Llama 3) llama.cpp removes spaces before
+//! punctuation, which would break the round trip. The space that SentencePiece models put before a text is
+//! also removed after a leading control token.
 //!
 //! # Example
 //! ```

@@ -1,4 +1,4 @@
-//! JSON as a tree whose objects keep the order of their keys, which a model sees.
+//! JSON as a tree. Objects keep the order of their keys, because a model sees it.
 
 use std::{borrow::Cow, fmt};
 

@@ -1,11 +1,11 @@
-//! How vocabularies write bytes that are no text.
+//! How vocabularies write bytes that are not text.
 //!
 //! Byte-level BPE writes each byte as a printable character, so that its files hold text; other vocabularies
 //! have tokens like `<0x0A>`.
 //!
 //! # Source
-//! `bytes_to_unicode` of openai/gpt-2: the printable characters of Latin-1 stand for themselves, the other
-//! 68 bytes are counted up from U+0100.
+//! `bytes_to_unicode` of openai/gpt-2: the printable characters of Latin-1 stand for themselves, and the
+//! other 68 bytes get the characters from U+0100 on.
 //!
 //! # Example
 //! ```
@@ -55,8 +55,8 @@ pub fn byte(c: char) -> Option<u8> {
     BYTES.get(c as usize).copied().flatten()
 }
 
-/// Appends the bytes that a token's text stands for; false, and nothing appended, if a character is not
-/// of this alphabet.
+/// Appends the bytes that a token's text stands for. Returns false, and appends nothing, if a character is
+/// not in this alphabet.
 pub fn decode(text: &str, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     for c in text.chars() {

@@ -1,7 +1,7 @@
 //! Byte-level byte-pair encoding.
 //!
-//! A word starts as its bytes; of all adjacent pairs that have a merge rule, the one with the first rule
-//! (of equal ones the leftmost) becomes one token, until no pair has a rule.
+//! A word starts as its bytes; of all adjacent pairs that have a merge rule, the one with the earliest rule
+//! (the leftmost among equal ones) becomes one token, until no pair has a rule.
 //!
 //! # Cost
 //! O(n log n) in the length of a word: short words by repeated scans, long ones by a heap.
@@ -39,7 +39,7 @@ pub(super) struct ByteLevelBpe {
     /// The token of each byte; bytes without one are dropped, as in llama.cpp.
     pub(super) byte_tokens: [Option<TokenId>; 256],
     pub(super) merges: Merges,
-    /// Tokens by their bytes, for models whose words that are tokens are taken whole without merging.
+    /// Tokens by their bytes, for models that use a word as a whole, without merging, if it is a token.
     pub(super) whole_words: Option<HashMap<Box<[u8]>, TokenId>>,
 }
 
@@ -105,7 +105,7 @@ fn merge_short(merges: &Merges, tokens: &mut Vec<TokenId>, found: &mut Vec<Merge
     }
 }
 
-/// Merges in place, by a heap over a linked list of what is left.
+/// Merges in place, with a heap over a linked list of the remaining tokens.
 fn merge_long(merges: &Merges, tokens: &mut Vec<TokenId>) {
     let n = tokens.len();
     let mut previous: Vec<u32> = (0..n as u32).map(|i| i.wrapping_sub(1)).collect();
@@ -113,7 +113,7 @@ fn merge_long(merges: &Merges, tokens: &mut Vec<TokenId>) {
     next[n - 1] = NONE;
     let mut found: Vec<Merge> = tokens.windows(2).map(|pair| lookup(merges, pair[0], pair[1])).collect();
     found.push(NO_MERGE);
-    // A heap entry is stale if the pair at its place has another rule by now.
+    // A heap entry is stale if the pair in its place now has another rule.
     let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
         (0..n).filter(|&at| found[at].rank != NONE).map(|at| Reverse((found[at].rank, at as u32))).collect();
     while let Some(Reverse((rank, at))) = heap.pop() {
@@ -152,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Both ways of merging are the same function.
+        /// Both ways of merging give the same result.
         #[test]
         fn short_and_long_agree(
             rules in prop::collection::vec((0u32..12, 0u32..12), 0..40),

@@ -1,19 +1,19 @@
-//! A conversation as tokens. Control tokens come from the chat template alone: what a user, a tool or the
-//! model has typed stays text, also where it is spelled like one.
+//! A conversation as tokens. Control tokens come only from the chat template: whatever a user, a tool or the
+//! model has typed remains text, even if it looks like a control token.
 //!
-//! A template joins both into one text. So whatever is spelled like a control token gets a mark behind its
-//! first character before the template sees it: a character that occurs nowhere else. Where a mark stands, no
-//! control token is found, and the marks are taken out of the text between the tokens. Conversations without
-//! such a spelling reach the template as they are.
+//! A template joins both into one text. So before the template sees it, every spelling of a control token in
+//! a message gets a mark after its first character: a character that occurs nowhere else. No control token is
+//! recognized where there is a mark, and the marks are removed from the text between the tokens.
+//! Conversations without such spellings reach the template unchanged.
 //!
 //! # Deviations
 //! - A control token of a single character has no inside to mark. (In these vocabularies the character is
 //!   always that token, parsed or not.)
-//! - A template that looks for a control token's spelling in messages does not find it, and one that counts
-//!   characters counts the marks.
-//! - With a tokenizer.json, each text between two control tokens is encoded as if nothing stood before it, if
-//!   a conversation spells a control token.
-//! - A template that deletes something *within* messages can put a spelling together that was none before.
+//! - A template that searches messages for a control token's spelling does not find it, and one that counts
+//!   characters also counts the marks.
+//! - With a tokenizer.json, if a conversation spells a control token, each text between two control tokens is
+//!   encoded as if it were the start of a text.
+//! - A template that deletes something *within* messages can create a spelling that was not there before.
 
 use breakers_core::{BoxError, ChatFormat, Json, Message, Part, TokenId, Tool};
 
@@ -23,8 +23,9 @@ use crate::{ChatTemplate, Error, Result};
 impl Tokenizer {
     /// The tokens of a conversation, up to where the model's answer begins.
     ///
-    /// Control tokens are those that the template writes. `<|im_end|>` in a message, in the name, arguments
-    /// or result of a call or in a tool's description is text, which no template alone can ensure.
+    /// Only the template's own control tokens become control tokens. `<|im_end|>` in a message, in the name,
+    /// arguments or result of a call, or in a tool's description remains text; no template can ensure that by
+    /// itself.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`] and [`Tokenizer::encode`]; [`Error::NoMark`].
@@ -59,7 +60,7 @@ impl Tokenizer {
         self.encode_conversation(messages, tools, |messages, tools| template.render_chat(messages, tools))
     }
 
-    /// The tokens of a conversation in any form.
+    /// The tokens of a conversation in any chat format.
     pub(super) fn encode_in_format(
         &self,
         format: &dyn ChatFormat,
@@ -80,7 +81,7 @@ impl Tokenizer {
             return Ok(self.encode(&render(messages, tools)?, options)?);
         };
         let text = render(&marked.messages, &marked.tools)?;
-        // A filter like `tojson(ensure_ascii=true)` has spelled the mark out.
+        // A filter like `tojson(ensure_ascii=true)` may have escaped the mark.
         let text = text.replace(&escape_of(marked.mark), marked.mark.encode_utf8(&mut [0; 4]));
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
         super::check_length(&text)?;
@@ -112,7 +113,7 @@ impl Marked {
             let escape = escape_of(*mark);
             texts.iter().all(|text| !text.contains(*mark) && !text.to_lowercase().contains(&escape))
         };
-        // Code points that stand for no character, then those that stand for whatever a program likes.
+        // Noncharacters first, then code points for private use.
         let mut candidates = ('\u{fdd0}'..='\u{fdef}').chain('\u{e000}'..='\u{f8ff}');
         let mark = candidates.find(is_free).ok_or(Error::NoMark { spelling })?;
         let (mut messages, mut tools) = (messages.to_vec(), tools.to_vec());
@@ -131,7 +132,7 @@ impl Marked {
     }
 }
 
-/// How JSON in ASCII spells a character.
+/// The escape of a character in ASCII JSON.
 fn escape_of(mark: char) -> String {
     format!("\\u{:04x}", u32::from(mark))
 }
@@ -170,7 +171,7 @@ fn change_json(json: &mut Json, change: &mut dyn FnMut(String) -> String) {
     *json = Json::parse(&changed).expect("a string stays a string");
 }
 
-/// Changes the strings in a JSON text, keys included; what stands between them stays byte for byte.
+/// Changes the strings in a JSON text, including keys; everything between them stays the same byte for byte.
 fn change_strings(json: &str, change: &mut dyn FnMut(String) -> String) -> String {
     let mut out = String::with_capacity(json.len());
     let mut rest = json;
@@ -196,7 +197,7 @@ fn change_strings(json: &str, change: &mut dyn FnMut(String) -> String) -> Strin
 }
 
 impl Inner {
-    /// Encodes a text in which marks keep control tokens from being found.
+    /// Encodes a text in which marks keep control tokens from being recognized.
     fn encode_marked(&self, text: &str, mark: char, out: &mut Vec<TokenId>) -> Result<()> {
         let mut after_token = true;
         for fragment in self.specials.split(text, true) {
@@ -207,7 +208,7 @@ impl Inner {
                 }
                 Fragment::Text(range) => {
                     let text = text[range].replace(mark, "");
-                    // Only here do other tokens that any text may spell come to light.
+                    // User-defined tokens, which any text may spell, are recognized only now.
                     self.encode_fragments(&text, self.specials.split(&text, false), &mut after_token, out)?;
                 }
             }

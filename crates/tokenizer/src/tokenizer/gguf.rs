@@ -1,9 +1,9 @@
 //! Tokenizers from the metadata of GGUF files.
 //!
 //! # Source
-//! The keys `tokenizer.ggml.*` of the GGUF specification. Where files leave something open (which tokens
-//! end a text, which look like control tokens but are not marked as such), the same names count as in
-//! llama.cpp's `llama-vocab.cpp`.
+//! The keys `tokenizer.ggml.*` of the GGUF specification. Where files are incomplete (which tokens end a
+//! text, which are control tokens without being marked as such), the names are those of llama.cpp's
+//! `llama-vocab.cpp`.
 
 use std::sync::Arc;
 
@@ -121,7 +121,7 @@ const NAMED_ROLES: &[(&[&str], &[&str], bool)] = &[
     (&["tokenizer.ggml.fim_sep_token_id"], &["<|file_sep|>"], true),
 ];
 
-/// These are part of the visible text of gpt-oss, although its files call them control tokens.
+/// These are part of gpt-oss's visible text, although its files mark them as control tokens.
 const VISIBLE_NAMES: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 impl Tokenizer {
@@ -138,7 +138,7 @@ impl Tokenizer {
         Self::from_metadata(file.metadata())
     }
 
-    /// The tokenizer that metadata of a GGUF file describe.
+    /// The tokenizer described by the metadata of a GGUF file.
     ///
     /// # Errors
     /// Those of [`Tokenizer::from_gguf`].
@@ -199,7 +199,7 @@ fn byte_level(metadata: &Metadata) -> Result<Tokenizer> {
         if attributes.is(SPECIAL.or(Attributes::USER_DEFINED)) {
             vocab.push(attributes, |out| out.extend_from_slice(text.as_bytes()));
         } else if attributes.is(Attributes::NORMAL) {
-            // Text outside of the alphabet is not spelled in it; it stands for itself.
+            // Text outside of the alphabet stands for itself.
             vocab.push(attributes, |out| {
                 if !alphabet::decode(text, out) {
                     out.extend_from_slice(text.as_bytes());
@@ -262,7 +262,7 @@ fn sentence_piece(metadata: &Metadata) -> Result<Tokenizer> {
     assemble(metadata, &tokens, vocab, algorithm, defaults)
 }
 
-/// What holds where the metadata are silent.
+/// Defaults for what the metadata does not say.
 #[derive(Default)]
 struct Defaults {
     add_bos: bool,
@@ -337,7 +337,7 @@ fn assemble(
 struct Tokens {
     table: TokenTable,
     attributes: Vec<Attributes>,
-    /// Tokens that end a text by their name or role, the EOS token aside.
+    /// Tokens that end a text because of their name or role, apart from the EOS token.
     end_tokens: Vec<TokenId>,
 }
 
@@ -367,7 +367,7 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Makes control tokens of those that look like it, and finds the ones that end a text.
+    /// Turns tokens that look like control tokens into such, and finds those that end a text.
     fn read_roles(&mut self, metadata: &Metadata) -> Result<()> {
         for &(keys, names, ends) in NAMED_ROLES {
             let mut token = None;
@@ -375,7 +375,7 @@ impl Tokens {
                 token = token.or(self.role(metadata, key)?);
             }
             if token.is_none() {
-                // Of several names in one vocabulary the lowest id has the role.
+                // If several names are in the vocabulary, the lowest id has the role.
                 token = names.iter().filter_map(|name| self.table.get(name)).min();
                 if let Some(token) = token {
                     self.add_attribute(token, Attributes::CONTROL);
@@ -394,7 +394,7 @@ impl Tokens {
                 self.attributes[token as usize] = Attributes::USER_DEFINED;
             }
         }
-        // Where a turn has other ends, `<|end|>` only ends a part of it.
+        // If there are other tokens that end a turn, `<|end|>` only ends a part of it.
         let has = |name: &str| self.table.get(name).is_some();
         let call = has("<|call|>") || has("<|calls|>");
         if (call && (has("<|return|>") || has("<|flush|>")))
@@ -424,7 +424,7 @@ impl Tokens {
         let Some(value) = metadata.get(key) else { return Ok(None) };
         match value.as_integer() {
             Some(found) if (0..self.len() as i128).contains(&found) => Ok(Some(found as TokenId)),
-            // Real files say "none" by 4294967295 or -1; nothing that a text needs hangs on it.
+            // Real files write 4294967295 or -1 for "none"; no text depends on it.
             Some(found) => {
                 let len = self.len();
                 tracing::warn!("{key} is {found}, outside of the vocabulary of {len}; it is left out");
@@ -435,7 +435,7 @@ impl Tokens {
     }
 }
 
-/// Byte tokens stand for their byte, tokens of no type for nothing.
+/// Byte tokens stand for their byte, tokens without a type for nothing.
 fn push_byte_or_nothing(vocab: &mut Vocab, text: &str, attributes: Attributes) -> Result<()> {
     let byte = match attributes.is(Attributes::BYTE) {
         true => Some(alphabet::spelled_byte(text).ok_or_else(|| Error::InvalidByteToken {
@@ -492,7 +492,7 @@ fn read_merges(rules: &StringArray, tokens: &TokenTable) -> Result<Merges> {
         let id = |text: &str, reason| tokens.get(text).ok_or_else(|| invalid(reason));
         let pair = (id(left, "the first part is not a token")?, id(right, "the second part is not a token")?);
         let token = id(&joined, "the parts together are not a token")?;
-        // Of two equal rules the first counts.
+        // If a rule occurs twice, the first one counts.
         merges.entry(pair).or_insert(Merge { rank: index as u32, token });
     }
     Ok(merges)

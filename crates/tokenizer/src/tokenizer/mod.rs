@@ -1,4 +1,4 @@
-//! The tokenizer, over the algorithms that files name.
+//! The tokenizer, which uses the algorithm that a file names.
 
 pub mod alphabet;
 mod bpe;
@@ -34,10 +34,10 @@ pub use breakers_core::EncodeOptions;
 /// How tokens become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DecodeOptions {
-    /// Leaves control tokens out; otherwise they appear as they are spelled.
+    /// Omit control tokens; otherwise their spelling is part of the text.
     pub skip_special: bool,
-    /// The tokens continue a text. Some models (Llama 2) put a space before every text, which is taken away
-    /// again only where a text begins.
+    /// The tokens continue a text. Some models (Llama 2) put a space before every text, which decoding
+    /// removes only at the beginning of a text.
     pub continues: bool,
 }
 
@@ -73,7 +73,7 @@ enum Algorithm {
     Other(Box<dyn Encode>),
 }
 
-/// Tokens with a task.
+/// Tokens with a special role.
 #[derive(Clone, Copy, Debug, Default)]
 struct Roles {
     bos: Option<TokenId>,
@@ -83,7 +83,7 @@ struct Roles {
 }
 
 impl Tokenizer {
-    /// A tokenizer without a vocabulary: each byte is a token, and there are no special ones.
+    /// A tokenizer without a vocabulary: each byte is a token, and there are no special tokens.
     pub fn bytes() -> Self {
         let mut vocab = Vocab::with_capacity(256);
         (0..=255).for_each(|byte| vocab.push(Attributes::NORMAL, |out| out.push(byte)));
@@ -107,8 +107,9 @@ impl Tokenizer {
     /// The tokens of a text.
     ///
     /// # Errors
-    /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary can neither hold nor spell,
-    /// [`Error::Tokenize`] where an [`Encode`] of another crate fails, [`Error::TextTooLong`] beyond 1.3 GiB.
+    /// [`Error::MissingByte`] for a character that a SentencePiece vocabulary has neither as a token nor in
+    /// bytes, [`Error::Tokenize`] where an [`Encode`] of another crate fails, [`Error::TextTooLong`] beyond
+    /// 1.3 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         check_length(text)?;
         let inner = &*self.0;
@@ -123,8 +124,8 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// The tokens of a text with what the model wants around it, at most `limit` of them: the text is cut
-    /// short, never what stands around it.
+    /// At most `limit` tokens of a text, including the special tokens around it. If there are too many, the
+    /// text is cut short, never the special tokens.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -160,13 +161,13 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// Text out of tokens as they arrive.
+    /// Turns tokens into text as they arrive.
     pub fn stream(&self, options: DecodeOptions) -> TextStream {
         TextStream::new(self.clone(), options)
     }
 
-    /// The bytes that a token stands for, control tokens as they are spelled; `None` outside of the
-    /// vocabulary. Empty for ids that are not in use.
+    /// The bytes that a token stands for; for a control token, its spelling. Empty for ids that are not in
+    /// use, `None` outside of the vocabulary.
     pub fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
         self.0.vocab.piece(token)
     }
@@ -215,8 +216,8 @@ impl Tokenizer {
     /// Whether every text survives encoding and decoding.
     ///
     /// Byte-level vocabularies need a token for each byte that occurs in UTF-8. SentencePiece loses the
-    /// difference between a space and `▁`, so it is never lossless in this strict sense. Of a tokenizer.json
-    /// it is said only where its parts show it: byte-level vocabularies without a normalizer.
+    /// difference between a space and `▁`, so it is never lossless in this strict sense. For a tokenizer.json
+    /// this is true only if its parts guarantee it, as byte-level vocabularies without a normalizer do.
     pub fn is_lossless(&self) -> bool {
         match &self.0.algorithm {
             Algorithm::ByteLevelBpe(bpe) => {
@@ -248,7 +249,7 @@ fn check_length(text: &str) -> Result<()> {
 }
 
 impl Inner {
-    /// Encodes a text without what stands around it.
+    /// Encodes a text without the special tokens around it.
     fn encode_between(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<()> {
         if let Algorithm::Other(encoder) = &self.algorithm {
             return encoder.encode(text, parse_special, out).map_err(|source| Error::Tokenize { source });
@@ -256,7 +257,8 @@ impl Inner {
         self.encode_fragments(text, self.specials.split(text, parse_special), &mut true, out)
     }
 
-    /// Encodes the fragments of a text. A stretch of text `after_token` counts as the start of a text.
+    /// Encodes the fragments of a text. If `after_token` is set, text after a token counts as the start of a
+    /// text.
     fn encode_fragments(
         &self,
         text: &str,

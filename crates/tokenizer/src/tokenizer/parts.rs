@@ -1,4 +1,4 @@
-//! Tokenizers of other algorithms than those of GGUF files.
+//! Tokenizers with algorithms other than those of GGUF files.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::{Error, Result};
 
 /// How a text becomes ids.
 pub trait Encode: Debug + Send + Sync {
-    /// Appends the ids of a text to `out`, without what stands around every text. With `parse_special` the
-    /// spelling of a control token is the token.
+    /// Appends the ids of a text to `out`, without the special tokens around every text. With
+    /// `parse_special`, the spelling of a control token becomes that token.
     ///
     /// # Errors
-    /// What the rules fail with; [`Tokenizer::encode`] passes it on as the cause of [`Error::Tokenize`].
+    /// Any error; [`Tokenizer::encode`] reports it as the cause of [`Error::Tokenize`].
     fn encode(&self, text: &str, parse_special: bool, out: &mut Vec<TokenId>) -> Result<(), BoxError>;
 
     /// Whether every text survives encoding and decoding.
@@ -72,9 +72,9 @@ pub struct TokenizerParts {
     pub padding: Option<TokenId>,
     /// See [`Tokenizer::end_tokens`]; in any order.
     pub end_tokens: Vec<TokenId>,
-    /// Control tokens and how they are spelled, for conversations in which some spellings are text.
+    /// Control tokens and their spellings, for conversations in which some spellings are text.
     pub controls: Vec<Control>,
-    /// Whether the space that a text begins with was not in it.
+    /// Whether decoding removes the space at the beginning of a text, because encoding added it.
     pub strips_first_space: bool,
 }
 
@@ -85,18 +85,18 @@ pub struct Control {
     pub id: TokenId,
     /// Its spelling.
     pub text: String,
-    /// Whether it takes the spaces before it along.
+    /// Whether it includes the spaces before it.
     pub strip_left: bool,
-    /// Whether it takes the spaces after it along.
+    /// Whether it includes the spaces after it.
     pub strip_right: bool,
 }
 
 /// What a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Its bytes, a control token's as it is spelled; empty for an id that is not in use.
+    /// Its bytes; for a control token, its spelling. Empty for an id that is not in use.
     pub bytes: Vec<u8>,
-    /// Whether it is not text: a control token or the one for unknown text.
+    /// Whether it stands for something other than text: a control token, or the token for unknown text.
     pub is_control: bool,
 }
 
@@ -113,7 +113,8 @@ impl Piece {
 }
 
 impl TokenizerParts {
-    /// Tokens and how texts become ids; nothing stands around a text, and no token has a task.
+    /// Parts with these tokens and this encoder. There are no tokens around a text, and no token has a
+    /// special role.
     pub fn new(pieces: Vec<Piece>, encoder: impl Encode + 'static) -> Self {
         Self {
             pieces,
@@ -130,7 +131,7 @@ impl TokenizerParts {
         }
     }
 
-    /// The tokenizer.
+    /// Builds the tokenizer.
     ///
     /// # Errors
     /// [`Error::SpecialTokenOutOfRange`] for an id without a piece.

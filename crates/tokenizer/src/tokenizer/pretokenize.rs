@@ -1,12 +1,12 @@
-//! Splitting text into the words that byte-level BPE merges within.
+//! Splitting text into words; byte-level BPE merges only within a word.
 //!
-//! Every model of this family comes with a regular expression; the few expressions in use are written
-//! out here as scanners, which are linear in the text whatever it holds.
+//! Every model of this family comes with a regular expression; the few expressions in use are written out
+//! here as scanners, whose time is linear in the length of any text.
 //!
 //! # Source
 //! The expressions are those of GPT-2, Llama 3 and Qwen2, named as llama.cpp names them in
-//! `tokenizer.ggml.pre`. Where llama.cpp's rules differ from the original tokenizer.json (contractions
-//! match ASCII letters only), llama.cpp's hold.
+//! `tokenizer.ggml.pre`. Where llama.cpp's rules differ from the original tokenizer.json (contractions match
+//! ASCII letters only), this follows llama.cpp.
 
 use super::unicode::{Class, class, is_space};
 
@@ -80,7 +80,7 @@ fn each<'a>(mut text: &'a str, first: impl Fn(&str) -> usize, mut piece: impl Fn
     }
 }
 
-/// What the expressions tell apart.
+/// The classes of characters that the expressions distinguish.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Letter,

@@ -1,4 +1,4 @@
-//! The tokenizer behind the traits of `breakers-core`.
+//! Implements the traits of `breakers-core` for the tokenizer.
 
 use breakers_core::{BoxError, ChatFormat, EncodeOptions, Message, TokenId, Tool, Vocabulary};
 

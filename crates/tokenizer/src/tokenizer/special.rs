@@ -2,8 +2,8 @@
 //!
 //! # Source
 //! The order is llama.cpp's: longer tokens first; each takes all of its occurrences, from left to right, in
-//! the text that longer ones have left. (Leftmost-longest matching, as in Hugging Face's tokenizers, differs
-//! where a longer token starts within a shorter one.)
+//! the text that longer tokens have left. (Leftmost-longest matching, as in Hugging Face's tokenizers,
+//! differs where a longer token starts within a shorter one.)
 
 use std::{cmp::Ordering, ops::Range};
 
@@ -16,11 +16,11 @@ use memchr::memmem;
 pub(super) struct SpecialToken {
     pub(super) id: TokenId,
     pub(super) text: String,
-    /// Found only if special tokens are parsed; the others are found in any text.
+    /// Recognized only if special tokens are parsed; the others are recognized in any text.
     pub(super) only_if_parsed: bool,
-    /// Takes the spaces before it along.
+    /// Includes the spaces before it.
     pub(super) strip_left: bool,
-    /// Takes the spaces after it along.
+    /// Includes the spaces after it.
     pub(super) strip_right: bool,
 }
 
@@ -51,22 +51,22 @@ impl SpecialTokens {
         if parse_special { self.parsed.split(text) } else { self.always.split(text) }
     }
 
-    /// Where a token that is found only if special tokens are parsed is spelled, overlapping ones included;
-    /// ascending.
+    /// The places, in ascending order and possibly overlapping, where the text spells a token that is
+    /// recognized only if special tokens are parsed.
     pub(super) fn spelled_controls(&self, text: &str) -> Vec<usize> {
         self.parsed.spelled_controls(text)
     }
 }
 
 /// # Cost
-/// O(n) in the length of the text for one pass, and O(n) more for each token that occurs in more than a
-/// 16th of all places; there can be few of these.
+/// O(n) in the length of the text for one pass, and O(n) more for each token that occurs in more than a 16th
+/// of all places; there can only be a few of these.
 #[derive(Debug)]
 struct Searcher {
     /// Longest first.
     tokens: Vec<SpecialToken>,
-    /// Finds the occurrences of all tokens in one pass. `None` without tokens, and where they are too many
-    /// for it: each is searched for then.
+    /// Finds the occurrences of all tokens in one pass. `None` if there are no tokens, or too many; then each
+    /// is searched for separately.
     all: Option<AhoCorasick>,
 }
 
@@ -121,8 +121,8 @@ impl Searcher {
         claims.into_fragments()
     }
 
-    /// The places of tokens that occur rarely, in the order in which they are to be claimed, and the tokens
-    /// that occur so often that their places would take more memory than the text.
+    /// The places of rare tokens, in the order in which they must be claimed, and the tokens that occur so
+    /// often that their places would take more memory than the text.
     fn occurrences(&self, text: &str) -> (Vec<Occurrence>, Vec<usize>) {
         let Some(all) = &self.all else { return (Vec::new(), (0..self.tokens.len()).collect()) };
         let limit = text.len() / 16 + 1024;
@@ -147,9 +147,9 @@ impl Searcher {
 /// Which bytes of a text belong to special tokens.
 struct Claims<'a> {
     text: &'a str,
-    /// Empty as long as nothing is claimed.
+    /// Empty until something is claimed.
     taken: Vec<bool>,
-    /// Claimed bytes, spaces that the token takes along included.
+    /// Claimed bytes, including the spaces that belong to the token.
     claimed: Vec<(Range<usize>, TokenId)>,
 }
 
@@ -165,7 +165,7 @@ impl<'a> Claims<'a> {
     /// Claims the place of a token that occurs at `start`, unless a byte of it is taken.
     fn claim(&mut self, token: &SpecialToken, start: usize) {
         let end = start + token.text.len();
-        // What has been claimed is no shorter than the token, so it cannot lie within.
+        // Everything claimed so far is at least as long as the token, so it cannot be inside of it.
         if self.is_taken(start) || self.is_taken(end - 1) {
             return;
         }
@@ -256,7 +256,7 @@ mod tests {
         check("a <left> b <right> \n\n c", true, r#""a" 8 " b " 9 "c""#);
     }
 
-    /// The definition, word for word: each token in turn takes its places in what is left.
+    /// A literal implementation of the definition: each token in turn takes its places in what is left.
     fn plain_split(tokens: &[SpecialToken], text: &str) -> Vec<Fragment> {
         let mut tokens: Vec<_> = tokens.iter().collect();
         tokens.sort_by_key(|token| (std::cmp::Reverse(token.text.len()), token.id));

@@ -1,15 +1,15 @@
 //! SentencePiece's byte-pair encoding.
 //!
-//! Spaces become `▁`, the text becomes its characters, and of all adjacent pairs whose concatenation is a
-//! token, the one with the highest score (of equal ones the leftmost) becomes one token, until there is
-//! none. Characters that are not tokens are spelled in bytes.
+//! Spaces become `▁`, and the text is split into characters. Of all adjacent pairs whose concatenation is a
+//! token, the one with the highest score (the leftmost among equal ones) becomes one token, until there is no
+//! such pair. Characters that are not tokens are encoded as bytes.
 //!
 //! # Cost
 //! O(n log n) in the length of a stretch of text between two places that no token spans.
 //!
 //! # Source
-//! Kudo, Richardson, "SentencePiece" (2018), `bpe_model.cc`; ids as llama.cpp gives them, which takes any
-//! token for the result of a merge, a control token too.
+//! Kudo, Richardson, "SentencePiece" (2018), `bpe_model.cc`; ids as llama.cpp gives them, where any token can
+//! be the result of a merge, even a control token.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
@@ -35,7 +35,8 @@ pub(super) struct SentencePiece {
     pub(super) unknown: Option<TokenId>,
     /// Bytes of the longest token.
     longest: usize,
-    /// Characters that stand before a `▁` within a token. Text is cut before a `▁` that follows any other.
+    /// Characters that come before a `▁` within a token. Text can be cut before a `▁` that follows any other
+    /// character.
     before_space: HashSet<char>,
 }
 
@@ -91,7 +92,7 @@ impl SentencePiece {
         }
         while let Some(candidate) = heap.pop() {
             let left = symbols[candidate.left as usize];
-            // A symbol that has been merged away is empty; a pair that has grown has another length.
+            // A symbol that was merged into another is empty; a pair that has grown has another length.
             if left.len == 0 || left.next == NONE {
                 continue;
             }
@@ -171,7 +172,7 @@ struct Candidate {
 
 impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Positive and negative zero are one score, so `total_cmp` would not do.
+        // Positive and negative zero are equal scores, so `total_cmp` would be wrong.
         let by_score = self.score.partial_cmp(&other.score).unwrap_or(Ordering::Equal);
         by_score.then(other.left.cmp(&self.left))
     }

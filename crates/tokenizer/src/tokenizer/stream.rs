@@ -1,4 +1,4 @@
-//! Text out of tokens as they arrive.
+//! Turning tokens into text as they arrive.
 
 use breakers_core::{TokenId, Utf8Stream};
 
@@ -7,10 +7,10 @@ use crate::Result;
 
 /// Turns tokens into text one at a time and never splits a character.
 ///
-/// A token may end within a character; such bytes wait for the next token. All pieces together, with the
-/// one that [`TextStream::finish`] gives, are what [`Tokenizer::decode`] gives for all tokens together:
-/// bytes that can no longer become a character appear as U+FFFD, as in [`String::from_utf8_lossy`], so
-/// that at most three bytes ever wait.
+/// A token may end within a character; such bytes are held back until the next token. All pieces together,
+/// including that of [`TextStream::finish`], are what [`Tokenizer::decode`] returns for all tokens: bytes
+/// that can no longer become a character appear as U+FFFD, as in [`String::from_utf8_lossy`], so at most
+/// three bytes are ever held back.
 ///
 /// ```
 /// use breakers_tokenizer::{DecodeOptions, Tokenizer};
@@ -41,13 +41,13 @@ impl TextStream {
     /// The text that `token` completes; empty if it ends within a character or is not text.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange); the stream is as before then.
+    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange); the stream is then unchanged.
     pub fn push(&mut self, token: TokenId) -> Result<&str> {
         let piece = self.tokenizer.piece(token, self.options, &mut self.at_start)?;
         Ok(self.characters.push(piece))
     }
 
-    /// Ends the text: what still waits can no longer become a character.
+    /// Ends the text: bytes still held back can no longer become a character.
     pub fn finish(mut self) -> String {
         self.characters.finish().to_owned()
     }

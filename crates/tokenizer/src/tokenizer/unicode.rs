@@ -1,7 +1,7 @@
-//! General categories of characters, as far as tokenizers tell them apart.
+//! General categories of characters, as far as tokenizers distinguish them.
 //!
-//! The table holds Unicode 15.1, the version that llama.cpp's tokenizers use: a later version would move
-//! characters that were unassigned then into other classes, and so change ids.
+//! The table holds Unicode 15.1, the version that llama.cpp's tokenizers use: a later version would assign
+//! characters to other classes that were unassigned before, and so change ids.
 
 use super::unicode_table::RUNS;
 

@@ -1,4 +1,4 @@
-//! The tokens of a model: what bytes each stands for and which of them are special.
+//! The tokens of a model: the bytes that each stands for, and which of them are special.
 
 use std::hash::BuildHasher;
 
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Token ids by their text.
 ///
 /// # Memory
-/// Five to ten bytes a token beside the texts themselves.
+/// Five to ten bytes per token, in addition to the texts themselves.
 #[derive(Clone, Debug)]
 pub(super) struct TokenTable {
     texts: StringArray,
@@ -55,7 +55,8 @@ impl TokenTable {
     }
 }
 
-/// Properties of a token, a set of flags because a file's type and a token's text may both say something.
+/// Properties of a token, as a set of flags, because they may come from both a file's type and a token's
+/// text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attributes(u8);
 
@@ -67,7 +68,7 @@ impl Attributes {
     pub(super) const USER_DEFINED: Self = Self(8);
     pub(super) const BYTE: Self = Self(16);
 
-    /// From `tokenizer.ggml.token_type`; unused (5) and unheard-of types stand for nothing.
+    /// From `tokenizer.ggml.token_type`; unused (5) and unknown types have no attributes.
     pub(super) fn from_gguf(token_type: i32) -> Self {
         match token_type {
             1 => Self::NORMAL,
@@ -88,7 +89,7 @@ impl Attributes {
     }
 }
 
-/// Unknown and control tokens: not text, whatever their piece says.
+/// Unknown and control tokens: not text, whatever their pieces are.
 pub(super) const SPECIAL: Attributes = Attributes(Attributes::UNKNOWN.0 | Attributes::CONTROL.0);
 
 /// Pieces and attributes of all tokens.

@@ -1,4 +1,4 @@
-//! Prompts against Jinja2's, on cases that `data/make_chat_cases.py` has written.
+//! Prompts compared with Jinja2's, on cases written by `data/make_chat_cases.py`.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 struct Cases {
     templates: BTreeMap<String, Template>,
-    /// JSON, the keys in the order in which the model sees them.
+    /// JSON with the keys in the order in which the model sees them.
     tools: String,
     /// Each field of a message as JSON.
     chats: Vec<Vec<BTreeMap<String, String>>>,

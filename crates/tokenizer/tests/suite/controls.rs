@@ -1,4 +1,4 @@
-//! What users, tools and models type never becomes a control token, whatever template it goes through.
+//! Text from users, tools and models never becomes a control token, whatever the template.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -33,7 +33,7 @@ fn templates() -> BTreeMap<String, ChatTemplate> {
     templates.into_iter().map(|(name, t)| (name, compile(t))).collect()
 }
 
-/// Conversations with a text in every place where a stranger's text can stand.
+/// Conversations with a text in every place where foreign text can occur.
 fn conversations(text: &str) -> Vec<(Vec<Message>, Vec<Tool>)> {
     let json = |text: &str| serde_json::Value::from(text).to_string();
     // `<` can be spelled in a second way in JSON.
@@ -97,8 +97,8 @@ fn control_tokens_come_from_the_template_alone() {
                         n_controls(&tokenizer, &expected),
                         "{context}"
                     );
-                    // Nothing is lost or added: it is the text that the template makes of the conversation.
-                    // The one that prints lengths counts the marks, too.
+                    // Nothing is lost or added: the text is the template's output for the conversation. The
+                    // template that prints lengths also counts the marks.
                     if name != "python_strings" {
                         let text = ChatFormat::render(&template, messages, tools).unwrap();
                         assert_eq!(tokenizer.decode(&found, show).unwrap(), text, "{context}");
@@ -111,7 +111,7 @@ fn control_tokens_come_from_the_template_alone() {
     eprintln!("{n_checked} conversations");
 }
 
-/// Each character is a token; two are of control, one is found in any text.
+/// Each character is a token; two are control tokens, and one is user-defined.
 fn small() -> Tokenizer {
     let mut metadata = Metadata::new();
     let letters = ["<", "e", ">", "f", "<e>", "<ee>", "f<ee>f"];
@@ -138,7 +138,7 @@ fn marks_leave_no_trace() {
     check(TURNS, "e", &[4, 1, 4]);
     check(TURNS, "<e>", &[4, 0, 1, 2, 4]);
     check(TURNS, "<<ee>e", &[4, 0, 0, 1, 1, 2, 1, 4]);
-    // A user-defined token is one in any text, also around a control token's spelling.
+    // A user-defined token is recognized in any text, even around a control token's spelling.
     check(TURNS, "f<ee>f", &[4, 6, 4]);
     check(TURNS, "ef<ee>f<ee>", &[4, 1, 6, 0, 1, 1, 2, 4]);
     // Text next to a template's own tokens.

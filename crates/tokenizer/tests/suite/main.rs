@@ -1,4 +1,4 @@
-//! Tokenizers and chat templates against their originals, and files that mean harm.
+//! Tokenizers and chat templates compared with the originals, and malicious files.
 
 mod chat;
 mod controls;

@@ -1,4 +1,4 @@
-//! Token ids and texts against llama.cpp's, on cases that `data/make_tokenizer_cases.py` has written.
+//! Token ids and texts compared with llama.cpp's, on cases written by `data/make_tokenizer_cases.py`.
 //!
 //! The vocabularies are those of real models, which [`model_path`] finds.
 //! `BREAKERS_TOKENIZER_CASES` names another file of cases, for comparisons on more text.
@@ -22,7 +22,7 @@ struct ModelCases {
     cases: Vec<Case>,
 }
 
-/// What llama.cpp gives for one text.
+/// llama.cpp's results for one text.
 #[derive(Deserialize)]
 struct Case {
     /// Nothing added, nothing parsed.

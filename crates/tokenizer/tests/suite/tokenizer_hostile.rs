@@ -1,10 +1,10 @@
-//! Metadata that contradict themselves, and round trips through vocabularies made up at random.
+//! Metadata that contradicts itself, and round trips through random vocabularies.
 
 use breakers_gguf::{Metadata, Value};
 use breakers_tokenizer::{DecodeOptions, EncodeOptions, Error, Tokenizer};
 use proptest::prelude::*;
 
-/// A small vocabulary that is in order.
+/// A small, valid vocabulary.
 fn metadata(model: &str) -> Metadata {
     let mut metadata = Metadata::new();
     for (key, value) in [
@@ -23,7 +23,7 @@ fn metadata(model: &str) -> Metadata {
     metadata
 }
 
-/// Changes one key and gives the name of the error that follows.
+/// Changes one key and checks the name of the resulting error.
 fn check(model: &str, key: &str, value: impl Into<Value>, expected: &str) {
     let mut metadata = metadata(model);
     assert!(Tokenizer::from_metadata(&metadata).is_ok());
@@ -55,7 +55,7 @@ fn contradictions_are_typed_errors() {
     check("llama", "scores", "high", "Gguf(ValueType");
 }
 
-/// Real files say "no such token" by an id that no vocabulary has.
+/// Real files write "no such token" as an id that no vocabulary has.
 #[test]
 fn roles_outside_of_the_vocabulary_are_left_out() {
     for model in ["gpt2", "llama"] {

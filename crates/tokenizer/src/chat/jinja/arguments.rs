@@ -7,7 +7,7 @@ use super::error::{Result, fail};
 use super::text::str;
 use super::value::Value;
 
-/// Arguments that are not taken yet.
+/// The arguments that have not been taken yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Args {
     pub(super) positional: VecDeque<Value>,

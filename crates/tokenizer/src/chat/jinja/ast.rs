@@ -35,7 +35,7 @@ pub(super) enum Expr {
     Item(Box<(Expr, Expr)>),
     Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Arguments),
-    /// Without a value: that of a filter block.
+    /// Without a value if it is the filter of a filter block.
     Filter(Option<Box<Expr>>, Name, Arguments),
     Test(Box<Expr>, Name, Arguments),
 }
@@ -63,7 +63,7 @@ pub(super) enum Comparison {
     NotIn,
 }
 
-/// What is between the parentheses of a call.
+/// The arguments of a call.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     pub(super) positional: Vec<Expr>,
@@ -74,11 +74,11 @@ pub(super) struct Arguments {
     pub(super) double_star: Option<Box<Expr>>,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Name),
-    /// Of a namespace.
+    /// An attribute of a namespace.
     Attribute(Name, Name),
     Tuple(Vec<Target>),
 }
@@ -105,16 +105,16 @@ pub(super) enum StatementKind {
     /// The caller and the expression that is called.
     CallBlock(Arc<Macro>, Expr),
     FilterBlock(Expr, Vec<Statement>),
-    /// A block of its own scope.
+    /// A block with its own scope.
     Scope(Vec<Statement>),
-    /// A block that inheritance could replace: it sees the top level alone, unless it is scoped.
+    /// A block that inheritance could replace. It sees only the top level, unless it is scoped.
     Block {
         body: Vec<Statement>,
         scoped: bool,
     },
     Break,
     Continue,
-    /// Needs other templates, of which there are none.
+    /// A statement that needs other templates, which are not supported.
     OtherTemplate(&'static str),
 }
 
@@ -135,7 +135,7 @@ pub(super) struct Macro {
     /// With defaults.
     pub(super) parameters: Vec<(Name, Option<Expr>)>,
     pub(super) body: Vec<Statement>,
-    /// Whether the body names `varargs`, `kwargs` or `caller`: only then are further arguments accepted.
+    /// Whether the body uses `varargs`, `kwargs` or `caller`; extra arguments are accepted only if it does.
     pub(super) takes: Takes,
 }
 

@@ -11,12 +11,12 @@ pub struct TemplateError {
 }
 
 impl TemplateError {
-    /// An error at no line.
+    /// An error without a line.
     pub fn new(message: impl Into<String>) -> Self {
         Self { line: 0, message: message.into(), refusal: None }
     }
 
-    /// What `raise_exception` makes.
+    /// The error of `raise_exception`.
     pub(super) fn refusal(message: String) -> Self {
         Self { line: 0, message: format!("the template refuses: {message}"), refusal: Some(message) }
     }

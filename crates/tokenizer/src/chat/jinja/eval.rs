@@ -13,11 +13,12 @@ use super::time::{DateTime, strftime};
 use super::value::{Cycler, Dict, Function, Joiner, LoopState, Range, Scope, Value, compare, equal};
 use super::{filters, methods, predicates};
 
-/// Steps that a template may take: far more than a long conversation needs, and no endless loop.
+/// The most steps that a template may take: far more than a long conversation needs, but it stops endless
+/// loops.
 const FUEL: u64 = 10_000_000;
-/// Expressions, statements and calls within each other.
+/// How deep expressions, statements and calls may be nested.
 const MAX_DEPTH: usize = 250;
-/// Lists within each other.
+/// How deep lists may be nested.
 const MAX_NESTED: usize = 200;
 /// Items of a range, as in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;
@@ -26,11 +27,11 @@ const MAX_RANGE: usize = 100_000;
 pub(super) struct Interpreter<'a> {
     pub(super) scope: Rc<Scope>,
     pub(super) root: Rc<Scope>,
-    /// `None`: the present.
+    /// `None`: the current time.
     now: Option<DateTime>,
     fuel: u64,
     depth: usize,
-    /// What may hold itself, to be emptied in the end.
+    /// Namespaces may contain themselves, so they are emptied at the end.
     namespaces: Vec<Rc<RefCell<Dict>>>,
     pub(super) scopes: Vec<Rc<Scope>>,
     functions: &'a HashMap<&'static str, Function>,
@@ -249,7 +250,7 @@ impl<'a> Interpreter<'a> {
         Ok(args)
     }
 
-    /// An expression's call, with a caller where a call block makes it.
+    /// Evaluates a call; it has a caller if a call block makes it.
     #[inline(never)]
     pub(super) fn call_expr(
         &mut self,
@@ -367,7 +368,7 @@ impl<'a> Interpreter<'a> {
         Ok(out)
     }
 
-    /// `value.name`: a method or an attribute, and else an item.
+    /// `value.name`: a method or an attribute, or else an item.
     pub(super) fn attribute(&self, value: &Value, name: &str) -> Result {
         let found = self.attribute_only(value, name)?;
         match found {
@@ -424,7 +425,7 @@ impl<'a> Interpreter<'a> {
         Ok(found.unwrap_or_else(|| Value::undefined(&format!("{name:?} of a {}", value.kind()))))
     }
 
-    /// `value[index]`: an item, and else a method or an attribute.
+    /// `value[index]`: an item, or else a method or an attribute.
     pub(super) fn item(&self, value: &Value, index: &Value) -> Result {
         value.defined()?;
         if let Some(item) = operators::item(value, index)? {
@@ -437,7 +438,7 @@ impl<'a> Interpreter<'a> {
     }
 }
 
-/// What `loop` tells.
+/// The attributes of `loop`.
 fn loop_attribute(state: &LoopState, name: &str) -> Option<Value> {
     let (index, len) = (state.index.get(), state.items.len());
     let number = |n: usize| Some(Value::Int(n as i128));

@@ -83,7 +83,7 @@ pub(super) fn filter(interpreter: &mut Interpreter<'_>, name: &str, value: &Valu
     Ok(result)
 }
 
-/// Text that stays escaped if it was.
+/// Text that is escaped if `value` was.
 fn like(value: &Value, text: String) -> Value {
     if matches!(value, Value::Markup(_)) { Value::Markup(text.into()) } else { Value::text(text) }
 }
@@ -270,7 +270,7 @@ fn other(interpreter: &mut Interpreter<'_>, name: &str, value: &Value, args: &mu
     })
 }
 
-/// The filter `title`, which begins words after hyphens and brackets alone.
+/// The filter `title`, for which words also begin after hyphens and brackets.
 fn title(text: &str) -> String {
     let is_edge = |c: char| c.is_whitespace() || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = String::new();

@@ -461,7 +461,7 @@ pub(super) fn percent(format: &str, arguments: &Value) -> Result<String> {
     Ok(out)
 }
 
-/// Everything beyond ASCII as escapes.
+/// Escapes everything beyond ASCII.
 fn ascii(text: &str) -> String {
     text.chars().fold(String::new(), |mut out, c| {
         match c as u32 {

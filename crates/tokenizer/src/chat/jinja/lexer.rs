@@ -1,4 +1,4 @@
-//! A template's text as tokens, with the whitespace rules `trim_blocks` and `lstrip_blocks`.
+//! Splits a template's text into tokens, with the whitespace rules `trim_blocks` and `lstrip_blocks`.
 
 use super::error::{Result, TemplateError};
 use super::operators::LARGEST;
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Int(i128),
     /// A number with a point or an exponent.
     Float(f64),
-    /// A string, its escapes resolved.
+    /// A string with its escapes resolved.
     Text(String),
     /// An operator or bracket.
     Sign(&'static str),
@@ -35,7 +35,7 @@ pub(super) struct Token {
     pub(super) line: usize,
 }
 
-/// Longer ones first.
+/// Operators and brackets, longer ones first.
 const SIGNS: [&str; 25] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",",
@@ -43,7 +43,7 @@ const SIGNS: [&str; 25] = [
 
 /// Splits a template into tokens.
 pub(super) fn tokens(source: &str) -> Result<Vec<Token>> {
-    // Jinja2 takes every kind of line ending for "\n", and one at the end away.
+    // Jinja2 converts all line endings to "\n" and removes one at the end.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer { rest: source, line: 1, line_starts: true, tokens: Vec::new() };
@@ -285,7 +285,7 @@ impl<'a> Lexer<'a> {
         };
         let mut len = digits(0);
         let mut is_float = false;
-        // `x.0.1` are two subscripts and no number.
+        // `x.0.1` is two subscripts, not a number.
         let after_point = matches!(self.tokens.last(), Some(Token { kind: Kind::Sign("."), .. }));
         if !after_point {
             if bytes.get(len) == Some(&b'.') && digits(len + 1) > len + 1 {

@@ -12,7 +12,7 @@ use super::predicates;
 use super::text::str;
 use super::value::{Key, Value, compare, equal};
 
-/// Sorts by a key, stably, and fails where Python finds no order.
+/// Sorts by a key, stably, and fails where Python cannot compare.
 pub(super) fn sort_by<T>(items: &mut [T], key: impl Fn(&T) -> &Value) -> Result<()> {
     let mut failure: Option<TemplateError> = None;
     items.sort_by(|a, b| match compare(key(a), key(b)) {
@@ -53,7 +53,7 @@ fn attribute(
     Ok(value)
 }
 
-/// Texts in lower case where case does not count.
+/// Converts texts to lower case if case does not matter.
 fn folded(value: Value, case_sensitive: bool) -> Value {
     match (value.as_text(), case_sensitive) {
         (Some(text), false) => Value::text(text.to_lowercase()),
@@ -283,7 +283,7 @@ pub(super) fn filter(
             let fill = optional(args, "fill_with")?;
             let Some(size) = size else { return fail("the argument \"linecount\" is missing") };
             let size = usize::try_from(size.max(0)).unwrap_or(usize::MAX);
-            // A size of 0 gives an empty batch, then one of everything, as in Jinja2.
+            // As in Jinja2, a size of 0 gives an empty batch and then one with everything.
             let mut out: Vec<Vec<Value>> = Vec::new();
             let items = value.iterate()?;
             if size == 0 && !items.is_empty() {
@@ -353,7 +353,7 @@ pub(super) fn filter(
     }))
 }
 
-/// Sorts, in reverse as Python does: equal items keep their order.
+/// Sorts. In reverse, equal items keep their order, as in Python.
 fn sort(items: &mut [(Value, Value)], reverse: bool) -> Result<()> {
     if reverse {
         items.reverse();

@@ -75,7 +75,7 @@ fn quote(text: &str, is_safe: fn(u8) -> bool) -> String {
     out
 }
 
-/// A text or pairs as part of an address.
+/// Encodes a text, or pairs, as part of a URL.
 pub(super) fn url_encode(value: &Value) -> Result<String> {
     let pairs = match value {
         Value::Dict(dict) => dict.entries().to_vec(),
@@ -101,7 +101,7 @@ pub(super) fn url_encode(value: &Value) -> Result<String> {
     Ok(parts.join("&"))
 }
 
-/// Escapes anything printed.
+/// Escapes the printed form of a value.
 pub(super) fn escaped(value: &Value) -> Result {
     Ok(match value {
         Value::Markup(_) => value.clone(),

@@ -59,7 +59,7 @@ const OF_DICTS: [&str; 6] = ["get", "items", "keys", "values", "copy", "fromkeys
 const OF_INTS: [&str; 4] = ["bit_length", "bit_count", "conjugate", "as_integer_ratio"];
 const OF_FLOATS: [&str; 2] = ["is_integer", "conjugate"];
 
-/// The method of this name, as a name that lives on; `None` if values of this type have none.
+/// The method of this name as a static name; `None` if values of this type have no such method.
 pub(super) fn find(value: &Value, name: &str) -> Option<&'static str> {
     let lists: &[&[&'static str]] = match value {
         Value::Text(_) => &[&OF_TEXTS, &MORE_OF_TEXTS],

@@ -1,14 +1,15 @@
 //! Jinja2 as the sandbox of `transformers` runs it, with the values, operators and methods of Python.
 //!
-//! Chat templates are written for this one program, and a text that differs in a space or a quote is another
-//! prompt. So this is Jinja2's own language: its grammar and precedences, its whitespace rules, all of its
-//! filters, tests and functions, and of Python what templates see: how values print, order, divide and are
-//! formatted. A table of fragments with Jinja2's answers guards it (`tests/data/jinja_cases.json`).
+//! Chat templates are written for this one program, and a prompt that differs in a single space or quote is a
+//! different prompt. So this implements Jinja2 in full: its grammar and precedences, its whitespace rules,
+//! and all of its filters, tests and functions. It also implements the parts of Python that templates see:
+//! how values are printed, compared, divided and formatted. A table of fragments with Jinja2's answers tests
+//! it (`tests/data/jinja_cases.json`).
 //!
 //! # Deviations
-//! Whole numbers have 120 bits. `lipsum()` is refused. Values whose text holds an address of memory
-//! (functions, generators) are refused where they would be printed. `\N{name}` in strings is refused. Running
-//! time, depth and the size of results are bounded.
+//! Whole numbers have 120 bits. `lipsum()` is refused. Values whose text contains a memory address
+//! (functions, generators) cannot be printed. `\N{name}` in strings is refused. Running time, depth and the
+//! size of results are bounded.
 //!
 //! # Source
 //! The documentation of Jinja2 3.1 (jinja.palletsprojects.com) and of Python 3 (docs.python.org).
@@ -46,7 +47,7 @@ use super::json::Tree;
 
 pub use self::error::TemplateError;
 
-/// A template that is read and may be run any number of times.
+/// A parsed template, which can be run any number of times.
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     body: Arc<Vec<Statement>>,
@@ -64,8 +65,8 @@ impl Template {
         self.names_messages
     }
 
-    /// The text that the template makes of some variables. The time is the present by the machine's clock,
-    /// unless it is given, in UTC.
+    /// The template's output for some variables. `now` is in UTC; without it, the machine's local time is
+    /// used.
     pub(super) fn render(&self, variables: &[(&str, Tree)], now: Option<SystemTime>) -> Result<String> {
         with_stack(|| self.run(variables, now))
     }
@@ -83,11 +84,11 @@ impl Template {
     }
 }
 
-/// Bytes of stack for the deepest template that the limits allow, in a build without optimization too.
+/// Bytes of stack for the deepest template that the limits allow, even in a build without optimization.
 const STACK: usize = 64 << 20;
 
-/// Runs a part on a stack of its own: templates call themselves, and a caller's thread may have little left.
-/// Pages that are not touched cost nothing.
+/// Runs a function on a thread with its own stack: templates may be recursive, and the caller may have little
+/// stack left. Pages that are not touched cost nothing.
 fn with_stack<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
@@ -98,7 +99,7 @@ fn with_stack<T: Send>(part: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
-/// A JSON value as Python's.
+/// Converts a JSON value to a Python value.
 fn to_value(json: &Tree) -> Result {
     Ok(match json {
         Tree::Null => Value::None,

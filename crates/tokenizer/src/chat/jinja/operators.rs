@@ -6,13 +6,13 @@ use super::format::percent;
 use super::text::str;
 use super::value::{Key, Range, Value, equal};
 
-/// Bytes of a text, and items of a list, that a template may make at once.
+/// The largest text in bytes, or list in items, that a template may create at once.
 pub(super) const MOST: usize = 1 << 24;
 
 /// Whole numbers are at most this far from 0, so that sums and differences of two fit into 128 bits.
 pub(super) const LARGEST: u128 = 1 << 120;
 
-/// Fails for what would not fit into memory.
+/// Fails for results that would not fit into memory.
 pub(super) fn check_size(len: usize) -> Result<usize> {
     if len > MOST { fail(format!("a result of more than {MOST} bytes or items")) } else { Ok(len) }
 }
@@ -36,7 +36,7 @@ pub(super) fn escape(text: &str) -> String {
 /// `a + b` and its like.
 pub(super) fn binary(operator: Operator, a: &Value, b: &Value) -> Result {
     a.defined()?;
-    // `%` prints what it is given, and prints nothing for what is missing.
+    // `%` prints its arguments, and prints nothing for undefined ones.
     if !(operator == Operator::Remainder && a.as_text().is_some()) {
         b.defined()?;
     }

@@ -1,4 +1,4 @@
-//! Tokens as statements. Expressions are in [`expressions`](super::expressions).
+//! Parses tokens into statements. Expressions are in [`expressions`](super::expressions).
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use super::lexer::{Kind, Token, tokens};
 /// Parentheses, brackets and blocks may be nested this deep, and chains of operators this long.
 const MAX_DEPTH: usize = 120;
 
-/// Words that no variable may be called.
+/// Words that cannot be names of variables.
 const CONSTANTS: [&str; 6] = ["true", "false", "none", "True", "False", "None"];
 
-/// Reads a template; whether it names `messages` is told with it.
+/// Parses a template, and returns whether it uses the name `messages`.
 pub(super) fn parse(source: &str) -> Result<(Vec<Statement>, bool)> {
     let tokens = tokens(source)?;
     let mut parser = Parser { tokens, at: 0, depth: 0, takes: Vec::new(), loops: 0, names_messages: false };
@@ -24,9 +24,9 @@ pub(super) struct Parser {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
-    /// Of the macros around: what their bodies name.
+    /// What the bodies of the enclosing macros use.
     takes: Vec<Takes>,
-    /// Loops around, up to the next macro.
+    /// The number of enclosing loops within the current macro.
     loops: usize,
     names_messages: bool,
 }
@@ -44,7 +44,7 @@ impl Parser {
     pub(super) fn next(&mut self) -> Option<Kind> {
         let token = self.tokens.get_mut(self.at)?;
         self.at += 1;
-        // Nothing looks at a name again: what was read is never read twice.
+        // No token is ever read twice, so its name can be moved out.
         Some(std::mem::replace(&mut token.kind, Kind::Sign("")))
     }
 
@@ -115,7 +115,7 @@ impl Parser {
         }
     }
 
-    /// Notes that an expression names something that a macro passes only if it is named.
+    /// Notes that an expression uses a name that a macro defines only if it is used.
     pub(super) fn names(&mut self, name: &str) {
         self.names_messages |= name == "messages";
         if let Some(takes) = self.takes.last_mut() {
@@ -128,7 +128,7 @@ impl Parser {
         }
     }
 
-    /// Runs a part of the grammar one level deeper.
+    /// Parses a part one level deeper.
     pub(super) fn deeper<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -139,7 +139,7 @@ impl Parser {
         result
     }
 
-    /// Checks the length of a chain of operators, whose tree is as deep as the chain is long.
+    /// Checks the length of a chain of operators, since the tree is as deep as the chain is long.
     pub(super) fn check_chain(&self, len: usize) -> Result<()> {
         match self.depth + len > MAX_DEPTH {
             true => self.fail(format!("a chain of more than {MAX_DEPTH} operators")),
@@ -198,7 +198,7 @@ impl Parser {
         matches!(self.peek(), Some(Kind::TagEnd))
     }
 
-    /// The body of a block whose tag is read up to its end, with the tag that ends it.
+    /// Reads the rest of a block's tag, its body, and the tag that ends it.
     fn block(&mut self, end: &str) -> Result<Vec<Statement>> {
         self.tag_end()?;
         let body = self.body(&[end])?;
@@ -246,7 +246,7 @@ impl Parser {
                 }
                 if &*tag == "break" { StatementKind::Break } else { StatementKind::Continue }
             }
-            // What training counts; for a prompt it means nothing.
+            // Used in training; it has no effect on a prompt.
             "generation" => {
                 let takes = self.takes.len();
                 let body = self.caller_block("endgeneration")?;
@@ -285,7 +285,7 @@ impl Parser {
         Ok(())
     }
 
-    /// A block that is a function of its own: loops around it cannot be left from within.
+    /// A block that is a function of its own, so it cannot break out of enclosing loops.
     fn caller_block(&mut self, end: &str) -> Result<Vec<Statement>> {
         let loops = std::mem::take(&mut self.loops);
         let body = self.block(end);

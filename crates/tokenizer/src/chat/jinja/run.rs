@@ -1,4 +1,4 @@
-//! What statements do.
+//! Executing statements.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -134,7 +134,7 @@ impl Interpreter<'_> {
             }
             StatementKind::Macro(definition) => {
                 let value = MacroValue { definition: definition.clone(), scope: self.scope.clone() };
-                // The scope holds the macro, and the macro its scope.
+                // The scope holds the macro, and the macro holds its scope.
                 self.scopes.push(self.scope.clone());
                 self.assign(&definition.name, Value::Macro(Rc::new(value)));
             }
@@ -170,7 +170,7 @@ impl Interpreter<'_> {
         Ok(Value::text(text))
     }
 
-    /// Filters without a value at their start, on a text.
+    /// Applies the filters of a filter block to a text.
     fn filter_block(&mut self, filter: &Expr, text: Value) -> Result {
         let Expr::Filter(before, name, arguments) = filter else {
             return fail("a filter block without filter");

@@ -40,7 +40,7 @@ pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<String> {
     out
 }
 
-/// The part of a text between two positions in characters, as Python's optional `start` and `end` say.
+/// The part of a text between Python's optional `start` and `end`, which count characters.
 struct Window {
     /// In bytes.
     start: usize,
@@ -144,7 +144,7 @@ fn texts(parts: Vec<String>) -> Value {
     Value::list(parts.into_iter().map(Value::text).collect())
 }
 
-/// The prefixes that `startswith` and its like are asked for: a text or a tuple of texts.
+/// The argument of `startswith` and similar methods: a text or a tuple of texts.
 fn affixes(value: &Value) -> Result<Vec<String>> {
     let one = |value: &Value| match value.as_text() {
         Some(text) => Ok(text.to_owned()),
@@ -428,7 +428,7 @@ pub(super) fn of_text(interpreter: &mut Interpreter<'_>, text: &str, name: &str,
     })
 }
 
-/// Numbers that are no digits, such as ½.
+/// Numbers that are not digits, such as ½.
 fn is_fraction(c: char) -> bool {
     matches!(c as u32, 0xbc..=0xbe | 0x2150..=0x218b | 0x3007 | 0x3021..=0x3029 | 0x4e00..=0x9fff)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::error::{Result, fail};
 use super::value::Value;
 
-/// Values may be nested this deep to be printed.
+/// How deep values may be nested in order to be printed.
 const MAX_DEPTH: usize = 200;
 
 /// Python's `str`.
@@ -121,7 +121,7 @@ fn write_repr(value: &Value, depth: usize, out: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// Whether Python's `repr` shows a character as it is.
+/// Whether Python's `repr` shows a character unescaped.
 fn is_printable(c: char) -> bool {
     !(c.is_control()
         || c.is_whitespace() && c != ' '
@@ -154,7 +154,7 @@ fn quoted(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// A float as both `repr` and `json.dumps` write it, but for what is not finite.
+/// A finite float as both `repr` and `json.dumps` write it.
 pub(super) fn float(value: f64) -> String {
     if value.is_nan() {
         "nan".to_owned()

@@ -31,7 +31,7 @@ pub(super) struct DateTime {
 }
 
 impl DateTime {
-    /// The present in the machine's time zone.
+    /// The current time in the machine's time zone.
     pub(super) fn local() -> Self {
         let now = jiff::Zoned::now();
         let now = now.datetime();
@@ -74,7 +74,7 @@ impl DateTime {
 
 /// Days from 1970-01-01 in the Gregorian calendar.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    // Years that begin in March have their leap day at the end.
+    // If years begin in March, the leap day is at the end.
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let year_of_era = year - era * 400;
@@ -94,8 +94,8 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
 }
 
-/// Formats a time. `datetime.now()` knows no zone, so `%z` and `%Z` are empty; what is not a directive stays
-/// as it is, as glibc leaves it.
+/// Formats a time. `datetime.now()` has no time zone, so `%z` and `%Z` are empty. Unknown directives are left
+/// unchanged, as in glibc.
 pub(super) fn strftime(format: &str, time: DateTime) -> String {
     let mut out = String::new();
     let mut rest = format;
@@ -220,7 +220,7 @@ mod tests {
         }
         let now = DateTime::utc(SystemTime::UNIX_EPOCH + Duration::from_secs(1_736_000_000));
         assert_eq!(strftime("%d %b %Y, %-m/%-d %%", now), "04 Jan 2025, 1/4 %");
-        // As glibc leaves what it does not know.
+        // glibc leaves unknown directives unchanged.
         assert_eq!(strftime("%Q|%", now), "%Q|%");
         let before = DateTime::utc(SystemTime::UNIX_EPOCH - Duration::from_secs(1));
         assert_eq!(strftime("%F %T", before), "1969-12-31 23:59:59");

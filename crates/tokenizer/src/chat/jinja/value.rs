@@ -1,4 +1,4 @@
-//! Python's values, as far as templates see them.
+//! The Python values that templates see.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,10 +11,10 @@ use std::{
 use super::ast::{self, Name};
 use super::error::{Result, fail};
 
-/// A value. Lists and dicts never change: the sandbox that templates run in allows it to namespaces alone.
+/// A value. Lists and dicts never change: the sandbox allows only namespaces to change.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// With what is missing.
+    /// With a description of what is missing.
     Undefined(Rc<str>),
     None,
     Bool(bool),
@@ -71,7 +71,7 @@ impl Range {
     }
 }
 
-/// What a filter like `map` gives.
+/// The result of a filter like `map`.
 #[derive(Debug)]
 pub(super) struct Generator {
     pub(super) rest: RefCell<std::vec::IntoIter<Value>>,
@@ -88,7 +88,7 @@ pub(super) enum Function {
     Lipsum,
     RaiseException,
     StrftimeNow,
-    /// The template itself, of which nothing can be asked.
+    /// The template itself, which has no attributes.
     Itself,
 }
 
@@ -144,7 +144,7 @@ pub(super) struct Joiner {
     pub(super) used: Cell<bool>,
 }
 
-/// What a dict's key is compared by.
+/// A dict's key in a form that can be compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     None,
@@ -177,7 +177,7 @@ impl Key {
     }
 }
 
-/// A dict, its keys in the order in which they came.
+/// A dict, whose keys are in the order of their insertion.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dict {
     entries: Vec<(Value, Value)>,
@@ -274,7 +274,7 @@ impl Value {
         }
     }
 
-    /// How deep lists are nested in it.
+    /// How deep lists are nested in the value.
     pub(super) fn depth(&self) -> usize {
         match self {
             Self::List(items) | Self::Tuple(items) | Self::View(_, items) => items.depth,
@@ -289,7 +289,7 @@ impl Value {
         }
     }
 
-    /// About how much memory it takes by itself, in units of 16 bytes.
+    /// Roughly how much memory the value itself takes, in units of 16 bytes.
     pub(super) fn weight(&self) -> u64 {
         let units = match self {
             Self::Text(text) | Self::Markup(text) => text.len() / 16,
@@ -397,7 +397,7 @@ impl Value {
         }
     }
 
-    /// Fails for what is undefined.
+    /// Fails if the value is undefined.
     pub(super) fn defined(&self) -> Result<&Self> {
         match self {
             Self::Undefined(what) => fail(format!("{what} is undefined")),
@@ -438,7 +438,7 @@ pub(super) fn equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Python's `is`, as far as it can be told.
+/// Python's `is`, as far as it can be determined.
 pub(super) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::None, Value::None) => true,

@@ -1,4 +1,4 @@
-//! The filters that lay text out: `wordwrap`, `pprint` and `urlize`.
+//! The filters that format text: `wordwrap`, `pprint` and `urlize`.
 
 use super::error::Result;
 use super::operators::escape;
@@ -30,7 +30,7 @@ pub(super) fn wrap(line: &str, width: usize, break_long: bool, on_hyphens: bool)
                 if room == 0 && current.is_empty() {
                     room = 1;
                 }
-                // Behind a hyphen where there is one.
+                // After a hyphen if there is one.
                 let kept: String = chunk.chars().take(room).collect();
                 let kept = match kept
                     .rfind('-')
@@ -86,7 +86,8 @@ fn chunks(line: &str, on_hyphens: bool) -> Vec<String> {
     out
 }
 
-/// Python's `pprint.pformat`: keys sorted, and a line for each item where 80 columns do not suffice.
+/// Python's `pprint.pformat`: keys are sorted, and each item gets a line of its own if 80 columns are not
+/// enough.
 pub(super) fn pretty(value: &Value) -> Result<String> {
     let mut out = String::new();
     write_pretty(value, 0, 0, 0, &mut out)?;
@@ -162,7 +163,7 @@ fn write_pretty(
     Ok(())
 }
 
-/// Links around the addresses in a text.
+/// Turns the URLs in a text into links.
 pub(super) fn urlize(
     text: &str,
     limit: Option<usize>,
