@@ -1,7 +1,8 @@
 //! SentencePiece's compiled normalization rules (`precompiled_charsmap`), checked.
 //!
-//! They are a double-array trie over bytes, whose leaves are places in a blob of texts; the reader follows
-//! its offsets without bounds. Here every place that a text can lead to is visited once.
+//! They are a double-array trie over bytes, whose leaves are positions in a block of texts. The reader in
+//! `tokenizers` follows the offsets without checking bounds, so every position that a text can lead to is
+//! visited here once.
 //!
 //! # Source
 //! `normalizer.cc` of google/sentencepiece for the layout (a 32-bit size, the trie, the texts), `darts.h` of
@@ -12,10 +13,10 @@ use serde_json::Value;
 use crate::error::unexpected;
 use crate::{Error, Result};
 
-/// Bytes of a replacement; Unicode has none above 33.
+/// The longest replacement in bytes; Unicode has none above 33.
 const TEXT_BYTES: usize = 64;
 
-/// Checks the rules, which the file holds in base 64.
+/// Checks the rules, which are base 64 in the file.
 pub(crate) fn check(charsmap: &Value) -> Result<()> {
     let wrong = |found: &str| -> Error {
         unexpected("normalizer.precompiled_charsmap", found, "SentencePiece's rules in base 64")
@@ -36,7 +37,7 @@ pub(crate) fn check(charsmap: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Whether some text leads to a unit or to a replacement that is not there.
+/// Whether some text leads to a unit or a replacement that does not exist.
 fn leads_outside(units: &[u32], texts: &str) -> bool {
     let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
     let mut visited = vec![false; units.len()];

@@ -1,20 +1,20 @@
-//! What a tokenizer.json may ask for.
+//! Which contents of a tokenizer.json are accepted.
 //!
-//! The crate `tokenizers` trusts its files: some contents make it panic or cut letters apart, and others
-//! make it take time or memory out of proportion. These are refused here, before it sees them.
+//! The crate `tokenizers` trusts its files: some contents make it panic or split characters, and others make
+//! it take excessive time or memory. These are refused here, before it sees them.
 
 use serde_json::{Map, Value};
 
 use crate::error::{kind, unexpected};
 use crate::{Error, Result, charsmap};
 
-/// Ids that are not in use, beside as many as there are tokens.
+/// How many unused ids are allowed, in addition to the number of tokens.
 const SPARE_IDS: u64 = 1 << 16;
-/// Bytes of an affix that words are put together with.
+/// The longest prefix or suffix of words, in bytes.
 const AFFIX_BYTES: usize = 64;
-/// Letters of a word that WordPiece looks up; the time for one is quadratic.
+/// The longest word in characters that WordPiece looks up; its time is quadratic.
 const WORD_LETTERS: u64 = 1000;
-/// How much longer replacements may make a text.
+/// The most by which replacements may lengthen a text.
 const GROWTH: usize = 1024;
 
 /// Checks the normalizer and the pre-tokenizer.
@@ -27,7 +27,7 @@ pub(crate) fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
             Some("Precompiled") => charsmap::check(&rule["precompiled_charsmap"])?,
             Some("Replace") => {
                 let content = rule["content"].as_str().unwrap_or_default().len();
-                // An expression may match nothing, before every letter and after the last.
+                // An expression may match the empty string, before every character and after the last.
                 let one = match rule["pattern"]["String"].as_str() {
                     Some(text) if !text.is_empty() => content.div_ceil(text.len()).max(1),
                     _ => 2 * content + 1,
@@ -55,7 +55,7 @@ pub(crate) fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
     Ok(())
 }
 
-/// A rule and, if it is a sequence of rules, these in its place.
+/// A rule or, if it is a sequence, the rules of that sequence.
 pub(crate) fn flatten<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
     match part[list].as_array() {
         Some(rules) => rules.iter().flat_map(|rule| flatten(rule, list)).collect(),
@@ -64,7 +64,7 @@ pub(crate) fn flatten<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
     }
 }
 
-/// Checks the model, `name` being its type.
+/// Checks the model, whose type is `name`.
 pub(crate) fn model(name: &str, model: &Map<String, Value>) -> Result<()> {
     for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
         let found = model.get(affix).and_then(Value::as_str).unwrap_or_default().len();
@@ -90,7 +90,7 @@ pub(crate) fn model(name: &str, model: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Ids may leave gaps, but not so large ones that a table by id outgrows the file.
+/// Ids may have gaps, but not such large ones that a table by id becomes much larger than the file.
 fn ids(vocab: &Map<String, Value>) -> Result<()> {
     let limit = (2 * vocab.len() as u64 + SPARE_IDS).min(i32::MAX as u64);
     match vocab.values().find(|id| id.as_u64().is_none_or(|id| id >= limit)) {
@@ -101,7 +101,8 @@ fn ids(vocab: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Each merge is two tokens that make a third; with a prefix for the inside of words, the second has it.
+/// Each merge consists of two tokens that form a third. If there is a prefix for the inside of words, the
+/// second token has it.
 fn merges(model: &Map<String, Value>, vocab: &Map<String, Value>) -> Result<()> {
     let merges = match model.get("merges") {
         Some(Value::Array(merges)) => merges,

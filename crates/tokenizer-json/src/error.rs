@@ -7,10 +7,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The parts do not make a tokenizer.
+    /// The parts do not form a valid tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] breakers_tokenizer::Error),
-    /// A kind of model that is not implemented.
+    /// The model's type is not implemented.
     #[error(
         "model {found:?} is not supported; expected \"BPE\", \"Unigram\", \"WordLevel\" or \"WordPiece\""
     )]
@@ -28,22 +28,22 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Something that is not implemented, or that no tokenizer should do.
+    /// The file asks for something that is not implemented, or that no tokenizer should do.
     #[error("{what} of tokenizer.json: found {found}, expected {expected}")]
     TokenizerJson {
         /// The part of the file.
         what: &'static str,
         /// What was found there.
         found: String,
-        /// What is understood.
+        /// What is supported.
         expected: &'static str,
     },
-    /// JSON that does not parse, or holds something else than expected.
+    /// JSON does not parse, or has other contents than expected.
     #[error("{what} is not valid JSON, or not of its format")]
     Json {
         /// What was read.
         what: &'static str,
-        /// Where it breaks.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// The file cannot be read.
@@ -51,7 +51,7 @@ pub enum Error {
     Io {
         /// The file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
 }

@@ -1,9 +1,8 @@
 //! Tokenizers from a tokenizer.json, the format of Hugging Face.
 //!
 //! Normalizer, pre-tokenizer, model and added tokens are those of the crate `tokenizers`, so that ids are
-//! Hugging Face's. What stands around them is ours: what a file may ask for (`check`), the tokens around a
-//! text (`template`), which tokens steer a model, and text out of tokens (`pieces`), because a stream needs
-//! it token by token.
+//! Hugging Face's. The rest is ours: the checks of a file (`check`), the tokens around a text (`template`),
+//! which tokens steer a model, and decoding (`pieces`), which a stream needs token by token.
 
 use std::{
     collections::BTreeMap,
@@ -25,9 +24,9 @@ use crate::error::{kind, unexpected};
 use crate::template::Template;
 use crate::{Error, Result, check, pieces};
 
-/// Tokens that begin a text, where the file has no template that says so.
+/// Names of tokens that begin a text, for files without a template that says so.
 const BOS_NAMES: &[&str] = &["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]"];
-/// Tokens that fill up a batch, where the file has no settings for it.
+/// Names of padding tokens, for files without settings for them.
 const PADDING_NAMES: &[&str] = &["[PAD]", "<pad>", "<|pad|>"];
 
 /// The parts of Hugging Face's pipeline that lead from text to ids.
@@ -63,16 +62,15 @@ impl Encode for JsonTokenizer {
     }
 }
 
-/// The tokenizer of a tokenizer.json, given its bytes; ids equal those of Hugging Face's `tokenizers`
-/// without truncation and padding.
+/// Reads a tokenizer.json from its bytes. The ids equal those of Hugging Face's `tokenizers` without
+/// truncation and padding.
 ///
-/// A tokenizer.json does not say which tokens begin and end a text. [`Tokenizer::bos`] and
-/// [`Tokenizer::eos`] are those of the template that it puts around a text, or else tokens with a usual
-/// name.
+/// A tokenizer.json does not say which tokens begin and end a text. [`Tokenizer::bos`] and [`Tokenizer::eos`]
+/// are those of the file's template or, without one, tokens with common names.
 ///
 /// # Errors
-/// [`Error::Json`] for what is not JSON, or not of the format; [`Error::TokenizerJson`] for what cannot be
-/// honored; [`Error::UnknownTokenizer`]; [`Error::InvalidMerge`]; [`Error::Tokenizer`] for special tokens
+/// [`Error::Json`] if it is not JSON or not of this format; [`Error::TokenizerJson`] for settings that cannot
+/// be honored; [`Error::UnknownTokenizer`]; [`Error::InvalidMerge`]; [`Error::Tokenizer`] for special tokens
 /// out of range.
 ///
 /// # Example
@@ -93,7 +91,7 @@ pub fn from_slice(json: &[u8]) -> Result<Tokenizer> {
     })
 }
 
-/// The tokenizer of a tokenizer.json on disk.
+/// Reads a tokenizer.json on disk.
 ///
 /// # Errors
 /// [`Error::Io`], and those of [`from_slice`].
@@ -106,8 +104,8 @@ pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer> {
 /// Runs code of the crate `tokenizers`; a panic there becomes an error.
 ///
 /// Known causes are refused beforehand, but rules can be combined in more ways than can be foreseen: an
-/// expression that matches nothing, followed by one that takes accents away, makes it lose count of its
-/// offsets. What a panic leaves behind is safe to use, since only caches change while texts are tokenized.
+/// expression that matches the empty string, followed by one that removes accents, makes it lose track of its
+/// offsets. The tokenizer is safe to use after a panic, since only caches change during tokenization.
 fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, BoxError> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|panic| {
         let reason = panic.downcast_ref::<String>().cloned();
@@ -152,7 +150,7 @@ fn load(mut file: Map<String, Value>) -> Result<Tokenizer> {
     let tokens = collect_tokens(&model, &parsed)?;
     let vocab_size = tokens.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
     let Template { prefix, suffix } = Template::read(&post_processor, vocab_size)?;
-    // The crate finds these itself, except where some of them are to be overlooked.
+    // The crate finds these itself, except where some of them must be ignored.
     let controls = parsed.get_added_tokens_decoder().iter().filter(|(_, token)| token.special);
     let controls = controls.map(|(&id, token)| Control {
         id,
@@ -196,7 +194,7 @@ enum Unknown {
 }
 
 fn read_model(mut model: Map<String, Value>) -> Result<(ModelWrapper, Unknown)> {
-    // The oldest files do not name it.
+    // The oldest files do not name the type.
     let name = match model.remove("type") {
         Some(Value::String(name)) => name,
         None if model.contains_key("merges") => "BPE".to_owned(),
@@ -224,7 +222,7 @@ fn read_model(mut model: Map<String, Value>) -> Result<(ModelWrapper, Unknown)> 
     Ok((model, unknown))
 }
 
-/// The list `added_tokens`, in the order in which ids are given.
+/// The list `added_tokens`, in the order in which ids are assigned.
 fn read_added(added: Value) -> Result<Vec<AddedToken>> {
     let list = match added {
         Value::Null => Vec::new(),

@@ -1,4 +1,4 @@
-//! Text out of single tokens, by the decoder of a tokenizer.json.
+//! Turning single tokens into text, by the decoder of a tokenizer.json.
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
@@ -9,11 +9,11 @@ use crate::Result;
 use crate::check::flatten;
 use crate::error::{kind, unexpected};
 
-/// What the text of a token becomes.
+/// How the text of a token is decoded.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     rules: Vec<Rule>,
-    /// A text begins with a space that was not in it.
+    /// Decoding removes a space at the beginning of a text, because encoding added it.
     pub(crate) strips_first_space: bool,
 }
 
@@ -27,7 +27,7 @@ enum Rule {
         from: String,
         to: String,
     },
-    /// A space before the token, unless it begins with this.
+    /// There is a space before the token, unless the token begins with this.
     Words {
         inside: Option<String>,
     },
@@ -84,7 +84,7 @@ impl Decoder {
         for rule in &self.rules {
             match rule {
                 Rule::ByteLevel => {
-                    // Text outside of the alphabet stands for itself.
+                    // Text outside of the alphabet is kept unchanged.
                     if alphabet::decode(&text, out) {
                         return;
                     }
@@ -115,7 +115,7 @@ fn unsupported(found: &str) -> crate::Error {
     )
 }
 
-/// Whether the text of a byte-level vocabulary comes back as it was, provided that it has all bytes.
+/// Whether decoding restores any text exactly, provided that the vocabulary has all bytes.
 pub(crate) fn is_byte_level(
     normalizer: &Value,
     pre_tokenizer: &Value,

@@ -1,4 +1,4 @@
-//! What the post-processor of a tokenizer.json puts around a text.
+//! The tokens that the post-processor of a tokenizer.json puts around a text.
 
 use breakers_core::TokenId;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::Result;
 use crate::check::flatten;
 use crate::error::{kind, unexpected};
 
-/// Tokens around a text at most; models have two or three.
+/// The most tokens around a text; models have two or three.
 const MOST: usize = 1024;
 
 /// The tokens before and after every text.
@@ -23,7 +23,7 @@ impl Template {
         let mut template = None;
         for rule in flatten(processor, "processors") {
             let found = match rule["type"].as_str().unwrap_or_else(|| kind(rule)) {
-                // It changes only the places of tokens in the text.
+                // It changes only the offsets of tokens.
                 "ByteLevel" => continue,
                 "BertProcessing" | "RobertaProcessing" => {
                     Self { prefix: vec![id(&rule["cls"][1])?], suffix: vec![id(&rule["sep"][1])?] }

@@ -1,5 +1,5 @@
-//! Tokenizers from tokenizer.json: ids against Hugging Face's on small files of each kind, which
-//! `data/make_tokenizer_json_cases.py` has written, and files that mean harm.
+//! Tokenizers from tokenizer.json: ids compared with Hugging Face's on small files of each kind, written by
+//! `data/make_tokenizer_json_cases.py`, and malicious files.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +21,12 @@ struct TokenizerCases {
     cases: Vec<Case>,
 }
 
-/// What Hugging Face gives for one text.
+/// Hugging Face's results for one text.
 #[derive(Deserialize)]
 struct Case {
     /// Special tokens parsed, nothing added.
     ids: Vec<u32>,
-    /// With what stands around a text, if that differs.
+    /// With the special tokens around a text, if that differs.
     added: Option<Vec<u32>>,
     /// With special tokens as text, if that differs.
     plain: Option<Vec<u32>>,
@@ -52,7 +52,7 @@ fn load(file: &Value) -> Result<Tokenizer, Error> {
     from_slice(file.to_string().as_bytes())
 }
 
-/// Compares all texts; `decodes`: whether the text of ids is to be the same too.
+/// Compares all texts. `decodes`: whether the decoded text must be the same too.
 fn check(name: &str, decodes: bool) {
     let mut all = cases();
     let texts = texts(&all);
@@ -123,7 +123,7 @@ fn tokens_have_their_roles() {
         let expected = [bos, eos, unknown, padding].map(|token| token.map(str::to_owned));
         let roles = [tokenizer.bos(), tokenizer.eos(), tokenizer.unknown(), tokenizer.padding()];
         assert_eq!(roles.map(text), expected, "{name}");
-        // One of the tokens of `byte_level` swallows spaces.
+        // One of the tokens of `byte_level` absorbs spaces.
         assert!(!tokenizer.is_lossless(), "{name}");
         assert!(roles.into_iter().flatten().all(|id| tokenizer.is_control(id)), "{name}");
         assert_eq!(tokenizer.adds_bos(), name != "unigram", "{name}");
@@ -137,7 +137,7 @@ fn tokens_have_their_roles() {
     }
 }
 
-/// Puts `value` at a JSON pointer of a file and gives the name of the error that follows.
+/// Puts `value` at a JSON pointer of a file and checks the name of the resulting error.
 fn refuse(name: &str, pointer: &str, value: Value, expected: &str) {
     let mut file = cases().tokenizers.remove(name).unwrap().file;
     let at = file.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}"));
@@ -229,7 +229,7 @@ fn what_cannot_be_honored_is_a_typed_error() {
 
 #[test]
 fn rules_that_fail_on_a_text_are_a_typed_error() {
-    // Without a token for unknown words, there is none to give.
+    // Without a token for unknown words, such words have no token.
     let mut file = cases().tokenizers.remove("word_piece").unwrap().file;
     file["model"]["unk_token"] = json!("no such token");
     let error = load(&file).unwrap().encode("\u{1f47e}", EncodeOptions::default()).unwrap_err();
@@ -258,7 +258,7 @@ fn the_same_text_has_the_same_ids() {
     }
 }
 
-/// A byte-level vocabulary whose tokens leave spaces alone.
+/// A byte-level vocabulary whose tokens do not absorb spaces.
 fn lossless() -> Tokenizer {
     let mut file = cases().tokenizers.remove("byte_level").unwrap().file;
     for token in file["added_tokens"].as_array_mut().unwrap() {
@@ -413,7 +413,7 @@ proptest! {
         }
     }
 
-    /// Files that break off, and files with a few wrong bytes.
+    /// Truncated files, and files with a few wrong bytes.
     #[test]
     fn damaged_files_never_panic(
         kind in 0usize..7,
