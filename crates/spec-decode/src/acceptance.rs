@@ -1,18 +1,18 @@
 //! Learned probabilities that a draft token is accepted, given that its predecessors were.
 
-/// What one more observation leaves of the weight of those before it: about 50 count.
+/// The factor by which each new observation reduces the weight of earlier ones, so that about 50 count.
 const DECAY: f64 = 0.98;
-/// Observations that the prior is worth.
+/// The weight of the prior, in observations.
 const PRIOR_WEIGHT: f64 = 2.0;
-/// What is expected of a first position before anything is known.
+/// The assumed acceptance at the first position.
 const PRIOR: f64 = 0.7;
 /// Lower ends of the bins that confidences fall into; the first starts at 0.
 const BINS: [f32; 7] = [0.2, 0.4, 0.6, 0.75, 0.88, 0.95, 0.985];
-/// What is expected of each bin before anything is known.
+/// The assumed acceptance in each bin.
 const BIN_PRIORS: [f64; 8] = [0.1, 0.3, 0.5, 0.67, 0.8, 0.9, 0.95, 0.97];
 /// First positions of the groups that a bin is divided into.
 const GROUPS: [usize; 3] = [1, 3, 8];
-/// Positions counted one by one.
+/// Positions that are counted individually.
 const POSITIONS: usize = 64;
 
 /// A mean over the latest observations.
@@ -60,8 +60,8 @@ impl Acceptance {
         self.by_bin_and_group[bin][group(position)].estimate(self.by_bin[bin].estimate(BIN_PRIORS[bin]))
     }
 
-    /// For positions 0 to n − 1, of tokens that nothing is known of. A position that was never reached is
-    /// taken to be like the one before.
+    /// For positions 0 to n − 1, for tokens of unknown confidence. A position that was never reached is
+    /// assumed to be like the one before it.
     pub(crate) fn of_positions(&self, n: usize) -> Vec<f64> {
         let mut prior = PRIOR;
         (0..n)
@@ -113,7 +113,7 @@ mod tests {
         }
         for (position, confidence) in [(0, 0.9), (0, 0.3), (1, 0.9), (1, 0.3)] {
             let (found, expected) = (acceptance.of_token(position, confidence), truth(position, confidence));
-            // Some 50 observations count: a standard deviation of 0.07 at most; seeded.
+            // About 50 observations count, so the standard deviation is at most 0.07; the test is seeded.
             assert!((found - expected).abs() < 0.2, "{position}, {confidence}: {found} for {expected}");
         }
         let marginal = acceptance.of_positions(2);

@@ -1,18 +1,18 @@
-//! How many tokens to draft, from what steps cost on this machine and what was accepted so far.
+//! Chooses how many tokens to draft, from the cost of steps on this machine and from past acceptance.
 //!
-//! A token that is not gained now costs 1/ρ seconds later, with ρ the rate at which tokens will be produced.
-//! So a step that takes T seconds and is expected to give E tokens is worth E − ρT, and the length with the
-//! largest worth is chosen. ρ is the running mean rate or, where this step promises more, its own best E/T:
-//! a good stretch (a copied passage) tends to go on, and within it the length with the most tokens per second
-//! is the right one. E comes from running estimates of acceptance, T from running medians of measured times:
-//! a plain step, verification by the number of rows, drafting by the number of tokens.
+//! A token that is not gained now costs 1/ρ seconds later, where ρ is the rate at which tokens will be
+//! produced. So a step that takes T seconds and is expected to give E tokens is worth E − ρT, and the length
+//! with the largest value is chosen. ρ is the running mean rate or, if this step promises more, its own best
+//! E/T: a good stretch (a copied passage) tends to continue, and within it the length with the most tokens
+//! per second is the right one. E comes from running estimates of acceptance, T from running medians of
+//! measured times: a plain step, verification by the number of rows, drafting by the number of tokens.
 //!
-//! - Length 0 is always a candidate, so that speculation turns itself off where it would lose.
-//! - Proposals that cost next to nothing (n-gram) are made in every step; those not verified are compared
-//!   with the text that follows, so that acceptance is learned for free.
-//! - Proposals that cost something are probed now and then, within 1 % of the decoding time.
-//! - Costs need not grow evenly with the rows (tiles, kernels for few rows), so that lengths below the best
-//!   one are tried until their cost is known.
+//! - Length 0 is always a candidate, so speculation turns itself off where it would be slower.
+//! - Proposals that cost almost nothing (n-gram) are made in every step. Those that are not verified are
+//!   compared with the text that follows, so acceptance is learned for free.
+//! - More expensive proposals are probed from time to time, within 1 % of the decoding time.
+//! - Costs need not grow evenly with the number of rows (because of tiles and of kernels for few rows), so
+//!   lengths below the best one are tried until their cost is known.
 //! - A plain step is repeated from time to time where the gain is small, because everything is compared
 //!   with its cost.
 //! - Where texts share a pass, T is what the whole pass takes and ρ the rate of all texts together: a draft
@@ -30,35 +30,37 @@ use crate::acceptance::Acceptance;
 use crate::costs::CostTable;
 use crate::{Error, Result};
 
-/// Assumed growth of the cost of verification per row, before two numbers of rows were measured.
+/// Assumed relative growth of the cost of verification per row, until two different numbers of rows have been
+/// measured.
 const ROW_GROWTH: f64 = 0.1;
-/// Tokens in a first draft, when nothing is known of its cost.
+/// Tokens in the first draft, when its cost is unknown.
 const FIRST_DRAFT: usize = 4;
-/// Tokens in a draft that only looks whether things have changed.
+/// Tokens in a draft that only probes whether things have changed.
 const PROBE_DRAFT: usize = 2;
-/// Steps between two probes at least.
+/// The fewest steps between two probes.
 const PROBE_EVERY: u64 = 16;
 /// Share of the decoding time that probes may cost.
 const PROBE_SHARE: f64 = 0.01;
 /// A draft that costs less than this share of a plain step is made in every step.
 const FREE_SHARE: f64 = 0.01;
-/// Tokens by which a draft must be expected to win.
+/// The expected gain, in tokens, that a draft must have.
 const MARGIN: f64 = 0.02;
-/// Steps after which the cost of a plain step is measured again where speculation gains little, and where it
+/// After how many steps the cost of a plain step is measured again, if speculation gains little and if it
 /// gains much.
 const PLAIN_AGE: (u64, u64) = (64, 512);
 /// Ratio of speculative to plain rate below which the gain counts as little.
 const SMALL_GAIN: f64 = 1.5;
-/// Draft lengths whose cost is measured early, best first: it need not grow evenly with the rows.
+/// Draft lengths whose cost is measured early, in this order, because costs need not grow evenly with the
+/// rows.
 const LADDER: [usize; 7] = [7, 3, 15, 11, 5, 2, 1];
-/// Drafts between two that only look what such a length costs.
+/// Drafts between two that only measure the cost of a length.
 const EXPLORE_EVERY: u64 = 4;
-/// What a step leaves of the weight of those before it in the running rate.
+/// The factor by which each step reduces the weight of earlier ones in the running rate.
 const RATE_DECAY: f64 = 0.97;
 
 /// Chooses draft lengths; see the module's page for the rule.
 ///
-/// It belongs to one pair of model and drafter on one machine, and should outlive a text.
+/// It belongs to one pair of model and drafter on one machine, and should be kept from text to text.
 #[derive(Clone, Debug)]
 pub struct AdaptiveLength {
     steps: CostTable,
@@ -93,7 +95,7 @@ impl Default for AdaptiveLength {
 }
 
 impl AdaptiveLength {
-    /// Without any experience.
+    /// A policy without any experience.
     pub fn new() -> Self {
         Self {
             steps: CostTable::new(ROW_GROWTH),
@@ -188,7 +190,7 @@ impl AdaptiveLength {
 
     /// How many tokens to ask the drafter for, at most `limit`; 0: make a plain step without asking.
     ///
-    /// A drafter that `stops_itself` gets all the room where drafting pays at all.
+    /// A drafter that `stops_itself` gets the whole limit if drafting pays at all.
     pub fn budget(&mut self, limit: usize, stops_itself: bool) -> usize {
         self.probing = false;
         self.since_probe += 1;
@@ -214,8 +216,8 @@ impl AdaptiveLength {
         }
     }
 
-    /// How many tokens of a draft to verify, which was made without chance, given the confidences of all of
-    /// them if there are any.
+    /// How many tokens of a deterministic draft to verify, given the confidences of its tokens if there are
+    /// any.
     pub fn keep(&mut self, n_tokens: usize, confidences: Option<&[f32]>) -> usize {
         let Some(costs) = self.costs(n_tokens + 1) else { return 0 };
         if self.probing || n_tokens == 0 {
@@ -232,7 +234,7 @@ impl AdaptiveLength {
         if best > 0 && self.plain_is_due() { 0 } else { self.explore(best) }
     }
 
-    /// Whether one token more is worth drafting after those whose confidences are given.
+    /// Whether it is worth drafting one more token after tokens with these confidences.
     pub fn pays(&self, confidences: &[f32]) -> bool {
         let n = confidences.len();
         if self.probing {
@@ -250,20 +252,19 @@ impl AdaptiveLength {
         gain > self.rate().max(so_far) * (drafts[n] - before + costs[n + 1] - costs[n])
     }
 
-    /// Notes that drafting `n_tokens` took some time, without that of catching up with skipped steps.
+    /// Notes how long drafting `n_tokens` took, not counting the time to catch up with skipped steps.
     pub fn record_draft(&mut self, n_tokens: usize, seconds: f64, catch_up_seconds: f64) {
-        // Finding nothing costs what finding one token costs.
+        // Finding nothing costs as much as finding one token.
         self.drafts.record(n_tokens.max(1), seconds);
         self.spend(seconds + catch_up_seconds);
     }
 
-    /// Notes that a step over `rows` tokens took some time, without a text being produced: a measurement made
-    /// on purpose.
+    /// Notes how long a step over `rows` tokens took that was made only as a measurement.
     pub fn record_cost(&mut self, rows: usize, seconds: f64) {
         self.steps.record(rows, seconds);
     }
 
-    /// Notes that a step over `rows` tokens (1 + those verified) took some time and gave `n_tokens`.
+    /// Notes how long a step over `rows` tokens (1 + those verified) took, and that it gave `n_tokens`.
     pub fn record_step(&mut self, rows: usize, seconds: f64, n_tokens: usize) {
         if self.probing {
             self.since_probe = 0;
@@ -277,7 +278,7 @@ impl AdaptiveLength {
         self.probe_seconds = self.probe_seconds.max(0.0);
     }
 
-    /// Notes whether the target agreed with the token at `position` of a draft, all before it having been
+    /// Notes whether the target agreed with the token at `position` of a draft whose earlier tokens were all
     /// accepted.
     pub fn record_acceptance(&mut self, position: usize, confidence: Option<f32>, accepted: bool) {
         self.acceptance.record(position, confidence, accepted);
@@ -291,14 +292,14 @@ impl AdaptiveLength {
         }
     }
 
-    /// ρ: tokens per second in the long run, no less than plain decoding gives.
+    /// ρ: tokens per second in the long run, but at least the rate of plain decoding.
     fn rate(&self) -> f64 {
         let plain = self.plain_rate();
         if self.rate_seconds > 0.0 { plain.max(self.rate_tokens / self.rate_seconds) } else { plain }
     }
 
-    /// The length with the largest E − ρT, 0 if none leads a plain step by the margin. `draft(n)`: seconds
-    /// that drafting n tokens will take; `spent`: those that drafting has taken already.
+    /// The length with the largest E − ρT, or 0 if none exceeds a plain step by the margin. `draft(n)`: the
+    /// seconds that drafting n tokens will take; `spent`: the seconds that drafting has already taken.
     fn best(&self, reach: &[f64], costs: &[f64], spent: f64, draft: impl Fn(usize) -> f64) -> usize {
         let expected: Vec<f64> = reach
             .iter()
@@ -320,10 +321,10 @@ impl AdaptiveLength {
         best
     }
 
-    /// A shorter length whose cost is unknown, now and then; otherwise the best one.
+    /// From time to time a shorter length whose cost is unknown; otherwise the best one.
     fn explore(&mut self, best: usize) -> usize {
         self.since_explored += (best > 0) as u64;
-        // Passes that texts share have many different numbers of rows anyway.
+        // Shared passes have many different numbers of rows anyway.
         if self.since_explored < EXPLORE_EVERY || self.others.texts > 0 {
             return best;
         }
@@ -363,7 +364,8 @@ mod tests {
 
     #[test]
     fn a_draft_is_charged_for_what_it_adds_to_the_rows_of_others() {
-        // Four rows cost what one does, each row more a quarter of it. Every token is accepted with 1/2.
+        // Four rows cost as much as one, and each further row a quarter of that. Every token is accepted with
+        // probability 1/2.
         let mut policy = AdaptiveLength::new();
         for rows in 1..=32 {
             policy.record_cost(rows, (rows as f64 / 4.0).max(1.0));
@@ -378,9 +380,10 @@ mod tests {
             assert!(expected.contains(&kept), "{others:?}: {kept}");
         };
         check(OtherTexts::default(), 3..=3);
-        // One other text leaves two rows that cost nothing.
+        // One other text leaves two rows that are free.
         check(OtherTexts { texts: 1, rows: 1 }, 2..=2);
-        // A row costs a quarter, in which four texts give a token, more than a guess gives.
+        // A row costs a quarter of a pass. In that time four texts produce one token, more than a guess is
+        // worth.
         check(OtherTexts { texts: 3, rows: 3 }, 0..=0);
         check(OtherTexts { texts: 15, rows: 15 }, 0..=0);
     }

@@ -8,22 +8,22 @@ use crate::{Decoding, Drafter, Error, Pass, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TextId(pub u64);
 
-/// What a pass did for one text.
+/// The result of a pass for one text.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Progress {
     /// The text.
     pub text: TextId,
-    /// Its new tokens, at the end of [`Decoding::output`]; the error that kept it from having any. After an
-    /// error the text is as it was before the pass.
+    /// The number of its new tokens, which are at the end of [`Decoding::output`], or the error that
+    /// prevented them. After an error the text is as it was before the pass.
     pub n_tokens: Result<usize>,
 }
 
 /// Texts that share the passes of one model. They join and leave at any time, and each has settings of its
 /// own.
 ///
-/// Every text is the one that it would be alone, whatever else is in the batch. Only how many tokens are
-/// drafted depends on the others: a pass that many texts fill has fewer rows left that cost little.
+/// Every text is the same as if it were generated alone, whatever else is in the batch. Only the number of
+/// drafted tokens depends on the others: a pass filled by many texts has fewer cheap rows left.
 ///
 /// # Example
 /// ```
@@ -65,11 +65,11 @@ struct Text<D> {
     id: TextId,
     decoding: Decoding,
     drafter: D,
-    /// Rows in the pass before: what to expect of those that are planned later.
+    /// Rows of each text in the previous pass, as an estimate for texts that are planned later.
     rows: usize,
 }
 
-/// The steps of a pass, the texts that they belong to, and the texts that could not plan any.
+/// The steps of a pass, the texts that they belong to, and the texts whose planning failed.
 #[derive(Default)]
 struct Planned {
     steps: Vec<Step>,
@@ -78,8 +78,8 @@ struct Planned {
 }
 
 impl<D: Drafter> Batch<D> {
-    /// An empty batch whose passes have at most `max_rows` rows, or one for each text if these are more.
-    /// Texts whose prompts are read already come first; prompts share what is left, the oldest first.
+    /// An empty batch whose passes have at most `max_rows` rows, or one per text if there are more texts.
+    /// Texts whose prompts have been read come first; prompts share the remaining rows, the oldest first.
     pub fn new(max_rows: usize) -> Self {
         Self { texts: Vec::new(), max_rows: max_rows.max(1), n_joined: 0 }
     }
@@ -97,7 +97,7 @@ impl<D: Drafter> Batch<D> {
         id
     }
 
-    /// Takes a text out, whether it has ended or not. Its sequence stays open.
+    /// Removes a text, whether or not it has ended. Its sequence stays open.
     pub fn leave(&mut self, text: TextId) -> Option<(Decoding, D)> {
         let at = self.texts.iter().position(|t| t.id == text)?;
         let Text { decoding, drafter, .. } = self.texts.remove(at);
@@ -109,7 +109,7 @@ impl<D: Drafter> Batch<D> {
         self.texts.iter().find(|t| t.id == text).map(|t| &t.decoding)
     }
 
-    /// A text of the batch, to take its words or to end it.
+    /// A text of the batch, mutably, to take its text or to end it.
     pub fn get_mut(&mut self, text: TextId) -> Option<&mut Decoding> {
         self.texts.iter_mut().find(|t| t.id == text).map(|t| &mut t.decoding)
     }
@@ -119,7 +119,7 @@ impl<D: Drafter> Batch<D> {
         self.texts.iter().map(|t| (t.id, &t.decoding))
     }
 
-    /// Number of texts, those included that have ended and not left.
+    /// Number of texts, including those that have ended but not left.
     pub fn len(&self) -> usize {
         self.texts.len()
     }
@@ -129,14 +129,14 @@ impl<D: Drafter> Batch<D> {
         self.texts.is_empty()
     }
 
-    /// One forward pass for all texts that have not ended, and what it did for each of them: nothing if all
-    /// have.
+    /// Runs one forward pass for all texts that have not ended, and returns the result for each of them;
+    /// empty if all have ended.
     ///
-    /// A text whose step fails is left out, and the others go on; it is as it was before then, so that it can
-    /// leave, or try again in the next pass.
+    /// A text whose step fails is left out, and the others continue. It is then as it was before the pass, so
+    /// it can leave or try again in the next pass.
     ///
     /// # Errors
-    /// [`Error::Target`] if the model fails and names no step as the cause. All texts are as before.
+    /// [`Error::Target`] if the model fails and names no step as the cause. All texts are then unchanged.
     pub fn pass<M: LanguageModel + ?Sized>(&mut self, model: &mut M) -> Result<Vec<Progress>> {
         let Planned { mut steps, mut owners, mut done } = self.plan();
         let begun = Instant::now();
@@ -174,7 +174,7 @@ impl<D: Drafter> Batch<D> {
         Ok(done)
     }
 
-    /// The steps of a pass: of texts that go on first, of prompts in what is left.
+    /// Plans the steps of a pass: first those of running texts, then prompts in the remaining rows.
     fn plan(&mut self) -> Planned {
         let goes_on = |i: &usize| self.texts[*i].decoding.finish().is_none();
         let (prompts, running): (Vec<usize>, Vec<usize>) =
@@ -182,12 +182,13 @@ impl<D: Drafter> Batch<D> {
         let mut planned = Planned::default();
         let mut left = self.max_rows;
         for (n_before, &i) in running.iter().enumerate() {
-            // Each leaves a row for those after it, and for the oldest prompt, which must not be starved.
+            // Each text leaves a row for those after it, and one for the oldest prompt, which must not
+            // starve.
             let n_after = running.len() - n_before - 1 + usize::from(!prompts.is_empty());
             left = left.saturating_sub(self.plan_text(i, left.saturating_sub(n_after), &mut planned));
         }
         for (n_before, &i) in prompts.iter().enumerate() {
-            // Where there are more texts than rows, it has one nevertheless.
+            // If there are more texts than rows, it gets one nevertheless.
             if left > 0 || n_before == 0 {
                 left = left.saturating_sub(self.plan_text(i, left, &mut planned));
             }
@@ -195,7 +196,7 @@ impl<D: Drafter> Batch<D> {
         planned
     }
 
-    /// Plans the step of one text; gives its rows.
+    /// Plans the step of one text, and returns its number of rows.
     fn plan_text(&mut self, i: usize, max_rows: usize, planned: &mut Planned) -> usize {
         self.tell_others(i);
         let Text { id, decoding, drafter, rows } = &mut self.texts[i];

@@ -5,10 +5,11 @@ use breakers_core::{LanguageModel, SequenceId, TokenId};
 use crate::adaptive::OtherTexts;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, Speculated, TextId};
 
-/// Generates several texts at a time, given at once: a [`Batch`] with the same settings for all.
+/// Generates several texts at a time: a [`Batch`] with the same settings for all, whose prompts are given in
+/// one call.
 ///
-/// Every text is the one that it would be alone. How many tokens are drafted for a text depends on the
-/// others: a pass that many texts fill has fewer rows left that cost little.
+/// Every text is the one that it would be alone. The number of drafted tokens for a text depends on the
+/// others: a pass filled by many texts has fewer cheap rows left.
 ///
 /// # Example
 /// ```
@@ -32,7 +33,7 @@ use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, Spe
 /// ```
 pub struct BatchSpeculator<D> {
     make_drafter: Box<dyn FnMut() -> Result<D>>,
-    /// One for each text that was generated at a time so far.
+    /// As many as the most texts that were generated at a time.
     drafters: Vec<D>,
     policy: AdaptiveLength,
 }
@@ -44,7 +45,8 @@ impl<D> std::fmt::Debug for BatchSpeculator<D> {
 }
 
 impl<D: Drafter> BatchSpeculator<D> {
-    /// Without any experience. Each text needs a drafter of its own; they are kept for later texts.
+    /// A speculator without any experience. Each text needs its own drafter; drafters are reused for later
+    /// texts.
     pub fn new(make_drafter: impl FnMut() -> Result<D> + 'static) -> Self {
         Self { make_drafter: Box::new(make_drafter), drafters: Vec::new(), policy: AdaptiveLength::new() }
     }
@@ -65,12 +67,12 @@ impl<D: Drafter> BatchSpeculator<D> {
     /// Continues each prompt in a sequence of its own, which is closed afterwards. `on_tokens` receives the
     /// new tokens of a text, by its index, and can end that text after them.
     ///
-    /// The times in a text's statistics are its share of the passes, by rows; merged, those of all texts are
-    /// the time that the batch took.
+    /// The times in a text's statistics are its share of the passes, by number of rows. Merged over all
+    /// texts, they are the time of the whole batch.
     ///
     /// # Errors
-    /// Those of [`Decoding::new`], of [`Batch::pass`] and of the function that makes
-    /// drafters. One text's error ends all of them; tokens handed out until then are valid.
+    /// Those of [`Decoding::new`], of [`Batch::pass`] and of the function that makes drafters. An error in
+    /// one text ends all of them; tokens handed out until then are valid.
     pub fn generate<M: LanguageModel + ?Sized>(
         &mut self,
         model: &mut M,
@@ -128,7 +130,7 @@ impl<D: Drafter> BatchSpeculator<D> {
     }
 }
 
-/// One pass of all texts that have not ended; whether there was any.
+/// One pass of all texts that have not ended. Returns whether there were any.
 fn pass<M: LanguageModel + ?Sized, D: Drafter>(
     batch: &mut Batch<D>,
     model: &mut M,

@@ -2,23 +2,24 @@ use breakers_core::{FinishReason, SamplingConfig, TokenId, TokenScore};
 
 use crate::Stats;
 
-/// How many tokens are drafted in a step.
+/// How many tokens to draft in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DraftLength {
-    /// As many as the drafter has, up to this. Runs are repeatable in every respect but their times.
+    /// As many as the drafter proposes, up to this number. Runs are reproducible in everything except their
+    /// times.
     Fixed(usize),
-    /// As many as pay off by the costs measured, 0 included. As they follow the clock, statistics differ
-    /// from run to run; tokens do not, except those sampled with a drafter that samples itself, whose
-    /// distribution stays the same.
+    /// As many as pay off according to measured costs, possibly 0. Since this depends on the clock,
+    /// statistics differ from run to run. Tokens do not, unless both the target and the drafter sample; even
+    /// then their distribution is the same.
     Adaptive {
-        /// Draft tokens at most.
+        /// The most draft tokens in a step.
         max: usize,
     },
 }
 
 impl DraftLength {
-    /// Draft tokens at most.
+    /// The most draft tokens in a step.
     pub fn max(self) -> usize {
         match self {
             DraftLength::Fixed(n) | DraftLength::Adaptive { max: n } => n,
@@ -42,19 +43,19 @@ pub enum AtLimit {
 /// Settings of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// New tokens at most.
+    /// The most new tokens.
     pub max_tokens: usize,
-    /// How the target's tokens are chosen.
+    /// How to choose the target's tokens.
     pub sampling: SamplingConfig,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Tokens that end the text, and are part of it. `None`: those of the target's
+    /// Tokens that end the text and are part of it. `None`: those of the target's
     /// [`ModelInfo`](breakers_core::ModelInfo).
     pub end_tokens: Option<Vec<TokenId>>,
-    /// How many tokens are drafted.
+    /// How many tokens to draft.
     pub draft_length: DraftLength,
-    /// `Some(n)`: the log-probability of each token, and the `n` most likely ones of its place. `None`:
-    /// neither.
+    /// `Some(n)`: report the log-probability of each token and the `n` most likely tokens in its place.
+    /// `None`: report neither.
     pub top_logprobs: Option<usize>,
     /// What happens to a constrained text at the limit of its tokens.
     pub at_limit: AtLimit,
@@ -88,12 +89,12 @@ impl Config {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Speculated {
-    /// Tokens produced, end token included.
+    /// Tokens produced, including the end token.
     pub tokens: Vec<TokenId>,
     /// How likely each was; empty unless [`Config::top_logprobs`] asks for it.
     pub scores: Vec<TokenScore>,
-    /// Why it ended.
+    /// Why the text ended.
     pub finish: FinishReason,
-    /// What it took.
+    /// Statistics of the run.
     pub stats: Stats,
 }

@@ -43,7 +43,7 @@ pub(crate) struct Constrained {
     constraint: Box<dyn Constraint>,
     /// Filled anew for each place.
     mask: TokenMask,
-    /// Tokens of the output that it has followed for good.
+    /// Tokens of the output that the constraint has followed.
     n_output: usize,
     /// Tokens advanced since then.
     n_ahead: usize,

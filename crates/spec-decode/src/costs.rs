@@ -1,8 +1,8 @@
 //! Running medians of measured times by count (rows verified, tokens drafted).
 
-/// Latest measurements that a median is taken over.
+/// How many of the latest measurements a median uses.
 const WINDOW: usize = 7;
-/// Measurements, of any count, after which one that has not been repeated is forgotten.
+/// A measurement that is not repeated is forgotten after this many others, of any count.
 const FORGET_AFTER: u64 = 256;
 
 #[derive(Clone, Debug, Default)]
@@ -17,7 +17,7 @@ impl Entry {
         let n = self.n.min(WINDOW);
         let mut sorted = self.recent;
         sorted[..n].sort_unstable_by(f64::total_cmp);
-        // The lower one of two: disturbances only ever add time.
+        // The lower of the two middle values, because disturbances only add time.
         sorted[(n - 1) / 2]
     }
 }
@@ -27,8 +27,8 @@ impl Entry {
 pub(crate) struct CostTable {
     /// `entries[i]`: measurements of count i + 1.
     entries: Vec<Option<Entry>>,
-    /// Relative growth per count that is assumed as long as only one count has been measured:
-    /// cost(n) ∝ 1 + growth·(n − 1).
+    /// Relative growth per count that is assumed until a second count has been measured: cost(n) ∝ 1 +
+    /// growth·(n − 1).
     growth: f64,
     n_measured: u64,
 }
@@ -51,7 +51,7 @@ impl CostTable {
         entry.recent[entry.n % WINDOW] = seconds;
         entry.n += 1;
         entry.measured_at = self.n_measured;
-        // A single row stays: everything is compared with it.
+        // The entry for a single row is kept, because everything is compared with it.
         for other in self.entries.iter_mut().skip(1) {
             if other.as_ref().is_some_and(|e| self.n_measured - e.measured_at > FORGET_AFTER) {
                 *other = None;
@@ -65,8 +65,8 @@ impl CostTable {
         Some(self.n_measured - entry.measured_at)
     }
 
-    /// Measured counts, ascending, with their seconds. A larger count never costs less, so that what a
-    /// larger one took bounds a smaller one.
+    /// Measured counts, ascending, with their seconds. A larger count never costs less, so its time is an
+    /// upper bound for smaller ones.
     fn anchors(&self) -> Vec<(usize, f64)> {
         let mut anchors: Vec<(usize, f64)> = self
             .entries
@@ -80,7 +80,7 @@ impl CostTable {
         anchors
     }
 
-    /// The estimates for counts 1 to `n`; `None` as long as nothing was measured.
+    /// The estimates for counts 1 to `n`; `None` if nothing has been measured yet.
     pub(crate) fn estimates(&self, n: usize) -> Option<Vec<f64>> {
         let anchors = self.anchors();
         let (&first, &last) = (anchors.first()?, anchors.last()?);
@@ -119,16 +119,16 @@ mod tests {
                 assert!((f - e).abs() < 1e-12, "{measured:?}: {found:?}, expected {expected:?}");
             }
         };
-        // One anchor: the assumed growth, upwards and downwards.
+        // With one anchor: the assumed growth, in both directions.
         check(0.5, &[(1, 2.0)], &[2.0, 3.0, 4.0]);
         check(1.0, &[(3, 3.0)], &[1.0, 2.0, 3.0, 4.0]);
-        // Two: lines between and beyond.
+        // With two: linear interpolation and extrapolation.
         check(0.5, &[(1, 1.0), (3, 2.0)], &[1.0, 1.5, 2.0, 2.5]);
         // A disturbed measurement is bounded by that of a larger count, and by the median.
         check(0.5, &[(1, 1.0), (2, 90.0), (3, 2.0)], &[1.0, 2.0, 2.0]);
         check(0.0, &[(1, 1.0), (1, 50.0), (1, 1.0)], &[1.0]);
         check(0.0, &[(1, 1.0), (1, 50.0)], &[1.0]);
-        // Nonsense is ignored.
+        // Invalid measurements are ignored.
         check(0.0, &[(1, 1.0), (1, f64::NAN), (0, 3.0), (2, -1.0)], &[1.0, 1.0]);
         assert_eq!(CostTable::new(1.0).estimates(3), None);
     }

@@ -20,11 +20,11 @@ use crate::{
     Verdict,
 };
 
-/// The state of one text that is being generated, apart from the model that generates it.
+/// The state of one text that is being generated, separate from the model that generates it.
 ///
-/// A step has two halves: [`plan`](Self::plan) asks the drafter and says what to feed,
-/// [`absorb`](Self::absorb) verifies the model's answers. Between them stands one forward pass of the caller,
-/// so that the steps of many texts can share it. [`Speculator`](crate::Speculator) drives a single one,
+/// A step has two halves: [`plan`](Self::plan) asks the drafter and returns what to feed, and
+/// [`absorb`](Self::absorb) verifies the model's answers. Between them the caller runs one forward pass,
+/// which the steps of many texts can share. [`Speculator`](crate::Speculator) drives a single one,
 /// [`Batch`](crate::Batch) many that join and leave. Plain decoding is decoding with
 /// [`NoDrafter`](crate::NoDrafter).
 ///
@@ -34,16 +34,16 @@ use crate::{
 /// end. A token that is the only one of its place is drafted without asking anybody and costs no logits; the
 /// drafter goes on behind it. The text ends in time, [`Config::at_limit`] permitting.
 ///
-/// After each step the sequence holds the prompt and the output without its last token, all final, exactly
-/// as plain decoding would leave it. After an error it is back at the state before the step, and the step can
-/// be repeated.
+/// After each step the sequence holds the prompt and the output without its last token, all final, exactly as
+/// plain decoding would leave it. After an error the state is that before the step, and the step can be
+/// repeated.
 #[derive(Debug)]
 pub struct Decoding {
     sequence: SequenceId,
     /// Prompt and output.
     context: Vec<TokenId>,
     n_prompt: usize,
-    /// Tokens of the prompt that the sequence held before.
+    /// Tokens of the prompt that the sequence already held.
     n_cached: usize,
     /// Tokens that the sequence holds, all final.
     held: usize,
@@ -61,7 +61,7 @@ pub struct Decoding {
     constrained: Option<Constrained>,
     text: Option<TextOutput>,
     scores: Vec<TokenScore>,
-    /// What the planned step verifies.
+    /// The draft that the planned step verifies.
     draft: Draft,
     /// Its tokens at the front that are certain, because the constraint leaves no other.
     n_certain: usize,
@@ -78,7 +78,8 @@ pub struct Decoding {
 }
 
 impl Decoding {
-    /// Prepares to continue `prompt`: all tokens of the text, of which `sequence` may hold a beginning.
+    /// Prepares to continue `prompt`, which holds all tokens of the text. `sequence` may already hold its
+    /// first tokens.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`]; [`Error::NothingToFeed`] if the sequence holds the whole prompt;
@@ -140,7 +141,7 @@ impl Decoding {
         })
     }
 
-    /// Goes on with the experience of earlier texts of the same model and drafter.
+    /// Uses the experience from earlier texts with the same model and drafter.
     pub fn with_policy(mut self, policy: AdaptiveLength) -> Self {
         self.policy = policy;
         self
@@ -155,14 +156,14 @@ impl Decoding {
         &mut self.policy
     }
 
-    /// Tells which other texts are in the next pass: their number and the rows expected of them. A pass that
-    /// they fill has fewer rows left that cost little, so that less is drafted.
+    /// Sets how many other texts are in the next pass, and how many rows they are expected to have. A pass
+    /// that they fill has fewer cheap rows left, so less is drafted.
     pub fn set_others(&mut self, n_texts: usize, n_rows: usize) {
         self.policy.set_others(OtherTexts { texts: n_texts, rows: n_rows });
     }
 
-    /// Turns the tokens into text, which [`take_text`](Self::take_text) hands out, and ends it before any of
-    /// the stop strings. Ids outside of the vocabulary are never chosen. To be called before the first step.
+    /// Turns the tokens into text, which [`take_text`](Self::take_text) returns, and ends it before any of
+    /// the stop strings. Ids outside of the vocabulary are never chosen. Call this before the first step.
     pub fn with_text<S: AsRef<str>>(mut self, vocabulary: Arc<dyn Vocabulary>, stop: &[S]) -> Self {
         let n_known = vocabulary.n_tokens();
         self.known = (n_known < self.vocab_size).then(|| Arc::new(TokenMask::all(n_known)));
@@ -189,7 +190,7 @@ impl Decoding {
         self
     }
 
-    /// What came of the text. Of one that has not ended, the reason is [`FinishReason::Cancelled`].
+    /// The result. If the text has not ended, its finish reason is [`FinishReason::Cancelled`].
     pub fn into_result(mut self) -> Speculated {
         Speculated {
             finish: self.finish.unwrap_or(FinishReason::Cancelled),
@@ -214,13 +215,13 @@ impl Decoding {
         &self.scores
     }
 
-    /// The text that has become certain since the last call: whole characters, and nothing that may yet turn
-    /// out to be the beginning of a stop string. Empty without [`with_text`](Self::with_text).
+    /// The text that has become certain since the last call. It consists of whole characters, and text that
+    /// may be the beginning of a stop string is held back. Empty without [`with_text`](Self::with_text).
     pub fn take_text(&mut self) -> String {
         self.text.as_mut().map(TextOutput::take).unwrap_or_default()
     }
 
-    /// Whether the prompt has not been fed to its end.
+    /// Whether a part of the prompt has not been fed yet.
     pub fn is_in_prompt(&self) -> bool {
         self.context.len() == self.n_prompt
     }
@@ -235,7 +236,7 @@ impl Decoding {
         &self.config
     }
 
-    /// Tokens that the text took so far.
+    /// Tokens used so far.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::new(self.n_prompt as u64, self.output().len() as u64);
         usage.cached_prompt = self.n_cached as u64;
@@ -249,7 +250,7 @@ impl Decoding {
         self.finish
     }
 
-    /// What it took so far.
+    /// Statistics so far.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
@@ -281,8 +282,8 @@ impl Decoding {
         Ok(&self.context[self.context.len() - settled.tokens..])
     }
 
-    /// As [`absorb`](Self::absorb), for a pass that several texts share: what it cost all of them together is
-    /// told by [`record_pass`](Self::record_pass), once it is known.
+    /// As [`absorb`](Self::absorb), for a pass that several texts share. Call
+    /// [`record_pass`](Self::record_pass) with its total cost once it is known.
     ///
     /// # Errors
     /// As [`absorb`](Self::absorb).
@@ -300,22 +301,22 @@ impl Decoding {
         let position = self.sampler.position();
         let settled = self.settle(model, drafter, step, seconds);
         if settled.is_err() {
-            // A step that is repeated draws what it would have drawn.
+            // If the step is repeated, it makes the same random choices.
             self.sampler.rewind(position);
         }
         settled.inspect_err(|_| self.abandon(model))
     }
 
-    /// Notes what a pass cost all texts in it together, and the tokens that it gave them: the sum of what
-    /// [`absorb_shared`](Self::absorb_shared) returned for each.
+    /// Notes the total cost and the total tokens of a shared pass: the sum of what
+    /// [`absorb_shared`](Self::absorb_shared) returned for each text.
     pub fn record_pass(&mut self, pass: &Pass) {
         if pass.rows > 0 {
             self.policy.record_step(pass.rows, pass.seconds, pass.tokens);
         }
     }
 
-    /// Takes back the provisional tokens of a step that is not going to be absorbed. A failed
-    /// [`absorb`](Self::absorb) does so itself, and a failed forward pass leaves none.
+    /// Takes back the provisional tokens of a step that will not be absorbed. A failed
+    /// [`absorb`](Self::absorb) does this itself, and a failed forward pass leaves none.
     pub fn abandon<M: LanguageModel + ?Sized>(&mut self, model: &mut M) {
         if let Some(constrained) = &mut self.constrained
             && let Err(error) = constrained.back_to(0)
@@ -330,7 +331,7 @@ impl Decoding {
         }
     }
 
-    /// Takes in a chunk of the prompt that is not its last.
+    /// Processes a chunk of the prompt that is not the last.
     fn settle_chunk<M: LanguageModel + ?Sized>(
         &mut self,
         model: &mut M,
@@ -372,7 +373,7 @@ impl Decoding {
         let scores = self.score(step, &verdict, &emitted)?;
         self.follow(&emitted)?;
 
-        // Of a draft, the sequence keeps what stands before the last token of the output.
+        // The sequence keeps the draft's tokens that come before the last token of the output.
         let keep = if in_prompt { n_rows } else { emitted.len() };
         if self.draft.parents().is_some() {
             let rows: Vec<usize> =
@@ -454,13 +455,13 @@ impl Decoding {
     }
 }
 
-/// What a forward pass, or a text's part of it, took and gave.
+/// The cost and the result of a forward pass, or of a text's share of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Pass {
-    /// Rows, those of prompts not counted.
+    /// Rows, not counting those of prompts.
     pub rows: usize,
-    /// Time of the wall clock, verification included.
+    /// Wall-clock time, including verification.
     pub seconds: f64,
     /// Tokens produced.
     pub tokens: usize,

@@ -4,9 +4,9 @@ use breakers_core::{Distribution, SamplingConfig, TokenId};
 
 use crate::{AdaptiveLength, Chance, Error, Result};
 
-/// A method that guesses how a text goes on.
+/// A method that guesses how a text continues.
 ///
-/// A guess costs only time, never correctness: whatever is proposed, verification hands out exactly what
+/// A wrong guess costs time but never correctness: whatever is proposed, verification produces exactly what
 /// the target model would have produced.
 pub trait Drafter {
     /// The method's name, for reports.
@@ -18,20 +18,20 @@ pub trait Drafter {
     /// The method's own.
     fn start(&mut self, prompt: &[TokenId]) -> Result<()>;
 
-    /// Proposes tokens to follow `request.context`, at most `request.max_tokens`; none is a valid answer.
-    /// From call to call the context of a text only grows.
+    /// Proposes up to `request.max_tokens` tokens to follow `request.context`; it may propose none. The
+    /// context of a text only grows from call to call.
     ///
     /// # Errors
     /// The method's own.
     fn propose(&mut self, request: &mut DraftRequest<'_>) -> Result<Draft>;
 
-    /// Hears what became of the last proposal.
+    /// Receives the outcome of the last proposal.
     fn observe(&mut self, outcome: &Outcome<'_>) {
         let _ = outcome;
     }
 
-    /// Whether the method calls [`DraftRequest::pays`] before each further token, so that it may be given
-    /// all the room there is.
+    /// Whether the method calls [`DraftRequest::pays`] before each further token, so that it need not be
+    /// given a tight limit.
     fn stops_itself(&self) -> bool {
         false
     }
@@ -73,20 +73,20 @@ impl<D: Drafter + ?Sized> Drafter for Box<D> {
     }
 }
 
-/// What a drafter is asked for.
+/// A request to a drafter.
 pub struct DraftRequest<'a> {
-    /// The text so far, prompt included. Its last token has not been fed to the target yet.
+    /// The text so far, including the prompt. Its last token has not been fed to the target yet.
     pub context: &'a [TokenId],
-    /// Tokens that may be proposed, over all branches of a tree.
+    /// The most tokens that may be proposed, over all branches of a tree.
     pub max_tokens: usize,
-    /// Ids below this are known to the target.
+    /// Size of the target's vocabulary; ids below it are valid.
     pub vocab_size: usize,
     /// Tokens after which nothing needs to be drafted.
     pub end_tokens: &'a [TokenId],
     /// How the target's tokens are chosen.
     pub sampling: &'a SamplingConfig,
-    /// Where a drafter that samples takes its random choices from: the stream that verification continues,
-    /// so that the two are independent of each other.
+    /// The source of random choices for a drafter that samples. Verification continues the same stream, so
+    /// the choices of the two are independent.
     pub chance: &'a mut dyn Chance,
     pub(crate) policy: Option<&'a AdaptiveLength>,
 }
@@ -102,30 +102,30 @@ impl<'a> DraftRequest<'a> {
         Self { context, max_tokens, vocab_size: usize::MAX, end_tokens: &[], sampling, chance, policy: None }
     }
 
-    /// Whether the draft length follows costs and acceptance, so that confidences are of use.
+    /// Whether the draft length depends on costs and acceptance, so that confidences are useful.
     pub fn is_adaptive(&self) -> bool {
         self.policy.is_some()
     }
 
-    /// Whether it pays to draft one more token after those whose confidences are given.
+    /// Whether it pays to draft one more token after tokens with these confidences.
     ///
-    /// Always true where the length is fixed. A drafter that samples may let this decide whether to draft
-    /// the *next* token, but must not drop one that it has drawn: which tokens are verified may depend on
-    /// their predecessors only, or the result is no longer the target's distribution.
+    /// Always true if the length is fixed. A drafter that samples may let this decide whether to draft the
+    /// *next* token, but must not drop one that it has drawn: which tokens are verified may depend on their
+    /// predecessors only, or the result is no longer the target's distribution.
     pub fn pays(&self, confidences: &[f32]) -> bool {
         self.policy.is_none_or(|policy| policy.pays(confidences))
     }
 }
 
-/// What became of a proposal.
+/// The outcome of a proposal.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Outcome<'a> {
     /// The text after the step.
     pub context: &'a [TokenId],
-    /// Tokens that were verified; fewer than proposed where the rest was not worth it.
+    /// Tokens that were verified; fewer than proposed if the rest was not worth it.
     pub n_drafted: usize,
-    /// Those of them that the target agreed with.
+    /// How many of them the target agreed with.
     pub n_accepted: usize,
 }
 
@@ -160,21 +160,21 @@ impl Draft {
     }
 
     /// The distribution that each token was drawn from. Siblings of a tree are independent draws from one
-    /// distribution. Without this, tokens count as chosen without chance.
+    /// distribution. Without this, tokens are taken to be chosen deterministically.
     pub fn with_proposals(mut self, proposals: Vec<Distribution>) -> Self {
         self.proposals = Some(proposals);
         self
     }
 
-    /// How sure the drafter is of each token given its predecessors, 0 to 1. The adaptive length learns
-    /// what acceptance a confidence means, so that any scale will do.
+    /// How sure the drafter is of each token given the tokens before it, 0 to 1. The adaptive length learns
+    /// what acceptance a confidence implies, so any scale will do.
     pub fn with_confidences(mut self, confidences: Vec<f32>) -> Self {
         self.confidences = Some(confidences);
         self
     }
 
-    /// Time spent on tokens that had not been looked at during steps without a draft; it is counted apart
-    /// from the usual cost of drafting.
+    /// Time spent on tokens from earlier steps without a draft; it is counted separately from the usual cost
+    /// of drafting.
     pub fn with_catch_up(mut self, time: Duration) -> Self {
         self.catch_up = time;
         self
@@ -190,7 +190,7 @@ impl Draft {
         self.parents.as_deref()
     }
 
-    /// The distributions that the tokens were drawn from, `None` if they were chosen without chance.
+    /// The distributions that the tokens were drawn from, `None` if they were chosen deterministically.
     pub fn proposals(&self) -> Option<&[Distribution]> {
         self.proposals.as_deref()
     }
@@ -290,7 +290,7 @@ impl Draft {
         }
     }
 
-    /// Checks what a target relies on.
+    /// Checks everything that a target relies on.
     ///
     /// # Errors
     /// [`Error::DraftTooLong`], [`Error::DraftToken`], [`Error::DraftShape`], [`Error::DraftParent`].

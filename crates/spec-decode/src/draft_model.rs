@@ -4,8 +4,8 @@ use breakers_core::{Distribution, LanguageModel, Output, SequenceId, Step, StepE
 
 use crate::{Draft, DraftRequest, Drafter, Error, Result, TokenizerFingerprint};
 
-/// How a draft model chooses its tokens where the target samples. A greedy target is always drafted for
-/// with the most likely token.
+/// How a draft model chooses its tokens if the target samples. For a greedy target, drafts always consist of
+/// the most likely tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Proposal {
@@ -13,7 +13,7 @@ pub enum Proposal {
     /// rejection: accepted with probability Σ min(p, q).
     #[default]
     Sampled,
-    /// The most likely token: accepted with probability p(token), which is less, but the text is the one of
+    /// The most likely token: accepted with probability p(token), which is less, but the text is that of
     /// plain sampling with the same seed, however many tokens are drafted.
     MostLikely,
 }
@@ -21,17 +21,17 @@ pub enum Proposal {
 /// Settings of a [`ModelDrafter`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ModelDraftConfig {
-    /// How tokens are chosen where the target samples.
+    /// How tokens are chosen if the target samples.
     pub proposal: Proposal,
-    /// Drafting ends after a token less likely than this under the draft model. 0: never, which leaves it to
-    /// the adaptive length.
+    /// Drafting ends after a token that is less likely than this under the draft model. 0: never, so that
+    /// only the adaptive length decides.
     pub min_probability: f32,
 }
 
 /// A small model with the same tokenizer that runs ahead of the target.
 ///
-/// It keeps a sequence of its own. What the target rejected is truncated at the next proposal, and what it
-/// does not hold yet (usually one or two tokens, more after steps without a draft) is fed in one pass.
+/// It keeps a sequence of its own. Rejected tokens are removed at the next proposal, and new tokens (usually
+/// one or two, more after steps without a draft) are fed in one pass.
 ///
 /// # Cost
 /// One single-row pass of the draft model per token.
@@ -51,14 +51,14 @@ pub struct ModelDrafter<M: LanguageModel> {
     sequence: Option<SequenceId>,
     /// Tokens that the sequence holds.
     held: Vec<TokenId>,
-    /// How many of them are known to be the text's.
+    /// How many of them are known to be part of the text.
     agreed: usize,
 }
 
 impl<M: LanguageModel> ModelDrafter<M> {
     /// Wraps a draft model, after a check that its tokenizer is the target's.
     ///
-    /// The number of logits may differ: ids that pad one of the two are never proposed.
+    /// The numbers of logits may differ: padding ids are never proposed.
     ///
     /// # Errors
     /// [`Error::TokenizerMismatch`].
@@ -75,14 +75,14 @@ impl<M: LanguageModel> ModelDrafter<M> {
         Ok(Self { model, config, name, sequence: None, held: Vec::new(), agreed: 0 })
     }
 
-    /// Whether the draft model can look at a context, with room for one token more.
+    /// Whether a context fits into the draft model, with room for one more token.
     fn fits(&self, context: &[TokenId]) -> bool {
         let info = self.model.info();
         context.len() <= info.max_context && context.iter().all(|&t| (t as usize) < info.vocab_size)
     }
 
-    /// Makes the sequence hold the beginning of `context`, all but at least `leave` tokens, and returns how
-    /// many it holds.
+    /// Rewinds the sequence so that it holds a beginning of `context` without at least the last `leave`
+    /// tokens, and returns how many tokens it holds.
     fn rewind(&mut self, context: &[TokenId], leave: usize) -> Result<(SequenceId, usize)> {
         let from = self.agreed.min(context.len());
         let equal = self.held[from..].iter().zip(&context[from..]).take_while(|(a, b)| a == b).count();
@@ -96,14 +96,14 @@ impl<M: LanguageModel> ModelDrafter<M> {
                 Ok(()) => {
                     self.held.truncate(keep);
                     self.agreed = keep;
-                    // They are part of the text for good.
+                    // They are a permanent part of the text.
                     let committed = self.model.committed(sequence).map_err(Error::Draft)?;
                     if keep > committed {
                         self.model.commit(sequence, keep - committed).map_err(Error::Draft)?;
                     }
                     return Ok((sequence, keep));
                 }
-                // A new text that shares a compressed prefix: begin anew.
+                // A new text that shares a compressed prefix: start over.
                 Err(breakers_core::Error::Step(StepError::TruncateEvicted { .. })) => self.close(),
                 Err(error) => return Err(Error::Draft(error)),
             }
@@ -113,7 +113,7 @@ impl<M: LanguageModel> ModelDrafter<M> {
         Ok((sequence, 0))
     }
 
-    /// Feeds tokens and returns what was wanted of the last one.
+    /// Feeds tokens and returns the output of the last one.
     fn feed(&mut self, sequence: SequenceId, tokens: &[TokenId], want: Want) -> Result<Output> {
         let mut steps = [Step::last(sequence, tokens.to_vec(), want)];
         self.model.forward(&mut steps).map_err(Error::Draft)?;
@@ -130,8 +130,8 @@ impl<M: LanguageModel> ModelDrafter<M> {
         self.agreed = 0;
     }
 
-    /// Chooses a draft token from an answer: the token, its probability if that was asked for, and what it
-    /// was drawn from if it was left to chance.
+    /// Chooses a draft token. Returns the token, its probability if that was asked for, and the distribution
+    /// that it was drawn from if it was drawn.
     fn choose(
         &self,
         output: Output,
@@ -145,7 +145,7 @@ impl<M: LanguageModel> ModelDrafter<M> {
             Output::TopK(best) => best.first().map(|b| (b.token, Some(b.logprob.exp()), None)).ok_or(missing),
             Output::Logits(mut logits) => {
                 if request.vocab_size < usize::MAX {
-                    // A token that the draft model lacks is one that it excludes.
+                    // Tokens that the draft model lacks count as excluded.
                     logits.resize(request.vocab_size, f32::NEG_INFINITY);
                 }
                 let q = request.sampling.distribution(&logits, history)?;
@@ -192,7 +192,7 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
         let max_tokens = request.max_tokens.min(room);
         let samples = self.samples(request);
         // The most likely token does not depend on the temperature; penalties and biases need the logits. Its
-        // probability costs a pass over the vocabulary, which is left out where nobody asks for it.
+        // probability costs a pass over the vocabulary, which is skipped if nobody asks for it.
         let want = match samples || request.sampling.changes_logits() {
             true => Want::Logits,
             false if request.is_adaptive() || self.config.min_probability > 0.0 => Want::TopK(1),
@@ -201,7 +201,7 @@ impl<M: LanguageModel> Drafter for ModelDrafter<M> {
 
         let (sequence, mut keep) = self.rewind(context, 1)?;
         let mut catch_up = Duration::ZERO;
-        // After a fully accepted draft two tokens are missing; more than that were passed over on purpose.
+        // After a fully accepted draft two tokens are missing; more mean that steps were skipped on purpose.
         if context.len() - keep > 2 {
             let begun = Instant::now();
             self.feed(sequence, &context[keep..context.len() - 1], Want::Nothing)?;

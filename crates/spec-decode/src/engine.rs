@@ -19,11 +19,11 @@ mod driver;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct EngineConfig {
-    /// Texts that are generated at a time; further requests wait for one to end.
+    /// How many texts are generated at a time; further requests wait for one to end.
     pub max_texts: usize,
-    /// Rows of a forward pass, which bounds how long the others wait while a prompt is read.
+    /// The most rows of a forward pass. This bounds how long other texts wait while a prompt is read.
     pub max_rows: usize,
-    /// How many tokens are drafted.
+    /// How many tokens to draft.
     pub draft_length: DraftLength,
     /// What happens to a constrained answer at the limit of its tokens.
     pub at_limit: AtLimit,
@@ -36,22 +36,22 @@ impl Default for EngineConfig {
     }
 }
 
-/// Makes the constraint of a request; `None` if it asks for none.
+/// Creates the constraint of a request; `None` if it needs none.
 type MakeConstraint = dyn Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync;
 
 /// Any language model as a [`ChatModel`], with any drafter and any constraint.
 ///
-/// Requests may come from several threads at once. They share the passes of the one model: whoever waits for
-/// an answer runs the next pass for all of them, so that no thread is started and none is idle while there is
-/// work. Each answer is the one that the request would have had alone.
+/// Requests may come from several threads at once. They share the model's passes: a thread that waits for an
+/// answer runs the next pass for all of them, so no thread is started and none is idle while there is work.
+/// Each answer is the one that the request would get alone.
 ///
 /// # Determinism
 /// The same seed gives the same answer, unless the drafter itself samples (see
-/// [`Proposal::Sampled`](crate::Proposal::Sampled)): the distribution is the same then.
+/// [`Proposal::Sampled`](crate::Proposal::Sampled)): in that case only the distribution is the same.
 ///
 /// # Limits
-/// Functions to be called are refused: what a model writes for a call depends on its family. Answers by a
-/// schema need [`with_constraints`](Self::with_constraints).
+/// Requests with tools are refused, because the format of function calls depends on the model family. Answers
+/// that follow a schema need [`with_constraints`](Self::with_constraints).
 ///
 /// # Example
 /// ```
@@ -79,19 +79,19 @@ pub struct Engine<M, D = NoDrafter> {
     format: Option<Arc<dyn ChatFormat>>,
     make_constraint: Option<Box<MakeConstraint>>,
     shared: Mutex<Shared<M, D>>,
-    /// Told when mail was delivered, and when the driver is free.
+    /// Signaled when results are delivered, and when the driver is free.
     wake: Condvar,
 }
 
 struct Shared<M, D> {
-    /// `None` while somebody runs a pass.
+    /// `None` while a thread runs a pass.
     driver: Option<Driver<M, D>>,
     queue: VecDeque<(Ticket, Job)>,
-    /// Requests that nobody waits for any more.
+    /// Requests that nobody waits for anymore.
     gone: Vec<Ticket>,
     mail: HashMap<Ticket, Vec<Event>>,
     n_tickets: u64,
-    /// A pass ended in a panic, so that nothing drives the model any more.
+    /// A pass has panicked, so the model cannot be used anymore.
     is_broken: bool,
 }
 
@@ -101,7 +101,7 @@ struct Shared<M, D> {
 struct Broken;
 
 impl<M: LanguageModel> Engine<M> {
-    /// Plain decoding, without conversations: texts and tokens are continued.
+    /// An engine with plain decoding and without a chat format: it continues texts and tokens.
     pub fn new(model: M, tokenizer: Arc<dyn Tokenizer>) -> Self {
         let info = model.info().clone();
         let mut card = ModelCard::new(info.name.clone());
@@ -123,7 +123,7 @@ impl<M: LanguageModel> Engine<M> {
 }
 
 impl<M: LanguageModel, D: Drafter> Engine<M, D> {
-    /// The same engine with drafters made by a function, one for each text at a time; they are used again.
+    /// The same engine with drafters from a function, one for each text that runs at a time; they are reused.
     pub fn with_drafter<E: Drafter>(self, make: impl FnMut() -> Result<E> + Send + 'static) -> Engine<M, E> {
         let Self { info, card, config, tokenizer, format, make_constraint, shared, wake } = self;
         let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -132,16 +132,16 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         Engine { info, card, config, tokenizer, format, make_constraint, shared, wake }
     }
 
-    /// The same engine for conversations in this form.
+    /// The same engine, which can also answer conversations, in this chat format.
     pub fn with_format(mut self, format: Arc<dyn ChatFormat>) -> Self {
         self.format = Some(format);
         self.card.capabilities.chat = true;
         self
     }
 
-    /// The same engine with constraints: the function makes that of a request, and is asked for every
-    /// request, so that it can constrain by [`ChatRequest::response`] or by anything else. A request for a
-    /// form other than text for which it makes none is refused.
+    /// The same engine with constraints. The function is called for every request, so it can constrain by
+    /// [`ChatRequest::response`] or by anything else. A request for a format other than text is refused if
+    /// the function returns no constraint for it.
     pub fn with_constraints(
         mut self,
         make: impl Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync + 'static,
@@ -157,7 +157,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         self
     }
 
-    /// The same engine with another name, revision or price; what it can do stays.
+    /// The same engine with another name, revision or price. Its capabilities stay the same.
     pub fn with_card(mut self, card: ModelCard) -> Self {
         let (capabilities, max_context) = (self.card.capabilities, self.card.max_context);
         self.card = card;
@@ -232,7 +232,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         Waiting { engine: self, ticket }
     }
 
-    /// What is new of a request. Whoever waits runs the next pass, if nobody else does.
+    /// Waits for news of a request. If no other thread does, the waiting thread runs the next pass.
     fn wait(&self, ticket: Ticket) -> Result<Vec<Event>, CallError> {
         let mut shared = self.lock();
         loop {
@@ -287,7 +287,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         }
     }
 
-    /// Adds to an answer and tells its receiver.
+    /// Adds to an answer and calls its receiver.
     fn deliver(
         &self,
         reply: &mut ChatReply,
@@ -335,7 +335,7 @@ impl<M: LanguageModel, D: Drafter> Shared<M, D> {
     }
 }
 
-/// A request whose answer somebody waits for. Dropped, it leaves the batch.
+/// A request whose answer somebody waits for. When this is dropped, the request leaves the batch.
 struct Waiting<'e, M: LanguageModel, D: Drafter> {
     engine: &'e Engine<M, D>,
     ticket: Ticket,
@@ -353,7 +353,7 @@ impl<M: LanguageModel, D: Drafter> Drop for Waiting<'_, M, D> {
     }
 }
 
-/// The driver, while a pass runs. If that panics, everybody hears of it.
+/// The driver, while a pass runs. If the pass panics, all waiting threads are told.
 struct Driving<'e, M: LanguageModel, D: Drafter> {
     engine: &'e Engine<M, D>,
     driver: Option<Driver<M, D>>,
@@ -366,12 +366,12 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
         driver.step(admitted, self.engine.config.max_rows)
     }
 
-    /// Puts the driver back and delivers what it did.
+    /// Puts the driver back and delivers its results.
     fn give_back(mut self, done: driver::Done) -> MutexGuard<'e, Shared<M, D>> {
         let mut shared = self.engine.lock();
         shared.driver = self.driver.take();
         for (ticket, event) in done.events {
-            // A request that was given up has no mailbox.
+            // An abandoned request has no mailbox.
             if let Some(mail) = shared.mail.get_mut(&ticket) {
                 mail.push(event);
             }
@@ -406,7 +406,7 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
         Ok(reply)
     }
 
-    /// The requests share passes.
+    /// The requests share forward passes.
     fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
         let begun = Instant::now();
         let submit = |request: &ChatRequest| {
@@ -433,7 +433,7 @@ impl<M, D> std::fmt::Debug for Engine<M, D> {
     }
 }
 
-/// A seed that nobody has chosen.
+/// A random seed.
 fn fresh_seed() -> u64 {
     // The keys of the standard library's hash maps are drawn by the operating system.
     std::hash::RandomState::new().build_hasher().finish()

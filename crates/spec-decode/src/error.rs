@@ -7,8 +7,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in speculative decoding.
 ///
-/// Whatever is returned, the target's sequence holds the prompt and the tokens handed out so far without
-/// the last of them, all final: provisional tokens have been taken back.
+/// After any error the target's sequence holds the prompt and the tokens produced so far except the last one,
+/// all final: provisional tokens have been removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,13 +18,14 @@ pub enum Error {
     /// The model that drafts failed.
     #[error("the draft model failed: {0}")]
     Draft(#[source] breakers_core::Error),
-    /// Logits that cannot be sampled from, or sampling parameters out of range.
+    /// Logits cannot be sampled from, or sampling parameters are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// The constraint of the text failed, or leaves no token.
+    /// The constraint of the text failed, or allows no token.
     #[error(transparent)]
     Constraint(#[from] breakers_core::ConstraintError),
-    /// Draft and target model have different tokenizers, so that a draft's ids would mean something else.
+    /// The draft model and the target model have different tokenizers, so the draft's ids would mean
+    /// something else.
     #[error("the draft model's tokenizer differs from the target's: expected {expected}, found {found}")]
     TokenizerMismatch {
         /// The target's tokenizer.
@@ -40,20 +41,20 @@ pub enum Error {
         /// Names that exist.
         known: String,
     },
-    /// A prompt without tokens has nothing to predict from.
+    /// The prompt has no tokens to predict from.
     #[error("the prompt is empty; it needs at least one token")]
     EmptyPrompt,
-    /// The sequence holds the whole prompt already, so that no row is left to predict from.
+    /// The sequence already holds the whole prompt, so there is no row left to predict from.
     #[error(
         "the sequence holds {held} tokens and the prompt has {prompt}; at least one must be left to feed"
     )]
     NothingToFeed {
         /// Tokens in the sequence.
         held: usize,
-        /// Tokens in the prompt, those in the sequence included.
+        /// Tokens in the prompt, including those in the sequence.
         prompt: usize,
     },
-    /// The sequence ends in provisional tokens of somebody else.
+    /// The sequence ends in provisional tokens that another caller has fed.
     #[error("the sequence holds {held} tokens but only {committed} are final; commit or truncate the others")]
     ProvisionalTokens {
         /// Final tokens.
@@ -77,7 +78,7 @@ pub enum Error {
         /// Ids below this are valid.
         vocab_size: usize,
     },
-    /// A vector of a draft does not fit its tokens.
+    /// A vector of a draft does not match its number of tokens.
     #[error("a draft's {what} have {found} entries for {expected} tokens")]
     DraftShape {
         /// Which vector.

@@ -9,7 +9,7 @@ use breakers_core::{TokenId, Vocabulary};
 ///
 /// # Source
 /// 128-bit FNV-1a (draft-eastlake-fnv) over the length and the bytes of each token. It guards against
-/// mistakes, not against somebody who constructs a collision.
+/// mistakes, not against deliberately constructed collisions.
 ///
 /// # Example
 /// ```

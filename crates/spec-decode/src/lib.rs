@@ -1,22 +1,22 @@
 //! Decoding for any [`LanguageModel`]: plain and speculative, streamed, constrained, in batches.
 //!
-//! In speculative decoding a cheap drafter guesses several tokens, the target model looks at all of them in
-//! one forward pass, and exactly those are kept that it would have produced itself. The text is the one of
-//! plain decoding: the same tokens under greedy decoding, the same distribution under sampling (and the same
-//! tokens for the same seed, unless the drafter samples, too). This rests on [`LanguageModel`]'s promise that
-//! a row's logits do not depend on how many rows are in the call.
+//! In speculative decoding a cheap drafter guesses several tokens, the target model evaluates all of them in
+//! one forward pass, and only those that it would have produced itself are kept. The text is that of plain
+//! decoding: the same tokens under greedy decoding, the same distribution under sampling (and the same tokens
+//! for the same seed, unless the drafter samples, too). This rests on [`LanguageModel`]'s promise that a
+//! row's logits do not depend on how many rows are in the call.
 //!
-//! | wish | type |
+//! | to | use |
 //! |---|---|
 //! | answer requests, from several threads at once | [`Engine`], a [`ChatModel`](breakers_core::ChatModel) |
-//! | generate a text | [`Speculator`] and [`speculate`]; several given at once: [`BatchSpeculator`] |
-//! | text as it comes, stop strings, a constraint, log-probabilities | [`Decoding`], the state machine underneath |
-//! | texts that join and leave | [`Batch`] |
-//! | guesses | [`NgramDrafter`] (a suffix automaton), [`ModelDrafter`] (a small model), [`NoDrafter`] (plain decoding) |
-//! | any of them by name, such as `ngram` or `model:smollm2-135m` | [`DrafterSpec`], the list: [`DRAFTERS`] |
-//! | a drafter of one's own | [`Drafter`], with the rules of acceptance in [`verify`] |
-//! | how many tokens to draft | [`AdaptiveLength`], from measured costs; it turns itself off where it would lose |
-//! | what a run cost, and what it should | [`Stats`], [`theory`] |
+//! | generate a text | [`Speculator`] and [`speculate`]; for several at once: [`BatchSpeculator`] |
+//! | get text as it is produced, use stop strings, a constraint or log-probabilities | [`Decoding`], the underlying state machine |
+//! | let texts join and leave a batch | [`Batch`] |
+//! | draft | [`NgramDrafter`] (a suffix automaton), [`ModelDrafter`] (a small model), [`NoDrafter`] (plain decoding) |
+//! | choose a drafter by name, such as `ngram` or `model:smollm2-135m` | [`DrafterSpec`]; [`DRAFTERS`] lists them |
+//! | write a drafter of your own | [`Drafter`]; the rules of acceptance are in [`verify`] |
+//! | decide how many tokens to draft | [`AdaptiveLength`], from measured costs; it turns drafting off where it would be slower |
+//! | see what a run cost, and what it should cost | [`Stats`], [`theory`] |
 //!
 //! # Example
 //! ```
@@ -46,8 +46,8 @@
 //! # }
 //! ```
 //!
-//! A drafter of one's own, which expects what stood twenty tokens before. Wrong guesses cost
-//! time, and nothing else:
+//! A drafter of your own, which predicts that the text repeats what it said twenty tokens earlier. Wrong
+//! guesses cost time and nothing else:
 //! ```
 //! # mod toy { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/toy.rs")); }
 //! # use toy::Toy;

@@ -3,14 +3,15 @@ use breakers_core::TokenId;
 use crate::suffix_automaton::{ROOT, SuffixAutomaton};
 use crate::{Draft, DraftRequest, Drafter, Result};
 
-/// Which earlier occurrence of a match is copied from.
+/// Which earlier occurrence of a match to copy from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Continuation {
-    /// What followed the match the last time.
+    /// The tokens that followed the most recent occurrence.
     #[default]
     MostRecent,
-    /// What followed it most often, chosen anew after each token; of equals the more recent.
+    /// The token that followed most often, chosen again after each token; the more recent one if they are
+    /// equally frequent.
     MostFrequent,
 }
 
@@ -19,23 +20,23 @@ pub enum Continuation {
 pub struct NgramConfig {
     /// Tokens that must match before anything is proposed.
     pub min_match: usize,
-    /// Which occurrence is copied from.
+    /// Which occurrence to copy from.
     pub continuation: Continuation,
 }
 
 impl Default for NgramConfig {
     fn default() -> Self {
-        // A short match is right now and then, and where a few rows cost what one does, that is worth a try;
-        // where they do not, the adaptive length knows.
+        // A short match is sometimes right. Where a few rows cost no more than one, that is worth a try;
+        // where they cost more, the adaptive length takes care of it.
         Self { min_match: 1, continuation: Continuation::MostRecent }
     }
 }
 
 impl NgramConfig {
-    /// Prompt lookup as published: a single matching token will do.
+    /// Prompt lookup as published: a single matching token is enough.
     ///
-    /// Deviations: the longest match is taken rather than one of at most three tokens, and its latest
-    /// occurrence rather than its first.
+    /// Deviations: it uses the longest match rather than one of at most three tokens, and its latest
+    /// occurrence rather than the first.
     pub fn paper() -> Self {
         Self { min_match: 1, continuation: Continuation::MostRecent }
     }
@@ -44,9 +45,9 @@ impl NgramConfig {
 /// Prompt lookup: finds the longest end of the text that occurs earlier in the prompt or in the output, and
 /// proposes what followed it there.
 ///
-/// Where a copy runs into the end of the text it goes on in itself, so that periodic text is continued to
-/// any length. A token's confidence is m/(m + 1) for a match of m tokens (those proposed before it
-/// included), with [`Continuation::MostFrequent`] times the share of its followers.
+/// A copy that reaches the end of the text continues within itself, so periodic text can be continued to any
+/// length. A token's confidence is m/(m + 1) for a match of m tokens (including those proposed before it);
+/// with [`Continuation::MostFrequent`] it is multiplied by the token's share of the continuations.
 ///
 /// # Cost
 /// Amortized constant time per token of the text; no model is run.
@@ -90,7 +91,7 @@ impl NgramDrafter {
         Self { config, automaton: SuffixAutomaton::new() }
     }
 
-    /// Appends tokens that the automaton has not seen.
+    /// Appends the tokens that the automaton has not seen yet.
     fn extend(&mut self, context: &[TokenId]) {
         if context.len() < self.automaton.text().len() {
             self.automaton.clear();
@@ -131,7 +132,7 @@ impl NgramDrafter {
                     state = best.state;
                     length += 1;
                 }
-                // The text ends here: go on from the longest shorter match that has been continued.
+                // The text ends here: continue from the longest shorter match that has a continuation.
                 None => {
                     state = self.automaton.link(state).unwrap_or(ROOT);
                     length = self.automaton.length(state).min(length);
@@ -204,11 +205,11 @@ mod tests {
         check(MostRecent, 1, &[1, 2, 3], 4, &[]);
         check(MostRecent, 2, &[1, 2, 3, 1], 4, &[]);
         check(MostRecent, 1, &[1, 2, 3, 1], 2, &[2, 3]);
-        // The copy goes on in itself.
+        // The copy continues within itself.
         check(MostRecent, 2, &[1, 2, 1, 2], 5, &[1, 2, 1, 2, 1]);
         check(MostRecent, 1, &[7, 7], 4, &[7, 7, 7, 7]);
         check(MostFrequent, 1, &[7, 7, 7, 7], 4, &[7, 7, 7, 7]);
-        // The longest match wins over later, shorter ones.
+        // The longest match is preferred to later, shorter ones.
         check(MostRecent, 1, &[1, 2, 3, 50, 3, 60, 2, 3, 70, 1, 2, 3], 1, &[50]);
         // 1 2 was followed by 3, 3, 4.
         let often = [1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 4, 5, 1, 2];
@@ -238,7 +239,7 @@ mod tests {
         drafter.start(&[1, 2, 3, 1, 2]).unwrap();
         drafter.start(&[1, 2]).unwrap();
         assert!(propose(&mut drafter, &[1, 2], 4).is_empty());
-        // Even without a start, a context that is shorter than before is a new text.
+        // Even without a call of `start`, a shorter context than before is a new text.
         assert!(propose(&mut drafter, &[2], 4).is_empty());
     }
 }

@@ -5,7 +5,7 @@ use breakers_core::{LanguageModel, SequenceId, TokenId};
 
 use crate::{AdaptiveLength, Config, Decoding, Drafter, Error, Result, Speculated};
 
-/// Generates texts with a model and a drafter, and remembers from text to text what pays off.
+/// Generates texts with a model and a drafter, and remembers from text to text which draft lengths pay off.
 ///
 /// # Example
 /// See the [crate's page](crate).
@@ -16,7 +16,7 @@ pub struct Speculator<D> {
 }
 
 impl<D: Drafter> Speculator<D> {
-    /// Without any experience.
+    /// A speculator without any experience.
     pub fn new(drafter: D) -> Self {
         Self { drafter, policy: AdaptiveLength::new() }
     }
@@ -39,7 +39,7 @@ impl<D: Drafter> Speculator<D> {
         self.policy.calibrate(model, prompt, max_rows)
     }
 
-    /// What has been learned so far.
+    /// The experience gathered so far.
     pub fn policy(&self) -> &AdaptiveLength {
         &self.policy
     }
@@ -61,8 +61,8 @@ impl<D: Drafter> Speculator<D> {
         result
     }
 
-    /// Continues `prompt`: all tokens of the text, of which `sequence` may hold a beginning. `on_tokens`
-    /// receives the new tokens of each step and can stop the text after them.
+    /// Continues `prompt`, which holds all tokens of the text; `sequence` may already hold its first tokens.
+    /// `on_tokens` receives the new tokens of each step and can end the text after them.
     ///
     /// Afterwards the sequence holds the prompt and the output without its last token, all final.
     ///
@@ -84,8 +84,8 @@ impl<D: Drafter> Speculator<D> {
         Ok(decoding.into_result())
     }
 
-    /// Runs a text to its end, with what was learned from earlier ones. After each step `on_step` receives it
-    /// with the number of its new tokens, and can end it.
+    /// Runs a text to its end, using the experience from earlier ones. After each step `on_step` receives the
+    /// text and the number of its new tokens, and can end it.
     ///
     /// # Errors
     /// As [`continue_sequence`](Self::continue_sequence).
@@ -111,7 +111,7 @@ impl<D: Drafter> Speculator<D> {
     }
 }
 
-/// One step of a single text; whether there was any.
+/// Runs one step of a single text. Returns whether there was one.
 fn advance<M: LanguageModel + ?Sized, D: Drafter + ?Sized>(
     decoding: &mut Decoding,
     model: &mut M,

@@ -1,41 +1,41 @@
 use serde::{Deserialize, Serialize};
 
-/// What became of the draft tokens at one position (depth, for trees).
+/// What happened to the draft tokens at one position (depth, for trees).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PositionStats {
-    /// Drafts that had a token here, all before it having been accepted.
+    /// Drafts with a token at this position whose earlier tokens were all accepted.
     pub reached: usize,
-    /// Those whose token here was accepted, too.
+    /// How many of these tokens were accepted.
     pub accepted: usize,
 }
 
-/// Steps over a number of rows.
+/// Steps with one number of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RowStats {
     /// Rows of the forward pass: 1 for a plain step, 1 + the draft's tokens for verification.
     pub rows: usize,
     /// Number of steps.
     pub steps: usize,
-    /// Their time in seconds, together.
+    /// Their total time in seconds.
     pub seconds: f64,
 }
 
 /// What a run did and what it cost.
 ///
 /// # Units
-/// Times are in seconds of the wall clock.
+/// Times are wall-clock times in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Prompts that were fed.
     pub prompts: usize,
-    /// Tokens of the prompts that were fed (those held by the sequence before are not counted).
+    /// Tokens of the prompts that were fed, not counting those that the sequence already held.
     pub prompt_tokens: usize,
-    /// Tokens produced, the one that follows the prompt included.
+    /// Tokens produced, including the one that follows the prompt.
     pub emitted: usize,
     /// Decoding steps of the target after the prompt.
     pub steps: usize,
-    /// Those of them that verified a draft.
+    /// How many of them verified a draft.
     pub speculative_steps: usize,
     /// Draft tokens verified.
     pub drafted: usize,
@@ -52,11 +52,11 @@ pub struct Stats {
     pub rows: Vec<RowStats>,
     /// Time of the target's pass over the prompt.
     pub prefill_seconds: f64,
-    /// Time in which the drafter took in the prompt.
+    /// Time that the drafter spent on the prompt.
     pub draft_prefill_seconds: f64,
     /// Time of all proposals.
     pub draft_seconds: f64,
-    /// The part of it that went into tokens of steps without a draft.
+    /// The part of it spent on tokens from steps without a draft.
     pub catch_up_seconds: f64,
     /// Time of steps that verified a draft.
     pub verify_seconds: f64,

@@ -5,8 +5,9 @@
 //! 40 (1985), sections 2 and 3 (on-line construction).
 //!
 //! # Cost
-//! Amortized constant per token: at most 2n − 1 states and 3n − 4 edges for n tokens; the edges that a split
-//! copies are new ones and stay. Marking where a match was last seen follows at most [`MARKED`] suffix links.
+//! Amortized constant per token: at most 2n − 1 states and 3n − 4 edges for n tokens; edges copied by a split
+//! are new and are never removed. Marking where a match was last seen follows at most [`MARKED`] suffix
+//! links.
 //!
 //! # Memory
 //! At most 2·20 + 3·12 bytes per token, and 12 bytes per edge in the hash index (over its load factor).
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use breakers_core::TokenId;
 
 /// How many suffix links a token marks as seen. The chain of links is longer than this only in periodic text
-/// (one link a repetition), where an older occurrence continues like the latest one.
+/// (one link per repetition), where an older occurrence continues in the same way as the latest one.
 pub(crate) const MARKED: usize = 32;
 
 const NONE: u32 = u32::MAX;
@@ -30,7 +31,7 @@ struct State {
     /// The state of its longest suffix that ends at more places.
     link: u32,
     first_edge: u32,
-    /// Where it ended last (number of tokens up to there).
+    /// Where it last ended (the number of tokens up to there).
     latest: u32,
     /// How often it was seen.
     count: u32,
@@ -54,7 +55,7 @@ pub(crate) struct Match {
     pub(crate) end: usize,
 }
 
-/// An edge as the caller sees it.
+/// A possible continuation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Continuation {
     pub(crate) token: TokenId,
@@ -115,7 +116,7 @@ impl SuffixAutomaton {
         Some(self.states[state as usize].link).filter(|&link| link != NONE)
     }
 
-    /// What followed the strings of a state.
+    /// The tokens that followed the strings of a state.
     pub(crate) fn continuations(&self, state: u32) -> impl Iterator<Item = Continuation> + '_ {
         let mut edge = self.states[state as usize].first_edge;
         std::iter::from_fn(move || {
@@ -212,7 +213,7 @@ mod tests {
         automaton
     }
 
-    /// Length and latest end of the longest suffix that occurs earlier, by trying them all.
+    /// Length and latest end of the longest suffix that occurs earlier, found by trying all of them.
     fn longest_repeated_suffix(text: &[TokenId]) -> (usize, usize) {
         let n = text.len();
         for length in (1..n).rev() {
@@ -252,7 +253,7 @@ mod tests {
     }
 
     proptest! {
-        /// Texts so short that no chain of links is cut off.
+        /// Texts that are so short that no chain of links is cut off.
         #[test]
         fn finds_the_latest_longest_match(text in prop::collection::vec(0u32..4, 1..=MARKED)) {
             let mut automaton = SuffixAutomaton::new();

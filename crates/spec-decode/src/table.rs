@@ -10,7 +10,7 @@ use crate::{
     Proposal, Result, TokenizerFingerprint,
 };
 
-/// A drafter that is made by name.
+/// A drafter that was created by name.
 pub type NamedDrafter = Box<dyn Drafter + Send>;
 
 /// A method of drafting, by name.
@@ -19,19 +19,19 @@ pub type NamedDrafter = Box<dyn Drafter + Send>;
 pub struct Entry {
     /// The name, lower case, as in `--draft ngram`.
     pub name: &'static str,
-    /// The paper, or what stands in its place.
+    /// The paper, or a description if there is none.
     pub paper: &'static str,
-    /// Makes it.
+    /// How to create it.
     pub build: Build,
 }
 
-/// What a drafter is made of.
+/// How a drafter is created.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Build {
-    /// Nothing but its settings.
+    /// From nothing but its settings.
     Alone(fn() -> NamedDrafter),
-    /// A smaller model, whose name stands behind a colon.
+    /// From a smaller model, whose name follows a colon.
     WithModel(fn(DraftModel) -> Result<NamedDrafter>),
 }
 
@@ -49,7 +49,7 @@ const fn entry(name: &'static str, paper: &'static str, build: Build) -> Entry {
     Entry { name, paper, build }
 }
 
-/// Every drafter of this crate. A new one is a file and a line here.
+/// All drafters of this crate. A new one needs a file and a line here.
 pub const DRAFTERS: &[Entry] = &[
     entry("none", "plain decoding: what every drafter has to beat", Build::Alone(|| Box::new(NoDrafter))),
     entry(
@@ -84,7 +84,7 @@ fn model(parts: DraftModel, config: ModelDraftConfig) -> Result<NamedDrafter> {
     Ok(Box::new(ModelDrafter::new(model, tokenizer, target_tokenizer, config)?))
 }
 
-/// Which drafter is wanted, by name.
+/// A drafter, chosen by name.
 ///
 /// | name | drafter |
 /// |---|---|
@@ -113,12 +113,12 @@ pub struct DrafterSpec {
 }
 
 impl DrafterSpec {
-    /// The name of the model that drafts, if one does.
+    /// The name of the draft model, if there is one.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    /// The drafter; `load` is called with the name of the model that drafts, if one does.
+    /// Creates the drafter. `load` is called with the name of the draft model, if there is one.
     ///
     /// # Errors
     /// Those of `load`; [`Error::TokenizerMismatch`].

@@ -3,16 +3,16 @@ use std::sync::Arc;
 
 use breakers_core::{TokenId, Utf8Stream, Vocabulary};
 
-/// Text out of the tokens of an output: whole characters, up to a stop string.
+/// Turns output tokens into text: whole characters, up to a stop string.
 ///
-/// What could yet turn out to be the beginning of a stop string, or of a character, is held back until it is
-/// certain. Control tokens are not text.
+/// Anything that may be the beginning of a stop string or of a character is held back until it is certain.
+/// Control tokens are not text.
 #[derive(Clone)]
 pub struct TextOutput {
     vocabulary: Arc<dyn Vocabulary>,
     characters: Utf8Stream,
     stop: StopStrings,
-    /// Text that is certain and has not been taken.
+    /// Text that is certain but has not been taken.
     ready: String,
 }
 
@@ -28,7 +28,7 @@ impl TextOutput {
         &self.vocabulary
     }
 
-    /// Adds a token. Whether a stop string is complete with it; the text ends before that then.
+    /// Adds a token, and returns whether it completes a stop string; the text then ends before that string.
     pub fn push(&mut self, token: TokenId) -> bool {
         if self.vocabulary.is_control(token) {
             return false;
@@ -37,7 +37,7 @@ impl TextOutput {
         self.stop.push(self.characters.push(bytes), &mut self.ready)
     }
 
-    /// Ends the text: nothing is held back any more. Whether a stop string is complete with that.
+    /// Ends the text, so that nothing is held back anymore, and returns whether this completes a stop string.
     pub fn finish(&mut self) -> bool {
         let stopped = self.stop.push(self.characters.finish(), &mut self.ready);
         if !stopped {
@@ -79,13 +79,13 @@ pub struct StopStrings {
 }
 
 impl StopStrings {
-    /// For these stop strings; empty ones are ignored.
+    /// A finder for these stop strings; empty ones are ignored.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         let stops = stops.iter().map(S::as_ref).filter(|stop| !stop.is_empty()).map(str::to_owned).collect();
         Self { stops, held: String::new() }
     }
 
-    /// Adds text; what is certain now is appended to `out`. Returns whether a stop string was found.
+    /// Adds text, and appends what is now certain to `out`. Returns whether a stop string was found.
     pub fn push(&mut self, text: &str, out: &mut String) -> bool {
         self.held.push_str(text);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
@@ -93,7 +93,7 @@ impl StopStrings {
             self.held.clear();
             return true;
         }
-        // The longest end of the held text that begins a stop string stays back.
+        // The longest suffix of the held text that is the beginning of a stop string is held back.
         let keep = self.stops.iter().map(|stop| {
             let mut ends =
                 stop.char_indices().map(|(i, _)| i).filter(|&i| i > 0 && self.held.ends_with(&stop[..i]));
@@ -105,7 +105,7 @@ impl StopStrings {
         false
     }
 
-    /// Ends the text: what was held back is appended to `out`.
+    /// Ends the text, and appends what was held back to `out`.
     pub fn finish(&mut self, out: &mut String) {
         out.push_str(&self.held);
         self.held.clear();

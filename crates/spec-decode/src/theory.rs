@@ -1,4 +1,4 @@
-//! What speculation should gain, in closed form.
+//! The expected gain of speculation, in closed form.
 
 /// Expected tokens per step when each of γ draft tokens is accepted with probability α independently:
 /// (1 − α^(γ+1))/(1 − α).
@@ -17,8 +17,8 @@ pub fn expected_tokens(alpha: f64, gamma: usize) -> f64 {
     (0..gamma).fold(1.0, |sum, _| 1.0 + alpha * sum)
 }
 
-/// Expected speed-up over plain decoding where verifying γ + 1 rows takes as long as a plain step, and
-/// drafting one token takes `c` plain steps: (1 − α^(γ+1))/((1 − α)(γc + 1)).
+/// Expected speed-up over plain decoding if verifying γ + 1 rows takes as long as a plain step, and drafting
+/// one token takes `c` plain steps: (1 − α^(γ+1))/((1 − α)(γc + 1)).
 ///
 /// # Source
 /// Leviathan et al. (arXiv 2211.17192), theorem 3.8.

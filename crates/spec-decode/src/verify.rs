@@ -1,8 +1,8 @@
 //! Which of a draft's tokens the target would have produced itself.
 //!
 //! Both rules give exactly the target's text: [`by_draw`] token by token, [`by_rejection`] in distribution.
-//! They know nothing of models: the caller supplies the target's choice, or its distribution, after a path
-//! of accepted tokens, and is asked only as far as tokens are accepted.
+//! They do not use a model: the caller supplies the target's choice, or its distribution, after a path of
+//! accepted tokens, and is called only as long as tokens are accepted.
 //!
 //! # Source
 //! Leviathan et al. (arXiv 2211.17192), section 2.3 and appendix A.1; Chen et al. (arXiv 2302.01318),
@@ -14,8 +14,7 @@ use crate::{Draft, Error, Result};
 
 /// A source of random choices.
 ///
-/// [`Sampler`] is the one to use. That this is a trait allows tests to walk through all outcomes and to add
-/// up their probabilities.
+/// Use [`Sampler`]. This is a trait so that tests can go through all outcomes and add up their probabilities.
 pub trait Chance {
     /// True with the given probability (0 to 1).
     fn accept(&mut self, probability: f64) -> bool;
@@ -32,22 +31,23 @@ impl Chance for Sampler {
     }
 }
 
-/// What verification found.
+/// The result of verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Indices of the draft's accepted tokens, from the root on.
     pub path: Vec<usize>,
-    /// The token after them: the target's own instead of a rejected one, or one more after the last.
+    /// The token after them: the target's own token instead of a rejected one, or one more token after the
+    /// last.
     pub next: TokenId,
 }
 
-/// Verifies tokens that were chosen without chance: the target makes its own choice, and the draft goes on
-/// being followed as long as it holds that choice.
+/// Verifies tokens that were chosen deterministically: the target makes its own choice, and the draft is
+/// followed as long as it contains that choice.
 ///
 /// With the arg-max as the choice this is greedy verification. With a draw from the target's distribution it
-/// is lossless sampling, and accepts a token with its probability under the target, which for a drafter
-/// without chance is what the accept/residual rule gives, too. As the draws are those of plain sampling,
-/// the tokens are the same as those of plain sampling with the same seed.
+/// is lossless sampling: a token is accepted with its probability under the target, as with the
+/// accept/residual rule for a deterministic drafter. Since the draws are those of plain sampling, the tokens
+/// are those of plain sampling with the same seed.
 ///
 /// `choose(path)` is the target's choice after the context and the draft tokens on `path`.
 ///
@@ -75,12 +75,12 @@ pub fn by_draw(draft: &Draft, mut choose: impl FnMut(&[usize]) -> Result<TokenId
     }
 }
 
-/// Verifies tokens that were drawn from known distributions: x ~ q is accepted with probability
-/// min(1, p(x)/q(x)); after a rejection the residual (p − q)₊, normalized, takes the place of p. If the draft
-/// is accepted to its end, one more token is drawn from p.
+/// Verifies tokens that were drawn from known distributions: x ~ q is accepted with probability min(1,
+/// p(x)/q(x)); after a rejection the normalized residual (p − q)₊ replaces p. If the whole draft is accepted,
+/// one more token is drawn from p.
 ///
-/// Of siblings, which must be independent draws from one q, each is tried in turn against what the residual
-/// of the one before has left.
+/// Siblings must be independent draws from the same q. They are tried in turn, each against the residual that
+/// the previous one has left.
 ///
 /// `target(path)` is the target's distribution after the context and the draft tokens on `path`.
 ///
@@ -137,7 +137,7 @@ pub fn by_rejection(
     }
 }
 
-/// (p − q)₊, normalized: what a rejected draft token is replaced from. `None` if nothing is left.
+/// (p − q)₊, normalized: the distribution that replaces a rejected draft token. `None` if nothing is left.
 pub fn residual(p: &Distribution, q: &Distribution) -> Option<Distribution> {
     Distribution::from_weights(
         p.entries().iter().map(|&(token, weight)| (token, (weight - q.probability(token)).max(0.0))),

@@ -2,20 +2,20 @@ use breakers_core::TokenId;
 
 use crate::Draft;
 
-/// A proposal that was not verified to its end, to be compared with the text as it comes.
+/// A proposal that was not fully verified and is compared with the text that follows.
 #[derive(Clone, Debug)]
 pub(super) struct UnverifiedDraft {
     pub(super) draft: Draft,
-    /// Where in the context its first token would be.
+    /// The position in the context of its first token.
     pub(super) at: usize,
-    /// Tokens that were judged already.
+    /// How many of its tokens have been judged.
     pub(super) n_judged: usize,
-    /// Whether the text may still go on like the proposal.
+    /// Whether the text has agreed with the proposal so far.
     pub(super) open: bool,
 }
 
 impl UnverifiedDraft {
-    /// Positions that the text decides for the first time, and whether their tokens were right.
+    /// The positions that the text now decides, and whether their tokens were right.
     pub(super) fn judge(&mut self, context: &[TokenId]) -> impl Iterator<Item = (usize, bool)> + use<> {
         let text = &context[self.at.min(context.len())..];
         let n = text.len().min(self.draft.len());
@@ -45,7 +45,7 @@ mod tests {
         check(0, &[&[5], &[5, 6], &[5, 6, 9]], &[(0, true), (1, true), (2, false)], false);
         check(0, &[&[9, 6]], &[(0, false)], false);
         check(0, &[&[5, 6, 7, 8, 9]], &[(0, true), (1, true), (2, true), (3, true)], false);
-        // Verified tokens are not judged again, and nothing follows from one that was refused.
+        // Verified tokens are not judged again, and nothing can be learned after a rejected one.
         check(2, &[&[5, 6, 7]], &[(2, true)], true);
         check(2, &[&[5, 6]], &[], true);
         check(2, &[&[5, 9]], &[], false);

@@ -1,4 +1,5 @@
-//! The half of a step that follows the forward pass: what the target agrees with, and how likely it was.
+//! The second half of a step, after the forward pass: which tokens the target agrees with, and how likely
+//! they were.
 
 use breakers_core::{Distribution, Output, Sampler, Step, TokenId, TokenLogprob, TokenMask, token_score};
 
@@ -39,14 +40,14 @@ impl Decoding {
         verdict
     }
 
-    /// Makes the constraint follow the tokens that are handed out; an end token is not followed.
+    /// Makes the constraint follow the produced tokens, except for an end token.
     pub(super) fn follow(&mut self, emitted: &[TokenId]) -> Result<()> {
         let Some(constrained) = &mut self.constrained else { return Ok(()) };
         let n = emitted.iter().take_while(|token| !self.end_tokens.contains(token)).count();
         constrained.follow(emitted[..n].iter().copied())
     }
 
-    /// How likely the tokens were that are handed out.
+    /// How likely the produced tokens were.
     pub(super) fn score(
         &self,
         step: &Step,
@@ -81,8 +82,8 @@ struct Target<'a> {
     places: &'a [Place],
     /// The step's row before the draft's first one.
     first: usize,
-    /// The text before the draft, and then the tokens of a path: accepted tokens are history
-    /// to those after them.
+    /// The text before the draft, followed by the tokens of a path: accepted tokens are part of the history
+    /// of later ones.
     history: Vec<TokenId>,
     n_context: usize,
     /// Ids below this may be chosen.

@@ -1,4 +1,4 @@
-//! The driver, which owns the model: what happens between two looks at the queue.
+//! The driver, which owns the model and runs passes.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, Tex
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket(pub(super) u64);
 
-/// A request, ready to be carried out.
+/// A request that is ready to run.
 pub(super) struct Job {
     pub(super) prompt: Vec<TokenId>,
     pub(super) config: Config,
@@ -19,7 +19,7 @@ pub(super) struct Job {
     pub(super) vocabulary: Arc<dyn Vocabulary>,
 }
 
-/// Something new of a request.
+/// A piece of news about a request.
 pub(super) struct Event {
     pub(super) tokens: Vec<TokenId>,
     pub(super) scores: Vec<TokenScore>,
@@ -35,23 +35,23 @@ impl Event {
     }
 }
 
-/// What one pass did.
+/// The results of one pass.
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) events: Vec<(Ticket, Event)>,
-    /// Requests that the model has no room for at present.
+    /// Requests for which the model has no room at present.
     pub(super) refused: Vec<(Ticket, Job)>,
 }
 
 type MakeDrafter<D> = Box<dyn FnMut() -> Result<D> + Send>;
 
-/// The model with the texts in work.
+/// The model and the running texts.
 pub(super) struct Driver<M, D> {
     model: M,
     batch: Batch<D>,
     owners: Vec<(Ticket, TextId)>,
     make_drafter: MakeDrafter<D>,
-    /// Those of texts that have ended.
+    /// Drafters of texts that have ended.
     idle: Vec<D>,
     policy: AdaptiveLength,
 }
@@ -62,14 +62,14 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         Self { model, batch, owners, make_drafter, idle: Vec::new(), policy }
     }
 
-    /// The same model with other drafters; texts in work are dropped.
+    /// The same model with other drafters; running texts are dropped.
     pub(super) fn with_drafter<E: Drafter>(mut self, make_drafter: MakeDrafter<E>) -> Driver<M, E> {
         let owners = std::mem::take(&mut self.owners);
         owners.into_iter().for_each(|(_, text)| self.close(text));
         Driver::new(self.model, make_drafter)
     }
 
-    /// Texts in work.
+    /// Number of running texts.
     pub(super) fn len(&self) -> usize {
         self.batch.len()
     }
@@ -82,7 +82,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         }
     }
 
-    /// One pass, with new texts in it.
+    /// Runs one pass, to which new texts are admitted.
     pub(super) fn step(&mut self, admitted: Vec<(Ticket, Job)>, max_rows: usize) -> Done {
         let mut done = Done::default();
         self.batch.set_max_rows(max_rows);
@@ -107,7 +107,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         }
         match self.batch.pass(&mut self.model) {
             Ok(progress) => {
-                // A limit of no tokens ends a text before any pass.
+                // A text with a limit of zero tokens ends before any pass.
                 let idle = self.ended_without_pass(progress.iter().map(|progress| progress.text).collect());
                 let progress = progress.into_iter().map(|progress| (progress.text, progress.n_tokens));
                 for (text, n_tokens) in progress.chain(idle) {
@@ -144,7 +144,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         ended.map(|(id, _)| (id, Ok(0))).collect()
     }
 
-    /// Tells what is new of a text, and takes it out if it has ended.
+    /// Reports news of a text, and removes it if it has ended.
     fn report(&mut self, text: TextId, n_tokens: Result<usize>, done: &mut Done) {
         let Some(&(ticket, _)) = self.owners.iter().find(|owner| owner.1 == text) else { return };
         let Some(decoding) = self.batch.get_mut(text) else { return };
@@ -180,7 +180,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 }
 
 impl From<Error> for CallError {
-    /// What a request can do something about becomes its own kind, the rest [`CallError::Failed`].
+    /// Errors that a caller can act on keep a kind of their own; the rest become [`CallError::Failed`].
     fn from(error: Error) -> Self {
         match error {
             Error::Target(error) => error.into(),

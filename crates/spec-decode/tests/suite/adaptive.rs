@@ -1,5 +1,5 @@
-//! The adaptive length in simulated worlds: its rate against the best fixed length and
-//! against plain decoding.
+//! The adaptive length in simulated worlds: its rate compared with the best fixed length and with plain
+//! decoding.
 
 use breakers_core::{Sampler, SamplingConfig};
 use breakers_spec_decode::AdaptiveLength;
@@ -29,7 +29,7 @@ impl Simulation {
         Self { world, random: Sampler::new(SamplingConfig::temperature(1.0), seed) }
     }
 
-    /// Time with the noise of a shared machine: some percent always, a lot now and then.
+    /// Time with the noise of a shared machine: always a few percent, sometimes a lot.
     fn noisy(&mut self, seconds: f64) -> f64 {
         let spike = if self.random.uniform() < 0.02 { 4.0 } else { 1.0 };
         seconds * (1.0 + 0.06 * self.random.uniform()) * spike
@@ -67,7 +67,7 @@ impl Simulation {
             let accepted = right[..length].iter().take_while(|r| **r).count();
             if let Err(policy) = &mut policy {
                 policy.record_step(length + 1, seconds, accepted + 1);
-                // The text shows one token beyond what was accepted, where one was proposed.
+                // The text reveals one token beyond what was accepted, if one was proposed.
                 for position in 0..(accepted + 1).min(proposed) {
                     let confidence = world.confident.then_some(confidences[position]);
                     policy.record_acceptance(position, confidence, right[position]);
@@ -108,7 +108,7 @@ const NO_COST: fn(usize) -> f64 = |_| 1e-5;
 const TENTH: fn(usize) -> f64 = |n| 0.1 * n as f64;
 const HALF: fn(usize) -> f64 = |n| 0.5 * n as f64;
 
-/// Most tokens are hopeless, some nearly certain: a copy now and then.
+/// Most tokens are hopeless and some nearly certain, as with occasional copies.
 const COPIES: fn(usize, f64) -> f64 = |at, u| if at / 40 % 3 == 0 { 0.97 } else { 0.3 * u };
 const MIXED: fn(usize, f64) -> f64 = |_, u| if u < 0.7 { 0.95 } else { 0.35 };
 

@@ -1,4 +1,4 @@
-//! Several texts at a time: each is the one that it would be alone.
+//! Several texts at a time: each is the same as if it were generated alone.
 
 use std::ops::ControlFlow;
 

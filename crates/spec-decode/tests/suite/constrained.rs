@@ -1,5 +1,5 @@
-//! Constraints, with every drafter, in batches that texts join and leave: the tokens of plain
-//! masked decoding.
+//! Constraints with every drafter, in batches that texts join and leave: the tokens are those of plain masked
+//! decoding.
 
 use breakers_core::{
     ConstraintError, Error as CoreError, LanguageModel as _, SamplingConfig, TokenId, Want, token_score,
@@ -111,7 +111,7 @@ fn constrained_texts_are_those_of_plain_masked_decoding() {
                 }
             }
         }
-        // The test would prove nothing if nothing was drafted, or nothing rejected.
+        // The test would prove nothing if nothing were drafted or nothing rejected.
         assert!(sum.1 > 100 && (*drafter == "none" || sum.0 > sum.1), "{drafter}: {sum:?}");
     }
 }

@@ -108,7 +108,7 @@ fn padded_vocabularies_may_differ() {
     let mut model = Toy::new(VOCAB, target.clone());
     assert_eq!(run_with(&mut model, drafter(&mut larger), &[1, 2, 3], &config(60, 4)).tokens, expected);
 
-    // A target that says what the draft model does not know: nothing can be drafted after it.
+    // The target produces a token that the draft model does not know: nothing can be drafted after it.
     let mut smaller = draft_toy(target.clone(), VOCAB);
     let mut model = Toy::new(VOCAB + 6, padded(VOCAB + 6, target));
     let result = run_with(&mut model, drafter(&mut smaller), &[1, 2, 3], &config(10, 4));
@@ -134,7 +134,7 @@ fn a_new_text_reuses_what_it_shares_with_the_last_one() {
             assert!(found.stats.accepted > 20);
         }
         drop(speculator);
-        // Of the second prompt 15 tokens were there, unless the cache could not go back.
+        // The sequence already held 15 tokens of the second prompt, unless the cache could not go back.
         let again = if evicts { 20 } else { 5 };
         assert!((20 + again + 50..20 + again + 65).contains(&draft.n_rows), "{} rows", draft.n_rows);
     }

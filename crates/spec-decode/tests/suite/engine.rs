@@ -1,4 +1,4 @@
-//! A language model as a `ChatModel`: concurrent callers, each with the answer that it would have alone.
+//! A language model as a `ChatModel`: concurrent callers, each of which gets the same answer as alone.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn config(max_texts: usize, max_rows: usize, draft: usize) -> EngineConfig {
     config
 }
 
-/// What plain decoding gives for a request.
+/// The result of plain decoding for a request.
 fn expected(target: &LogitsFn, prompt: &str, request: &ChatRequest) -> Vec<TokenId> {
     let prompt: Vec<TokenId> = prompt.bytes().map(TokenId::from).collect();
     let config = Config {
@@ -236,7 +236,7 @@ fn failures_reach_everybody_and_end_nothing_else() {
     let (prompt, request) = &jobs[1];
     assert_eq!(engine.chat(request, &mut keep).unwrap().token_ids, expected(&target, prompt, request));
 
-    // A panic of the model: everybody hears of it, nobody waits forever.
+    // If the model panics, all callers are told and none waits forever.
     let calls = Arc::new(AtomicUsize::new(0));
     let (inner, counter) = (target.clone(), calls.clone());
     let explosive: LogitsFn = Arc::new(move |context| {

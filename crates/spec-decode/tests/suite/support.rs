@@ -10,7 +10,7 @@ use breakers_spec_decode::{
 
 use crate::toy::{LogitsFn, Rules, Toy};
 
-/// Plain decoding by the book, one token after the other, without the crate under test.
+/// Straightforward plain decoding, one token after the other, without the crate under test.
 pub(crate) fn plain(
     logits: &LogitsFn,
     prompt: &[TokenId],

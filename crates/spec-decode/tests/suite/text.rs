@@ -200,7 +200,7 @@ fn rows_that_pad_the_vocabulary_are_never_chosen() {
         let mut text = text.with_text::<&str>(Arc::new(Pairs::new()), &[]);
         let mut speculator = Speculator::new(TreeDrafter { logits: padded.clone(), width: 3 });
         if draft > 0 {
-            // A drafter that proposes such an id is told so.
+            // A drafter that proposes such an id gets an error.
             let error = speculator.drive(&mut model, &mut text, |_, _| std::ops::ControlFlow::Continue(()));
             assert!(matches!(error, Err(breakers_spec_decode::Error::DraftToken { .. })), "{error:?}");
             continue;

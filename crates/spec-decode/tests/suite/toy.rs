@@ -12,7 +12,7 @@ use breakers_core::{
 /// Logits of the next token as a function of all tokens before it.
 pub(crate) type LogitsFn = Arc<dyn Fn(&[TokenId]) -> Vec<f32> + Send + Sync>;
 
-/// What a [`Toy`] insists on; a breach panics.
+/// What a [`Toy`] insists on; a violation panics.
 #[derive(Clone, Copy, PartialEq)]
 #[allow(dead_code)]
 pub(crate) enum Rules {
@@ -41,7 +41,7 @@ pub(crate) struct Toy {
     pub(crate) fail_at: Option<usize>,
     /// The sequence whose steps fail.
     pub(crate) fail_sequence: Option<SequenceId>,
-    /// Tokens that cannot be truncated any more once they are final.
+    /// Whether final tokens can no longer be truncated.
     pub(crate) evicts: bool,
     /// Whether logits outside of a row's mask are not computed.
     pub(crate) is_sparse: bool,
