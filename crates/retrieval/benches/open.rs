@@ -1,4 +1,4 @@
-//! What a store takes on the disk, and how long opening a collection takes: `cargo bench -p
+//! The space that a store takes on disk, and how long opening a collection takes: `cargo bench -p
 //! breakers-retrieval --bench open`. Files are in the system's cache; medians of seven openings.
 #![allow(clippy::print_stdout)] // Its output is the result.
 

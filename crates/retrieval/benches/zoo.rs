@@ -1,7 +1,7 @@
 //! Recall and speed of the store on distributions of every kind, beside hnswlib and faiss at the same beam:
 //! `cargo bench -p breakers-retrieval --bench zoo -- [--python PYTHON] [--metric l2|cosine|dot] [NAME]...`.
-//! One thread; `PYTHON` has numpy, hnswlib and faiss-cpu. Distances are compared, so that of equally near
-//! vectors any will do.
+//! One thread; `PYTHON` needs numpy, hnswlib and faiss-cpu. Distances are compared, not ids, so any of
+//! several equally near vectors counts.
 #![allow(clippy::print_stdout)] // Its output is the result.
 
 #[path = "../tests/suite/distributions.rs"]
@@ -21,7 +21,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 const N: usize = 20_000;
 const N_QUERIES: usize = 500;
 const K: usize = 10;
-/// Width of everybody's beam.
+/// The width of the beam in every library.
 const BEAM: usize = 128;
 
 fn main() {

@@ -1,6 +1,6 @@
 //! Sets of slots.
 
-/// A set of numbers below a bound, a bit for each.
+/// A set of numbers below a bound, with one bit for each.
 ///
 /// # Example
 /// ```
@@ -49,7 +49,7 @@ impl Bitset {
         }
     }
 
-    /// The bound of the numbers.
+    /// The bound: every number in the set is below it.
     #[allow(clippy::len_without_is_empty)] // It is the bound and not the count.
     pub fn len(&self) -> usize {
         self.len
@@ -77,7 +77,7 @@ impl Bitset {
         self.words[number as usize / 64] |= 1 << (number % 64);
     }
 
-    /// Takes a number out.
+    /// Removes a number.
     pub fn remove(&mut self, number: u32) {
         if let Some(word) = self.words.get_mut(number as usize / 64) {
             *word &= !(1 << (number % 64));
@@ -103,20 +103,20 @@ impl Bitset {
         })
     }
 
-    /// Keeps what is in the other set too.
+    /// Keeps the numbers that are in the other set too.
     pub fn intersect(&mut self, other: &Self) {
         for (i, word) in self.words.iter_mut().enumerate() {
             *word &= other.words.get(i).copied().unwrap_or(0);
         }
     }
 
-    /// Adds what is in the other set.
+    /// Adds the numbers of the other set.
     pub fn unite(&mut self, other: &Self) {
         self.grow(other.len);
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
-    /// Takes out what is in the other set.
+    /// Removes the numbers of the other set.
     pub fn subtract(&mut self, other: &Self) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
     }

@@ -14,7 +14,7 @@ pub enum Error {
         what: &'static str,
         /// The dimension of the index or collection.
         expected: usize,
-        /// The length that was given.
+        /// The length of the vector.
         found: usize,
     },
     /// A dimension that cannot be indexed.
@@ -28,9 +28,9 @@ pub enum Error {
     /// A number that is NaN, infinite, or too large to be squared and summed in 32 bits.
     #[error("{what}: number {index} is {value}; finite numbers of magnitude below {max:e} are needed")]
     NotFinite {
-        /// What holds it.
+        /// Where the number is.
         what: &'static str,
-        /// Its place.
+        /// Its index there.
         index: usize,
         /// The number.
         value: f32,
@@ -44,7 +44,7 @@ pub enum Error {
     ElementRange {
         /// The element type.
         element: &'static str,
-        /// The place of the vector's largest number.
+        /// The index of the vector's largest number.
         index: usize,
         /// That number.
         value: f32,
@@ -59,7 +59,7 @@ pub enum Error {
         /// What is zero.
         what: &'static str,
     },
-    /// A parameter out of its range.
+    /// A parameter is out of its range.
     #[error("{name} is {found}; expected {expected}")]
     Parameter {
         /// The parameter.
@@ -69,39 +69,39 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// An index is full.
+    /// The index is full.
     #[error("an index holds at most {max} vectors")]
     Full {
         /// The limit.
         max: usize,
     },
-    /// No vector with this key.
+    /// There is no point with this id.
     #[error("no point has the id {id}")]
     UnknownPoint {
         /// The id asked for.
         id: u64,
     },
-    /// No collection with this name.
+    /// There is no collection with this name.
     #[error("there is no collection {name:?}")]
     UnknownCollection {
         /// The name asked for.
         name: String,
     },
-    /// The collection of a handle was removed.
+    /// The collection that a handle refers to was removed.
     #[error("the collection {name:?} was removed")]
     CollectionRemoved {
         /// The name that it had.
         name: String,
     },
-    /// Others held a lock for longer than the time limit.
+    /// A lock was held by another thread or process for longer than the time limit.
     #[error("{what} is held by others for longer than {limit:?}")]
     Busy {
-        /// What was waited for.
+        /// The lock that was waited for.
         what: &'static str,
         /// For how long.
         limit: std::time::Duration,
     },
-    /// A collection with this name is there already, with other settings.
+    /// A collection with this name exists already, with other settings.
     #[error("the collection {name:?} exists with other settings: expected {expected}, found {found}")]
     CollectionExists {
         /// The name asked for.
@@ -111,7 +111,7 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A file of an index is not what it should be. The store rebuilds such a file from SQLite by itself.
+    /// An index file is damaged. The store rebuilds such a file from SQLite by itself.
     #[error("{path}: {what}: expected {expected}, found {found}", path = path.display())]
     Damaged {
         /// The file.
@@ -123,7 +123,7 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A record of the database is not what this crate wrote.
+    /// A record of the database is not as this crate wrote it.
     #[error("the database is damaged: {what}: expected {expected}, found {found}")]
     Corrupt {
         /// The part that is wrong.
@@ -149,7 +149,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// SQLite failed; what was not acknowledged is not there.
+    /// SQLite failed; a write that was not acknowledged was not done.
     #[error("SQLite: {0}")]
     Sqlite(#[from] rusqlite::Error),
     /// The operating system failed.
@@ -161,7 +161,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A payload that could not be read back.
+    /// A payload is nested so deep that it could not be read back.
     #[error("the payload is nested more than {max} deep")]
     PayloadDepth {
         /// How deep it may be nested.
@@ -173,13 +173,13 @@ pub enum Error {
     /// A file cannot be written or replaced.
     #[error(transparent)]
     Files(Box<breakers_files::Error>),
-    /// The database is held by another process, or lacks what the store needs.
+    /// The database is locked by another process, or SQLite lacks something that the store needs.
     #[error(transparent)]
     Database(Box<breakers_sqlite::Error>),
-    /// A length that has no rotation.
+    /// There is no rotation for a vector of this length.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
-    /// A device without kernels.
+    /// There are no kernels for this device.
     #[cfg(feature = "device")]
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),

@@ -3,8 +3,8 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`store`] | collections of vectors with payloads in a folder: durable in SQLite, searched through derived indexes |
-//! | [`index`] | exact search and a graph with real removal, which the store uses, and research indexes, behind one trait |
-//! | [`quantize`] | compressed vectors, with bounds on what compression loses |
+//! | [`index`] | exact search and a graph with real removal, both used by the store, and research indexes, all behind one trait |
+//! | [`quantize`] | compressed vectors, with bounds on the error of compression |
 //! | [`distance`] | distances by run-time SIMD dispatch |
 //!
 //! # Example
@@ -20,9 +20,9 @@
 //! ```
 //!
 //! # Features
-//! By default the crate is the store alone and compiles no tensor library. `device` adds `index::DeviceScan`,
-//! exact search on Burn's devices; `wgpu`, `vulkan`, `metal` and `cuda` are Burn's own and add GPUs to it.
-//! `hnsw-rs` adds the graph of the crate of that name behind the same trait.
+//! By default the crate is only the store and compiles no tensor library. `device` adds `index::DeviceScan`,
+//! exact search on Burn's devices; `wgpu`, `vulkan`, `metal` and `cuda` are Burn's features for GPUs.
+//! `hnsw-rs` adds the graph of the crate of that name, behind the same trait.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

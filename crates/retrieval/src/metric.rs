@@ -7,10 +7,10 @@ use std::fmt;
 /// The largest dimension of a vector.
 pub const MAX_DIMENSION: usize = 32_768;
 
-/// Numbers of a vector are smaller than this, so that sums of squares stay finite in 32 bits.
+/// The numbers of a vector must be smaller than this: sums of their squares then stay finite in 32 bits.
 pub const MAX_MAGNITUDE: f32 = 1e15;
 
-/// What "near" means. All metrics become distances, of which the smallest is the nearest.
+/// What "near" means. All metrics are expressed as distances: the smallest is the nearest.
 ///
 /// # Example
 /// ```
@@ -27,7 +27,7 @@ pub const MAX_MAGNITUDE: f32 = 1e15;
 pub enum Metric {
     /// One minus the cosine of the angle: 0 for the same direction, 2 for opposite ones.
     Cosine,
-    /// The inner product with its sign changed.
+    /// The negative inner product.
     Dot,
     /// The squared Euclidean distance.
     L2,
@@ -55,14 +55,14 @@ impl Metric {
     /// If the lengths differ.
     pub fn distance(self, a: &[f32], b: &[f32]) -> f32 {
         match self {
-            // Vectors of length 1 are so only up to rounding.
+            // Prepared vectors have length 1 only up to rounding.
             Self::Cosine => (1.0 - distance::dot(a, b)).clamp(0.0, 2.0),
             Self::Dot => -distance::dot(a, b),
             Self::L2 => distance::l2(a, b),
         }
     }
 
-    /// Checks a vector and brings it into the form that distances take: for [`Metric::Cosine`], of length 1.
+    /// Checks a vector and brings it into the form that distances need: length 1 for [`Metric::Cosine`].
     ///
     /// # Errors
     /// [`Error::NotFinite`]; [`Error::ZeroVector`] for cosine.

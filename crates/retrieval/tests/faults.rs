@@ -1,5 +1,5 @@
-//! Every write, sync, rename and removal fails once, at every place: nothing acknowledged is lost, nothing is
-//! half there, and what an index file lacks comes from the database.
+//! Every write, sync, rename and removal fails once, at every place. Nothing acknowledged is lost, nothing is
+//! half done, and what an index file lacks comes from the database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ fn every_failing_call_of_sqlite_leaves_old_or_new() {
     for fault in Fault::ALL {
         let mut n = 0;
         let mut met = 0;
-        // Over all places until there is none left; in short runs, far on, in larger steps.
+        // Over all places until there is none left; short runs take larger steps later on.
         loop {
             let folder = tempfile::tempdir().unwrap();
             let before: BTreeMap<u64, u64> = (0..20).map(|id| (id, 1)).collect();

@@ -1,5 +1,5 @@
 //! A process that writes is killed at a random moment, again and again; a ledger outside of it knows what was
-//! acknowledged. `BREAKERS_SOAK=1000` chooses how often.
+//! acknowledged. `BREAKERS_SOAK=1000` sets how often.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -30,7 +30,8 @@ fn config() -> Config {
     Config { links: 4, build_effort: 16, ..Config::new(16, Metric::L2) }
 }
 
-/// Not a test: what the killed process runs. Every operation is announced and, once it is done, acknowledged.
+/// Not a test but the program of the killed process. It announces every operation and acknowledges it once it
+/// is done.
 #[test]
 fn child() {
     let (Ok(folder), Ok(seed)) = (std::env::var(FOLDER), std::env::var(SEED)) else { return };
@@ -161,7 +162,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         assert!(status.code().is_none(), "process {pid} ended by itself: {status}, {:?}", lines.last());
         let found = content(&open(path));
         if found != ledger {
-            // What was under way may have been done, wholly.
+            // The operation that was under way may have been done, but only as a whole.
             let mut with_pending = ledger.clone();
             apply(&mut with_pending, &pending.unwrap_or_default());
             assert_eq!(found, with_pending, "kill {kill} after {lines:?}");
@@ -169,7 +170,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         }
         let backup = folder.path().join("backup");
         if kill % 16 == 0 && backup.exists() {
-            // A backup that has its name is whole.
+            // A backup that has got its name is complete.
             let restored =
                 Store::restore(&backup, folder.path().join(format!("r{kill}")), Options::default()).unwrap();
             content(&restored);

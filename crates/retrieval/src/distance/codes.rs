@@ -1,15 +1,15 @@
 //! Inner products of a signed eight-bit query with rows of eight-bit codes.
 //!
-//! Rows are stored with 128 added, because the dot products of the processors multiply unsigned by signed
-//! bytes; the query's sum corrects for it. Rows have a multiple of [`GATHER`] codes.
+//! Rows are stored with 128 added, because the processors' dot-product instructions multiply unsigned by
+//! signed bytes; the sum of the query's codes corrects for it. Rows have a multiple of [`GATHER`] codes.
 
 use breakers_cpu::{self as cpu, Isa};
 
 /// Rows are padded to a multiple of this many codes: a cache line.
 pub const GATHER: usize = 64;
-/// What is added to a code before it is stored.
+/// The number added to a code before it is stored.
 pub(crate) const OFFSET: i32 = 128;
-/// Rows that are asked for before they are needed.
+/// How many rows ahead are prefetched.
 const AHEAD: usize = 4;
 
 /// A query in eight bits.
@@ -21,7 +21,7 @@ pub struct CodeQuery {
 }
 
 impl CodeQuery {
-    /// Takes codes; their number is rounded up to a multiple of [`GATHER`].
+    /// A query from its codes, padded to a multiple of [`GATHER`].
     pub fn new(mut codes: Vec<i8>) -> Self {
         codes.resize(codes.len().next_multiple_of(GATHER), 0);
         let correction = OFFSET * codes.iter().map(|&c| i32::from(c)).sum::<i32>();

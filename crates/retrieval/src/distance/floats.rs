@@ -1,6 +1,6 @@
 use breakers_cpu::simd::{self, Kernel, LANES, Simd};
 
-/// Registers of partial sums, so that one addition need not wait for the one before it.
+/// Registers of partial sums: with several, an addition need not wait for the one before it.
 const REGISTERS: usize = 4;
 /// What is added up: the sums of register `i`, lane `j` are those of the numbers `64 k + 16 i + j`, on every
 /// path; the whole registers behind the last 64 numbers go on with register 0, and what is less than a

@@ -12,7 +12,7 @@ pub use codes::{CodeQuery, GATHER, dot_codes, gather_dots, gather_row_dots, scan
 pub(crate) use floats::length_squared;
 pub use floats::{dot, l2, norm_squared};
 
-/// Asks for the cache lines of `bytes` bytes from `start` on, before they are needed.
+/// Prefetches the cache lines of `bytes` bytes from `start` on.
 #[inline(always)]
 pub(crate) fn prefetch(start: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]

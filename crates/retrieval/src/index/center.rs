@@ -1,19 +1,20 @@
-//! What codes are seen from: a point near the middle of the vectors, estimated anew as they change.
+//! The center that codes are relative to: a point near the middle of the vectors, estimated anew as they
+//! change.
 //!
-//! Codes lose in proportion to how far a vector is from their center
-//! ([`ScalarCodes`](crate::quantize::ScalarCodes)). Vectors that all lie far from zero would look alike
-//! there. The center is the median of a sample, coordinate by coordinate, which a few vectors that are far
-//! from all others do not move. It is looked at whenever an eighth of the vectors has changed, and taken over
-//! only where it at least halves what codes lose (as squares), so that building codes anew is rare.
+//! The error of a code grows with the distance of its vector from the center
+//! ([`ScalarCodes`](crate::quantize::ScalarCodes)): seen from zero, vectors that all lie far from zero would
+//! look alike. The center is the median of a sample, coordinate by coordinate, so a few outliers do not move
+//! it. A new one is estimated whenever an eighth of the vectors has changed, and is adopted only if it at
+//! least halves the squared error of the codes; building codes anew is therefore rare.
 
-/// Vectors that are looked at.
+/// Vectors of a sample.
 pub(crate) const SAMPLE: usize = 256;
-/// After so many changes it is looked for the first time.
+/// The center is estimated for the first time after this many changes.
 const FIRST: usize = 32;
-/// A center is taken over if it brings the squared distances of the sample below this share.
+/// A center is adopted if it brings the squared distances of the sample below this share.
 const ENOUGH: f64 = 0.5;
 
-/// Changes since the center was looked at.
+/// Changes since the center was last estimated.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Drift(usize);
 
@@ -23,19 +24,20 @@ impl Drift {
         self.0 = self.0.saturating_add(n);
     }
 
-    /// Whether it is time to look, with as many vectors as there are and as many more that are about to come.
+    /// Whether it is time to estimate it again, with `n` vectors stored and `coming` more about to be added.
     pub(crate) fn is_due(self, n: usize, coming: usize) -> bool {
         self.0 + coming >= FIRST.max(n / 8)
     }
 }
 
-/// The numbers of up to [`SAMPLE`] of `n` things, evenly spread.
+/// The indices of up to [`SAMPLE`] of `n` things, evenly spread.
 pub(crate) fn evenly(n: usize) -> impl Iterator<Item = usize> {
     let n_chosen = n.min(SAMPLE);
     (0..n_chosen).map(move |i| i * n / n_chosen.max(1))
 }
 
-/// A center that suits these prepared vectors much better than the one in use, which is empty for zero.
+/// A center that suits these prepared vectors much better than the one in use, if there is one. An empty
+/// center means zero.
 pub(crate) fn better(center: &[f32], sample: &[Vec<f32>]) -> Option<Vec<f32>> {
     let dimension = sample.first()?.len();
     let mut column = Vec::with_capacity(sample.len());
@@ -78,7 +80,7 @@ mod tests {
         assert_eq!(better(&center, &spread(10.0)), None);
         assert_eq!(better(&center, &spread(10.5)), None);
         assert!(better(&center, &spread(20.0)).is_some() && better(&center, &spread(0.0)).is_some());
-        // A few that are far from all others do not count.
+        // A few outliers do not count.
         let mut some = spread(10.0);
         some[..30].iter_mut().for_each(|vector| *vector = vec![1e14, -1e14]);
         let center = better(&[], &some).unwrap();

@@ -1,10 +1,11 @@
-//! Exact search on a device: the nearest of each block there, over 16-bit floats, joined here.
+//! Exact search on a device: the device finds the nearest of each block, over 16-bit floats, and the host
+//! joins the results.
 //!
-//! A device sums in an order of its own, so that what it calls the k-th nearest may be another vector
-//! than the CPU's arithmetic has, if both are all but equally near. Its sums are off by a bound that is
-//! known, however: those within it of the k-th are compared again on the host, and a block that may hold
-//! more of them is scanned there. So the result is that of a plain scan over the same 16-bit values, in
-//! this crate's arithmetic.
+//! A device sums in an order of its own. If two vectors are almost equally near, its k-th nearest may
+//! therefore not be the one that the CPU's arithmetic finds. But the error of its sums has a known bound:
+//! vectors that are within this bound of the k-th are compared again on the host, and a block that may hold
+//! more of them is scanned there. So the result is that of a plain scan over the same 16-bit values, in this
+//! crate's arithmetic.
 //!
 //! # Memory
 //! 2 bytes a coordinate on the device and on the host, and 4 a vector.
@@ -30,9 +31,10 @@ use half::{f16, slice::HalfFloatSliceExt as _};
 use ops::BLOCK;
 pub use ops::NearestOps;
 
-/// The value of places where no vector is: farther than any.
+/// The value of places that hold no vector: farther than any vector.
 const NOWHERE: f32 = 1e37;
-/// Candidates of a block beyond the `k` wanted, so that all but equal ones seldom mean another look.
+/// Candidates of a block beyond the `k` wanted: with them, nearly equal distances seldom make another scan
+/// necessary.
 const SPARE: usize = 4;
 /// Queries that go to the device at a time.
 const BATCH: usize = 64;
@@ -60,13 +62,13 @@ struct Piece {
 }
 
 impl DeviceScan {
-    /// Puts vectors on a device. Where it does not know 16-bit floats, the rounded values lie
-    /// there in 32 bits.
+    /// Copies vectors to a device. If the device has no 16-bit floats, it stores the rounded values in 32
+    /// bits.
     ///
     /// # Errors
     /// Those of [`Metric::prepare`] for the vectors, [`Error::NotFinite`] also for a number beyond the
     /// largest 16-bit float, 65,504; [`Error::DimensionRange`], [`Error::Full`], [`Error::Backend`] for a
-    /// device that kernels do not run on.
+    /// device that has no kernels.
     pub fn new<'a>(
         metric: Metric,
         dimension: usize,
@@ -159,7 +161,7 @@ impl DeviceScan {
     }
 
     /// The nearest `k` of each query by the 16-bit values, nearest first; of equally near ones those of lower
-    /// slots. A vector's slot is its place in the order that they were given in.
+    /// slots. A vector's slot is its position in the order in which the vectors were given.
     ///
     /// # Shapes
     /// - `queries`: `[n_queries, dimension]`
@@ -220,7 +222,7 @@ impl DeviceScan {
         };
         for (block, list) in blocks() {
             let end = self.n.min((block + 1) * BLOCK);
-            // All of a list within the bound: there may be more in the block.
+            // The whole list is within the bound, so there may be more in the block.
             if wide < BLOCK && list.last().is_some_and(|[value, _]| *value <= bound) {
                 (block * BLOCK..end).for_each(&mut compare);
             } else {

@@ -1,5 +1,5 @@
-//! Exact search: scans over four and eight bits with proven bounds, and the few vectors that these leave open
-//! in full precision.
+//! Exact search: scans over four and eight bits with proven bounds, then the few vectors that the bounds
+//! leave undecided in full precision.
 //!
 //! Eight bits give each distance an interval that holds for certain ([`ScalarCodes`]). With τ the k-th
 //! smallest upper end, a vector whose lower end exceeds τ cannot be among the nearest k; all others are
@@ -24,10 +24,10 @@ use crate::{
 };
 use std::cell::RefCell;
 
-/// Up to so many rows of a group are read one by one, and as eight bits at once.
+/// Up to this many rows of a group are read one by one, in eight bits at once.
 const FEW: usize = 12;
 
-/// Codes for the scan, and full vectors.
+/// Exact search: codes for the scan, and full vectors.
 ///
 /// # Example
 /// ```
@@ -37,7 +37,7 @@ const FEW: usize = 12;
 /// let slots = [[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]].map(|vector| index.insert(&vector).unwrap());
 /// assert_eq!(index.search(&[0.9, 0.1], &Search::new(1))?[0].slot, slots[1]);
 ///
-/// // Only among some.
+/// // Only among some of the slots.
 /// let mut allowed = Bitset::new(3);
 /// allowed.insert(slots[2]);
 /// assert_eq!(index.search(&[0.9, 0.1], &Search::new(3).among(&allowed))?.len(), 1);
@@ -51,11 +51,11 @@ pub struct Exact {
     pub(crate) vectors: Vectors,
     pub(crate) slots: Slots,
     pub(crate) drift: Drift,
-    /// Vectors that there is room for.
+    /// The number of vectors that there is room for.
     expected: usize,
 }
 
-/// Room that searches of one thread share.
+/// Buffers that the searches of one thread share.
 #[derive(Debug, Default)]
 struct Scratch {
     query: ScalarQuery,
@@ -77,7 +77,8 @@ impl Exact {
         Ok(Self { codes, coarse, vectors, slots: Slots::default(), drift: Drift::default(), expected: 0 })
     }
 
-    /// An empty index that keeps eight bits of each vector alone; the vectors stay with its owner.
+    /// An empty index that keeps only eight bits a coordinate of each vector; the full vectors stay with its
+    /// owner.
     ///
     /// # Errors
     /// [`Error::DimensionRange`](crate::Error::DimensionRange).
@@ -86,14 +87,15 @@ impl Exact {
         Ok(Self { coarse: None, vectors, ..Self::new(metric, dimension)? })
     }
 
-    /// Has room for so many vectors, so that what holds them is not moved, and in memory twice, as they come.
+    /// Reserves room for `n` vectors. Without it, buffers are moved as they grow and are in memory twice for
+    /// a moment.
     pub(crate) fn reserve(&mut self, n: usize) {
         self.expected = n;
         self.codes.reserve(n);
         self.vectors.reserve(n);
     }
 
-    /// Slots that exist, removed ones included.
+    /// The number of slots, including removed ones.
     pub fn n_slots(&self) -> usize {
         self.codes.len()
     }
@@ -122,7 +124,7 @@ impl Exact {
         Ok(slot)
     }
 
-    /// Takes over the prepared vector of a slot that there is, or of the one after the last.
+    /// Sets the prepared vector of an existing slot, or of the one after the last.
     pub(crate) fn set(&mut self, slot: u32, prepared: &[f32]) -> Result<()> {
         self.vectors.set(slot, prepared)?;
         if slot as usize == self.codes.len() {
@@ -136,8 +138,8 @@ impl Exact {
         Ok(())
     }
 
-    /// When it is time, and all vectors are in memory, sees whether another center suits them better; whether
-    /// codes are new. `coming` is about to be added.
+    /// If it is time and all vectors are in memory, looks for a center that suits them better. Returns
+    /// whether the codes are new. `coming` is about to be added.
     pub(crate) fn look_at_center(&mut self, coming: &[f32]) -> bool {
         if !self.drift.is_due(self.slots.n_live, 1) || !self.vectors.are_here() {
             return false;
@@ -161,13 +163,13 @@ impl Exact {
         is_new
     }
 
-    /// Takes over codes of the same vectors, seen from another center.
+    /// Replaces the codes by codes of the same vectors relative to another center.
     pub(crate) fn adopt(&mut self, mut codes: ScalarCodes, coarse: Option<CoarseCodes>) {
         codes.reserve(self.expected);
         (self.codes, self.coarse) = (codes, coarse);
     }
 
-    /// The nearest among the live and allowed, by prepared query.
+    /// The nearest vectors that are live and allowed; the query is prepared.
     pub(crate) fn scan(&self, prepared: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { query, open } = scratch;
@@ -195,7 +197,7 @@ impl Exact {
                     }
                 };
                 let first = group * GROUP;
-                // Where few rows are wanted, those alone are read.
+                // If few rows are wanted, only those are read.
                 if mask.count_ones() as usize <= FEW {
                     let mut slots = [0; FEW];
                     let n = bits(mask).zip(&mut slots).map(|(bit, slot)| *slot = first as u32 + bit).count();
@@ -226,7 +228,7 @@ impl Exact {
     }
 }
 
-/// The numbers of the bits that are set.
+/// The positions of the bits that are set.
 fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let bit = (mask != 0).then_some(mask.trailing_zeros());

@@ -1,25 +1,25 @@
-//! The graph of the crate `hnsw_rs`, to compare with, wrapped so that none of its hazards reaches a user.
+//! The graph of the crate `hnsw_rs`, for comparison, wrapped so that none of its hazards reaches a user.
 //!
 //! | hazard of hnsw_rs 0.3 | what is done here |
 //! |---|---|
-//! | ends the process for more than 256 links | settings are checked before |
-//! | panics on NaN and on negative distances | vectors are checked before; distances are squared Euclidean ones, which order normalized vectors as the cosine does; [`Metric::Dot`] is refused |
-//! | a search can stay in the part of the graph that it starts in | a vector that a search for itself does not find is kept in a list that every search scans; a search that finds too few becomes an exact one |
-//! | has no removal | removed vectors are left out of results; once they are a third, the graph is built anew |
-//! | keeps no file that survives a crash | none is written; the store's own graph is what is persistent |
+//! | ends the process for more than 256 links | settings are checked first |
+//! | panics on NaN and on negative distances | vectors are checked first; distances are squared Euclidean ones, which order normalized vectors as the cosine does; [`Metric::Dot`] is refused |
+//! | a search can get stuck in the part of the graph where it starts | a vector that a search for itself does not find goes into a list that every search scans; a search that finds too few becomes an exact one |
+//! | has no removal | removed vectors are left out of results; when they make up a third, the graph is built anew |
+//! | has no file that survives a crash | no file is written; the store's own graph is the persistent one |
 //!
-//! Distances come from this crate's kernels, which are faster than those that it brings.
+//! Distances come from this crate's kernels, which are faster than its own.
 
 use super::{Exact, GraphConfig, Index, Neighbor, Search, TopK};
 use crate::{Bitset, Error, Metric, Result, distance};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use std::fmt;
 
-/// More links than this end the process.
+/// With more links than this, `hnsw_rs` ends the process.
 const MAX_LINKS: usize = 256;
-/// Layers, as the crate's own documentation proposes.
+/// The number of layers that the crate's own documentation proposes.
 const LAYERS: usize = 16;
-/// Width of the beam that looks whether a new vector can be found.
+/// Width of the beam that checks whether a new vector can be found.
 const PROBE: usize = 32;
 
 #[derive(Clone, Copy, Default)]
@@ -31,7 +31,7 @@ impl Distance<f32> for Squared {
     }
 }
 
-/// A graph of `hnsw_rs`, with the same full vectors behind it as every index has.
+/// A graph of `hnsw_rs`, with full vectors behind it as in every index.
 pub struct HnswRs {
     flat: Exact,
     config: GraphConfig,
@@ -76,7 +76,7 @@ impl HnswRs {
         }
     }
 
-    /// Links the live vectors only.
+    /// Builds the graph anew from the live vectors.
     fn rebuild(&mut self) {
         self.graph = empty(&self.config);
         self.lost.clear();
@@ -111,7 +111,7 @@ impl Index for HnswRs {
         self.flat.len()
     }
 
-    /// Its own tables cannot be asked for their size: links and vectors, as they must at least be.
+    /// The crate does not tell the size of its tables: this is the least that links and vectors must take.
     fn bytes(&self) -> usize {
         self.flat.n_slots() * (4 * self.dimension() + 2 * self.config.links * size_of::<usize>())
     }
@@ -184,7 +184,7 @@ mod tests {
         let mut index = HnswRs::new(Metric::L2, 2, config).unwrap();
         assert!(index.insert(&[f32::NAN, 0.0]).is_err());
         assert!(index.search(&[0.0, 0.0], &Search::new(3)).unwrap().is_empty());
-        // Two groups far apart, each of many equal points.
+        // Two groups that are far apart, each of many equal points.
         for i in 0..200 {
             index.insert(&[if i % 2 == 0 { 0.0 } else { 1e6 }, (i / 20) as f32]).unwrap();
         }

@@ -1,17 +1,17 @@
-//! An inverted file: vectors in lists by their nearest center, and product codes of what the center leaves
-//! over.
+//! An inverted file: vectors in lists by their nearest center, and product codes of their residuals from the
+//! center.
 //!
 //! A search scans the lists whose centers are nearest to the query, ranks by codes, and compares the best in
 //! full precision. ⟨q, o⟩ = ⟨q, center⟩ + ⟨q, rest⟩, so one table of products with codewords serves all
 //! lists.
 //!
 //! # Memory
-//! A byte a part, and 8 bytes a vector; full vectors beside it.
+//! One byte for each part and 8 bytes for each vector; full vectors come on top of it.
 //!
 //! # Source
 //! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33 (2011), section
-//! IV. The codes are of rotated vectors: a random rotation evens out parts, and one that is learned from what
-//! the centers leave over ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
+//! IV. The codes are of rotated vectors: a random rotation evens out the parts, and one that is learned from
+//! the residuals ([`OptimizedProductQuantizer`]) does better, at the cost of learning it.
 
 use super::{Index, Neighbor, Search, TopK, Vectors, slots::Slots};
 use crate::{
@@ -21,23 +21,23 @@ use crate::{
 };
 use breakers_cpu::hadamard::Rotation;
 
-/// Rows a list that centers are learned from.
+/// Rows for each list that centers are learned from.
 const SAMPLE: usize = 64;
 
 /// How an inverted file is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IvfConfig {
-    /// Lists; 0 takes four times the root of the number of vectors learned from.
+    /// The number of lists; 0 takes four times the square root of the number of training vectors.
     pub n_lists: usize,
-    /// Bytes of a code; 0 takes an eighth of the dimension, rounded up to a divisor.
+    /// Bytes of a code; 0 takes an eighth of the dimension, rounded up to a divisor of it.
     pub n_parts: usize,
-    /// Turns in which a rotation for the codes is learned; 0 leaves it at a random one.
+    /// Rounds of learning a rotation for the codes; 0 keeps a random rotation.
     pub turns: usize,
-    /// Lists that a search scans if it does not say otherwise.
+    /// Lists that a search scans if it sets no effort.
     pub probes: usize,
-    /// Candidates that are compared in full precision, for each neighbor wanted.
+    /// Candidates compared in full precision for each neighbor wanted.
     pub refine: usize,
-    /// Seed of everything random.
+    /// Seed of everything that is random.
     pub seed: u64,
 }
 
@@ -55,7 +55,7 @@ struct List {
     offsets: Vec<f32>,
 }
 
-/// Lists of product codes.
+/// An inverted file: lists of product codes.
 ///
 /// # Example
 /// ```
@@ -214,7 +214,8 @@ impl Index for Ivf {
         let probes = search.effort.unwrap_or(self.config.probes).max(1);
         let mut candidates = TopK::new(k.saturating_mul(self.config.refine.max(1)));
         for (i, &(_, list)) in ranking.iter().enumerate() {
-            // On beyond the probes until there are enough: results never lack what exists.
+            // Go on beyond the probes until there are enough: a search never returns fewer than `k` if more
+            // exist.
             if i >= probes && candidates.len() >= k {
                 break;
             }

@@ -1,12 +1,12 @@
 //! Indexes behind one trait.
 //!
-//! A collection of the [store](crate::store) keeps a [`Graph`], which is an [`Exact`] index, too; its planner
-//! chooses between the two for each query. [`Ivf`], [`Rabitq`] and `HnswRs` are research indexes: to be
-//! measured against, and to be used by themselves. They neither lie in files nor follow a database.
+//! A collection of the [store](crate::store) keeps a [`Graph`], which contains an [`Exact`] index; its
+//! planner chooses between the two for each query. [`Ivf`], [`Rabitq`] and `HnswRs` are research indexes, for
+//! comparison and for use by themselves: they are not saved in files and do not follow a database.
 //! `DeviceScan` answers batches of queries on a device; it is filled once, so it is no [`Index`].
 //!
 //! An index keeps vectors under *slots*, numbers that it hands out and may hand out again after a removal.
-//! What a slot means to a user is the store's business.
+//! The store maps slots to the ids of points.
 
 pub(crate) mod center;
 #[cfg(feature = "device")]
@@ -53,18 +53,18 @@ pub struct Neighbor {
     pub distance: f32,
 }
 
-/// What is looked for.
+/// A search: what to look for.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Search<'a> {
     /// How many neighbors.
     pub k: usize,
-    /// How hard an approximate index looks: the width of a graph's beam, the lists of an inverted file.
-    /// `None` leaves it to the index. An exact index ignores it.
+    /// The effort of an approximate index: the width of a graph's beam, or the number of lists of an inverted
+    /// file. `None` takes the index's own setting. An exact index ignores it.
     pub effort: Option<usize>,
     /// The slots that may be returned; `None` allows all.
     pub allowed: Option<&'a Bitset>,
-    /// Who has the vectors that the index itself has not.
+    /// The source of full vectors that the index does not hold itself.
     pub(crate) source: Option<&'a dyn Source>,
 }
 
@@ -85,12 +85,12 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What every index can do.
+/// The operations of every index.
 pub trait Index: Send + Sync {
-    /// The name in reports.
+    /// The name of the index in reports.
     fn name(&self) -> &'static str;
 
-    /// What "near" means.
+    /// The metric that defines "near".
     fn metric(&self) -> Metric;
 
     /// Numbers of a vector.
@@ -107,19 +107,19 @@ pub trait Index: Send + Sync {
     /// Bytes in memory, without the vectors in full precision.
     fn bytes(&self) -> usize;
 
-    /// Adds a vector; its slot.
+    /// Adds a vector and returns its slot.
     ///
     /// # Errors
     /// [`Error::Dimension`](crate::Error::Dimension), [`Error::NotFinite`](crate::Error::NotFinite),
     /// [`Error::ZeroVector`](crate::Error::ZeroVector) for cosine, [`Error::Full`](crate::Error::Full).
     fn insert(&mut self, vector: &[f32]) -> Result<u32>;
 
-    /// Removes the vector of a slot; whether there was one.
+    /// Removes the vector of a slot. Returns whether there was one.
     fn remove(&mut self, slot: u32) -> bool;
 
     /// The nearest vectors, nearest first; fewer than `k` only if fewer are allowed.
     ///
     /// # Errors
-    /// As [`insert`](Self::insert), for the query, and what reading full vectors from disk can meet.
+    /// As [`insert`](Self::insert), for the query, and the errors of reading full vectors from disk.
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>>;
 }

@@ -4,10 +4,10 @@ use super::{Graph, GraphConfig, Index as _, Neighbor, Search, watch::Watch};
 use crate::Result;
 use std::fmt;
 
-/// What a walk costs for each vector of its beam, in vectors of a scan: links are followed one after the
-/// other, and their codes lie apart. Measured: `docs/vector-store.md`.
+/// The cost of a walk for each vector of its beam, in vectors scanned: links are followed one after the
+/// other, and their codes are not adjacent in memory. Measured in `docs/vector-store.md`.
 const WALK_COST: f64 = 80.0;
-/// What reading a single row costs, in rows of a scan.
+/// The cost of reading a single row, in rows scanned.
 const GATHER_COST: f64 = 2.0;
 
 /// A way to answer a query.
@@ -20,14 +20,14 @@ pub enum Strategy {
     Walk,
     /// All points, exactly.
     Scan,
-    /// The graph with a beam so wide that enough of it satisfies the filter; exactly if it turns out that
-    /// not.
+    /// The graph, with a beam wide enough that enough of it should satisfy the filter; an exact scan if too
+    /// little of it does.
     FilteredWalk,
     /// The points that satisfy the filter, exactly.
     FilteredScan,
 }
 
-/// How a query is answered, and why; shows itself as a few lines of text.
+/// How a query is answered, and why. Displays as a few lines of text.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
@@ -45,7 +45,7 @@ pub struct Plan {
     pub walk_cost: f64,
     /// What a scan would cost, in vectors scanned.
     pub scan_cost: f64,
-    /// What else there is to know.
+    /// Further remarks.
     pub notes: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ impl Graph {
             None => watch.map_or(self.config.effort, |watch| watch.widened(self.config.effort)),
         };
         let effort = effort.max(k);
-        // So wide that it holds `effort` matching points if they are spread evenly.
+        // Wide enough to hold `effort` matching points if they are spread evenly.
         let slots = self.flat.n_slots() as f64;
         let wide = (effort as f64 * slots / n_matching.max(1) as f64).ceil().max(1.0);
         let walk_cost = wide * WALK_COST;
@@ -114,7 +114,7 @@ impl Graph {
         }
     }
 
-    /// What watches walks of this kind: of a width that nobody chose.
+    /// The watch over walks of this kind, if the caller chose no width.
     fn watch(&self, search: &Search<'_>) -> Option<&Watch> {
         let is_filtered = search.allowed.is_some();
         let is_chosen = search.effort.is_some() || self.config.effort != GraphConfig::default().effort;
@@ -123,7 +123,7 @@ impl Graph {
             .filter(|_| search.effort.is_none())
     }
 
-    /// Answers a query, whose vector is prepared, in this way.
+    /// Answers a query, whose vector is prepared, as planned.
     pub(crate) fn execute(
         &self,
         prepared: &[f32],
@@ -143,7 +143,7 @@ impl Graph {
                     watch.note(&found, &truth);
                     return Ok(truth);
                 }
-                // What matches may lie far from the query: then little of the beam does.
+                // The matching points may lie far from the query; then few of the beam match.
                 if found.len() < search.k { self.flat.scan(prepared, search) } else { Ok(found) }
             }
         }

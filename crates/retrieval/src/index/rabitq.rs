@@ -1,12 +1,12 @@
-//! A scan over RaBitQ codes, and full vectors for those whose lower ends leave them open.
+//! A scan over RaBitQ codes, and full vectors for those that the lower ends of their bounds do not exclude.
 //!
 //! The k nearest by their estimates are compared in full precision first. With τ the k-th of these distances,
 //! all others whose lower end does not exceed it are compared too, lowest end first. A vector is missed only
-//! where its bound does not hold, for one in some thirty at [`EPSILON`], and it is nearer than its bound by
-//! more than the margin to τ.
+//! if its bound does not hold, which happens for about one in thirty at [`EPSILON`], and if it is nearer than
+//! its bound by more than the margin to τ.
 //!
 //! # Memory
-//! `bits` a coordinate and 20 bytes a vector; full vectors beside it.
+//! `bits` a coordinate and 20 bytes a vector; full vectors come on top of it.
 //!
 //! # Source
 //! As [`RabitqCodes`]; re-ranking by the bound: arXiv 2405.12497, section 4.
@@ -19,7 +19,7 @@ use crate::{
 };
 use std::cell::RefCell;
 
-/// Codes of one to eight bits, and full vectors.
+/// RaBitQ codes of one to eight bits, and full vectors.
 #[derive(Debug)]
 pub struct Rabitq {
     metric: Metric,
@@ -106,8 +106,8 @@ impl Index for Rabitq {
         self.slots.remove(slot)
     }
 
-    /// The effort is how many vectors are compared in full precision at most; without one the bounds alone
-    /// decide.
+    /// The effort is the largest number of vectors that are compared in full precision; without it, only the
+    /// bounds decide.
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.prepared("the query", query)?;
         let k = search.k.min(self.slots.n_live);
@@ -127,8 +127,8 @@ impl Index for Rabitq {
             let farthest = near.bound();
             let near = near.into_neighbors();
             near.iter().try_for_each(|n| compare(&mut top, n.slot))?;
-            // What was compared already is no farther than the last of it; of equal estimates it is known by
-            // its slot.
+            // A vector that was compared already is no farther than the last of them; of equal estimates, the
+            // slot tells.
             let last = near.last().map_or(0, |n| n.slot);
             let compared =
                 |slot: u32, distance: f32| distance < farthest || (distance == farthest && slot <= last);

@@ -1,4 +1,4 @@
-//! Which slots are in use: what all indexes keep in the same way.
+//! Which slots are in use. All indexes share this bookkeeping.
 
 use super::MAX_SLOTS;
 use crate::{Bitset, Error, Result};
@@ -20,7 +20,7 @@ impl Default for Slots {
 }
 
 impl Slots {
-    /// A slot for a new vector, of `n` that there are: one that is free, or the one after the last.
+    /// A slot for a new vector if there are `n` slots: a free one, or the one after the last.
     ///
     /// # Errors
     /// [`Error::Full`].
@@ -35,13 +35,13 @@ impl Slots {
         }
     }
 
-    /// Lets searches find a slot that they do not find yet.
+    /// Makes a slot visible to searches.
     pub(crate) fn show(&mut self, slot: u32) {
         self.live.insert(slot);
         self.n_live += 1;
     }
 
-    /// Hides a slot without handing it out again; whether it was live.
+    /// Hides a slot without freeing it. Returns whether it was live.
     pub(crate) fn retire(&mut self, slot: u32) -> bool {
         let was = self.live.contains(slot);
         if was {
@@ -51,7 +51,7 @@ impl Slots {
         was
     }
 
-    /// Hides a slot, which may be handed out again at once; whether it was live.
+    /// Hides a slot and frees it at once. Returns whether it was live.
     pub(crate) fn remove(&mut self, slot: u32) -> bool {
         let was = self.retire(slot);
         if was {

@@ -1,7 +1,7 @@
 use super::Neighbor;
 use std::collections::BinaryHeap;
 
-/// The smallest `k` of the distances that were offered; of equal ones those of lower slots.
+/// The smallest `k` of the distances offered; of equal ones, those of lower slots.
 ///
 /// # Example
 /// ```
@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 /// for (slot, distance) in [(0, 3.0), (1, 1.0), (2, 2.0)] {
 ///     top.push(slot, distance);
 /// }
-/// // What is farther than the bound need not be looked at.
+/// // Anything farther than the bound need not be looked at.
 /// assert_eq!(top.bound(), 2.0);
 /// assert_eq!(top.into_neighbors().iter().map(|near| near.slot).collect::<Vec<_>>(), [1, 2]);
 /// ```
@@ -43,7 +43,7 @@ pub(crate) fn unorder(order: u32) -> f32 {
     f32::from_bits(if order >> 31 == 1 { order & !(1 << 31) } else { !order })
 }
 
-/// Up to so many are kept in order, which is the fastest for few; more are kept as a heap.
+/// Up to this many are kept sorted, which is fastest for few; more are kept in a heap.
 const SORTED: usize = 256;
 
 impl TopK {
@@ -84,7 +84,7 @@ impl TopK {
         }
     }
 
-    /// The distance that another one must not exceed to matter; infinite until there are `k`.
+    /// Distances above this bound no longer matter; infinite until there are `k`.
     pub fn bound(&self) -> f32 {
         let last = match &self.entries {
             Entries::Sorted(entries) => entries.last(),

@@ -1,4 +1,4 @@
-//! How hard a graph must look for a wanted recall, measured on vectors of its own.
+//! The beam that a graph needs for a wanted recall, measured by searches.
 
 use super::{Graph, Index as _, Neighbor, Search};
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ impl Graph {
     /// The narrowest beam, to within an eighth, that finds this share of the nearest `k` of these queries.
     ///
     /// The truth comes from exact search over the same vectors. Take queries of the kind that will be asked;
-    /// of stored vectors, each of which finds itself, the result is too good. Without vectors there is
+    /// with stored vectors, each of which finds itself, the result is too good. Without vectors there is
     /// nothing to measure, and the beam stays as wide as it is.
     ///
     /// # Errors
@@ -33,14 +33,14 @@ impl Graph {
     }
 }
 
-/// What is tuned: how many vectors there are, and how wide the beam is.
+/// What can be tuned: it has a number of vectors and a width of the beam.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) n: usize,
     pub(crate) effort: usize,
 }
 
-/// [`Graph::tune`], by searches with a width of the beam or, without one, exact ones.
+/// [`Graph::tune`], with a function that searches with a given width of the beam or, without one, exactly.
 pub(crate) fn tune(
     now: Size,
     queries: &[Vec<f32>],
@@ -62,7 +62,7 @@ pub(crate) fn tune(
         let (mut found, mut all) = (0usize, 0usize);
         for (query, truth) in queries.iter().zip(&truth) {
             let near = search(query, Some(effort))?;
-            // By distance, so that of equally near vectors any will do.
+            // By distance, so any of several equally near vectors counts.
             let bound = truth.last().map_or(f32::NEG_INFINITY, |last| last.distance);
             found += near.iter().filter(|n| n.distance <= bound).count().min(truth.len());
             all += truth.len();

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Vectors in full precision, to compute the distances that are returned.
 ///
-/// They lie in memory, or with the owner of the index, who passes a `Source` to every search.
+/// They are in memory, or with the owner of the index, which passes a `Source` to every search.
 #[derive(Debug)]
 pub struct Vectors {
     dimension: usize,
@@ -17,16 +17,16 @@ pub struct Vectors {
 #[derive(Debug)]
 enum Place {
     Memory(Buffer<f32>),
-    /// With the owner; how many there are.
+    /// With the owner; the number of vectors.
     Elsewhere(usize),
 }
 
-/// Who has the vectors that are not in memory.
+/// The owner of vectors that are not in memory.
 pub(crate) trait Source: fmt::Debug {
     /// Reads the prepared vector of a slot that searches return.
     ///
     /// # Errors
-    /// What reading can meet.
+    /// Those of reading.
     fn read(&self, slot: u32) -> Result<Vec<f32>>;
 }
 
@@ -40,7 +40,7 @@ impl Vectors {
         Ok(Self { dimension, place: Place::Memory(Buffer::new()) })
     }
 
-    /// No vectors yet; those that come stay with the owner.
+    /// No vectors yet; they will stay with the owner.
     ///
     /// # Errors
     /// [`Error::DimensionRange`].
@@ -75,19 +75,19 @@ impl Vectors {
         }
     }
 
-    /// Whether they lie in memory.
+    /// Whether they are in memory.
     pub(crate) fn are_here(&self) -> bool {
         matches!(self.place, Place::Memory(_))
     }
 
-    /// Has room for so many vectors.
+    /// Reserves room for `n` vectors.
     pub(crate) fn reserve(&mut self, n: usize) {
         if let Place::Memory(values) = &mut self.place {
             values.reserve(n.saturating_mul(self.dimension));
         }
     }
 
-    /// Is of so many vectors at least; new ones are zero until they are set.
+    /// Grows to at least `n` vectors; new ones are zero until they are set.
     pub(crate) fn grow(&mut self, n: usize) {
         let missing = n.saturating_sub(self.len());
         match &mut self.place {
@@ -96,7 +96,7 @@ impl Vectors {
         }
     }
 
-    /// Takes the vector of a slot that there is, or of the one after the last.
+    /// Sets the vector of an existing slot, or of the one after the last.
     pub(crate) fn set(&mut self, slot: u32, vector: &[f32]) -> Result<()> {
         check_length("the vector", vector, self.dimension)?;
         self.grow(slot as usize + 1);
@@ -114,7 +114,7 @@ impl Vectors {
         }
     }
 
-    /// Asks for a vector before it is needed.
+    /// Prefetches a vector.
     pub(crate) fn prefetch(&self, slot: u32) {
         if let Place::Memory(values) = &self.place {
             let at = slot as usize * self.dimension;
@@ -125,7 +125,7 @@ impl Vectors {
     /// Computes the distance of a slot's vector, which is read from `source` if it is not here.
     ///
     /// # Errors
-    /// What reading can meet; [`Error::UnknownPoint`] for a vector that is nowhere.
+    /// Those of reading; [`Error::UnknownPoint`] for a vector that is nowhere.
     pub(crate) fn distance(
         &self,
         metric: Metric,

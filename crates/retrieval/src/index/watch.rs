@@ -1,28 +1,28 @@
 //! Whether walks find what they should: some are compared with an exact scan, and where too little was found,
 //! the beam is widened, by √2 where little is missing and otherwise twofold, until a scan is the cheaper way.
 //!
-//! A graph over eight-bit codes finds nearly all of the nearest on vectors as models make them. On
-//! others it may not: where codes cannot tell neighbors apart, because all vectors lie far from the
-//! origin or one coordinate drowns the others, or where many vectors are copies of each other. That
-//! is seen only by looking.
+//! A graph over eight-bit codes finds nearly all of the nearest among vectors of the kind that models make.
+//! Among others it may not: codes may not tell neighbors apart, because all vectors lie far from the origin
+//! or one coordinate drowns the others, or many vectors may be copies of each other. Only a comparison shows
+//! it.
 
 use super::Neighbor;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// The first so many walks of a width are all compared.
+/// The first walks of a width, up to this number, are all compared.
 const FIRST: u64 = 16;
-/// After that, comparing takes about so small a part of the time.
+/// After that, comparing takes about this part of the time.
 const SHARE: f64 = 1.0 / 64.0;
-/// Of the neighbors that were compared, at least this share must have been found.
+/// At least this share of the neighbors that were compared must have been found.
 const ENOUGH: f64 = 0.97;
 /// Where less than this share was found, the beam is doubled.
 const FAR_TOO_FEW: f64 = 0.9;
 /// Fewer neighbors than this say nothing.
 const MIN_WANTED: u64 = 32;
-/// Of samples, older ones count half each time that there are so many.
+/// Each time that there are this many samples, older ones count half.
 const MEMORY: u64 = 4096;
 
-/// What samples of walks say, and how wide the beam is because of it.
+/// Samples of walks, and the width of the beam that follows from them.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// How often the beam was widened by √2.
@@ -39,16 +39,17 @@ impl Watch {
         (effort as f64 * 2f64.powf(self.widenings.load(Relaxed) as f64 / 2.0)) as usize
     }
 
-    /// Counts a walk; whether it is to be compared with a scan, which costs so much more.
+    /// Counts a walk. Returns whether it is to be compared with a scan, whose cost is given relative to the
+    /// walk's.
     pub(super) fn is_sample(&self, cost_ratio: f64) -> bool {
         let walk = self.walks.fetch_add(1, Relaxed);
         let every = (cost_ratio.max(1.0) / SHARE).min(1e9) as u64;
         walk < FIRST || walk.is_power_of_two() || walk.is_multiple_of(every)
     }
 
-    /// Takes in what a walk found of the truth.
+    /// Records how much of the truth a walk found.
     pub(super) fn note(&self, walked: &[Neighbor], truth: &[Neighbor]) {
-        // By distance, so that of equally near vectors any will do.
+        // By distance, so any of several equally near vectors counts.
         let bound = truth.last().map_or(f32::NEG_INFINITY, |last| last.distance);
         let found = walked.iter().filter(|n| n.distance <= bound).count().min(truth.len()) as u64;
         let found = self.found.fetch_add(found, Relaxed) + found;
@@ -67,7 +68,7 @@ impl Watch {
         }
     }
 
-    /// What the samples of this width found, if there are any.
+    /// The recall of the samples of this width, if there are any.
     pub(super) fn recall(&self) -> Option<f64> {
         let wanted = self.wanted.load(Relaxed);
         (wanted > 0).then(|| self.found.load(Relaxed) as f64 / wanted as f64)

@@ -1,18 +1,18 @@
 //! Four bits a coordinate in blocks of sixteen vectors: the first look of an exact scan.
 //!
-//! The codes are made of those of [`ScalarCodes`], so that they need no place in a file. With ô the vector
-//! that eight bits stand for, y the odd numbers −15 to 15 nearest to it at some scale, and g the factor that
-//! brings y nearest to ô, a coordinate is the four bits (y + 15) / 2, and
+//! The codes are computed from those of [`ScalarCodes`], so they need no place in a file. With ô the vector
+//! that the eight-bit codes stand for, y the odd numbers −15 to 15 nearest to it at some scale, and g the
+//! factor that brings y nearest to ô, a coordinate is the four bits (y + 15) / 2, and
 //!
 //! ‖ô − g·y‖² = ‖ô‖² − ⟨ô, y⟩²/‖y‖²
 //!
-//! is a sum of integers. With what eight bits lose, already bounded, it bounds what four bits lose, for every
-//! vector and query: the inequalities of Cauchy and Schwarz that [`ScalarCodes`] uses. A vector whose lower
-//! end exceeds the k-th upper end cannot be among the nearest; in practice a percent is left for the eight
-//! bits.
+//! is a sum of integers. Together with the known bound on the error of eight bits it bounds the error of four
+//! bits, for every vector and query, by the same Cauchy–Schwarz inequality that [`ScalarCodes`] uses. A
+//! vector whose lower end exceeds the k-th upper end cannot be among the nearest; in practice one percent is
+//! left for the eight bits.
 //!
-//! A line of 64 bytes holds eight coordinates of sixteen vectors, so that each of a register's lanes sums one
-//! vector: a scan is a stream of whole lines, and no sum across lanes.
+//! A line of 64 bytes holds eight coordinates of sixteen vectors, and each lane of a register sums one
+//! vector: a scan is a stream of whole lines, without sums across lanes.
 //!
 //! # Memory
 //! 4 bits a coordinate, rounded up to 64 coordinates, and 16 bytes a vector, in whole blocks.
@@ -29,14 +29,14 @@ use breakers_files::Buffer;
 const BLOCK: usize = 16;
 /// Coordinates of a line.
 const LINE: usize = 8;
-/// Vectors that are looked at together.
+/// Vectors that are compared at a time.
 pub(crate) const GROUP: usize = 4 * BLOCK;
 /// Half the distance between neighboring levels that is best for numbers of a Gaussian with variance 1 (Max
 /// 1960).
 const HALF_STEP: f64 = 0.1676;
 
-/// What is stored with a block: of each vector the scale of its codes, the offset of its distance, and upper
-/// bounds of what the codes lose and of its length.
+/// What is stored with a block, for each vector: the scale of its codes, the offset of its distance, and
+/// upper bounds on the error of the codes and on its length.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Tails {
@@ -55,7 +55,7 @@ pub(crate) struct CoarseCodes {
     tails: Buffer<Tails>,
 }
 
-/// What bounds need of a query.
+/// What the bounds need to know of a query.
 #[derive(Clone, Copy)]
 struct Terms {
     step: f32,
@@ -63,7 +63,7 @@ struct Terms {
     shift: i32,
     norm: f32,
     error: f32,
-    /// What the offsets count.
+    /// The factor of the offsets.
     along: f32,
     rounding: Rounding,
 }
@@ -89,7 +89,7 @@ impl CoarseCodes {
         self.width * BLOCK / 2
     }
 
-    /// Takes over a vector that was added or changed.
+    /// Follows a vector that was added or changed.
     pub(crate) fn set(&mut self, codes: &ScalarCodes, slot: usize) {
         let missing = (slot / BLOCK + 1).saturating_sub(self.tails.len());
         if missing > 0 {
@@ -111,8 +111,8 @@ impl CoarseCodes {
         tails.norm[at] = tail.norm;
     }
 
-    /// The vectors of a group whose distance may be at most `bound`, less what is the same for all; a bit for
-    /// each. Beyond the last vector, anything.
+    /// The vectors of a group whose distance, less the part that is the same for all, may be at most `bound`:
+    /// one bit for each. Bits beyond the last vector may have any value.
     pub(crate) fn open(&self, query: &ScalarQuery, group: usize, bound: f32) -> u64 {
         let blocks = 4 * group..(4 * group + 4).min(self.tails.len());
         let bytes = self.block_bytes();
@@ -221,7 +221,7 @@ mod x86 {
     use super::{BLOCK, LINE, Rounding, Tails, Terms};
     use std::arch::x86_64::*;
 
-    /// Sums of two blocks at a time: enough that products need not wait for each other.
+    /// Sums of two blocks at a time, so that products need not wait for each other.
     ///
     /// # Safety
     /// - The processor has the instructions.
@@ -233,7 +233,7 @@ mod x86 {
         let mut open = 0;
         for (i, pair) in tails.chunks(2).enumerate() {
             let first = rows.as_ptr().wrapping_add(2 * i * bytes);
-            // A block without another one is summed twice.
+            // A block without a second one is summed twice.
             let second = if pair.len() == 2 { first.wrapping_add(bytes) } else { first };
             // SAFETY: both blocks lie within the rows.
             let dots = unsafe { two_blocks(codes, first, second) };
@@ -275,7 +275,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
     unsafe fn two_blocks(codes: &[i8], first: *const u8, second: *const u8) -> [__m512i; 2] {
         let (low, high) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0xf0_u8 as i8));
-        // Of the first and the second block: low bits, and high ones, which count sixteen times.
+        // Of the first and of the second block: the low bits, and the high bits, which count sixteen times.
         let mut sums = [_mm512_setzero_si512(); 4];
         let query = codes.as_ptr().cast::<i32>();
         for line in 0..codes.len() / LINE {
@@ -309,7 +309,7 @@ mod x86 {
                 let b = _mm256_set1_epi32(query.add(2 * line + 1).read_unaligned());
                 for (half, sum) in sums.iter_mut().enumerate() {
                     let bits = _mm256_loadu_si256(block.as_ptr().add(line * 64 + half * 32).cast());
-                    // Sums of two products of 15 and 128 fit 16 bits, and so do four.
+                    // Sums of two products of 15 and 128 fit into 16 bits, and so do sums of four.
                     let first = _mm256_maddubs_epi16(_mm256_and_si256(bits, low), a);
                     let bits = _mm256_and_si256(_mm256_srli_epi16::<4>(bits), low);
                     let both = _mm256_add_epi16(first, _mm256_maddubs_epi16(bits, b));
@@ -333,8 +333,8 @@ mod tests {
     use crate::Metric;
     use rand::{RngExt as _, SeedableRng as _};
 
-    /// Lower ends hold for vectors of every kind, and every path opens the same vectors as the definition in
-    /// 64 bits of what the codes stand for, but for those at the bound.
+    /// Lower ends hold for vectors of every kind, and every path lets through the same vectors as the
+    /// definition in 64 bits, except at the bound itself.
     fn check(metric: Metric, dimension: usize, shift: f32, scale: impl Fn(usize) -> f32) {
         let mut random = rand::rngs::StdRng::seed_from_u64(dimension as u64);
         let mut draw = || {
@@ -387,7 +387,7 @@ mod tests {
                 }
                 n_open += (open[0] & exists).count_ones();
             }
-            // It closes something even where nothing stands out. In few dimensions all are near.
+            // It excludes some vectors even where none stands out. In few dimensions all are near.
             assert!(i > 0 || dimension < 100 || n_open < n as u32, "{metric}, {dimension}: {n_open}");
         }
     }

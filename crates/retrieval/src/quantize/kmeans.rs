@@ -2,13 +2,13 @@
 
 use breakers_cpu::{self as cpu, per_isa, pool, random::SplitMix64};
 
-/// Centers laid out by coordinate, `[dimension, k]`, so that the distances to all centers are
-/// a loop over lanes.
+/// Centers laid out by coordinate, `[dimension, k]`: computing the distances to all centers is then a loop
+/// over lanes.
 #[derive(Debug, Clone)]
 pub(crate) struct Centers {
     pub(crate) k: usize,
     by_coordinate: Vec<f32>,
-    /// Half the squared length of each.
+    /// Half the squared length of each center.
     half_norms: Vec<f32>,
 }
 
@@ -38,7 +38,7 @@ impl Centers {
         });
     }
 
-    /// The nearest center, and half the squared distance less what is the same for all.
+    /// The nearest center, and half the squared distance to it, less the part that is the same for all.
     pub(crate) fn nearest(&self, x: &[f32], scratch: &mut Vec<f32>) -> (usize, f32) {
         self.products(x, scratch);
         let distances = scratch.iter().zip(&self.half_norms).map(|(product, half)| half - product);
@@ -61,7 +61,7 @@ impl Centers {
 pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize, seed: u64) -> Centers {
     let n = rows.len() / dimension;
     let row = |i: usize| &rows[i * dimension..][..dimension];
-    // Rows spread over the sample begin as centers.
+    // Rows spread over the sample are the first centers.
     let mut random = SplitMix64::new(seed);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
@@ -86,7 +86,7 @@ pub(crate) fn kmeans(rows: &[f32], dimension: usize, k: usize, iterations: usize
         for center in 0..k {
             let place = &mut centers[center * dimension..][..dimension];
             if counts[center] == 0 {
-                // A center that nothing is near to moves to a row.
+                // A center that no row is near to moves to a row.
                 place.copy_from_slice(row(random.next() as usize % n));
             } else {
                 let sum = &sums[center * dimension..][..dimension];
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn clusters_are_found() {
-        // Three groups on a line, the second coordinate is noise.
+        // Three groups on a line; the second coordinate is noise.
         let rows: Vec<f32> = (0..300).flat_map(|i| [(i % 3) as f32 * 10.0, (i % 7) as f32 * 0.1]).collect();
         let centers = kmeans(&rows, 2, 3, 10, 1);
         let mut found: Vec<i32> = (0..3).map(|c| centers.row(c).next().unwrap().round() as i32).collect();

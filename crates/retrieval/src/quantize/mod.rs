@@ -1,4 +1,4 @@
-//! Compressed vectors: what scans and graphs read in place of 32-bit floats.
+//! Compressed vectors, which scans and graphs read in place of 32-bit floats.
 
 mod coarse;
 mod kmeans;

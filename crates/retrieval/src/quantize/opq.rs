@@ -1,27 +1,28 @@
-//! Optimized product quantization: a rotation under which product codes lose least.
+//! Optimized product quantization: the rotation that gives product codes the smallest error.
 //!
-//! Codewords of parts and rotation are learned in turns. With rows X, R the rotation and Y what the codes of
-//! X·R stand for, the best rotation for these codes minimizes ‖X·R − Y‖: it is U·Vᵀ of the singular value
-//! decomposition U·S·Vᵀ of Xᵀ·Y, its polar factor, which an iteration of matrix products finds.
+//! The codewords of the parts and the rotation are learned alternately. With rows X, R the rotation and Y
+//! what the codes of X·R stand for, the best rotation for these codes minimizes ‖X·R − Y‖: it is U·Vᵀ of the
+//! singular value decomposition U·S·Vᵀ of Xᵀ·Y, its polar factor, which an iteration of matrix products
+//! finds.
 //!
 //! # Memory
-//! A byte a part, and 4 bytes · dimension² for the rotation.
+//! One byte for each part, and 4 · dimension² bytes for the rotation.
 //!
 //! # Source
 //! Ge, He, Ke and Sun, "Optimized product quantization", IEEE TPAMI 36 (2014), section 3.1 (the
 //! non-parametric solution). The polar factor: Higham, "Functions of Matrices" (2008), section 8.3 (Newton
 //! and Schulz). Deviations: codewords are learned anew each turn; a little of the last rotation is added to
-//! Xᵀ·Y, so that directions in which the rows do not vary stay as they are.
+//! Xᵀ·Y, which keeps directions in which the rows do not vary as they are.
 
 use super::pq::ProductQuantizer;
 use crate::{Error, Result};
 use breakers_cpu::{self as cpu, per_isa};
 
-/// Rows that a rotation is learned from at most.
+/// The most rows that a rotation is learned from.
 const SAMPLE: usize = 1 << 14;
 /// Steps towards the polar factor at most; each brings small singular values closer to 1 by a factor of 1.5.
 const STEPS: usize = 60;
-/// The share of the last rotation in the matrix whose polar factor is the next.
+/// The share of the last rotation in the matrix whose polar factor becomes the next rotation.
 const INERTIA: f32 = 1e-4;
 /// How far the rows of a rotation may be from orthonormal.
 const TOLERANCE: f32 = 1e-4;
@@ -30,14 +31,14 @@ const TOLERANCE: f32 = 1e-4;
 #[derive(Debug, Clone)]
 pub struct OptimizedProductQuantizer {
     dimension: usize,
-    /// `[dimension, dimension]`; x is rotated into x·R. None rotates nothing.
+    /// `[dimension, dimension]`; x is rotated into x·R. `None` stands for no rotation.
     rotation: Option<Vec<f32>>,
     quantizer: ProductQuantizer,
 }
 
 impl OptimizedProductQuantizer {
-    /// Learns a rotation in so many turns, and codebooks of `n_parts` parts, from rows `[n, dimension]`. No
-    /// turns make it a [`ProductQuantizer`].
+    /// Learns a rotation in `turns` rounds, and codebooks of `n_parts` parts, from rows `[n, dimension]`.
+    /// Without rounds it is a [`ProductQuantizer`].
     ///
     /// # Errors
     /// [`Error::Parameter`] unless the parts divide the dimension and there is a row.
@@ -85,7 +86,7 @@ impl OptimizedProductQuantizer {
         self.quantizer.encode(&self.rotate(vector))
     }
 
-    /// What a code stands for.
+    /// The vector that a code stands for.
     pub fn decode(&self, code: &[u8]) -> Vec<f32> {
         let turned = self.quantizer.decode(code);
         match &self.rotation {
@@ -131,7 +132,7 @@ fn add_outer(matrix: &mut [f32], a: &[f32], b: &[f32]) {
     });
 }
 
-/// The orthogonal matrix that is nearest to a square one, if the steps get there.
+/// The orthogonal matrix nearest to a square one, if the steps converge.
 fn polar(matrix: &[f32], last: &[f32], n: usize) -> Option<Vec<f32>> {
     let length = |matrix: &[f32]| matrix.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     let size = length(matrix);
@@ -173,7 +174,7 @@ mod tests {
         (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
     }
 
-    /// Gram and Schmidt of random rows: an orthogonal matrix that the code under test has no part in.
+    /// Gram–Schmidt of random rows: an orthogonal matrix that the code under test had no part in.
     fn orthogonal(random: &mut StdRng, n: usize) -> Vec<f32> {
         let mut rows: Vec<Vec<f32>> = Vec::new();
         while rows.len() < n {
@@ -196,7 +197,7 @@ mod tests {
     }
 
     /// Rows whose parts are independent, with as much variance in each: no rotation of a Gaussian is better
-    /// for product codes (Ge et al., section 3.2). Rotated away from there, they are as bad as any.
+    /// for product codes (Ge et al., section 3.2). Rotated away from it, product codes are as bad as any.
     #[test]
     fn a_learned_rotation_loses_less_than_none_and_no_less_than_the_best() {
         let (dimension, n_parts, n) = (16, 4, 3000);

@@ -1,8 +1,8 @@
-//! Product quantization: a vector is cut into parts, each of which is the number of its
-//! nearest of 256 codewords.
+//! Product quantization: a vector is cut into parts, and each part is replaced by the number of the nearest
+//! of 256 codewords.
 //!
 //! # Memory
-//! A byte a part.
+//! One byte for each part.
 //!
 //! # Source
 //! Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 33
@@ -11,9 +11,9 @@
 use super::kmeans::{Centers, kmeans};
 use crate::{Error, Result};
 
-/// Codewords of a part: a byte's.
+/// Codewords of a part: as many as a byte has values.
 const CODEWORDS: usize = 256;
-/// Rows that a codebook is trained on at most.
+/// The most rows that a codebook is trained on.
 const SAMPLE: usize = 64 * CODEWORDS;
 
 /// Codebooks of all parts.
@@ -28,7 +28,7 @@ const SAMPLE: usize = 64 * CODEWORDS;
 /// let code = quantizer.encode(&rows[..4]);
 /// assert_eq!(code.len(), quantizer.n_parts());
 ///
-/// // A product with a query is a look-up for each byte.
+/// // A product with a query is one look-up for each byte.
 /// let table = quantizer.table(&[1.0, 0.0, 0.0, 0.0]);
 /// assert!((table_product(&table, &code) - quantizer.decode(&code)[0]).abs() < 1e-3);
 /// # Ok::<(), breakers_retrieval::Error>(())
@@ -78,7 +78,7 @@ impl ProductQuantizer {
         parts.map(|(centers, part)| centers.nearest(part, &mut scratch).0 as u8).collect()
     }
 
-    /// What a code stands for.
+    /// The vector that a code stands for.
     pub fn decode(&self, code: &[u8]) -> Vec<f32> {
         self.parts.iter().zip(code).flat_map(|(centers, &code)| centers.row(code.into())).collect()
     }
@@ -94,11 +94,11 @@ impl ProductQuantizer {
     }
 }
 
-/// ⟨query, what the code stands for⟩ out of a [table](ProductQuantizer::table).
+/// ⟨query, what the code stands for⟩ from a [table](ProductQuantizer::table).
 #[inline]
 pub fn table_product(table: &[f32], code: &[u8]) -> f32 {
     let parts = table.as_chunks::<CODEWORDS>().0.iter().zip(code);
-    // Four sums, so that loads overlap.
+    // Four sums: their loads overlap.
     let mut sums = [0.0f32; 4];
     for (i, (codewords, &code)) in parts.enumerate() {
         sums[i % 4] += codewords[usize::from(code)];

@@ -2,17 +2,16 @@
 //! bound on its error.
 //!
 //! A vector less its center is rotated at random and scaled to length 1, o′. Its code is the grid vector that
-//! has the smallest angle to o′: for one bit the signs of the coordinates, for more the values k − (2ᵇ − 1)/2
-//! of some scale that is searched for. With y the code as a vector,
+//! has the smallest angle to o′: the signs of the coordinates for one bit, and for more bits the values k −
+//! (2ᵇ − 1)/2 at a scale that is searched for. With y the code as a vector,
 //!
 //! ⟨o′, q′⟩ ≈ ⟨y, q′⟩ / ⟨y, o′⟩,
 //!
-//! which over the random rotation is right on average, and whose error is at most
-//! ε₀·‖q′‖·√((1 − c²)/(c²·(d − 1))) with c = ⟨y, o′⟩/‖y‖, except with a probability that falls as
-//! a Gaussian's tail in ε₀.
+//! which is right on average over the random rotation, and whose error is at most ε₀·‖q′‖·√((1 − c²)/(c²·(d −
+//! 1))) with c = ⟨y, o′⟩/‖y‖, except with a probability that falls like the tail of a Gaussian in ε₀.
 //!
-//! Codes are stored as bit planes, and queries are quantized to three bits more than the codes have, so that
-//! a scan is `AND` and `POPCNT` of each pair of planes: Σᵢⱼ 2ⁱ⁺ʲ·|codeᵢ ∧ queryⱼ|.
+//! Codes are stored as bit planes, and queries are quantized to three bits more than the codes have. A scan
+//! is then `AND` and `POPCNT` of each pair of planes: Σᵢⱼ 2ⁱ⁺ʲ·|codeᵢ ∧ queryⱼ|.
 //!
 //! # Memory
 //! `bits` a coordinate, rounded up to 64 coordinates, and 20 bytes a vector.
@@ -30,7 +29,7 @@ use crate::{
 };
 use breakers_cpu::{self as cpu, hadamard::Rotation, per_isa};
 
-/// The factor of the error bound that the paper proposes: 2.9 % of a Gaussian lie beyond it on one side.
+/// The factor of the error bound that the paper proposes: 2.9 % of a Gaussian lies beyond it on one side.
 pub const EPSILON: f32 = 1.9;
 /// Bits of a query's coordinates beyond those of the codes: its rounding is then an eighth of theirs.
 const MORE_PLANES: usize = 3;
@@ -57,11 +56,11 @@ pub struct RabitqCodes {
 struct Factors {
     /// ‖o − center‖² for L2, ⟨o, center⟩ otherwise.
     add: f32,
-    /// What ⟨y, q′⟩ is multiplied by: ‖o − center‖/⟨y, o′⟩.
+    /// The factor of ⟨y, q′⟩: ‖o − center‖/⟨y, o′⟩.
     scale: f32,
-    /// What the bound is multiplied by: ‖o − center‖·√((1 − c²)/(c²·(d − 1))).
+    /// The factor of the bound: ‖o − center‖·√((1 − c²)/(c²·(d − 1))).
     error: f32,
-    /// What the rounding of queries is multiplied by: ‖o − center‖/c.
+    /// The factor of the rounding of queries: ‖o − center‖/c.
     rounding: f32,
     /// The sum of the codes.
     sum: f32,
@@ -87,7 +86,7 @@ pub struct RabitqQuery {
 pub struct Estimate {
     /// The distance.
     pub distance: f32,
-    /// What it is at least, except with the probability that belongs to ε₀.
+    /// The distance is at least this, except with the probability that belongs to ε₀.
     pub lower: f32,
 }
 
@@ -137,12 +136,12 @@ impl RabitqCodes {
         self.words.len() * 8 + self.factors.len() * size_of::<Factors>()
     }
 
-    /// The rest of a vector after its center is taken away, rotated, and its length.
+    /// The rotated difference of a vector from the center, and its length.
     fn rest(&self, vector: &[f32]) -> (Vec<f32>, f32) {
         let mut rest: Vec<f32> = vector.iter().zip(&self.center).map(|(x, c)| x - c).collect();
         rest.resize(self.width, 0.0);
         for rotation in &self.rotations {
-            // The length is the rotation's own.
+            // The length fits the rotation.
             let _ = rotation.forward(&mut rest);
         }
         let norm = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
@@ -160,7 +159,7 @@ impl RabitqCodes {
         Ok(())
     }
 
-    /// Replaces a vector that there is.
+    /// Replaces an existing vector.
     pub(crate) fn set(&mut self, slot: usize, vector: &[f32]) -> Result<()> {
         let (factors, words) = self.encode(vector)?;
         self.factors[slot] = factors;
@@ -210,8 +209,8 @@ impl RabitqCodes {
         if largest == 0.0 {
             return vec![(most / 2.0) as u8; rest.len()];
         }
-        // From the scale at which no coordinate is cut off to one at which most of the grid is
-        // used for the smaller ones.
+        // From the scale at which no coordinate is clipped to one at which most of the grid serves the
+        // smaller ones.
         let widest = (middle + 0.5) / largest;
         let isa = cpu::isa();
         let mut best = (f32::NEG_INFINITY, widest);
@@ -225,7 +224,7 @@ impl RabitqCodes {
         rest.iter().map(|&x| grid_code(x, best.1, middle, most) as u8).collect()
     }
 
-    /// Brings a [prepared](Metric::prepare) query into the form that scans take.
+    /// Brings a [prepared](Metric::prepare) query into the form that scans need.
     ///
     /// # Errors
     /// [`Error::Dimension`].
@@ -252,8 +251,8 @@ impl RabitqCodes {
         Ok(RabitqQuery { add, norm, planes, low, step, sum })
     }
 
-    /// Estimates of all distances, with bounds at this ε₀ ([`EPSILON`]); of [`Metric::L2`] and
-    /// [`Metric::Cosine`] as [`Metric::distance`] has them.
+    /// Estimates of all distances, with bounds at this ε₀ ([`EPSILON`]); for [`Metric::L2`] and
+    /// [`Metric::Cosine`] on the scale of [`Metric::distance`].
     ///
     /// # Shapes
     /// - `out`: `[len]`
@@ -270,7 +269,7 @@ impl RabitqCodes {
         let query_error = 3.0 * query.step / 12f32.sqrt();
         per_isa!(cpu::isa(), || {
             for (estimate, factors) in out.iter_mut().zip(&self.factors) {
-                // ⟨o − c, q − c⟩ and how far it may be off.
+                // ⟨o − c, q − c⟩ and the bound on its error.
                 let product = factors.scale * estimate.distance;
                 let error = factors.error * bound + factors.rounding * query_error;
                 let (distance, slack) = match metric {
@@ -284,7 +283,7 @@ impl RabitqCodes {
         Ok(())
     }
 
-    /// ⟨y, q̂⟩ of each vector into its estimate's distance.
+    /// Turns ⟨y, q̂⟩ of each vector into its estimated distance.
     fn products(&self, query: &RabitqQuery, out: &mut [Estimate]) {
         let (bits, words) = (self.bits as usize, self.width / 64);
         // Σ code·q̂ − middle·Σ q̂, with q̂ = low + step·level.

@@ -1,25 +1,26 @@
 //! Eight bits a coordinate, with a bound on the error that holds for every vector and query.
 //!
-//! Vectors are seen from a *center* c near their middle, so that codes tell them apart however far from zero
-//! they all lie. The difference is padded with zeros to a multiple of 64, rotated, so that no coordinate
-//! stands out, and divided by a step of its own. With o a vector and q a query less the center, ô what the
-//! codes of o stand for, and q̂ = q − r what the query's codes stand for,
+//! Codes are relative to a *center* c near the middle of the vectors, so they tell vectors apart however far
+//! from zero these lie. The difference from the center is padded with zeros to a multiple of 64, rotated so
+//! that no coordinate stands out, and divided by a step of its own. With o a vector and q a query, both less
+//! the center, ô the vector that the codes of o stand for, and q̂ = q − r the one that the query's codes
+//! stand for,
 //!
 //! |⟨q, o⟩ − ⟨q̂, ô⟩| ≤ ‖q‖·‖o − ô‖ + ‖r‖·‖ô‖
 //!
-//! by the inequality of Cauchy and Schwarz: no assumption on the data. ‖o − ô‖ is stored with each vector,
-//! rounded up, and takes in what floating-point sums can lose. That is what lets a scan over codes give exact
-//! neighbors.
+//! by the Cauchy–Schwarz inequality, without any assumption about the data. ‖o − ô‖ is stored with each
+//! vector, rounded up, and covers the rounding of floating-point sums. This is why a scan over codes can give
+//! exact neighbors.
 //!
 //! # Distances
 //! Half of ‖q − o‖² is ‖q‖²/2 + (‖o‖²/2 − ⟨q, o⟩): the first term is the same for all vectors, the second is
-//! stored. Of vectors of length 1 this is one minus the cosine. An inner product is split so that the query
+//! stored. For vectors of length 1 this is one minus the cosine. An inner product is split so that the query
 //! has no part along the center: with q = a·c + p, ⟨q, c + o⟩ = ⟨q, c⟩ + a·⟨c, o⟩ + ⟨p, o⟩, and ⟨c, o⟩ is
 //! stored.
 //!
-//! The step is the one that brings ô nearest to o, so that o − ô is at right angles to ô. Then ‖o‖²/2 − ⟨q,
-//! ô⟩ differs from half of ‖q − ô‖² by ‖o − ô‖²/2 and by what is the same for all: codes rank near vectors
-//! with an error that is relative to how far they are from the query, not from the center.
+//! The step is the one that brings ô nearest to o, which makes o − ô orthogonal to ô. Then ‖o‖²/2 − ⟨q, ô⟩
+//! differs from half of ‖q − ô‖² by ‖o − ô‖²/2 and by a term that is the same for all: when codes rank near
+//! vectors, their error is relative to the distance from the query, not from the center.
 //!
 //! # Memory
 //! 8 bits a coordinate, rounded up to 64 coordinates, and 16 bytes a vector.
@@ -39,7 +40,7 @@ const LANES: usize = 16;
 /// The offset of vectors without codes.
 const NOWHERE: f32 = 1e37;
 
-/// A query that is longer than so many centers is not split further.
+/// A query that is longer than this many centers is not split further.
 const MAX_ALONG: f64 = 65536.0;
 
 /// What is stored with each vector's codes.
@@ -48,11 +49,11 @@ const MAX_ALONG: f64 = 65536.0;
 pub struct Tail {
     /// The step between codes.
     pub step: f32,
-    /// What is added to a distance: for [`Metric::Dot`] −⟨c, o⟩, otherwise ‖o‖²/2.
+    /// The offset added to a distance: −⟨c, o⟩ for [`Metric::Dot`], otherwise ‖o‖²/2.
     pub offset: f32,
     /// An upper bound of ‖o − ô‖, rounding included.
     pub error: f32,
-    /// An upper bound of ‖o‖ and of ‖ô‖, seen from the center.
+    /// An upper bound of ‖o‖ and of ‖ô‖, both relative to the center.
     pub norm: f32,
 }
 
@@ -75,14 +76,15 @@ pub struct ScalarCodes {
 pub struct ScalarQuery {
     /// Eight bits of each coordinate.
     pub(crate) codes: CodeQuery,
-    /// Eight bits more, of what the first ones leave over.
+    /// Eight bits more, for the residual of the first ones.
     pub(crate) rest: CodeQuery,
     pub(crate) step: f32,
     pub(crate) rest_step: f32,
     pub(crate) norm: f32,
-    /// What the offsets of vectors count: for [`Metric::Dot`] the query's part along the center, otherwise 1.
+    /// The factor of the vectors' offsets: the query's part along the center for [`Metric::Dot`], otherwise
+    /// 1.
     pub(crate) along: f32,
-    /// What all distances have in common, in full: ‖q‖²/2, or −⟨q, c⟩ for [`Metric::Dot`].
+    /// The part that all distances share: ‖q‖²/2, or −⟨q, c⟩ for [`Metric::Dot`].
     pub(crate) base: f64,
     pub(crate) rounding: Rounding,
     /// ‖r‖ of the first part alone, if both are computed.
@@ -92,8 +94,8 @@ pub struct ScalarQuery {
     rotated: Vec<f32>,
 }
 
-/// What rounding can lose of a distance by codes, or of the distance in full that it stands for, as multiples
-/// of [`f32::EPSILON`]: `square · (‖q‖ + ‖o‖)² + slope · ‖o‖ + flat`.
+/// The rounding error of a distance by codes, or of the full distance that it stands for, in multiples of
+/// [`f32::EPSILON`]: `square · (‖q‖ + ‖o‖)² + slope · ‖o‖ + flat`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rounding {
     pub(crate) square: f32,
@@ -114,8 +116,8 @@ impl ScalarCodes {
         Ok(Self { metric, dimension, stride, rotation, center, center_norm: 0.0, codes, tails })
     }
 
-    /// Room for as many vectors, seen from a center (`[dimension]`, or empty for zero): of each the codes
-    /// have to be [set](Self::set), and until then it is farther than any.
+    /// Room for `n` vectors around a center (`[dimension]`, or empty for zero). The codes of each have to be
+    /// [set](Self::set); until then it is farther than any vector.
     pub(crate) fn around(&self, center: Vec<f32>, n: usize) -> Self {
         debug_assert!(center.is_empty() || center.len() == self.dimension);
         let (mut codes, mut tails) = (Buffer::new(), Buffer::new());
@@ -128,13 +130,13 @@ impl ScalarCodes {
         Self { metric, dimension, stride, rotation: self.rotation.clone(), center, center_norm, codes, tails }
     }
 
-    /// Has room for so many vectors.
+    /// Reserves room for `n` vectors.
     pub(crate) fn reserve(&mut self, n: usize) {
         self.codes.reserve(n.saturating_mul(self.stride));
         self.tails.reserve(n);
     }
 
-    /// What vectors are seen from: `[dimension]`, or empty for zero.
+    /// The center: `[dimension]`, or empty for zero.
     pub(crate) fn center(&self) -> &[f32] {
         &self.center
     }
@@ -205,19 +207,19 @@ impl ScalarCodes {
             Tail { step, offset: offset as f32, error: round_up(error), norm: round_up(norm + error) };
     }
 
-    /// About the vector that was [set](Self::set): what its codes stand for.
+    /// An approximation of the vector that was [set](Self::set), from its codes.
     pub(crate) fn decode(&self, slot: usize) -> Vec<f32> {
         let step = self.tails[slot].step;
         let mut vector: Vec<f32> =
             self.row(slot).iter().map(|&byte| (i32::from(byte) - 128) as f32 * step).collect();
-        // The length is the rotation's, so that this cannot fail.
+        // The length fits the rotation, so this cannot fail.
         let _ = self.rotation.inverse(&mut vector);
         vector.truncate(self.dimension);
         vector.iter_mut().zip(&self.center).for_each(|(x, c)| *x += c);
         vector
     }
 
-    /// Takes so many centers away, pads and rotates; the squared length.
+    /// Subtracts the center this many times, pads and rotates; returns the squared length.
     fn rotate(&self, vector: &[f32], centers: f32, rotated: &mut [f32]) -> f64 {
         debug_assert_eq!(vector.len(), self.dimension);
         let (values, padding) = rotated.split_at_mut(self.dimension);
@@ -231,7 +233,7 @@ impl ScalarCodes {
             }
             length_squared(values)
         };
-        // The length is a multiple of the stride, so that this cannot fail.
+        // The length is a multiple of the stride, so this cannot fail.
         let _ = self.rotation.forward(rotated);
         norm_squared
     }
@@ -243,7 +245,7 @@ impl ScalarCodes {
         let product: f64 = self.center.iter().zip(vector).map(|(&c, &x)| f64::from(c) * f64::from(x)).sum();
         query.along = match self.metric {
             Metric::Dot if self.center.is_empty() => 0.0,
-            // Any number does; the least is left for codes with this one.
+            // Any number is correct; this one leaves the smallest residual for the codes.
             Metric::Dot => {
                 let squares = length_squared(&self.center).max(f64::MIN_POSITIVE);
                 (product / squares).clamp(-MAX_ALONG, MAX_ALONG) as f32
@@ -255,11 +257,11 @@ impl ScalarCodes {
         query.base = if self.metric == Metric::Dot { -product } else { norm_squared / 2.0 };
         let depth = self.stride as f32 / 64.0 + 16.0;
         query.rounding = match self.metric {
-            // Of the distance by codes, and of the squared differences.
+            // The error of the distance by codes, and of the squared differences.
             Metric::L2 => Rounding { square: depth, slope: 0.0, flat: 0.0 },
-            // Lengths are 1 up to rounding.
+            // The error of the lengths, which are 1 only up to rounding.
             Metric::Cosine => Rounding { square: depth, slope: 0.0, flat: 16.0 },
-            // Of the products with the vector and with the center.
+            // The error of the products with the vector and with the center.
             Metric::Dot => {
                 let slope = 8.0 * (length(vector) + query.along.abs() * self.center_norm);
                 Rounding { square: 0.0, slope, flat: slope * self.center_norm }
@@ -281,7 +283,7 @@ impl ScalarCodes {
         query.along = 1.0;
     }
 
-    /// Distances, less what is the same for all vectors, by the query's first eight bits.
+    /// Distances by the query's first eight bits, less the part that is the same for all vectors.
     pub(crate) fn gather(&self, query: &ScalarQuery, ids: &[u32], dots: &mut [i32], out: &mut [f32]) {
         gather_dots(&query.codes, &self.codes, ids, dots);
         for ((out, &dot), &id) in out.iter_mut().zip(&*dots).zip(ids) {
@@ -305,14 +307,14 @@ impl ScalarCodes {
         self.tails[a] == self.tails[b] && self.row(a) == self.row(b)
     }
 
-    /// What [`gather_from`](Self::gather_from) leaves out, up to what is the same for all, so that with it
-    /// distances between stored vectors compare.
+    /// The part that [`gather_from`](Self::gather_from) leaves out, less what is the same for all. With it,
+    /// distances between stored vectors can be compared.
     pub(crate) fn base(&self, slot: u32) -> f32 {
         self.tails[slot as usize].offset + if self.metric == Metric::Dot { 1.0 } else { 0.0 }
     }
 
     /// Distances of up to [`GATHER`] rows by both parts of the query, with bounds: the true distance of row
-    /// `ids[i]`, less what is the same for all vectors, is within `out[i].0 ± out[i].1`.
+    /// `ids[i]`, less the part that is the same for all vectors, is within `out[i].0 ± out[i].1`.
     pub(crate) fn intervals(&self, query: &ScalarQuery, ids: &[u32], out: &mut [(f32, f32)]) {
         let (mut first, mut second) = ([0; GATHER], [0; GATHER]);
         let (first, second) = (&mut first[..ids.len()], &mut second[..ids.len()]);
@@ -341,13 +343,13 @@ impl ScalarCodes {
 }
 
 impl ScalarQuery {
-    /// The distance by the first part, less what is the same for all vectors.
+    /// The distance by the first part, less the part that is the same for all vectors.
     #[inline(always)]
     pub(crate) fn distance(&self, tail: &Tail, dot: i32) -> f32 {
         self.along * tail.offset - self.step * tail.step * dot as f32
     }
 
-    /// The distance by both parts, and how far it can be from the true one.
+    /// The distance by both parts, and a bound on its error.
     #[inline(always)]
     fn interval(&self, tail: &Tail, first: i32, second: i32) -> (f32, f32) {
         let dot = self.step * first as f32 + self.rest_step * second as f32;
@@ -360,7 +362,7 @@ impl ScalarQuery {
 }
 
 impl CodeQuery {
-    /// Takes the multiples of a step out of `values` and leaves the rest there; the step.
+    /// Rounds `values` to multiples of a step, leaves the residuals in place, and returns the step.
     fn quantize(&mut self, values: &mut [f32]) -> f32 {
         let (step, factor) = step_of(values);
         per_isa!(cpu::isa(), || {
@@ -374,7 +376,7 @@ impl CodeQuery {
     }
 }
 
-/// The product with the center of a vector as seen from it.
+/// The product of the center with a vector relative to it.
 fn along(center: f32, x: f32) -> f64 {
     f64::from(center) * (f64::from(x) - f64::from(center))
 }
@@ -423,9 +425,9 @@ fn quantize(rotated: &[f32], row: &mut [u8]) -> (f32, f64) {
     (step, lost.iter().sum())
 }
 
-/// What floating-point arithmetic can lose of an inner product, relative to the product of the lengths: in
-/// the differences from the center, in the sum (64 partial sums), and in the rotation of both sides (a dense
-/// matrix over at most `stride / 64 · 4` numbers after some ten butterflies).
+/// The rounding error of an inner product, relative to the product of the lengths: in the differences from
+/// the center, in the sum (64 partial sums), and in the rotation of both sides (a dense matrix over at most
+/// `stride / 64 · 4` numbers after some ten butterflies).
 fn slack(stride: usize) -> f64 {
     (stride as f64 / 4.0 + 130.0) * f64::from(f32::EPSILON) / 2.0
 }

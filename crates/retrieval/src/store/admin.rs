@@ -1,4 +1,4 @@
-//! Care: backup and restore, verification, compaction, leftovers.
+//! Maintenance: backup and restore, verification, compaction, leftover files.
 
 use super::{
     DATABASE, Inner, Options, Store, fields,
@@ -13,15 +13,15 @@ use breakers_sqlite::{self as sqlite, SqliteConfig};
 use rusqlite::{Connection, params};
 use std::{io::ErrorKind, path::Path};
 
-/// What a verification found: nothing wrong, or it would have been an error.
+/// What a verification checked. Anything wrong would have been an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Verification {
     /// Collections.
     pub n_collections: usize,
-    /// Points, each of which has the checksum that it was written with.
+    /// Points; each has the checksum that it was written with.
     pub n_points: usize,
-    /// Collections whose table of fields was not what the payloads say, and was made anew.
+    /// Collections whose table of fields did not match the payloads, and was made anew.
     pub n_fields_rebuilt: usize,
 }
 
@@ -29,13 +29,13 @@ pub struct Verification {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Repair {
-    /// Points that were taken out: the collection's name, and the id.
+    /// Points that were removed: the collection's name, and the id.
     pub removed: Vec<(String, u64)>,
     /// Collections whose table of fields was made anew.
     pub n_fields_rebuilt: usize,
 }
 
-/// A piece of work that was begun, as it stands in the database.
+/// A long operation that was begun, as recorded in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Job {
@@ -50,8 +50,8 @@ pub struct Job {
 }
 
 impl Store {
-    /// Writes a copy of the database as it is now to a file; reading and writing go on. The file has its name
-    /// only once it is whole, verified and on the disk.
+    /// Writes a copy of the database as it is now to a file; reading and writing go on. The file gets its
+    /// name only once it is complete, verified and on the disk.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a file of the store itself, by any name, and for a database that has a log
@@ -123,8 +123,8 @@ impl Store {
         Self::open_with(folder, options)
     }
 
-    /// Reads everything and compares checksums. Tables of fields, which follow from payloads, are made anew
-    /// where they differ from them.
+    /// Reads everything and compares checksums. Tables of fields are derived from payloads, and are made anew
+    /// if they differ from them.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for the first thing that is wrong, [`Error::Sqlite`].
@@ -140,8 +140,8 @@ impl Store {
         Ok(found.verification)
     }
 
-    /// Takes out what is damaged, so that the rest is whole: points that are not as they were written, which
-    /// are named, and tables of fields that are not what the payloads say, which are made anew.
+    /// Removes what is damaged, which leaves the rest whole: points that are not as they were written are
+    /// removed and reported, and tables of fields that do not match the payloads are made anew.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if SQLite itself finds its file damaged beyond its indexes,
@@ -190,14 +190,14 @@ impl Store {
         })
     }
 
-    /// Inspects, changes, and has the indexes in memory follow.
+    /// Inspects and changes the database, and updates the indexes in memory.
     fn heal(&self, change: impl FnOnce(&Connection, &Inspection) -> Result<()>) -> Result<Repair> {
         let found = {
             let mut writer = self.inner.writer()?;
             let transaction = writer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let found = inspect(&transaction, true)?;
             change(&transaction, &found)?;
-            // A change like any other, so that nothing that was found before is taken for what is.
+            // A change like any other: results found before it are not taken for current ones.
             transaction.execute("UPDATE collections SET seq = seq + 1", [])?;
             transaction.commit()?;
             found
@@ -213,7 +213,7 @@ impl Store {
         })
     }
 
-    /// Gives room back, on the disk and in the indexes of all collections, and forgets removals.
+    /// Gives back space on the disk and in the indexes of all collections, and forgets removals.
     ///
     /// # Errors
     /// [`Error::Sqlite`], [`Error::Io`], [`Error::Busy`].
@@ -250,7 +250,7 @@ impl Store {
         })
     }
 
-    /// Writes the index files of open collections, and the log into the database.
+    /// Writes the index files of open collections, and moves the log into the database.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Sqlite`].
@@ -264,7 +264,7 @@ impl Store {
         Ok(())
     }
 
-    /// Work that is under way, or was interrupted.
+    /// Long operations that are under way or were interrupted.
     ///
     /// # Errors
     /// [`Error::Sqlite`].
@@ -280,10 +280,10 @@ impl Store {
         })
     }
 
-    /// Notes a piece of work in the database while it is done.
+    /// Records a long operation in the database while it runs.
     fn job<R>(&self, kind: &str, detail: &str, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let id = {
-            // Of work of this kind that was interrupted before, this is the repetition.
+            // This repeats any operation of the same kind that was interrupted.
             let interrupted =
                 self.jobs()?.into_iter().filter(|job| job.kind == kind && job.state == "interrupted");
             let writer = self.inner.writer()?;
@@ -311,7 +311,7 @@ impl Store {
 /// Puts the content of a backup where the new database is written, and takes away what an old store left.
 fn restore_to(new: &Replacement<'_>, backup: &Path, folder: &Path, options: &Options) -> Result<()> {
     std::fs::copy(backup, new.temporary()).map_err(Error::io(backup))?;
-    // The database of a store has its last changes in its log.
+    // The last changes of a store's database are in its log.
     let log = with_suffix(backup, "-wal");
     if log.exists() {
         std::fs::copy(&log, with_suffix(new.temporary(), "-wal")).map_err(Error::io(&log))?;
@@ -353,13 +353,12 @@ struct Inspection {
     damaged: Vec<(i64, String, u64, Error)>,
     /// Collections whose table of fields is not what the payloads say.
     other_fields: Vec<i64>,
-    /// Collections that say that they have another number of points: the name, what they say,
-    /// and what there is.
+    /// Collections that record a wrong number of points: the name, the recorded number, and the true one.
     other_counts: Vec<(String, i64, i64)>,
 }
 
-/// Reads everything. With `heal`, tables of fields are made anew where they differ; that needs a
-/// transaction that writes.
+/// Reads everything. With `heal`, tables of fields are made anew if they differ; that needs a writing
+/// transaction.
 fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
     let mut found = Inspection::default();
     let collections: Vec<(i64, String, String, i64)> = connection
@@ -413,7 +412,7 @@ fn inspect(connection: &Connection, heal: bool) -> Result<Inspection> {
 
 impl Inspection {
     /// # Errors
-    /// [`Error::Corrupt`] for the first thing that is wrong with what was written.
+    /// [`Error::Corrupt`] for the first thing that is not as it was written.
     fn checked(self) -> Result<Self> {
         if let Some((_, name, point, error)) = self.damaged.into_iter().next() {
             let what = format!("point {point} of {name:?}");
@@ -441,7 +440,7 @@ fn check_integrity(connection: &Connection) -> Result<()> {
     Err(Error::Corrupt { what, expected: "ok".to_owned(), found })
 }
 
-/// Of a copy that nobody else uses: everything is checked, and what follows from payloads is made anew.
+/// For a copy that nobody else uses: checks everything, and makes anew what is derived from payloads.
 fn verify(connection: &Connection) -> Result<Verification> {
     check_integrity(connection)?;
     let transaction = connection.unchecked_transaction()?;
@@ -451,14 +450,14 @@ fn verify(connection: &Connection) -> Result<Verification> {
 }
 
 impl Inner {
-    /// Takes away what processes left that ended in the middle of something.
+    /// Removes files left by processes that ended in the middle of an operation.
     pub(super) fn clean(&self) {
-        // What cannot be removed now is found the next time.
+        // A file that cannot be removed now is found again the next time.
         let _ = clean(&*self.options.disk, &self.folder);
     }
 }
 
-/// Whether the process that noted a piece of work still runs; where that cannot be known, it does.
+/// Whether the process that recorded an operation still runs; assumed if it cannot be known.
 fn is_running(detail: &str) -> bool {
     let pid =
         detail.rsplit_once("(process ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse::<u32>().ok());

@@ -11,8 +11,8 @@ use crate::{Error, Result, index::Index as _, metric};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use std::sync::{Arc, RwLockReadGuard, atomic::Ordering};
 
-/// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles that one store
-/// gave out: the index stays in memory as long as the store.
+/// A collection of a [`Store`](super::Store). Clones share everything, and so do all handles of one store:
+/// the index stays in memory as long as the store.
 ///
 /// # Example
 /// ```
@@ -37,9 +37,9 @@ pub struct Collection {
     pub(super) shared: Arc<Shared>,
 }
 
-/// After so many removals it is looked how many are remembered.
+/// After this many removals, the remembered ones are counted.
 const CHECK_REMOVALS: usize = 1000;
-/// So many removals, and twice the number of points, are remembered.
+/// This many removals, plus twice the number of points, are remembered.
 const KEPT_REMOVALS: i64 = 5000;
 
 /// The checksum of a stored point.
@@ -52,7 +52,7 @@ pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
 }
 
 impl Config {
-    /// The vector that is compared: as it is kept, and prepared.
+    /// The vector that is compared: rounded to the stored form, then prepared.
     fn kept(&self, vector: &[f32]) -> Result<Vec<f32>> {
         let mut kept = self.element.decode(&self.element.encode(vector)?, self.dimension)?;
         self.metric.prepare("the vector", &mut kept)?;
@@ -61,17 +61,17 @@ impl Config {
 }
 
 impl Collection {
-    /// What it is called in its store.
+    /// Its name in the store.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// What was decided when it was created.
+    /// The settings that it was created with.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// Where the index in memory came from.
+    /// How the index in memory came about.
     pub fn origin(&self) -> Origin {
         self.shared.state().origin.clone()
     }
@@ -90,8 +90,8 @@ impl Collection {
     /// if the database's file was removed or replaced.
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
-        // All of them before anything is done, and one after the other later on, so that a batch takes no
-        // room.
+        // All are checked before anything is written; later they are prepared one by one, so a batch takes no
+        // extra memory.
         for point in points {
             if point.id > MAX_ID {
                 return Err(Error::parameter("id", format!("at most {MAX_ID}"), point.id));
@@ -133,7 +133,7 @@ impl Collection {
         Ok(())
     }
 
-    /// Removes points, all of them or none; how many there were.
+    /// Removes points, all of them or none. Returns how many there were.
     ///
     /// # Errors
     /// [`Error::Sqlite`], [`Error::Io`] if the database's file was removed or replaced.
@@ -158,10 +158,10 @@ impl Collection {
     }
 
     /// Forgets the older half of the removals when there are far more than points: a process that has not
-    /// seen them by now has missed more than is there, and builds anew.
+    /// seen them by now has missed more than there are points, and builds its index anew.
     fn forget_removals(&self, transaction: &Connection, n: usize) -> Result<()> {
         let since = self.shared.removals.fetch_add(n, Ordering::Relaxed);
-        // Also the first time, since other processes may remove a few each.
+        // Also the first time, because other processes may remove a few each.
         if since != 0 && since + n < CHECK_REMOVALS {
             return Ok(());
         }
@@ -182,8 +182,8 @@ impl Collection {
 
     /// A transaction that changes points, and the same changes in the index.
     ///
-    /// `change` returns by how much the number of points changes, and what to return. Vectors are linked
-    /// before the transaction begins, so that it is short, and are found by searches once it has ended.
+    /// `change` returns the change of the number of points, and the result. Vectors are linked before the
+    /// transaction begins, which keeps it short, and searches find them once it has ended.
     fn write(
         &self,
         points: &[Point],
@@ -251,7 +251,7 @@ impl Collection {
         result.map_err(|error| self.removed_or(error))
     }
 
-    /// The error, or, if that is the reason, that the collection was removed.
+    /// The error; [`Error::CollectionRemoved`] if that is its cause.
     pub(super) fn removed_or(&self, error: Error) -> Error {
         if !matches!(error, Error::Sqlite(_) | Error::UnknownCollection { .. }) {
             return error;
@@ -294,8 +294,7 @@ impl Collection {
         self.together(|connection, state| Ok(self.matching(filter, connection, &state)?.count()))
     }
 
-    /// Points by id, in the order asked for; none for ids that there are not. The vectors are as they were
-    /// stored.
+    /// Points by id, in the order asked for, `None` for unknown ids. The vectors are as they were stored.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for a point that is not as it was written, [`Error::Sqlite`].
@@ -356,10 +355,10 @@ impl Collection {
         })
     }
 
-    /// Writes the index file, so that the next start need not build the index.
+    /// Writes the index file; the next start then need not build the index.
     ///
     /// # Errors
-    /// [`Error::Io`]; the collection and an older file are as they were.
+    /// [`Error::Io`]; the collection and an older file then stay as they were.
     pub fn save_index(&self) -> Result<()> {
         self.shared.save(&self.store).map_err(|error| self.removed_or(error))
     }

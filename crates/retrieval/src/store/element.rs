@@ -12,17 +12,17 @@ pub enum Element {
     /// 32-bit floats: what was given.
     #[default]
     F32,
-    /// 16-bit floats: half the bytes, three decimal digits. Vectors with a number beyond ±65,504, or whose
-    /// numbers are all below 6·10⁻⁵, are refused: they would not come back with three digits.
+    /// 16-bit floats: half the bytes, three decimal digits. Vectors with a number beyond ±65,504, or with all
+    /// numbers below 6·10⁻⁵, are refused, because they would not keep three digits.
     F16,
-    /// Eight bits each and one step for the vector.
+    /// Eight bits for each number, and one step for the vector.
     I8,
-    /// One bit each, its sign: +1 for numbers that are not negative, −1 for the others.
+    /// One bit for each number, its sign: −1 for negative numbers, +1 for the others.
     Binary,
 }
 
 impl Element {
-    /// Every way, for tests and reports.
+    /// Every element type, for tests and reports.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::I8, Self::Binary];
 
     /// The name in reports.
@@ -56,7 +56,7 @@ impl Element {
             Self::F16 => vector.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             Self::I8 => {
                 let step = vector.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
-                // In 64 bits, where the inverse of every step is finite.
+                // In 64 bits, in which the inverse of every step is finite.
                 let factor = if step > 0.0 { 1.0 / f64::from(step) } else { 0.0 };
                 let code = |x: f32| (f64::from(x) * factor).round_ties_even().clamp(-127.0, 127.0) as i8;
                 let codes = vector.iter().map(|&x| code(x) as u8);
@@ -74,7 +74,7 @@ impl Element {
     fn magnitudes(self) -> std::ops::RangeInclusive<f32> {
         match self {
             Self::F16 => f16::MIN_POSITIVE.to_f32()..=f16::MAX.to_f32(),
-            // A step has to be a number with all its digits.
+            // A step must be a normal number, with all its digits.
             Self::I8 => 127.0 * f32::MIN_POSITIVE..=f32::MAX,
             Self::F32 | Self::Binary => 0.0..=f32::MAX,
         }
@@ -142,7 +142,7 @@ mod tests {
                     };
                     prop_assert!((x - y).abs() <= error, "{:?}: {} and {}", element, x, y);
                 }
-                // What was kept is kept as it is.
+                // A stored vector is stored again unchanged.
                 prop_assert_eq!(element.decode(&element.encode(&back).unwrap(), vector.len()).unwrap().len(), back.len());
                 prop_assert!(element.decode(&bytes[1..], vector.len()).is_err());
             }

@@ -9,7 +9,7 @@ use rusqlite::{Connection, ToSql, params_from_iter, types::Value as Sql};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
-/// Longer texts are indexed by their start, and compared in full afterwards.
+/// Longer texts are indexed by their beginning and compared in full afterwards.
 const LONG: usize = 200;
 
 /// Which fields of payloads have an index.
@@ -20,7 +20,7 @@ pub enum Indexed {
     /// All of them.
     #[default]
     All,
-    /// These paths. A filter on another field reads all payloads.
+    /// Only these paths. A filter on another field reads all payloads.
     Only(Vec<String>),
 }
 
@@ -94,7 +94,7 @@ pub(super) fn remove(connection: &Connection, collection: i64, id: i64) -> Resul
     Ok(())
 }
 
-/// What the table of fields should hold, made from payloads beside it.
+/// What the table of fields should hold, built from payloads in a second table.
 pub(super) struct Expected<'a> {
     connection: &'a Connection,
     indexed: &'a Indexed,
@@ -116,7 +116,7 @@ impl<'a> Expected<'a> {
         insert_into(self.connection, "temp.expected_fields", self.indexed, id, payload)
     }
 
-    /// Whether the table holds something else.
+    /// Whether the table of fields differs from it.
     pub(super) fn differs(&self, collection: i64) -> Result<bool> {
         let (all, fields) = ("field, kind, value, id", format!("fields_{collection}"));
         let sql = format!(
@@ -126,7 +126,7 @@ impl<'a> Expected<'a> {
         Ok(self.connection.query_row(&sql, [], |row| row.get(0))?)
     }
 
-    /// Puts it in the table's place.
+    /// Replaces the table of fields by it.
     pub(super) fn replace(&self, collection: i64) -> Result<()> {
         let fields = format!("fields_{collection}");
         self.connection.execute_batch(&format!(
@@ -139,12 +139,12 @@ impl<'a> Expected<'a> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        // The next one takes it away if that fails.
+        // If that fails, the next one removes it.
         let _ = self.connection.execute_batch("DROP TABLE IF EXISTS temp.expected_fields");
     }
 }
 
-/// What filters are evaluated against.
+/// What filters are evaluated on.
 pub(super) struct Evaluation<'a> {
     pub(super) connection: &'a Connection,
     pub(super) collection: i64,
@@ -358,7 +358,7 @@ fn small_bound((operator, bound): (&'static str, Number)) -> Option<(&'static st
     })
 }
 
-/// A bound on integers beyond SQLite's own; none if it leaves none of them.
+/// A bound on integers beyond SQLite's own; `None` if none of them is within it.
 fn large_bound((operator, bound): (&'static str, Number)) -> Option<(&'static str, Sql)> {
     const FIRST: u64 = 1 << 63;
     let column = |u: u64| Sql::Integer((u ^ FIRST) as i64);

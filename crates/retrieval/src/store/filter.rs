@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{cmp::Ordering, ops::RangeInclusive};
 
-/// How deep conditions may be nested.
+/// The greatest depth of nested conditions.
 const MAX_DEPTH: usize = 64;
 
 /// A point's payload: a JSON object.
@@ -52,14 +52,14 @@ pub enum Filter {
         #[serde(default)]
         below: Option<Number>,
     },
-    /// The field is there and not null: a value, or an array with one.
+    /// The field exists and is not null: it is a value, or an array that contains one.
     Exists {
         /// Path of the field.
         field: String,
     },
-    /// All of these hold; of no conditions, always.
+    /// All of these hold; true for no conditions.
     And(Vec<Self>),
-    /// One of these holds; of no conditions, never.
+    /// At least one of these holds; false for no conditions.
     Or(Vec<Self>),
     /// This does not hold.
     Not(Box<Self>),
@@ -134,7 +134,7 @@ impl Filter {
         }
     }
 
-    /// Whether a payload satisfies the condition; the definition of what filters mean.
+    /// Whether a payload satisfies the condition. This is the definition of what filters mean.
     ///
     /// # Example
     /// ```

@@ -3,7 +3,8 @@
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 use std::hash::BuildHasher as _;
 
-/// Points and slots, 8 bytes a slot and some 8 a point: the table holds slots alone, whose ids are looked up.
+/// Points and slots: 8 bytes for a slot and about 8 for a point. The hash table holds only slots, whose ids
+/// are looked up.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     of_slots: Vec<u64>,
@@ -12,18 +13,18 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    /// With room for so many points, if there is so much memory.
+    /// With room for `n` points, if there is enough memory.
     pub(super) fn expecting(n: usize) -> Self {
         let mut ids = Self::default();
         let Self { of_slots, slots, hasher } = &mut ids;
-        // Without it, they are moved as they grow.
+        // Without it, the tables are moved as they grow.
         let hash = |&slot: &u32| hasher.hash_one(of_slots[slot as usize]);
         let _ = slots.try_reserve(n, hash);
         let _ = of_slots.try_reserve_exact(n);
         ids
     }
 
-    /// Of so many slots at least; new ones hold no point.
+    /// Grows to at least `n` slots; new ones hold no point.
     pub(super) fn grow(&mut self, n_slots: usize) {
         if self.of_slots.len() < n_slots {
             self.of_slots.resize(n_slots, 0);
@@ -35,7 +36,7 @@ impl Ids {
         self.slots.len()
     }
 
-    /// The ids of all slots; of those that hold no point, anything.
+    /// The ids of all slots; those of slots that hold no point are undefined.
     pub(super) fn of_slots(&self) -> &[u64] {
         &self.of_slots
     }
@@ -45,7 +46,7 @@ impl Ids {
         self.slots.find(self.hasher.hash_one(id), |&slot| self.of_slots[slot as usize] == id).copied()
     }
 
-    /// Puts a point into a slot that there is and that holds none; the slot that it had before.
+    /// Puts a point into an existing slot that holds none. Returns the slot that it had before.
     pub(super) fn insert(&mut self, id: u64, slot: u32) -> Option<u32> {
         let Self { of_slots, slots, hasher } = self;
         let old = {
@@ -63,7 +64,7 @@ impl Ids {
         old
     }
 
-    /// Takes a point out; the slot that it had.
+    /// Removes a point. Returns the slot that it had.
     pub(super) fn remove(&mut self, id: u64) -> Option<u32> {
         let Self { of_slots, slots, hasher } = self;
         let found = slots.find_entry(hasher.hash_one(id), |&slot| of_slots[slot as usize] == id);

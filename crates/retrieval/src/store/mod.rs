@@ -1,18 +1,18 @@
 //! The store: SQLite is the truth, indexes are derived.
 //!
 //! A store is a folder. `store.db` holds collections, vectors and payloads; `index-N.bin` is the index of a
-//! collection, a copy in another form, which may be missing, old or damaged: it is checked when a collection
-//! is opened, caught up from the database, or built anew.
+//! collection, derived from the database. It may be missing, old or damaged: when a collection is opened, it
+//! is checked, and brought up to date from the database or built anew.
 //!
 //! # Durability
-//! A write is a transaction, in SQLite's write-ahead log. When it returns, the log was synced
-//! ([`Durability::Full`]); whatever happens to the process or the power, it is there afterwards. Under
-//! [`Durability::Process`] the log is synced now and then only: a crash of the process loses nothing, one of
-//! the system may lose the last writes, never part of one.
+//! A write is a transaction, in SQLite's write-ahead log. When it returns, the log has been synced
+//! ([`Durability::Full`]); the write then survives a crash of the process and a power failure. With
+//! [`Durability::Process`] the log is synced only now and then: a crash of the process loses nothing, a crash
+//! of the system may lose the last writes, but never part of one.
 //!
 //! # Readers and writers
-//! Any number of threads and processes read while one writes; a second writer waits. What this process wrote
-//! is found at once, what another one wrote after at most [`Options::refresh`].
+//! Any number of threads and processes read while one writes; a second writer waits. Searches find what this
+//! process wrote at once, and what another one wrote after at most [`Options::refresh`].
 
 mod admin;
 mod collection;
@@ -56,10 +56,10 @@ use std::{
 /// The database within a store's folder.
 pub(crate) const DATABASE: &str = "store.db";
 
-/// What a connection keeps of the database where memory is short, in KiB.
+/// A connection's cache of the database if memory is short, in KiB.
 const SHORT_CACHE_KIB: i64 = 128;
 
-/// What "acknowledged" promises.
+/// What survives once a write was acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Durability {
@@ -70,31 +70,31 @@ pub enum Durability {
     Process,
 }
 
-/// How a store is opened.
+/// Options for opening a store.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// What "acknowledged" promises.
+    /// What survives once a write was acknowledged.
     pub durability: Durability,
-    /// For how long a search may not see what another process wrote; zero asks the database every time, which
-    /// takes some microseconds.
+    /// How long a search may miss what another process wrote. Zero asks the database every time, which takes
+    /// a few microseconds.
     pub refresh: Duration,
-    /// For how long a write waits for those of other threads and processes.
+    /// How long a write waits for the writes of other threads and processes.
     pub busy_timeout: Duration,
-    /// Leaves full vectors in the database and reads those that are compared, instead of keeping all in
+    /// Leaves full vectors in the database and reads those that are compared, instead of keeping them all in
     /// memory.
     pub vectors_on_disk: bool,
-    /// Points of a collection that memory is asked for at once; it is used as they come. Without it, what
-    /// holds them is moved as it grows, which takes memory twice for a moment.
+    /// The number of points of a collection for which memory is reserved at once. Without it, buffers are
+    /// moved as they grow, which takes twice the memory for a moment.
     pub expected_points: usize,
-    /// Writes index files when a store is closed, and, without waiting for that, in the background: when a
-    /// quarter of an index has changed, or a change is [`save_after`](Self::save_after) old.
+    /// Writes index files when a store is closed, and before that in the background: when a quarter of an
+    /// index has changed, or when a change is [`save_after`](Self::save_after) old.
     pub save_on_close: bool,
-    /// How old a change may become before the index file is written in the background.
+    /// The age of a change at which the index file is written in the background.
     pub save_after: Duration,
-    /// What writes index files.
+    /// The file system that index files are written through.
     pub disk: Arc<dyn Disk>,
-    /// The SQLite VFS; otherwise its default.
+    /// The SQLite VFS; `None` takes SQLite's default.
     pub vfs: Option<String>,
 }
 
@@ -116,16 +116,16 @@ impl Default for Options {
 
 impl Options {
     /// Keeps the index of `n` vectors within a budget: full vectors stay in memory if they fit, otherwise in
-    /// the database, so that only their codes and links take memory, while points are written and the index
-    /// is saved, too. What SQLite needs, some hundred KiB a connection, and the points of a call are not
-    /// counted; nor is the moment in which codes get another center because vectors have drifted, when there
-    /// are both.
+    /// the database, and then only their codes and links take memory, also while points are written and the
+    /// index is saved. Not counted are SQLite's own memory, some hundred KiB for each connection, the points
+    /// of a call, and the moment in which codes get another center because vectors have drifted, when old and
+    /// new codes exist at once.
     ///
     /// # Units
     /// `budget`: bytes
     ///
     /// # Errors
-    /// [`Error::Parameter`], which names the least that is needed, if codes and links alone do not fit.
+    /// [`Error::Parameter`], which names the smallest budget that works, if codes and links alone do not fit.
     pub fn within(self, budget: usize, n: usize, config: &Config) -> Result<Self> {
         let codes = config.code_bytes().saturating_mul(n);
         if codes > budget {
@@ -149,20 +149,21 @@ pub struct Config {
     /// Which fields of payloads have an index.
     #[serde(default)]
     pub indexed: Indexed,
-    /// Links that a new vector chooses in the graph.
+    /// Links that a new vector gets in the graph.
     pub links: usize,
-    /// How hard it looks for them.
+    /// The width of the beam that finds them.
     pub build_effort: usize,
 }
 
 impl Config {
-    /// The settings to begin with.
+    /// The default settings for this dimension and metric.
     pub fn new(dimension: usize, metric: Metric) -> Self {
         let (element, indexed) = (Element::F32, Indexed::All);
         Self { dimension, metric, element, indexed, links: 16, build_effort: 200 }
     }
 
-    /// Bytes of memory that a vector takes without its full form: codes, links, and what finds its slot.
+    /// Bytes of memory that a vector takes without its full form: codes, links, and the entry that maps its
+    /// id to its slot.
     pub fn code_bytes(&self) -> usize {
         let slots = 2 * (size_of::<u64>() + size_of::<(u64, u32)>());
         let links = self.links.saturating_mul(8).saturating_add(4);
@@ -174,8 +175,8 @@ impl Config {
         self.dimension.checked_next_multiple_of(64).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of memory that a vector takes with its full form, and then also four bits a coordinate for exact
-    /// scans.
+    /// Bytes of memory that a vector takes with its full form, which includes four bits a coordinate for
+    /// exact scans.
     pub fn full_bytes(&self) -> usize {
         let floats = self.dimension.saturating_mul(4).saturating_add(16);
         self.code_bytes().saturating_add(self.padded_dimension() / 2).saturating_add(floats)
@@ -227,13 +228,13 @@ pub(crate) struct Inner {
     place: Option<files::FilePlace>,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
-    /// What is open stays open, so that a handle for each write costs nothing.
+    /// Open collections stay open, so a new handle for each write costs nothing.
     collections: Mutex<HashMap<i64, Arc<Shared>>>,
     saver: saver::Saver,
 }
 
 impl Store {
-    /// Opens a folder as a store; creates it if there is none.
+    /// Opens the store in a folder; creates it if there is none.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Sqlite`], [`Error::SchemaVersion`].
@@ -282,11 +283,11 @@ impl Store {
         })
     }
 
-    /// Creates a collection, or opens the one that has this name and these settings.
+    /// Creates a collection, or opens an existing one with this name and these settings.
     ///
     /// # Errors
-    /// [`Error::CollectionExists`] if it has others, [`Error::DimensionRange`], [`Error::Parameter`], and
-    /// those of [`collection`](Self::collection).
+    /// [`Error::CollectionExists`] if one with this name has other settings, [`Error::DimensionRange`],
+    /// [`Error::Parameter`], and those of [`collection`](Self::collection).
     pub fn create(&self, name: &str, config: &Config) -> Result<Collection> {
         check_dimension(config.dimension)?;
         config.graph().check()?;
@@ -317,7 +318,7 @@ impl Store {
         self.collection(name)
     }
 
-    /// Opens a collection. Its index is loaded, or built if that cannot be.
+    /// Opens a collection. Its index is loaded from its file, or built if that is not possible.
     ///
     /// # Errors
     /// [`Error::UnknownCollection`], [`Error::Corrupt`], [`Error::Sqlite`].
@@ -346,7 +347,7 @@ impl Store {
         Ok(Collection { store, shared })
     }
 
-    /// Removes a collection and all of its points; whether there was one.
+    /// Removes a collection and all of its points. Returns whether there was one.
     ///
     /// # Errors
     /// [`Error::Sqlite`].
@@ -364,7 +365,7 @@ impl Store {
         if let Some(shared) = lock(&self.inner.collections).remove(&id) {
             shared.removed.store(true, Ordering::Relaxed);
         }
-        // Without the collection nobody opens it; a file that stays is never read.
+        // Without the collection nobody opens the file; if it stays, it is never read.
         let _ = self.inner.options.disk.remove(&self.inner.index_path(id));
         Ok(true)
     }
@@ -379,7 +380,7 @@ fn parse_config(name: &str, text: &str) -> Result<Config> {
 }
 
 impl Options {
-    /// Where memory is short, SQLite keeps few pages, too.
+    /// If memory is short, SQLite caches few pages, too.
     fn limit_cache(&self, connection: &Connection) -> Result<()> {
         if self.vectors_on_disk {
             connection.pragma_update(None, "cache_size", -SHORT_CACHE_KIB)?;
@@ -429,7 +430,7 @@ impl Inner {
             }
         };
         let result = f(&connection);
-        // One that failed in the middle of something is not used again.
+        // A connection that failed in the middle of an operation is not used again.
         if result.is_ok() {
             lock(&self.readers).push(connection);
         }

@@ -1,4 +1,4 @@
-//! Values that fields are compared with; numbers compare by what they are, not by what a float makes of them.
+//! Values that fields are compared with. Numbers are compared exactly, without rounding integers to floats.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::Value;
@@ -25,7 +25,7 @@ const TWO_63: f64 = 9_223_372_036_854_775_808.0;
 const TWO_64: f64 = 2.0 * TWO_63;
 
 impl Number {
-    /// The order of two numbers; none if one of them is NaN.
+    /// The order of two numbers; `None` if one of them is NaN.
     pub fn compare(self, other: Self) -> Option<Ordering> {
         match (self, other) {
             (Self::Float(a), Self::Float(b)) => a.partial_cmp(&b),
@@ -67,7 +67,7 @@ impl Number {
         }
     }
 
-    /// The largest unsigned integer that is not above the number; none for negative ones.
+    /// The largest unsigned integer that is not above the number; `None` for negative ones.
     pub(crate) fn unsigned_floor(self) -> Option<u64> {
         match self {
             Self::Integer(i) => u64::try_from(i).ok(),
@@ -170,7 +170,7 @@ impl From<u64> for Scalar {
 }
 
 impl Scalar {
-    /// What a JSON value is as a scalar; `None` for null, arrays and objects.
+    /// A JSON value as a scalar; `None` for null, arrays and objects.
     pub(crate) fn of(value: &Value) -> Option<Self> {
         match value {
             Value::Bool(b) => Some(Self::Bool(*b)),

@@ -1,4 +1,4 @@
-//! What goes into a collection, and what is asked of it.
+//! Points of a collection, and queries.
 
 use super::filter::{Filter, Payload};
 use crate::{Error, Result};
@@ -7,14 +7,13 @@ use serde_json::Value;
 /// Ids are at most this: SQLite's integers have a sign.
 pub const MAX_ID: u64 = i64::MAX as u64;
 
-/// How deep a payload may be nested, itself included: as deep as it can be read back.
+/// The greatest depth of a payload, itself included: the depth up to which it can be read back.
 pub const MAX_DEPTH: usize = 127;
 
 /// # Errors
 /// [`Error::PayloadDepth`].
 pub(super) fn check_depth(payload: &Payload) -> Result<()> {
-    // With a list of open values instead of recursion, since whoever writes the payload
-    // decides how deep it is.
+    // With a list of open values instead of recursion, because the depth is up to whoever wrote the payload.
     let mut open: Vec<(usize, &Value)> = payload.values().map(|value| (1, value)).collect();
     while let Some((depth, value)) = open.pop() {
         let depth = match value {
@@ -50,8 +49,7 @@ pub struct Point {
     pub id: u64,
     /// `[dimension]`
     pub vector: Vec<f32>,
-    /// Fields that filters can ask for, and whatever else belongs to the point; nested at
-    /// most [`MAX_DEPTH`] deep.
+    /// Fields that filters can refer to, and other data of the point; nested at most [`MAX_DEPTH`] deep.
     pub payload: Option<Payload>,
 }
 
@@ -68,7 +66,7 @@ impl Point {
     pub fn with_payload(self, payload: serde_json::Value) -> Result<Self> {
         let payload = match payload {
             serde_json::Value::Object(fields) => fields,
-            // Says what was found in place of an object.
+            // The error says what was found in place of an object.
             other => serde_json::from_value(other)?,
         };
         Ok(Self { payload: Some(payload), ..self })
@@ -86,7 +84,7 @@ pub struct Hit {
     pub payload: Option<Payload>,
 }
 
-/// What is looked for in a collection.
+/// A search in a collection.
 ///
 /// # Example
 /// ```
@@ -104,9 +102,9 @@ pub struct Query {
     pub k: usize,
     /// The condition that they satisfy.
     pub filter: Option<Filter>,
-    /// How wide the graph is searched; otherwise what the collection was tuned to.
+    /// The width of the beam; `None` takes the width that the collection was tuned to.
     pub effort: Option<usize>,
-    /// Whether to scan instead of walking the graph, whatever it costs.
+    /// Whether to scan instead of walking the graph, whatever the cost.
     pub exact: bool,
     /// Whether to return payloads.
     pub with_payload: bool,
@@ -128,7 +126,7 @@ impl Query {
         Self { effort: Some(effort), ..self }
     }
 
-    /// By a scan of all that match, without the graph.
+    /// Scans all points that match, without the graph.
     pub fn exact(self) -> Self {
         Self { exact: true, ..self }
     }

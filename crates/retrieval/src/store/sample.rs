@@ -1,5 +1,5 @@
-//! Vectors that are read from the database: those of an index that has them not, and samples that codes are
-//! centered by.
+//! Vectors that are read from the database: those that an index does not hold itself, and samples for the
+//! center of codes.
 
 use super::state::{Place, State, point_of};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 use rusqlite::{CachedStatement, Connection};
 use std::{cell::RefCell, fmt};
 
-/// The vectors of a state's slots, from the database as it was at the state's change.
+/// The vectors of a state's slots, read from the database as of the state's change.
 pub(super) struct Stored<'a> {
     place: Place<'a>,
     ids: &'a [u64],
@@ -40,7 +40,7 @@ impl<'a> Stored<'a> {
         Ok(point_of(row, self.place.config)?.0)
     }
 
-    /// As [`point`](Self::point), or nothing of a point that is damaged or gone.
+    /// As [`point`](Self::point), or `None` for a point that is damaged or gone.
     fn get(&self, id: u64) -> Result<Option<Vec<f32>>> {
         match self.point(id) {
             Ok(vector) => Ok(Some(vector)),
@@ -57,8 +57,7 @@ impl Source for Stored<'_> {
 }
 
 impl State {
-    /// Sees by the database's vectors, and by some that are `coming`, whether another center suits them
-    /// better, and takes it over.
+    /// Looks for a center that suits the database's vectors and the `coming` ones better, and adopts it.
     pub(super) fn look_at_center(
         &mut self,
         connection: &Connection,
@@ -74,7 +73,7 @@ impl State {
 
     /// The codes of all vectors around a center that suits them better, if there is one.
     ///
-    /// The database may be ahead of this state: what it does not have anymore is about to go.
+    /// The database may be ahead of this state: points that it no longer has are about to be removed here.
     pub(super) fn around_better_center(
         &self,
         connection: &Connection,
@@ -99,7 +98,7 @@ impl State {
             }
             let is_live = flat.slots.live.contains(slot);
             let vector = if is_live { stored.get(self.ids.of_slots()[at])? } else { None };
-            // Links may lead to removed ones yet.
+            // Links may still lead to removed ones.
             codes.set(at, &vector.unwrap_or_else(|| flat.codes.decode(at)));
         }
         let coarse = flat.coarse.is_some().then(|| CoarseCodes::of(&codes));
@@ -109,7 +108,7 @@ impl State {
 
 /// The ids of some points, evenly spread over all changes.
 fn sample_of_ids(connection: &Connection, place: Place<'_>) -> Result<Vec<u64>> {
-    // Of the index by change alone, which is small.
+    // Only from the index by change, which is small.
     let n: i64 =
         connection
             .query_row(&format!("SELECT count(*) FROM points_{}", place.collection), [], |row| row.get(0))?;

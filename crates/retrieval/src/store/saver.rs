@@ -1,5 +1,5 @@
-//! Index files are written in the background, by age and by size, so that a process which is ended by a
-//! signal leaves files that are nearly up to date.
+//! Index files are written in the background, by age and by size. A process that is ended by a signal
+//! therefore leaves files that are nearly up to date.
 
 use super::{Inner, Shared, shared::lock};
 use std::{
@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many changes are too few to be written for their number.
+/// This many changes are too few to be written because of their number.
 const FEW: usize = 1000;
 
-/// The thread that saves; it begins with the first change, and ends with the store.
+/// The thread that saves; it starts with the first change and ends with the store.
 #[derive(Debug, Default)]
 pub(super) struct Saver(Mutex<Option<Sender<Note>>>);
 
-/// What writers say to the thread.
+/// What writers tell the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Note {
     /// Something was changed.
@@ -27,7 +27,7 @@ enum Note {
 }
 
 impl Inner {
-    /// Has the index file of a collection that was changed written when it is time.
+    /// Tells the thread that a collection was changed; it writes the index file when it is time.
     pub(super) fn note_change(self: &Arc<Self>, shared: &Shared) {
         if !self.options.save_on_close {
             return;
@@ -44,7 +44,7 @@ impl Inner {
             }
         }
         if let Some(sender) = &*sender {
-            // Without a thread they are written on closing.
+            // Without a thread, they are written on closing.
             let _ = sender.send(if is_much { Note::ChangedMuch } else { Note::Changed });
         }
     }
@@ -63,8 +63,8 @@ impl Inner {
     }
 }
 
-/// A quarter of what is there, so that all files that are written while an index grows are not much more than
-/// the last.
+/// A quarter of the points: all files that are written while an index grows are then not much larger in total
+/// than the last one.
 fn is_much(shared: &Shared) -> bool {
     let state = shared.state();
     state.n_unsaved() >= FEW + state.ids.len() / 4

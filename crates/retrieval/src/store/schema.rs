@@ -1,4 +1,4 @@
-//! The tables, and how older ones become today's.
+//! The tables, and how older ones are migrated.
 
 use crate::Result;
 use breakers_sqlite::Schema;
@@ -24,7 +24,7 @@ CREATE TABLE collections (
     n_points INTEGER NOT NULL DEFAULT 0
 );";
 
-/// Version 2: work that outlives a process.
+/// Version 2: long operations that outlive a process.
 const VERSION_2: &str = "
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -34,7 +34,7 @@ CREATE TABLE jobs (
     detail TEXT NOT NULL
 );";
 
-/// How databases came about.
+/// The migrations, in order.
 pub(crate) const SCHEMA: Schema =
     Schema { application_id: APPLICATION_ID, migrations: &[VERSION_1, VERSION_2] };
 

@@ -1,4 +1,5 @@
-//! Searches of a collection: exact sets of what matches a filter, and the way that the planner chooses.
+//! Searches of a collection: exact sets of the points that match a filter, and the strategy that the planner
+//! chooses.
 
 use super::{
     Collection,
@@ -17,7 +18,7 @@ use rusqlite::Connection;
 use std::sync::Arc;
 
 impl Collection {
-    /// The nearest points, nearest first: `k` of them whenever so many satisfy the filter.
+    /// The nearest points, nearest first: always `k` of them if at least `k` satisfy the filter.
     ///
     /// # Errors
     /// Those of [`Metric::prepare`](crate::Metric::prepare) for the query,
@@ -66,8 +67,8 @@ impl Collection {
         })
     }
 
-    /// Answers from one state and the slots that are allowed in it; payloads from the database in the same
-    /// state.
+    /// Answers from one state and the slots that are allowed in it, with payloads from the database in the
+    /// same state.
     fn answer(
         &self,
         query: &Query,
@@ -150,10 +151,10 @@ impl Collection {
         self.together(|connection, state| self.evaluation(connection, &state).estimate(filter, limit))
     }
 
-    /// Measures how wide the graph must be searched for this share of the nearest `k`, and searches so from
-    /// now on; the index file keeps it. Without points nothing changes.
+    /// Measures the width of the beam that finds this share of the nearest `k`, and uses it from now on; the
+    /// index file keeps it. Without points nothing changes.
     ///
-    /// Searches and writes go on meanwhile.
+    /// Searches and writes go on in the meantime.
     ///
     /// # Errors
     /// [`Error::Parameter`](crate::Error::Parameter) for a recall outside of 0 to 1 and for no queries, and

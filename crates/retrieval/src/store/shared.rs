@@ -2,9 +2,9 @@
 //! database.
 //!
 //! # Locks
-//! In this order: `changing`, the store's connection that writes, `state`. Whoever changes the index holds
-//! `changing` as long as that takes, and `state` for single steps, between which searches go on. So nobody
-//! waits for the `state` of someone who only reads it, however long: a save or a search.
+//! In this order: `changing`, the store's connection that writes, `state`. A thread that changes the index
+//! holds `changing` as long as that takes, and `state` only for single steps, between which searches go on.
+//! So nobody waits for a thread that only reads `state`, however long its save or search takes.
 
 use super::{
     Config, Inner,
@@ -27,9 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Up to this many slots of removed vectors do no harm.
+/// Up to this many slots of removed vectors are tolerated.
 const HOLLOW: usize = 2000;
-/// Between two tries to get a lock.
+/// The pause between two attempts to get a lock.
 const PAUSE: Duration = Duration::from_micros(200);
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     /// Whether this process removed the collection.
     pub(super) removed: AtomicBool,
-    /// Removals since it was looked how many are remembered.
+    /// Removals since the remembered ones were last counted.
     pub(super) removals: AtomicUsize,
     changing: Mutex<()>,
     state: RwLock<State>,
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     asked: Mutex<Option<Instant>>,
 }
 
-/// What became of the index.
+/// What happened to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CaughtUp {
     /// Slots are as they were.
@@ -111,15 +111,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether it is time to look at the center, with so many vectors that are about to come.
+    /// Whether it is time to estimate the center again, with this many vectors about to be added.
     pub(super) fn is_center_due(&self, n_coming: usize) -> bool {
         let state = self.state();
         state.graph.flat.drift.is_due(state.graph.len(), n_coming)
     }
 
-    /// When enough has changed, or changes with `n_coming` vectors of which `coming` gives the i-th, has
-    /// codes seen from a center that suits them. Searches go on with the old ones until the new ones are
-    /// there.
+    /// If enough has changed, or changes with the next `n_coming` vectors, of which `coming` gives the i-th,
+    /// moves the codes to a center that suits them. Searches go on with the old codes until the new ones are
+    /// ready.
     pub(super) fn look_at_center(
         &self,
         store: &Inner,
@@ -133,7 +133,7 @@ impl Shared {
         }
         let state = self.state();
         let n = state.graph.len();
-        // Of those that come so large a part as they will have.
+        // The new vectors have the same share of the sample that they will have of the collection.
         let n_asked = (SAMPLE * n_coming).div_ceil((n + n_coming).max(1)).min(n_coming);
         let some: Vec<Vec<f32>> =
             (0..n_asked).map(|i| coming(i * n_coming / n_asked)).collect::<Result<_>>()?;
@@ -177,7 +177,7 @@ impl Shared {
         }
     }
 
-    /// Takes over what the database has, as this connection sees it, and this process has not seen.
+    /// Applies the changes of the database that this process has not seen, as this connection sees them.
     pub(super) fn catch_up(
         &self,
         store: &Inner,
@@ -220,8 +220,8 @@ impl Shared {
         })
     }
 
-    /// Looks for what other processes wrote, unless that was done a moment ago. If somebody changes the index
-    /// at the moment, the answer is of the state before that.
+    /// Looks for what other processes wrote, unless that was done a moment ago. If the index is being
+    /// changed, the answer is of the state before the change.
     pub(super) fn refresh(&self, store: &Inner) -> Result<()> {
         self.check_not_removed()?;
         let interval = store.options.refresh;
@@ -261,7 +261,8 @@ impl Shared {
             if let Some(result) = result {
                 return Ok(result);
             }
-            // A writer of this process is between its transaction and the index, or another process wrote.
+            // A writer of this process is between its transaction and the update of the index, or another
+            // process wrote.
             match self.changing.try_lock() {
                 Ok(changing) => self.catch_up_now(store, &changing)?,
                 Err(TryLockError::Poisoned(changing)) => self.catch_up_now(store, &changing.into_inner())?,
@@ -336,7 +337,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for a lock, but not forever.
+/// Waits for a lock, up to a time limit.
 ///
 /// # Errors
 /// [`Error::Busy`].

@@ -1,5 +1,5 @@
 //! What a process keeps of a collection in memory: the index, and which point each slot holds. All of it is
-//! derived.
+//! derived from the database.
 
 use super::{Config, collection::change_crc, filter::Filter, ids::Ids, shared::lock};
 use crate::{
@@ -19,7 +19,7 @@ use std::{
     },
 };
 
-/// Filters whose sets are kept.
+/// The number of filters whose sets are kept.
 const KEPT_FILTERS: usize = 32;
 
 /// What an index file says about the collection.
@@ -27,40 +27,41 @@ const KEPT_FILTERS: usize = 32;
 pub(super) struct FileInfo {
     /// The collection's random number; a restored backup gets another one.
     uid: i64,
-    /// The change up to which the file is.
+    /// The last change that the file contains.
     seq: i64,
 }
 
-/// Whose index it is.
+/// The collection that the index belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) collection: i64,
     pub(super) config: &'a Config,
     /// Whether full vectors stay in the database.
     pub(super) on_disk: bool,
-    /// Points that there should be room for.
+    /// The number of points to reserve room for.
     pub(super) expected: usize,
 }
 
-/// Index and slots, up to a change.
+/// Index and slots as of a change.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) graph: Graph,
     /// The point in each slot.
     pub(super) ids: Ids,
-    /// The change up to which this is.
+    /// The last change that this contains.
     pub(super) seq: i64,
-    /// Where the index came from, for reports.
+    /// How the index came about, for reports.
     pub(super) origin: Origin,
-    /// Points that are not as they were written, and so are in no slot.
+    /// Points that are not as they were written, and are therefore in no slot.
     pub(super) damaged: BTreeSet<u64>,
     /// Changes since the file was written.
     unsaved: AtomicUsize,
-    /// Sets of slots that satisfy filters. They live here, so that they end with the numbering of the slots.
+    /// Sets of slots that satisfy filters. They live here because they are valid only for this numbering of
+    /// the slots.
     filters: Mutex<Vec<(Filter, Arc<Bitset>)>>,
 }
 
-/// What is stored in the index and not shown yet, and what is to be removed.
+/// Vectors that are stored in the index but not shown yet, and those that are to be removed.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     pub(super) added: Vec<(u64, u32)>,
@@ -68,15 +69,15 @@ pub(super) struct Pending {
     pub(super) damaged: Vec<u64>,
 }
 
-/// Where a collection's index in memory came from.
+/// How a collection's index in memory came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// Nothing was stored yet.
+    /// It began empty.
     Empty,
-    /// The index file, and so many changes after it.
+    /// From the index file and the changes after it.
     File {
-        /// Changes that the file did not have.
+        /// How many changes the file did not have.
         caught_up: usize,
     },
     /// Built from the database.
@@ -141,7 +142,8 @@ impl State {
         kept.push((filter.clone(), Arc::clone(set)));
     }
 
-    /// Shows what is pending as the state of this change; the slots that are no longer shown, to be unlinked.
+    /// Shows what is pending as the state of this change. Returns the slots that are no longer shown, to be
+    /// unlinked.
     pub(super) fn finish(&mut self, pending: &Pending, seq: i64) -> Vec<u32> {
         lock(&self.filters).clear();
         let mut gone = Vec::new();
@@ -202,8 +204,8 @@ impl State {
         Ok(state)
     }
 
-    /// Links from the index file, and vectors from the database, as they were at the change that the file is
-    /// of. What was written or removed after it is not there.
+    /// Links from the index file, and vectors from the database, as of the file's last change. Later writes
+    /// and removals are not included.
     fn read(connection: &Connection, place: Place<'_>, path: &Path) -> Result<Self> {
         let Place { collection, config, on_disk, .. } = place;
         let file = SectionFile::open(path)?;
@@ -280,7 +282,8 @@ impl State {
         Ok(())
     }
 
-    /// Applies what the database has after `self.seq`; how many changes, or none if too much is forgotten.
+    /// Applies the changes of the database after `self.seq`. Returns how many, or `None` if some are
+    /// forgotten already.
     pub(super) fn catch_up(&mut self, connection: &Connection, place: Place<'_>) -> Result<Option<usize>> {
         let (seq, pruned) = collection_seq(connection, place.collection)?;
         if seq == self.seq {
@@ -311,7 +314,7 @@ impl State {
     /// Reads what was removed after a change, or nothing, and then each point that was written after it,
     /// prepared.
     ///
-    /// A point that is not as it was written does not keep the others from being read.
+    /// A damaged point does not keep the others from being read.
     pub(super) fn read_changes(
         connection: &Connection,
         place: Place<'_>,
@@ -363,10 +366,10 @@ pub(super) fn point_of<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32
     Ok((vector, payload))
 }
 
-/// As [`point_of`], with the vector as it is stored.
+/// As [`point_of`], with the vector as stored.
 pub(super) fn stored_point<'a>(row: &'a Row<'_>, config: &Config) -> Result<(Vec<f32>, Option<&'a str>)> {
     let id = row.get::<_, i64>(0)? as u64;
-    // Damage may change the types of columns, too.
+    // Damage may also change the types of columns.
     let corrupt =
         |expected: String, found: String| Error::Corrupt { what: format!("point {id}"), expected, found };
     let other_type = |_| corrupt("a vector and a payload".to_owned(), "columns of other types".to_owned());

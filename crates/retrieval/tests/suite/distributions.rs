@@ -1,4 +1,4 @@
-//! Distributions of vectors of every kind, which searches have to answer for.
+//! Distributions of vectors of every kind for tests of searches.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 

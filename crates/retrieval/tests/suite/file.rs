@@ -1,4 +1,4 @@
-//! Index files: what is in them, and what becomes of one that is older than the database.
+//! Index files: what they contain, and what happens to one that is older than the database.
 
 use breakers_retrieval::{
     Metric,
@@ -55,8 +55,8 @@ fn check(collection: &Collection, queries: &[Vec<f32>]) {
     }
 }
 
-/// An index file is put back after points were written, replaced and removed: what it lacks comes from the
-/// database, and what it has too much goes.
+/// An old index file is put back after points were written, replaced and removed: what it lacks comes from
+/// the database, and what it has too much is dropped.
 #[test]
 fn an_older_file_is_caught_up() {
     let dimension = 20;

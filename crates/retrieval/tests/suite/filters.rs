@@ -1,4 +1,4 @@
-//! Filters that never return too few, against a plain scan of payloads and vectors.
+//! Filtered searches never return too few, compared with a plain scan of payloads and vectors.
 //! `BREAKERS_SOAK` asks 10⁵ queries.
 
 use breakers_retrieval::{
@@ -49,7 +49,7 @@ fn world(random: &mut StdRng) -> World {
     World { _folder: folder, collection, vectors, centers }
 }
 
-/// Found among the true nearest, and how many were returned too few.
+/// How many of the true nearest were found, and how many results were missing.
 fn ask(
     world: &World,
     query: &[f32],

@@ -1,4 +1,4 @@
-//! One matrix that every index goes through.
+//! One matrix of tests for every index.
 
 use breakers_retrieval::{
     Bitset, Error, Metric, Result,

@@ -1,4 +1,4 @@
-//! A memory budget chooses where full vectors lie, and answers do not depend on it.
+//! A memory budget decides where full vectors are kept, and answers do not depend on it.
 
 use breakers_retrieval::{
     Error, Metric,
@@ -69,7 +69,7 @@ fn status(name: &str) -> usize {
     1024 * line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
 }
 
-/// Not a test: what a process of its own does, which has nothing else in memory.
+/// Not a test but a program for a separate process, which has nothing else in memory.
 #[cfg(target_os = "linux")]
 #[test]
 fn child() {

@@ -205,7 +205,7 @@ fn writes_of_a_process(seed: u64, collection: &Collection, model: &mut Model) {
     (0..6).for_each(|_| write(collection, model, &mut random, signs));
 }
 
-/// Not a test: what the other process runs.
+/// Not a test but the program of the other process.
 #[test]
 fn child() {
     let (Ok(folder), Ok(seed)) = (std::env::var(FOLDER), std::env::var(SEED)) else { return };
@@ -232,7 +232,7 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
     let config = Config { links: 4, build_effort: 20, ..Config::new(DIMENSION, metric) }
         .element(element)
         .indexed(indexed);
-    // Like another process: it asks the database every time.
+    // As if another process wrote: asks the database every time.
     let mut options = Options::default();
     options.refresh = Duration::ZERO;
     let open = |folder: &std::path::Path| {
@@ -257,7 +257,7 @@ fn run(metric: Metric, element: Element, indexed: Indexed, seed: u64, steps: usi
                 assert!(first.0.repair().unwrap().removed.is_empty());
             }
             55 => {
-                // On with a copy, in another folder.
+                // Goes on with a copy in another folder.
                 let backup = home.path().join("backup");
                 first.0.backup(&backup).unwrap();
                 let next = home.path().join(format!("{}", step + 1));

@@ -1,4 +1,4 @@
-//! What reports of users of vector stores have in common, kind by kind: `docs/reports.md` lists them.
+//! Kinds of problems that users of vector stores report; `docs/reports.md` lists them.
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +38,7 @@ fn ids(collection: &Collection, filter: &Filter) -> BTreeSet<u64> {
     found
 }
 
-/// Whatever gives slots other numbers, a filter that was asked before finds what matches.
+/// Whatever renumbers the slots, a filter that was asked before finds what matches.
 #[test]
 fn filters_outlive_no_numbering() {
     type Change = fn(&Store, &Collection);
@@ -90,7 +90,7 @@ fn bounds_that_look_alike_are_told_apart() {
     let all = BTreeSet::from([0, 1, 4]);
     let none = BTreeSet::new();
     let (up, down) = (Some(Number::Float(f64::INFINITY)), Some(Number::Float(f64::NEG_INFINITY)));
-    // One after the other, so that each finds what was kept for those before it.
+    // One after the other: each finds the sets that were cached for those before it.
     for _ in 0..2 {
         for (at_least, at_most, expected) in [
             (None, None, &all),
@@ -190,7 +190,7 @@ fn comparisons_of_numbers_are_exact() {
     }
 }
 
-/// What is refused at the door leaves the collection as it was, and what is accepted can be read.
+/// A refused write leaves the collection as it was, and what is accepted can be read.
 #[test]
 fn nothing_is_accepted_that_cannot_be_read() {
     let nested = |depth: usize, array: bool| {
@@ -264,7 +264,7 @@ fn a_backup_does_not_write_over_its_store() {
     assert!(store.jobs().unwrap().is_empty());
 }
 
-/// A folder in which another store was: its database is gone, the rest is there.
+/// A folder that held another store: its database is gone, its other files remain.
 #[test]
 fn a_restored_store_takes_nothing_from_an_older_one() {
     let home = tempfile::tempdir().unwrap();
@@ -339,7 +339,7 @@ fn files_of_others_stay() {
     assert!(foreign.iter().all(|name| left.contains(*name)), "{left:?}");
 }
 
-/// While a thread writes whole batches, every answer is of one of them.
+/// While a thread writes whole batches, every answer comes from exactly one of them.
 #[test]
 fn an_answer_is_of_one_state() {
     let folder = tempfile::tempdir().unwrap();
@@ -537,7 +537,7 @@ fn tuning_without_points_changes_nothing() {
     assert_eq!(effort(), before);
 }
 
-/// What is stored under cosine is compared bit for bit the same after the index was built again.
+/// Vectors of a cosine collection are bit for bit the same after the index is rebuilt.
 #[test]
 fn vectors_are_normalized_once() {
     for dimension in [2, 3, 17, 48, 100, 384] {
@@ -591,7 +591,7 @@ fn all_points_in_order_cost_little_more_than_some() {
     assert!(many < 28.0 * few + 0.002, "{few} s and {many} s");
 }
 
-/// One byte of one vector: the others are found, and the store says which one is not.
+/// One byte of one vector is damaged: the others are found, and the store says which one is not.
 #[test]
 fn one_damaged_point_does_not_hide_the_others() {
     for (what, statement) in [
@@ -630,7 +630,7 @@ fn one_damaged_point_does_not_hide_the_others() {
     }
 }
 
-/// Tables of fields follow from payloads: what differs is found and made anew.
+/// Tables of fields are derived from payloads: differences are found and repaired.
 #[test]
 fn tables_of_fields_are_verified() {
     for statement in [
@@ -655,7 +655,7 @@ fn tables_of_fields_are_verified() {
     }
 }
 
-/// Index files and tables are bounded by what lives.
+/// The size of index files and tables is bounded by the live points.
 #[test]
 fn what_is_gone_takes_no_room() {
     let folder = tempfile::tempdir().unwrap();
@@ -716,7 +716,7 @@ fn index_files_are_written_without_being_asked() {
     }
 }
 
-/// Handles that come and go share what is loaded.
+/// Handles that come and go share the loaded index.
 #[test]
 fn a_handle_for_each_write_costs_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -733,7 +733,7 @@ fn a_handle_for_each_write_costs_nothing() {
 
 const OPEN: &str = "BREAKERS_TEST_OPEN";
 
-/// Not a test: what twelve processes run at once.
+/// Not a test but a program that twelve processes run at once.
 #[test]
 fn child() {
     let Ok(folder) = std::env::var(OPEN) else { return };

@@ -1,5 +1,5 @@
-//! The default search on vectors of every kind: what share of the true nearest it finds. `BREAKERS_SOAK`
-//! takes each distribution with every metric and element type; otherwise each takes its turn.
+//! The recall of the default search on vectors of every kind. `BREAKERS_SOAK` tests each distribution with
+//! every metric and element type; otherwise they take turns.
 
 use breakers_retrieval::{
     Metric,
@@ -9,7 +9,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::distributions::{Draw, ZOO};
 
-/// Enough that the planner walks.
+/// Enough points that the planner chooses the walk.
 const N: usize = 11_000;
 const N_QUERIES: usize = 60;
 const K: usize = 10;

@@ -1,8 +1,8 @@
-//! The GPU kernel: a cube for each block and four queries, a unit for each vector of the block.
+//! The GPU kernel: one cube for each block and four queries, one unit for each vector of the block.
 //!
 //! Vectors are columns, so that neighboring units read neighboring numbers, and each number that is read
-//! serves four queries. A unit then counts how many of the block's values come before its own: that is its
-//! place in the result, if it is below `k`. No heap, no second barrier.
+//! serves four queries. A unit then counts how many of the block's values come before its own. If the count
+//! is below `k`, it is the vector's place in the result. No heap, no second barrier.
 
 use breakers_backend::cube::{cube_per_row, row_of_cube};
 use burn::backend::TensorMetadata;

@@ -1,4 +1,4 @@
-//! The walk itself.
+//! The walk through the graph.
 
 use super::{Graph, NONE};
 use crate::{
@@ -11,14 +11,14 @@ use std::cell::RefCell;
 /// Pivots that a walk starts from.
 const STARTS: usize = 4;
 
-/// Room that walks of one thread share.
+/// Buffers that the walks of one thread share.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) query: ScalarQuery,
     /// The vectors of the beam, nearest first: the distance's order, the slot, and whether its links were
     /// followed.
     pub(super) pool: Vec<u64>,
-    /// The walk that saw a slot last.
+    /// For each slot, the last walk that saw it.
     visited: Vec<u16>,
     walk: u16,
     pub(super) ids: Vec<u32>,
@@ -67,7 +67,7 @@ impl Scratch {
         first
     }
 
-    /// Puts a vector into the beam; where, or none if it is too far.
+    /// Puts a vector into the beam and returns its position, or `None` if it is too far.
     #[inline(always)]
     fn offer(&mut self, distance: f32, slot: u32, effort: usize) -> Option<usize> {
         let new = entry(distance, slot);
@@ -119,7 +119,7 @@ impl Graph {
             for (i, &id) in ids.iter().enumerate() {
                 if let Some(at) = scratch.offer(scratch.distances[i], id, effort) {
                     next = next.min(at);
-                    // Most of the beam is followed sooner or later, the next one at once.
+                    // Most vectors of the beam are followed sooner or later, and the next one at once.
                     prefetch(links.as_ptr().wrapping_add(id as usize * width).cast(), 4 * width);
                 }
             }

@@ -1,4 +1,4 @@
-//! What must always be true of a graph.
+//! The invariants of a graph.
 
 use super::{Graph, NONE};
 use crate::Bitset;

@@ -1,5 +1,5 @@
-//! A graph in a file: its links, and what codes are seen from. Vectors stay with their owner, and codes
-//! follow from them.
+//! A graph in a file: its links, and the center of its codes. Vectors stay with their owner, and codes are
+//! computed from them.
 
 use super::{Graph, GraphConfig, NONE};
 use crate::{
@@ -14,10 +14,10 @@ use breakers_files::{
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The version of codes, rotation and links; another one is rebuilt.
+/// The version of codes, rotation and links; a file of another version is rebuilt.
 const VERSION: u32 = 2;
 
-/// What a file says about itself, beside its sections.
+/// The header of a file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GraphInfo<X> {
     version: u32,
@@ -31,7 +31,7 @@ pub(crate) struct GraphInfo<X> {
     root: u32,
     n_pivots: usize,
     has_center: bool,
-    /// What the owner of the graph adds.
+    /// The owner's part of the header.
     pub(crate) extra: X,
 }
 
@@ -91,7 +91,8 @@ impl Graph {
             .map(|slot| if self.linked.contains(slot) { self.links_of(slot) } else { &[] })
     }
 
-    /// Takes a graph out of a file that was opened, and so is whole; what it says is checked nevertheless.
+    /// Reads a graph from an opened file. Opening checked that the file is whole; its content is checked all
+    /// the same.
     ///
     /// It has no vectors yet: each that is live is to be [set](Exact::set), and then
     /// [`complete`](Self::complete) called. `lean` leaves them with their owner.
@@ -135,8 +136,7 @@ impl Graph {
         if !sound {
             return Err(file.damaged("links", &format!("slots below {n}"), "others").into());
         }
-        // What is left of removed vectors is taken away at once, so that their slots need not wait for a
-        // sweep.
+        // Links to removed vectors are dropped at once, so that their slots need not wait for a sweep.
         let width = 2 * config.links;
         for slot in live.iter() {
             let row = slot as usize * width..(slot as usize + 1) * width;
@@ -157,7 +157,7 @@ impl Graph {
         Ok(Self { links, parents, pivots, root, linked, n_linked, ..Self::over(flat, config)? })
     }
 
-    /// Ends what [`read`](Self::read) began: `lost` are live slots whose vectors are not there anymore.
+    /// Completes what [`read`](Self::read) began: `lost` are live slots whose vectors no longer exist.
     pub(crate) fn complete(&mut self, lost: &[u32]) {
         self.codes_are_new();
         self.forget(lost);

@@ -1,11 +1,11 @@
-//! New vectors find their links.
+//! How new vectors find their links.
 
 use super::{Graph, NONE, SCRATCH, Scratch, distance_of, slot_of};
 use crate::Result;
 
-/// Kept links that a candidate is held against at a time.
+/// Kept links that a candidate is compared with at a time.
 const CHUNK: usize = 4;
-/// Copies of a vector that it links to: enough for a chain through all of them.
+/// How many of its own copies a vector links to: enough for a chain through all of them.
 const MAX_COPIES: usize = 2;
 
 /// Where a new vector belongs.
@@ -61,8 +61,7 @@ impl Graph {
         })
     }
 
-    /// Links a stored slot where it belongs, by what [`find_place`](Self::find_place) said since the last
-    /// change.
+    /// Links a stored slot at the place that [`find_place`](Self::find_place) found since the last change.
     pub(crate) fn link(&mut self, slot: u32, place: &Place) {
         self.linked.insert(slot);
         self.n_linked += 1;
@@ -91,7 +90,7 @@ impl Graph {
         children + 1 < self.config.links
     }
 
-    /// A slot below this one that has room; a leaf at the latest.
+    /// A slot below this one in the tree that has room: a leaf, if no other has.
     pub(super) fn descend(&self, mut slot: u32) -> u32 {
         while !self.has_room(slot) {
             match self.links_of(slot).iter().find(|&&link| self.is_parent(slot, link)) {
@@ -119,7 +118,7 @@ impl Graph {
         row[links.len()..].fill(NONE);
     }
 
-    /// Links `from` to `to`; if `from` has no room, its links are chosen anew.
+    /// Links `from` to `to`; if `from` is full, its links are chosen anew.
     pub(super) fn add_link(&mut self, from: u32, to: u32, scratch: &mut Scratch) {
         let width = self.width();
         let start = from as usize * width;
@@ -163,8 +162,8 @@ impl Graph {
         kept: &mut Vec<u32>,
     ) {
         kept.clear();
-        // Copies of `slot` are as near to everything as it is: they would occlude all others, and fill the
-        // list.
+        // Copies of `slot` are as near to everything as `slot` itself: they would occlude all others and fill
+        // the list.
         let mut copies = [NONE; MAX_COPIES];
         let mut n_copies = 0;
         let codes = &self.flat.codes;
@@ -215,7 +214,7 @@ impl Graph {
     }
 }
 
-/// Pivots of a graph of this size.
+/// How many pivots a graph of this size has.
 pub(super) fn n_pivots(n: usize) -> usize {
     (2 * n.isqrt()).clamp(1, 2048)
 }

@@ -1,24 +1,24 @@
 //! A navigable graph over eight-bit codes, re-ranked in full precision, with real removal.
 //!
 //! Every vector has up to 2·M links to near vectors in varied directions. A search keeps a beam of the
-//! nearest vectors seen, and follows the links of the nearest one that it has not followed yet, until there
-//! is none. It starts at the best of a few hundred pivots, which are scanned, so the graph needs no upper
-//! layers.
+//! nearest vectors seen, and follows the links of the nearest whose links it has not followed yet, until
+//! there are no more. It starts at the best of a few hundred pivots, which are scanned, so the graph needs no
+//! upper layers.
 //!
-//! # Every point reachable
+//! # Every point is reachable
 //! Each vector but one has a *parent* among its links, and the parent has it among its own; these links are
-//! never dropped for others. They form a tree, so that every vector can be reached from every other one,
-//! whatever is inserted or removed. [`Graph::check`] verifies it.
+//! never dropped for others. They form a tree, so every vector can be reached from every other one, whatever
+//! is inserted or removed. [`Graph::check`] verifies it.
 //!
 //! # Removal
-//! A removed vector is unlinked at once from the vectors that link to it, as far as a search from it finds
-//! them, and each of these gets a link to one of its neighbors instead; its children in the tree get new
-//! parents. Links that were not found are dead ends until a sweep, a few vectors with each removal, has
-//! passed; only then is the slot used again.
+//! A removed vector is unlinked at once from the vectors that link to it, if a search from it finds them, and
+//! each of these gets a link to one of its neighbors instead; its children in the tree get new parents. Links
+//! that were not found are dead ends until a sweep removes them. Each removal sweeps a few vectors, and only
+//! after a whole sweep is the slot used again.
 //!
 //! # Memory
-//! 8 bits a coordinate, 16 bytes, and 4·(2·M + 1) bytes a vector; full vectors on disk or in memory beside
-//! it.
+//! 8 bits a coordinate, and 16 + 4·(2·M + 1) bytes a vector; full vectors come on top of it, on disk or in
+//! memory.
 //!
 //! # Source
 //! Beam search and choice of links: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor
@@ -55,7 +55,7 @@ pub struct GraphConfig {
     pub links: usize,
     /// Width of the beam that finds a new vector's links.
     pub build_effort: usize,
-    /// Width of the beam of a search that does not say otherwise.
+    /// Width of the beam of a search that sets none.
     pub effort: usize,
     /// A link is left out if a shorter one leads to a vector that is nearer to its end, by this factor on
     /// squared distances.
@@ -85,7 +85,7 @@ impl GraphConfig {
     }
 }
 
-/// The graph, its codes and its full vectors.
+/// A navigable graph, its codes and its full vectors.
 ///
 /// # Example
 /// ```
@@ -112,18 +112,18 @@ pub struct Graph {
     /// [`NONE`].
     pub(crate) parents: Buffer<u32>,
     pivots: Vec<u32>,
-    /// Their codes, side by side.
+    /// The pivots' codes, side by side.
     pivot_codes: Vec<u8>,
     pivot_tails: Vec<Tail>,
     root: u32,
-    /// What is part of the graph: what searches return, and vectors that wait to be shown or to be unlinked.
+    /// The slots in the graph: those that searches return, and those that wait to be shown or unlinked.
     linked: Bitset,
     n_linked: usize,
-    /// Removed slots, and how many slots had been swept when they were removed.
+    /// Removed slots, each with how many slots had been swept when it was removed.
     retired: VecDeque<(u32, u64)>,
     swept: u64,
     scratch: Option<Box<Scratch>>,
-    /// Of walks among all vectors, and among those that match a filter.
+    /// One for walks among all vectors, one for walks among those that match a filter.
     pub(super) watches: [Watch; 2],
 }
 
@@ -136,7 +136,7 @@ impl Graph {
         Self::over(Exact::new(metric, dimension)?, config)
     }
 
-    /// An empty graph over an index that is empty.
+    /// An empty graph over an empty index.
     ///
     /// # Errors
     /// [`Error::Parameter`].
@@ -165,7 +165,7 @@ impl Graph {
         &self.config
     }
 
-    /// Sets the width of the beam of searches that do not say otherwise.
+    /// Sets the width of the beam of searches that set none.
     ///
     /// # Errors
     /// [`Error::Parameter`].
@@ -176,8 +176,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Adds a vector that was [prepared](Metric::prepare), and is not prepared again: that could change its
-    /// last bits.
+    /// Adds a vector that was [prepared](Metric::prepare). Preparing it again could change its last bits.
     pub(crate) fn insert_prepared(&mut self, prepared: &[f32]) -> Result<u32> {
         if self.flat.look_at_center(prepared) {
             self.codes_are_new();
@@ -189,7 +188,7 @@ impl Graph {
         Ok(slot)
     }
 
-    /// Has room for so many vectors.
+    /// Reserves room for `n` vectors.
     pub(crate) fn reserve(&mut self, n: usize) {
         self.flat.reserve(n);
         self.links.reserve(n.saturating_mul(self.width()));
@@ -202,7 +201,7 @@ impl Graph {
         self.codes_are_new();
     }
 
-    /// Follows codes that were made anew; what walks over the old ones found says nothing anymore.
+    /// Adapts to new codes; what was measured of walks over the old ones no longer counts.
     fn codes_are_new(&mut self) {
         self.pivot_codes.clear();
         self.pivot_tails.clear();
@@ -213,7 +212,7 @@ impl Graph {
         self.watches = Default::default();
     }
 
-    /// The same vectors behind exact search.
+    /// Exact search over the same vectors.
     pub fn exact(&self) -> &Exact {
         &self.flat
     }
@@ -230,7 +229,7 @@ impl Graph {
         &links[..n]
     }
 
-    /// The nearest by codes of a beam of this width; allowed ones re-ranked.
+    /// The nearest by codes in a beam of this width; those that are allowed are re-ranked in full precision.
     pub(super) fn walk(&self, prepared: &[f32], effort: usize, search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let (k, allowed) = (search.k, search.allowed);
         SCRATCH.with_borrow_mut(|scratch| {
@@ -238,7 +237,7 @@ impl Graph {
             let mut query = std::mem::take(&mut scratch.query);
             codes.query(prepared, false, &mut query);
             self.beam(scratch, &query, effort.max(k));
-            // What codes can lose of a product, at four standard deviations, on either side.
+            // The error of a product by codes, at four standard deviations, on either side.
             let root = (codes.stride() as f32).sqrt();
             let margin = |slot: u32| {
                 let tail = &codes.tails()[slot as usize];
@@ -312,7 +311,7 @@ impl Index for Graph {
     fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Neighbor>> {
         let prepared = self.flat.prepared("the query", query)?;
         let mut plan = self.plan(search);
-        // A search with an effort of its own asks for a walk.
+        // A search that sets an effort asks for a walk.
         if search.effort.is_some() && plan.strategy == Strategy::Scan {
             plan.strategy = Strategy::Walk;
         }

@@ -10,7 +10,7 @@ const EFFORT: usize = 48;
 const SWEPT: usize = 32;
 
 impl Graph {
-    /// Takes a slot that searches no longer return out of the graph.
+    /// Removes a slot that searches no longer return from the graph.
     pub(crate) fn unlink(&mut self, slot: u32) {
         self.linked.remove(slot);
         self.n_linked -= 1;
@@ -29,9 +29,9 @@ impl Graph {
         self.sweep();
     }
 
-    /// Takes slots out of the graph whose codes are not known; their slots are free at once.
+    /// Removes slots whose codes are not known from the graph; they are free at once.
     ///
-    /// Without codes a walk does not find the vectors that link to them, so all lists are looked through.
+    /// Without codes, a walk cannot find the vectors that link to them, so all lists are searched.
     pub(super) fn forget(&mut self, lost: &[u32]) {
         if lost.is_empty() {
             return;
@@ -52,13 +52,13 @@ impl Graph {
             self.cut(slot, linking.get(&slot).map_or(&[], Vec::as_slice), &mut scratch);
         }
         self.scratch = Some(scratch);
-        // One of them may have come in the place of another.
+        // A replacement link may lead to another of them.
         (0..self.flat.n_slots() as u32).for_each(|slot| self.strip(slot));
         self.flat.slots.free.extend(lost);
         self.keep_pivots();
     }
 
-    /// Gives the children of a slot other parents, and those of `linking` that link to it other links.
+    /// Gives the children of a slot other parents, and other links to those of `linking` that link to it.
     fn cut(&mut self, slot: u32, linking: &[u32], scratch: &mut Scratch) {
         let own: Vec<u32> = self.links_of(slot).to_vec();
         let links_to = |other: u32| other != slot && self.links_of(other).contains(&slot);
@@ -72,7 +72,7 @@ impl Graph {
         }
     }
 
-    /// Gives the children of a slot other parents and takes the slot out of the tree.
+    /// Gives the children of a slot other parents and removes the slot from the tree.
     fn move_children(&mut self, slot: u32, own: &[u32], scratch: &mut Scratch) {
         let mut children: Vec<u32> = own.iter().copied().filter(|&link| self.is_parent(slot, link)).collect();
         if self.root == slot {
@@ -106,7 +106,7 @@ impl Graph {
 
     /// Whether the tree's path from `slot` to the root leads through `above`.
     fn is_below(&self, mut slot: u32, above: u32) -> bool {
-        // A path is no longer than the tree is large.
+        // A path has no more slots than the tree.
         for _ in 0..=self.parents.len() {
             if slot == above {
                 return true;
@@ -120,8 +120,8 @@ impl Graph {
         true
     }
 
-    /// A live slot with room that is not below `child`: there is one, a leaf of the rest of the tree at the
-    /// latest.
+    /// A live slot with room that is not below `child`. There always is one: if no other, a leaf of the rest
+    /// of the tree.
     fn roomy_elsewhere(&self, child: u32) -> u32 {
         let mut open = vec![self.root];
         while let Some(slot) = open.pop() {
@@ -136,12 +136,12 @@ impl Graph {
         self.root
     }
 
-    /// Takes the link to `gone` away and links to the nearest of its neighbors that is not behind another
+    /// Removes the link to `gone` and links to the nearest of its neighbors that is not occluded by another
     /// link.
     fn replace_link(&mut self, from: u32, gone: u32, around: &[u32], scratch: &mut Scratch) {
         let mut links: Vec<u32> = self.links_of(from).iter().copied().filter(|&link| link != gone).collect();
         if links.len() == self.width() {
-            // A child that came to `from` took the place of the link to `gone` already.
+            // A child that moved to `from` has already taken the place of the link to `gone`.
             return;
         }
         let candidates: Vec<u32> = around
@@ -165,7 +165,7 @@ impl Graph {
         self.set_links(from, &links);
     }
 
-    /// Takes links to removed slots away from the next few slots, and frees the slots that nothing links to
+    /// Removes the links to removed slots from the next few slots, and frees the slots that nothing links to
     /// anymore.
     fn sweep(&mut self) {
         let n_slots = self.flat.n_slots();
@@ -183,7 +183,7 @@ impl Graph {
         self.keep_pivots();
     }
 
-    /// Takes links to slots that are not in the graph away from one that is.
+    /// Removes a slot's links to slots that are no longer in the graph.
     fn strip(&mut self, slot: u32) {
         let links = self.links_of(slot);
         if self.linked.contains(slot) && links.iter().any(|&link| !self.linked.contains(link)) {
@@ -192,7 +192,7 @@ impl Graph {
         }
     }
 
-    /// Has no more pivots than there should be, and one if there is a vector.
+    /// Keeps no more pivots than there should be, and at least one if there is a vector.
     fn keep_pivots(&mut self) {
         while self.pivots.len() > 1 && self.pivots.len() > 2 * n_pivots(self.n_linked) {
             self.drop_pivot(0);
