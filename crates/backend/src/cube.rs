@@ -1,15 +1,14 @@
-//! What CubeCL kernels share. Only there with a GPU feature.
+//! What CubeCL kernels share. Present only with a GPU feature.
 //!
 //! # Shared memory
 //! CubeCL 0.11.3 compiles shared memory to SPIR-V wrongly unless the driver has
-//! `VK_KHR_workgroup_memory_explicit_layout`. GPU drivers have it; software Vulkan (Mesa's
-//! lavapipe) got it only lately, and crashes on what CubeCL makes of it before that. The feature
-//! `wgpu` without `vulkan` compiles to WGSL instead, which software Vulkan runs: that is how
-//! kernels are tested where there is no GPU.
+//! `VK_KHR_workgroup_memory_explicit_layout`. GPU drivers have it. Software Vulkan (Mesa's lavapipe) has had
+//! it only recently, and older versions crash on CubeCL's code. The feature `wgpu` without `vulkan` compiles
+//! to WGSL instead, which software Vulkan runs: that is how kernels are tested where there is no GPU.
 //!
-//! A kernel that is to run on software Vulkan through SPIR-V too takes a `#[comptime]` flag from
-//! [`has_shared_memory`] and computes without shared memory where the flag is false; [`norm`](crate::norm)
-//! shows how. The other kernels need it, as Burn's own matrix product does.
+//! A kernel that must also run on software Vulkan through SPIR-V takes a `#[comptime]` flag from
+//! [`has_shared_memory`] and does without shared memory where the flag is false; [`norm`](crate::norm) shows
+//! how. The other kernels need shared memory, as Burn's own matrix product does.
 
 #![allow(missing_docs)] // `#[cube]` adds modules without documentation.
 
@@ -17,7 +16,7 @@ use burn::backend::TensorMetadata;
 use burn_cubecl::{CubeDevice, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
 use cubecl::{device::WgpuDeviceKind, prelude::*};
 
-/// Cubes along one axis that every device accepts.
+/// The number of cubes along one axis that every device accepts.
 const MAX_CUBES: usize = 65_535;
 
 /// Whether kernels on the tensor's device may use shared memory.
@@ -50,7 +49,7 @@ pub fn row_of_cube(n_rows: usize) -> usize {
     if row < last { row } else { last }
 }
 
-/// The sum of one value of each unit, given to all of them, always added in the same order.
+/// The sum of one value from each unit, always added in the same order and returned to all units.
 ///
 /// `units` is the number of units of the cube, a power of two. Every unit of the cube must get here.
 #[cube]

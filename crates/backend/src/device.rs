@@ -1,8 +1,8 @@
 //! Devices by name: `flex`, `wgpu`, `vulkan:1`, `cuda:0`.
 //!
-//! `cpu` is another name of `flex`. A name is a backend and, after a colon, the number of a device in the
-//! order in which [`available`] lists them; without a number the first one is meant. Burn itself only learns
-//! at the first operation that a device does not exist, and panics then; here a device that is missing is an
+//! `cpu` is another name for `flex`. A name consists of a backend and, after a colon, the number of a device
+//! in the order in which [`available`] lists them; without a number it means the first device. Burn itself
+//! notices only at the first operation that a device does not exist, and panics; here a missing device is an
 //! error that says what is missing.
 //!
 //! # Example
@@ -45,10 +45,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every backend, whether this build has it or not.
+    /// Every backend, whether or not this build has it.
     pub const ALL: [Self; 5] = [Self::Flex, Self::Wgpu, Self::Vulkan, Self::Metal, Self::Cuda];
 
-    /// The name used in device names, which is the Cargo feature's name too.
+    /// The name used in device names, which is also the name of the Cargo feature.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flex => "flex",
@@ -92,7 +92,7 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 
-    /// The devices that the machine has, in a fixed order; asked for once.
+    /// The devices that the machine has, in a fixed order. Queried once.
     fn enumerate(self) -> &'static [Device] {
         static DEVICES: [OnceLock<Vec<Device>>; Kind::ALL.len()] = [const { OnceLock::new() }; 5];
         DEVICES[self as usize].get_or_init(|| {
@@ -135,18 +135,19 @@ pub struct DeviceDescription {
     pub name: String,
     /// Its backend.
     pub kind: Kind,
-    /// What sort of hardware it is.
+    /// The hardware, in words.
     pub hardware: String,
 }
 
-/// Opens a device by name; see the module's documentation for the names. Upper and lower case are alike.
+/// Opens a device by name; see the module's documentation for the names. Case does not matter.
 ///
-/// A GPU is initialized here, so that a driver that does not work is found now.
+/// A GPU is initialized here, so that a broken driver is noticed right away.
 ///
 /// # Errors
 /// [`Error::UnknownDevice`], [`Error::DeviceIndex`] for an index that is not a number,
 /// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the machine has no
-/// device of it, [`Error::DeviceOutOfRange`] if it has fewer, [`Error::DeviceFailed`] if the driver refuses.
+/// device of that kind, [`Error::DeviceOutOfRange`] if it has too few, [`Error::DeviceFailed`] if the driver
+/// refuses.
 pub fn open(name: &str) -> Result<Device> {
     let (kind, index) = parse(name)?;
     let devices = devices_of(kind)?;
@@ -168,8 +169,8 @@ pub fn available() -> Vec<DeviceDescription> {
 /// The devices of one backend, without initializing them.
 ///
 /// # Errors
-/// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the
-/// machine has no device of it.
+/// [`Error::DeviceNotCompiled`] if this build lacks the backend, [`Error::NoDevice`] if the machine has no
+/// device of that kind.
 pub fn available_of(kind: Kind) -> Result<Vec<DeviceDescription>> {
     let describe = |(index, device)| DeviceDescription {
         name: if kind == Kind::Flex { kind.to_string() } else { format!("{kind}:{index}") },
@@ -181,8 +182,8 @@ pub fn available_of(kind: Kind) -> Result<Vec<DeviceDescription>> {
 
 /// The backend that a device belongs to; `None` if our kernels do not run there.
 ///
-/// Burn can have backends that this build's kernels lack, if another crate turned them on; an operation on
-/// such a device would panic, so [`require`] it where a device comes in from outside.
+/// If another crate enables more backends in Burn, there may be devices without kernels of ours. An operation
+/// on such a device would panic, so check devices that come from outside with [`require`].
 pub fn kind(device: &Device) -> Option<Kind> {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => Some(Kind::Flex),
@@ -208,7 +209,7 @@ pub fn is_cpu(device: &Device) -> bool {
     kind(device) == Some(Kind::Flex)
 }
 
-/// Bytes of the largest buffer that a kernel on the device can read: on the CPU as many as there are.
+/// The largest buffer, in bytes, that a kernel on the device can read. There is no limit on the CPU.
 ///
 /// The device is initialized, if it is not yet.
 pub fn max_buffer_bytes(device: &Device) -> usize {
@@ -280,7 +281,7 @@ fn hardware(device: &Device) -> String {
     }
 }
 
-/// Runs `f`, with a panic turned into its message.
+/// Runs `f` and turns a panic into its message.
 fn quietly<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);

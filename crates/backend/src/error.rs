@@ -7,7 +7,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Threads or an instruction set that this machine does not have.
+    /// This machine does not have the threads or the instruction set asked for.
     #[error(transparent)]
     Cpu(#[from] breakers_cpu::Error),
     /// No backend has this name.
@@ -29,7 +29,7 @@ pub enum Error {
     /// The backend is not part of this build.
     #[error("this build has no {kind} devices; build it with --features {kind}")]
     DeviceNotCompiled {
-        /// The backend asked for, which is the feature's name too.
+        /// The backend asked for, which is also the feature's name.
         kind: Kind,
     },
     /// The build has the backend, but the machine has no device of it.
@@ -40,7 +40,7 @@ pub enum Error {
         /// What the backend needs.
         requirement: &'static str,
     },
-    /// The machine has fewer devices of the backend.
+    /// The machine has fewer devices of this backend.
     #[error("{kind} device {index} was asked for; this machine has {found}, counted from 0")]
     DeviceOutOfRange {
         /// The backend asked for.
@@ -50,18 +50,18 @@ pub enum Error {
         /// How many devices there are.
         found: usize,
     },
-    /// The device is there but could not be initialized.
+    /// The device exists but could not be initialized.
     #[error("device {device} could not be initialized: {reason}")]
     DeviceFailed {
         /// The device's name.
         device: String,
-        /// The driver's words.
+        /// The driver's error message.
         reason: String,
     },
     /// A result could not be read from its device.
     #[error("a tensor could not be read from its device: {reason}")]
     Read {
-        /// Burn's words.
+        /// Burn's error message.
         reason: String,
     },
     /// Our kernels do not run on the device.
@@ -95,7 +95,7 @@ pub enum Error {
         place: Place,
         /// The shapes.
         found: Vec<Vec<usize>>,
-        /// The reference's.
+        /// The shapes of the reference's outputs.
         expected: Vec<Vec<usize>>,
     },
 }

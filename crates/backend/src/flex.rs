@@ -1,7 +1,7 @@
 //! Between Flex tensors and the slices that CPU kernels work on.
 //!
 //! A [`FlexTensor`] is a view: its storage may be larger than the tensor and start before it. The helpers
-//! here honor the view's offset; a kernel that reads `storage()` itself would not.
+//! here take the view's offset into account; a kernel that read `storage()` directly would not.
 //!
 //! # Example
 //! ```
@@ -15,7 +15,7 @@
 use burn::tensor::{Bytes, DType, Element, Shape, bf16, f16};
 use burn_flex::{FlexTensor, Layout};
 
-/// The tensor with its elements in row-major order without gaps; copies only where they are not so already.
+/// The tensor with its elements in row-major order without gaps; copied only if they are not so already.
 ///
 /// The result may still start at an offset of its storage: read it through [`as_slice`].
 pub fn contiguous(tensor: FlexTensor) -> FlexTensor {
@@ -38,7 +38,7 @@ pub fn contiguous_f32(tensor: FlexTensor) -> FlexTensor {
     from_vec(values, tensor.layout().shape().clone())
 }
 
-/// The elements of a contiguous `f32` tensor, honoring the view's offset.
+/// The elements of a contiguous `f32` tensor, taking the view's offset into account.
 ///
 /// # Panics
 /// If the tensor is not contiguous (see [`contiguous`]) or not `f32` (see [`contiguous_f32`]).
@@ -46,7 +46,7 @@ pub fn as_slice(tensor: &FlexTensor) -> &[f32] {
     typed_slice(tensor)
 }
 
-/// The elements of a contiguous tensor of any element type, honoring the view's offset.
+/// The elements of a contiguous tensor of any element type, taking the view's offset into account.
 ///
 /// # Panics
 /// If the tensor is not contiguous or holds another element type.

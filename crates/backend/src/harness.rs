@@ -1,15 +1,15 @@
-//! Tests that hold all implementations of an operation against each other.
+//! Tests that compare all implementations of an operation with each other.
 //!
 //! An operation of this project exists several times: as a reference in tensor operations, as a CPU kernel
 //! for each instruction set, and as a CubeCL kernel that runs on every GPU. [`Operation`] sends the same
-//! seeded inputs through all of them that the machine has — as whole tensors, as views with an offset, with
-//! gaps and with swapped axes — and compares the results under a named [`Tolerance`]. What surrounds a view
-//! is NaN, so that a kernel that reads past it is found out. [`check_rows`] tests that a row's result has the
-//! same bits whatever else is in the call.
+//! seeded inputs through all of them that the machine has (as whole tensors and as views with an offset, with
+//! gaps and with swapped axes) and compares the results under a named [`Tolerance`]. The memory around a view
+//! is NaN, so that a kernel that reads past the view is caught. [`check_rows`] tests that a row's result has
+//! the same bits whatever else is in the call.
 //!
-//! Devices that this build or this machine lacks are left out, with a note on standard error. The environment
-//! variable `BREAKERS_REQUIRE_DEVICES` (`wgpu`, or `wgpu,cuda:0`) turns the absence of a
-//! device into a failure.
+//! Devices that this build or this machine lacks are skipped, with a note on standard error. The environment
+//! variable `BREAKERS_REQUIRE_DEVICES` (`wgpu`, or `wgpu,cuda:0`) turns the absence of a device into a
+//! failure.
 //!
 //! # Example
 //! ```
@@ -55,7 +55,7 @@ use std::{fmt, fmt::Debug};
 /// How far a result may be from the expected one: `absolute + relative · |expected|`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
-    /// Why there is a difference at all.
+    /// Why there may be a difference at all.
     pub name: &'static str,
     /// The part that does not depend on the value.
     pub absolute: f32,
@@ -72,7 +72,7 @@ impl Tolerance {
         Self { name, absolute, relative }
     }
 
-    /// Whether `found` is as good as `expected`.
+    /// Whether `found` is close enough to `expected`.
     pub fn admits(&self, found: f32, expected: f32) -> bool {
         if found == expected || (found.is_nan() && expected.is_nan()) {
             return true;
@@ -136,12 +136,12 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     device::read(tensor).expect("the device has computed the tensor")
 }
 
-/// An implementation of an operation: from a case and the inputs that it asks for to the outputs.
+/// An implementation of an operation: takes a case and the source of its inputs, and returns the outputs.
 pub type Implementation<'a, C> = &'a dyn Fn(&C, &mut Inputs) -> Outputs;
 
 /// An operation with its implementations and the cases to try.
 ///
-/// Both implementations must ask [`Inputs`] for the same values in the same order.
+/// The reference and the kernel must ask [`Inputs`] for the same values in the same order.
 #[derive(Clone, Copy)]
 pub struct Operation<'a, C> {
     /// The name in messages, and the seed of the inputs.
@@ -166,12 +166,13 @@ pub struct Operation<'a, C> {
 pub struct Summary {
     /// Each leg's name and its largest difference from the reference.
     pub legs: Vec<(String, f32)>,
-    /// The devices that were left out, and why.
+    /// The devices that were skipped, and why.
     pub left_out: Vec<String>,
 }
 
 impl<C: Debug> Operation<'_, C> {
-    /// Compares every leg that the machine has with the reference, in all cases and views.
+    /// Compares every implementation that the machine can run (a *leg*) with the reference, in all cases and
+    /// views.
     ///
     /// # Errors
     /// [`Error::LegDiffers`] and [`Error::LegShape`] for the first difference; the errors of
@@ -204,8 +205,8 @@ impl<C: Debug> Operation<'_, C> {
         Ok(summary)
     }
 
-    /// As [`compare`](Self::compare), for tests: reports the largest differences and what was left out on
-    /// standard error, and panics with a difference that is too large.
+    /// As [`compare`](Self::compare), for tests: reports the largest differences and the skipped devices on
+    /// standard error, and panics if a difference is too large.
     ///
     /// # Panics
     /// With the error, if `compare` has one.
@@ -285,7 +286,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// The largest difference, or the first one that the tolerance does not admit.
+/// The largest difference, or the first one beyond the tolerance.
 fn compare(
     found: &Outputs,
     expected: &Outputs,
@@ -335,7 +336,7 @@ fn for_each_pair(
     Ok(())
 }
 
-/// The GPUs to test on, and what is left out.
+/// The GPUs to test on, and those that are skipped.
 struct Devices {
     gpus: Vec<(String, Device)>,
     left_out: Vec<String>,
@@ -353,7 +354,7 @@ impl Devices {
             device::open(name)?;
         }
         for kind in [Kind::Cuda, Kind::Metal, Kind::Vulkan, Kind::Wgpu] {
-            // wgpu by itself chooses Metal or Vulkan, so it would only repeat them.
+            // wgpu chooses Metal or Vulkan by itself, so it would only repeat their tests.
             let covered = || devices.gpus.iter().any(|(name, _)| !name.starts_with(Kind::Cuda.name()));
             if kind == Kind::Wgpu && covered() {
                 continue;

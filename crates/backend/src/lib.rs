@@ -1,13 +1,13 @@
-//! What every crate with a kernel on Burn shares: devices by name, norms, and the pattern that ties a custom
-//! operation to Burn. What needs no Burn (threads, instruction sets, SIMD) is in `breakers-cpu`.
+//! What all crates with a Burn kernel share: devices by name, norms, and the pattern for adding a custom
+//! operation to Burn. Code that does not need Burn (threads, instruction sets, SIMD) is in `breakers-cpu`.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | [`device`] | devices by name (`flex`, `vulkan:1`, `cuda:0`), with errors that say what is missing |
-//! | [`norm`] | RMS and layer normalization, and the model of how an operation is written |
-//! | [`flex`] | between Burn's CPU tensors and slices |
+//! | [`norm`] | RMS and layer normalization, and an example of how to write an operation |
+//! | [`flex`] | converting between Burn's CPU tensors and slices |
 //! | `cube` | what CubeCL kernels share; with a GPU feature only |
-//! | [`harness`] | tests that hold all implementations of an operation against each other |
+//! | [`harness`] | tests that compare all implementations of an operation |
 //!
 //! # Adding an operation
 //! [`norm`] shows each part: a trait with `#[backend_extension(Flex, Cube: cfg(feature = "cube"))]` whose
@@ -17,9 +17,9 @@
 //!
 //! # Promises of every kernel
 //! - A row's result depends neither on the other rows of a call nor on the number of threads
-//!   ([`harness::check_rows`] tests it). On a GPU that holds for calls of 1 to 32 rows.
-//! - The CPU paths give the same bits wherever the price is small; `same_bits` of
-//!   [`harness::Operation`] tests it.
+//!   ([`harness::check_rows`] tests it). On a GPU this holds for calls of 1 to 32 rows.
+//! - The CPU paths give the same bits wherever that costs little; `same_bits` of [`harness::Operation`] tests
+//!   it.
 //! - All work goes through the [pool](breakers_cpu::pool); no kernel starts threads.
 //!
 //! # Features
@@ -27,7 +27,8 @@
 //! names; the default build has none of them and pulls in no GPU stack.
 //!
 //! # Environment
-//! For tests, `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure). [`breakers_cpu`] has its own.
+//! Tests read `BREAKERS_REQUIRE_DEVICES` (devices whose absence is a failure). [`breakers_cpu`] has variables
+//! of its own.
 //!
 //! # Example
 //! ```

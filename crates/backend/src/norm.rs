@@ -1,6 +1,6 @@
 //! Normalization of rows: [`rms_norm`] and [`layer_norm`].
 //!
-//! The module is also the pattern that a custom operation of any breakers crate follows:
+//! The module also shows the pattern that custom operations follow in all breakers crates:
 //! 1. an extension trait over Burn's `Backend` ([`NormOps`]), whose default bodies are the references
 //!    in tensor operations;
 //! 2. `impl … for Flex` in `norm/flex.rs`, a thin call into a function over slices that needs no Burn;
@@ -10,7 +10,7 @@
 //!
 //! # Numbers
 //! Every row is computed by itself and in one order: on the CPU in 16 interleaved partial sums that are added
-//! pairwise, with the same bits on every instruction set; on a GPU in 64, by one cube a row. A row's result
+//! pairwise, with the same bits on every instruction set; on a GPU in 64, by one cube per row. A row's result
 //! therefore depends neither on the number of rows in the call nor on the number of threads.
 //!
 //! # Source
@@ -71,7 +71,7 @@ pub trait NormOps: Backend {
 /// on the device (see [`device::require`](crate::device::require)).
 ///
 /// # Source
-/// Zhang and Sennrich, arXiv 1910.07467, equation 4, with an epsilon as every model uses it.
+/// Zhang and Sennrich, arXiv 1910.07467, equation 4, with the epsilon that every model adds.
 ///
 /// # Example
 /// ```
@@ -89,8 +89,8 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
     rms_norm_offset(x, weight, 0.0, epsilon)
 }
 
-/// As [`rms_norm`], with `weight + offset` in the place of the weight: Gemma's checkpoints hold weight − 1
-/// (its GGUF files the weight itself).
+/// As [`rms_norm`], with `weight + offset` as the weight: Gemma's checkpoints store weight − 1 (its GGUF
+/// files store the weight itself).
 ///
 /// # Shapes
 /// As [`rms_norm`].
@@ -116,7 +116,7 @@ pub fn rms_norm_offset(x: Tensor<2>, weight: Tensor<1>, offset: f32, epsilon: f3
 /// As [`rms_norm`].
 ///
 /// # Source
-/// Ba, Kiros and Hinton, arXiv 1607.06450, section 3, with an epsilon as every model uses it.
+/// Ba, Kiros and Hinton, arXiv 1607.06450, section 3, with the epsilon that every model adds.
 ///
 /// # Example
 /// ```

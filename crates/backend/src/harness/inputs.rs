@@ -2,7 +2,7 @@ use breakers_cpu::random::SplitMix64;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::fmt;
 
-/// How an input tensor lies in its storage.
+/// How an input tensor is laid out in its storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum View {
@@ -50,7 +50,7 @@ impl Inputs {
         &self.device
     }
 
-    /// Values in [−1, 1), for what does not enter as a tensor.
+    /// Values in [−1, 1), for inputs that are not tensors.
     pub fn values(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.random.next_symmetric()).collect()
     }
@@ -60,13 +60,13 @@ impl Inputs {
         (0..n).map(|_| (self.random.next() % u64::from(end.max(1))) as u32).collect()
     }
 
-    /// A tensor of values in [−1, 1), lying in its storage as the current view says.
+    /// A tensor of values in [−1, 1), laid out in its storage as the current view says.
     pub fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
         let values = self.values(shape.iter().product());
         self.place(values, shape)
     }
 
-    /// A tensor of the given values, lying in its storage as the current view says.
+    /// A tensor of the given values, laid out in its storage as the current view says.
     ///
     /// # Panics
     /// If the values do not fill the shape.
@@ -78,7 +78,7 @@ impl Inputs {
             return whole(values, shape);
         }
         let padded = |axis: usize| {
-            // Other lengths before and after, so that a mix-up of the two shows.
+            // Different lengths before and after, so that confusing the two shows up.
             let (before, after) = (1, 2);
             let mut outer = shape;
             outer[axis] += before + after;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 const LARGE: &str = "qwen";
 
 /// The file `<name>.gguf`, or the folder `<name>`, in the folder that the environment variable
-/// `BREAKERS_TEST_MODELS` names; `None`, with a note on standard error, where it is not.
+/// `BREAKERS_TEST_MODELS` names; `None`, with a note on standard error, if it is not there.
 ///
 /// # Panics
 /// With `BREAKERS_REQUIRE_MODELS=1`, if a model is missing that continuous integration fetches.

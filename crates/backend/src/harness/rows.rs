@@ -4,14 +4,14 @@ use breakers_cpu::{self as cpu, pool};
 use burn::tensor::{Device, Tensor};
 use std::sync::{Mutex, PoisonError};
 
-/// Rows of a call for which a GPU kernel promises equal bits.
+/// The number of rows up to which a GPU kernel promises equal bits.
 const GPU_ROWS: usize = 32;
 /// Numbers of threads that are tried on the CPU.
 const THREADS: [usize; 3] = [1, 2, 3];
 
-/// Checks that every row of `operation`'s result has the same bits whether the row is computed alone, in a
-/// part of the rows or among all of them; on the CPU with every instruction set and with 1, 2 and 3 threads,
-/// on a GPU for up to 32 rows.
+/// Checks that every row of `operation`'s result has the same bits whether the row is computed alone, with
+/// some of the other rows or with all of them. On the CPU it is checked with every instruction set and with
+/// 1, 2 and 3 threads; on a GPU for up to 32 rows.
 ///
 /// `sizes` are pairs (rows, width); the first axis of the result must be the rows.
 ///

@@ -1,4 +1,4 @@
-//! The GPU kernels: one cube a row, whose units sum every 64th element and then add up their sums. Without
+//! The GPU kernels: one cube per row, whose units sum every 64th element and then add up their sums. Without
 //! shared memory every unit sums the whole row instead.
 
 use super::NormOps;
@@ -56,8 +56,8 @@ fn layer_norm_kernel<F: Float>(
     }
 }
 
-/// The sum over the row at `start` of x − shift, or of its square: by all units of the cube `together`,
-/// or by each unit for itself.
+/// The sum over the row at `start` of x − shift, or of its square, computed by all units of the cube
+/// `together` or by each unit on its own.
 #[cube]
 fn sum<F: Float>(
     x: &Tensor<F>,

@@ -7,7 +7,7 @@ use burn_flex::{Flex, FlexTensor};
 
 /// Partial sums of a row.
 const LANES: usize = 16;
-/// Elements below which the calling thread works alone, and about as many elements make a task.
+/// With fewer elements than this the calling thread works alone; a task has about this many.
 const MIN_PARALLEL: usize = 16 * 1024;
 
 impl NormOps for Flex {
@@ -82,7 +82,7 @@ fn layer_norm_plain(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: 
     }
 }
 
-/// Calls `rows` with whole rows of input and output: all of them, or parts from several threads.
+/// Calls `rows` with whole rows of input and output: with all of them, or with parts from several threads.
 fn in_parallel(width: usize, x: &[f32], out: &mut [f32], rows: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert_eq!(x.len(), out.len(), "input and output differ in length");
     if x.is_empty() {
@@ -97,8 +97,9 @@ fn in_parallel(width: usize, x: &[f32], out: &mut [f32], rows: impl Fn(&[f32], &
     }
 }
 
-/// The sum of a row in [`LANES`] interleaved partial sums, then pairwise: an order that no instruction set
-/// and no number of rows changes. `add` adds one element's term to a partial sum.
+/// The sum of a row in [`LANES`] interleaved partial sums, which are then added pairwise: an order that
+/// depends neither on the instruction set nor on the number of rows. `add` adds one element's term to a
+/// partial sum.
 #[inline(always)]
 fn sum(row: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];

@@ -3,7 +3,7 @@ use crate::harness::{self, Inputs, Operation, Outputs, Tolerance};
 use breakers_cpu as cpu;
 use burn::tensor::DType;
 
-/// Sums of up to 3,000 squares in another order: √3000·2⁻²⁴ of the sum, some steps more for the rest.
+/// Sums of up to 3,000 squares in another order: √3000·2⁻²⁴ of the sum, and a few more steps for the rest.
 const OTHER_ORDER: Tolerance = Tolerance::new("another order of summation", 2e-6, 4e-6);
 const EPSILON: f32 = 1e-5;
 const SHAPES: [[usize; 2]; 14] = [
@@ -91,7 +91,7 @@ fn half_precision_in_every_leg() {
     const HALF: Tolerance = Tolerance::new("steps in half precision", 2e-3, 1e-2);
     let inputs = |width, from: &mut Inputs| {
         let x = from.tensor([3, width]).cast(DType::F16);
-        // The weight in another type than the rows.
+        // The weight has another type than the rows.
         (x, from.tensor([width]))
     };
     Operation {
