@@ -1,26 +1,26 @@
 //! Local language models without the bottlenecks: the breakers crates behind one name.
 //!
-//! Each feature adds a room; each room is a crate of its own, which can be used without this one.
+//! Each feature adds a module, which is a crate of its own and can be used without this one.
 //!
-//! | wish | feature | room |
+//! | to | feature | module |
 //! |---|---|---|
-//! | words that all rooms share: requests, replies, sampling, traits | always | [`core`] |
-//! | run a model of a GGUF file | `model` | `model` |
+//! | use what all crates share: requests, replies, sampling, traits | always | [`core`] |
+//! | run a model from a GGUF file | `model` | `model` |
 //! | generate text, plain or speculative, streamed or in batches | `decode` | `decode` |
 //! | keep keys and values in fewer bits, or fewer tokens | `kv-cache` | `kv_cache` |
 //! | read and write GGUF files and files of quantized matrices | `gguf` | `gguf` |
-//! | text to token ids and back, conversations to prompts | `tokenizer` | `tokenizer` |
-//! | tokenizers of tokenizer.json files | `tokenizer-json` | `tokenizer_json` |
-//! | products with quantized weights | `linear` | `linear` |
+//! | turn text into token ids and back, and conversations into prompts | `tokenizer` | `tokenizer` |
+//! | read tokenizer.json files | `tokenizer-json` | `tokenizer_json` |
+//! | multiply by quantized weights | `linear` | `linear` |
 //! | quantize weights, of one matrix or a whole model | `quant` | `quant` |
-//! | obtain models by name | `hub` | `hub` |
+//! | fetch models by name | `hub` | `hub` |
 //! | talk to a model behind an OpenAI-compatible endpoint | `remote` | `remote` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |
-//! | vectors of texts | `embed` | `embed` |
-//! | statistics and reports | `eval` | `eval` |
-//! | the program `breakers`, and flags and progress bars for programs like it | `cli` | `cli` |
+//! | turn texts into vectors | `embed` | `embed` |
+//! | compute statistics and write reports | `eval` | `eval` |
+//! | build the program `breakers`, or use its flags and progress bars in your own | `cli` | `cli` |
 //!
-//! `wgpu`, `vulkan`, `cuda` and `metal` add a GPU to the rooms with kernels.
+//! `wgpu`, `vulkan`, `cuda` and `metal` add GPUs to the crates with kernels.
 //!
 //! # Example
 //! ```

@@ -6,7 +6,7 @@ use breakers::cli::{bench, generate, models, print, quantize, run};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-/// Local language models: obtain, run, measure, quantize.
+/// Local language models: fetch, run, measure, quantize.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -15,17 +15,17 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-// A command line is parsed once; boxes would only hide its flags.
+// A command line is parsed only once, so the enum's size does not matter.
 #[allow(clippy::large_enum_variant)]
 enum Command {
-    /// Answer a prompt, given or piped; without one, chat.
+    /// Answer a prompt, given or piped; without one, start a chat.
     Run(generate::RunArgs),
-    /// Chat: a message a line, Ctrl-C ends an answer.
+    /// Chat, with one message per line; Ctrl-C ends an answer.
     Chat(generate::ChatArgs),
     /// List models and data sets, and which of them are on this disk.
     #[command(visible_alias = "ls")]
     List(models::ListArgs),
-    /// Obtain models or data sets by name.
+    /// Fetch models or data sets by name.
     Pull(models::PullArgs),
     /// Remove models or data sets from this disk.
     Rm(models::RemoveArgs),
@@ -33,7 +33,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Measure a model's speed on prompts and in decoding.
     Bench(bench::BenchArgs),
-    /// Print a script that completes this program's flags in a shell.
+    /// Print a completion script for a shell.
     Completions {
         /// The shell.
         shell: Shell,

@@ -1,4 +1,4 @@
-//! Speed of a model on this machine: prompts and decoding, as `llama-bench` counts them.
+//! The speed of a model on this machine, for prompts and for decoding, measured as `llama-bench` does.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use super::{Bar, CacheArgs, Error, ModelArgs, Result, SamplingArgs, print, print
 /// Flags of `breakers bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// What to run.
+    /// The model to measure.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// What to keep keys and values in.
+    /// The key-value cache.
     #[command(flatten)]
     pub cache: CacheArgs,
-    /// How tokens are chosen; what that costs is shown beside the speeds.
+    /// How tokens are chosen. The cost of choosing is shown next to the speeds.
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Tokens of the prompt.
@@ -28,7 +28,7 @@ pub struct BenchArgs {
     /// Tokens decoded after it, one at a time.
     #[arg(short = 'n', long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub new_tokens: u32,
-    /// Measured rounds, after one that is not counted.
+    /// Measured rounds, after a warm-up round.
     #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
     /// Answer with one JSON object.
@@ -36,18 +36,18 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
-/// Tokens a second.
+/// Speeds in tokens per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
-    /// Of the prompt, in as many passes as the model makes of it.
+    /// For the prompt, in as many passes as the model needs for it.
     pub prefill: f64,
-    /// Of the tokens after it, one a pass.
+    /// For the tokens after it, one per pass.
     pub decode: f64,
-    /// The part of the decoding time that passes outside of the model, where tokens are chosen: 0 to 1.
+    /// The share of the decoding time that is spent choosing tokens, outside of the model: 0 to 1.
     pub choosing: f64,
 }
 
-/// Feeds the prompt, then `n_tokens` tokens one at a time, each chosen after the last as `sampling` says.
+/// Feeds the prompt, then `n_tokens` tokens one at a time, each chosen by `sampling`.
 ///
 /// # Errors
 /// Those of the decode loop: an empty prompt, settings out of range, the model's own.
@@ -63,7 +63,7 @@ pub fn measure(
         max_tokens: n_tokens + 1,
         sampling: sampling.clone(),
         seed,
-        // A text that ends would make the rounds unequal.
+        // If a text could end early, the rounds would not be comparable.
         end_tokens: Some(Vec::new()),
         draft_length: DraftLength::Fixed(0),
         ..Config::default()
@@ -106,8 +106,8 @@ fn decode(
 /// Runs the bench and shows medians, with the slowest and the fastest round.
 ///
 /// # Errors
-/// [`Error::Usage`] for flags that cannot be obeyed, more tokens than the model's context among them; the
-/// model's own.
+/// [`Error::Usage`] for flags that cannot be obeyed, such as more tokens than the model's context holds; the
+/// model's own errors.
 pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
     let loaded = arguments.model.load()?;
     let info = loaded.model.info();
@@ -118,7 +118,8 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
             info.max_context
         )));
     }
-    // Any tokens do: products do not depend on their values. Low ids are special tokens in many vocabularies.
+    // Any tokens will do, since the cost does not depend on their values. Low ids are special tokens in many
+    // vocabularies.
     let prompt: Vec<TokenId> =
         (0..n_prompt).map(|i| ((1000 + i * 7919) % info.vocab_size) as TokenId).collect();
     let (sampling, seed) = (arguments.sampling.config()?, arguments.sampling.seed());
@@ -159,7 +160,7 @@ pub fn bench(arguments: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The answer of examples that measure one round.
+/// The JSON answer of examples that measure one round.
 pub fn speed_json(speed: Speed) -> Value {
     json!({ "prefill_tok_s": speed.prefill, "decode_tok_s": speed.decode })
 }

@@ -24,7 +24,7 @@ impl CacheArgs {
     }
 }
 
-/// The cache of a name that [`CacheSpec`] knows, in capitals or not.
+/// The cache with a name that [`CacheSpec`] knows; case does not matter.
 ///
 /// # Errors
 /// [`Error::Usage`] for an unknown name.

@@ -4,23 +4,23 @@ use breakers_spec_decode::{DraftLength, DraftModel, DrafterSpec, NamedDrafter, T
 
 use super::{LoadedModel, ModelArgs, Result};
 
-/// Draft tokens at most, where costs decide how many.
+/// The most draft tokens, where their number is decided by cost.
 pub const MAX_DRAFT: usize = 16;
 
 /// Flags that choose the drafter.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DraftArgs {
-    /// Draft tokens that the model verifies in one pass, without changing the text: `ngram` (what stood in
-    /// the text before), `model:NAME` (a smaller model with the same tokenizer, by name or path) or just its
-    /// NAME, and others: an unknown one lists them.
+    /// Draft tokens that the model verifies in one pass; the text stays the same. `ngram` repeats what
+    /// followed earlier in the text, `model:NAME` or just NAME is a smaller model with the same tokenizer, by
+    /// name or path. An unknown drafter lists all of them.
     #[arg(long, value_name = "ngram|NAME|PATH", value_parser = parse_drafter)]
     pub draft: Option<DrafterSpec>,
-    /// Tokens drafted in a step; default: as many as pay off, 16 at most.
+    /// Tokens drafted per step [default: as many as pay off, at most 16].
     #[arg(long, value_name = "N", requires = "draft", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub draft_length: Option<u16>,
 }
 
-/// A drafter's name; one that is none, and has no colon, is a model's.
+/// A drafter's name. A name that no drafter has, and that has no colon, is a model's.
 fn parse_drafter(text: &str) -> breakers_spec_decode::Result<DrafterSpec> {
     text.parse().or_else(|error| match text.contains(':') || text.is_empty() {
         true => Err(error),
@@ -29,7 +29,7 @@ fn parse_drafter(text: &str) -> breakers_spec_decode::Result<DrafterSpec> {
 }
 
 impl DraftArgs {
-    /// The drafter for a model; one that proposes nothing without `--draft`.
+    /// The drafter for a model. Without `--draft` it proposes nothing.
     ///
     /// # Errors
     /// Those of loading the other model;
@@ -39,7 +39,7 @@ impl DraftArgs {
         spec.make(|name| Ok(draft_model(&models.load_other(name)?, target)))
     }
 
-    /// How many tokens are drafted.
+    /// How many tokens to draft.
     pub fn length(&self) -> DraftLength {
         match self.draft_length {
             Some(n) => DraftLength::Fixed(n.into()),
@@ -48,7 +48,7 @@ impl DraftArgs {
     }
 }
 
-/// What a drafter needs of a model that drafts for another.
+/// What a drafter needs from a model that drafts for another.
 pub fn draft_model(draft: &LoadedModel, target: &LoadedModel) -> DraftModel {
     let [tokenizer, target_tokenizer] =
         [draft, target].map(|loaded| TokenizerFingerprint::of(loaded.model.tokenizer()));

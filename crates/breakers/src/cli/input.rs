@@ -35,10 +35,10 @@ impl PromptArgs {
 /// Flags that choose tokens.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SamplingArgs {
-    /// 0: always the most likely token.
+    /// Divide logits by this; 0 always takes the most likely token.
     #[arg(long, visible_alias = "temp", default_value_t = 0.0, value_name = "T")]
     pub temperature: f32,
-    /// Draw from the K most likely tokens; 0: from all.
+    /// Draw from the K most likely tokens; 0 draws from all.
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
     /// Draw from the most likely tokens that together have this probability.
@@ -47,33 +47,34 @@ pub struct SamplingArgs {
     /// Draw from tokens with at least this fraction of the best one's probability.
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_p: f32,
-    /// Make tokens of the last --repeat-last-n less likely; 1: no penalty.
+    /// Make tokens among the last --repeat-last-n less likely; 1 means no penalty.
     #[arg(long, visible_alias = "repeat-penalty", default_value_t = 1.0, value_name = "R")]
     pub repetition_penalty: f32,
-    /// Take this from the logit of a token once for each time that it is among the last --repeat-last-n.
+    /// Subtract this from the logit of a token for each time that it occurs in the last --repeat-last-n.
     #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     pub frequency_penalty: f32,
-    /// Take this from the logit of a token that is among the last --repeat-last-n, however often.
+    /// Subtract this from the logit of a token that occurs in the last --repeat-last-n, however often.
     #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     pub presence_penalty: f32,
-    /// How many of the last tokens penalties look at; 0: none, -1: all.
+    /// How many of the last tokens the penalties look at; 0 for none, -1 for all.
     #[arg(long, default_value = "64", value_name = "N", allow_negative_numbers = true, value_parser = parse_window)]
     pub repeat_last_n: usize,
     /// Add this to the logit of a token, by its id (15043=-100, or 15043-100 as in llama.cpp); may be given
     /// several times.
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// Seed of random choices; -1 or none: another one each time, which is told on standard error.
+    /// Seed of the random choices. With -1 or without a seed, a new one is chosen each time and printed on
+    /// standard error.
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_seed)]
     pub seed: Option<Seed>,
 }
 
-/// A seed that was given.
+/// A seed given on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {
-    /// This one.
+    /// This seed.
     Fixed(u64),
-    /// Any.
+    /// A random seed.
     Random,
 }
 
@@ -86,7 +87,7 @@ fn parse_seed(text: &str) -> std::result::Result<Seed, String> {
     }
 }
 
-/// A number of tokens; -1 is as many as there are.
+/// A number of tokens; -1 means all of them.
 fn parse_window(text: &str) -> std::result::Result<usize, String> {
     match text {
         "-1" => Ok(usize::MAX),
@@ -104,15 +105,15 @@ fn parse_bias(text: &str) -> std::result::Result<(TokenId, f32), String> {
 }
 
 impl SamplingArgs {
-    /// The seed, drawn anew where none is given and one is needed; it is told then, so that a text can be
-    /// had again.
+    /// The seed. If one is needed and none is given, a new one is drawn and printed, so that the text can be
+    /// reproduced.
     pub fn seed(&self) -> u64 {
         match self.seed {
             Some(Seed::Fixed(seed)) => seed,
             _ if self.temperature == 0.0 => 0,
             _ => {
                 use std::hash::{BuildHasher as _, Hasher as _};
-                // The standard library's own source of random keys; 32 bits are easy to type again.
+                // Uses the standard library's source of random keys; 32 bits are short enough to type again.
                 let seed = std::hash::RandomState::new().build_hasher().finish() >> 32;
                 eprintln!("[seed {seed}]");
                 seed
@@ -120,7 +121,7 @@ impl SamplingArgs {
         }
     }
 
-    /// The settings.
+    /// The sampling settings.
     ///
     /// # Errors
     /// [`Error::Usage`] for values out of range.
@@ -144,9 +145,9 @@ impl SamplingArgs {
 /// Token ids of a prompt and of its continuation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
-    /// The prompt's.
+    /// The prompt's ids.
     pub prompt: Vec<TokenId>,
-    /// The continuation's.
+    /// The continuation's ids.
     pub output: Vec<TokenId>,
 }
 
@@ -164,7 +165,7 @@ pub fn read_text(file: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| Error::Usage(format!("{file} is not UTF-8: {e}")))
 }
 
-/// The path of `~/x`, which a shell leaves as it is behind an equals sign and in quotes; any other as it is.
+/// Expands `~/x`, which shells do not do after an equals sign or in quotes; other paths are unchanged.
 pub(super) fn at_home(path: &str) -> String {
     let at_home = path.strip_prefix("~/").zip(std::env::home_dir()).map(|(rest, home)| home.join(rest));
     at_home.and_then(|path| path.into_os_string().into_string().ok()).unwrap_or_else(|| path.to_owned())

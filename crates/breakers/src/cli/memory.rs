@@ -1,7 +1,7 @@
 //! The process's own memory.
 
-/// The most memory that was resident since the start, or since [`reset_peak_memory`], in bytes; nothing on
-/// systems that do not say so.
+/// The peak of resident memory since the start, or since [`reset_peak_memory`], in bytes; `None` on systems
+/// that do not report it.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -9,14 +9,14 @@ pub fn peak_memory() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Lets [`peak_memory`] begin anew, where the system can.
+/// Resets [`peak_memory`], if the system supports that.
 pub fn reset_peak_memory() {
-    // Without the permission the peak stays that of the whole run.
+    // Without permission the peak stays that of the whole run.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The memory that is resident now, in bytes, with nothing freed held back; nothing on systems that do not
-/// say so.
+/// The resident memory now, in bytes, after freed memory is returned to the system; `None` on systems that do
+/// not report it.
 pub fn resident_memory() -> Option<u64> {
     give_back();
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -25,7 +25,7 @@ pub fn resident_memory() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Has the allocator return what is free to the system.
+/// Makes the allocator return free memory to the system.
 fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

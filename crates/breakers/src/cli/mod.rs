@@ -1,8 +1,8 @@
-//! What the program and the examples share: flags, models by name, progress bars, answers as JSON, errors
-//! with a way out.
+//! What the program and the examples share: flags, models by name, progress bars, answers as JSON, and error
+//! messages that say what to do.
 //!
 //! # Output
-//! Standard output holds the result alone, with `--json` exactly one JSON object; progress and notes go to
+//! Standard output holds only the result, with `--json` exactly one JSON object; progress and notes go to
 //! standard error. Exit codes: 0, done; 1, something failed or differs; 2, the command line is wrong.
 //!
 //! # Example

@@ -19,18 +19,18 @@ pub struct ModelArgs {
     /// Model: smollm2-135m, gemma3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, or the path of a GGUF file.
     #[arg(short, long, default_value = "smollm2-135m", value_name = "NAME|PATH")]
     pub model: String,
-    /// A file to lay over the model, which `quantize --out FILE.safetensors` wrote for it: formats of our
-    /// own.
+    /// A file of matrices that replace the model's, in formats of our own, as written by `quantize --out
+    /// FILE.safetensors`.
     #[arg(long, value_name = "FILE")]
     pub matrices: Option<PathBuf>,
     /// Threads of the kernels [default: all hardware threads].
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Tokens that a conversation may have, at most what the model was trained for [default: that many].
+    /// The most tokens in a conversation, up to what the model was trained for [default: that many].
     #[arg(short, long, visible_alias = "ctx-size", value_name = "N")]
     pub ctx: Option<usize>,
-    /// Device: cpu (also called flex), wgpu, vulkan, cuda or metal, the latter with a number if there are
-    /// several (cuda:1). All but flex need the feature of the same name.
+    /// Device: cpu (also called flex), wgpu, vulkan, cuda or metal, with a number if there are several
+    /// (cuda:1). All but flex need the feature of the same name.
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Instruction set of the CPU kernels, for measurements: scalar, avx2, avx512, neon.
@@ -38,19 +38,19 @@ pub struct ModelArgs {
     pub isa: Option<String>,
 }
 
-/// A model that is ready, and where it came from.
+/// A loaded model, and where it came from.
 #[derive(Debug)]
 pub struct LoadedModel {
     /// The model.
     pub model: Model,
-    /// The name or path that it was asked for by.
+    /// The name or path that the user gave.
     pub name: String,
-    /// The hash in the catalog, for models that have a name there.
+    /// The hash in the catalog, for models that are listed there.
     pinned: Option<String>,
 }
 
 impl ModelArgs {
-    /// Obtains and loads the model; progress goes to standard error.
+    /// Fetches the model if necessary and loads it; progress goes to standard error.
     ///
     /// # Errors
     /// [`Error::Usage`] for flags that this build or machine cannot obey; the hub's and the model's own.
@@ -58,7 +58,7 @@ impl ModelArgs {
         self.load_with(&self.model, self.matrices.as_deref())
     }
 
-    /// Obtains and loads another model, to run on the same device.
+    /// Fetches and loads another model, to run on the same device.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -66,7 +66,7 @@ impl ModelArgs {
         self.load_with(name, None)
     }
 
-    /// Obtains and loads the model with another file laid over it.
+    /// Fetches and loads the model, with matrices replaced by those of another file.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -85,7 +85,7 @@ impl ModelArgs {
         Ok(LoadedModel { model, name: name.to_owned(), pinned: pinned_hash(name)? })
     }
 
-    /// Obtains the model's file, or folder, without loading it.
+    /// Fetches the model's file or folder without loading it.
     ///
     /// # Errors
     /// The hub's own.
@@ -93,10 +93,10 @@ impl ModelArgs {
         resolve(&self.model)
     }
 
-    /// Sets threads and instruction set, which loading a model does too.
+    /// Sets the threads and the instruction set. Loading a model also does this.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what this machine cannot obey.
+    /// [`Error::Usage`] for settings that this machine does not support.
     pub fn apply(&self) -> Result {
         if let Some(threads) = self.threads {
             pool::set_threads(threads).map_err(usage)?;
@@ -140,7 +140,7 @@ impl LoadedModel {
             Some(hash) => hash.clone(),
             None => sha256(path)?,
         };
-        // Of a path its last part: the rest says where it lay on one machine.
+        // Only the last part of a path: the rest is specific to one machine.
         let name =
             Path::new(&self.name).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         Ok(ModelFile { name, sha256, bytes: std::fs::metadata(path)?.len() })

@@ -1,4 +1,4 @@
-//! Models and data sets of the catalog: list, obtain, remove.
+//! Models and data sets of the catalog: list, fetch, remove.
 
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ pub struct PullArgs {
     /// Names from `breakers list`.
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
-    /// Hash what is already there again.
+    /// Check the hashes of files that are already there.
     #[arg(long)]
     pub verify: bool,
 }
@@ -37,7 +37,7 @@ pub struct RemoveArgs {
     pub names: Vec<String>,
 }
 
-/// Lists the catalog, and what of it is on this disk.
+/// Lists the catalog, and which entries are on this disk.
 ///
 /// # Errors
 /// The hub's own; as [`print()`].
@@ -82,7 +82,7 @@ pub fn list(arguments: &ListArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Obtains entries; what is there already is not fetched again.
+/// Fetches entries that are not there yet.
 ///
 /// # Errors
 /// [`Error::Usage`] for a name that the catalog lacks; the hub's own.
@@ -116,7 +116,7 @@ pub fn remove(arguments: &RemoveArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All names first, so that a misspelled one does not end a command half way.
+/// Checks all names first, so that a misspelled one does not end the command halfway.
 fn check(hub: &Hub, names: &[String]) -> Result {
     names.iter().try_for_each(|name| match hub.entry(name) {
         Ok(_) => Ok(()),

@@ -18,7 +18,7 @@ pub enum Error {
     Usage(String),
     /// Something failed: exit code 1.
     Failed(Box<dyn std::error::Error>),
-    /// Nobody reads the output any more; not worth a message.
+    /// Nobody reads the output anymore, which is not worth a message.
     Closed,
 }
 
@@ -69,10 +69,10 @@ impl tracing::field::Visit for Line {
     }
 }
 
-/// Runs an example: its errors are shown with all causes, and become exit codes. Warnings of the libraries
+/// Runs an example. Errors are shown with all their causes and become exit codes. Warnings of the libraries
 /// go to standard error, unless the program has a subscriber of its own.
 pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
-    // Fails if there is a subscriber already, which then decides.
+    // This fails if there is already a subscriber, which then stays in charge.
     _ = tracing::subscriber::set_global_default(Warnings);
     match example() {
         Ok(code) => code,
@@ -103,7 +103,7 @@ pub(super) fn chain(error: &dyn std::error::Error, separator: &str) -> String {
     text
 }
 
-/// Writes to standard output at once.
+/// Writes to standard output and flushes it.
 ///
 /// # Errors
 /// [`Error::Closed`] if it is closed, [`Error::Failed`].

@@ -6,14 +6,14 @@ use std::time::Duration;
 use breakers_hub::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shows a fetch.
+/// Shows the progress of a download.
 #[derive(Default)]
 pub struct FetchBar {
     bar: Option<ProgressBar>,
 }
 
 impl FetchBar {
-    /// Nothing to show yet.
+    /// A bar with nothing to show yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -35,7 +35,7 @@ impl Progress for FetchBar {
 
     fn message(&mut self, text: &str) {
         match &self.bar {
-            // Where there is no terminal a bar is hidden, and so would be what it prints.
+            // Without a terminal the bar is hidden, and it would hide its messages too.
             Some(bar) if !bar.is_hidden() => bar.println(text),
             _ => eprintln!("{text}"),
         }
@@ -55,29 +55,29 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar at its beginning. `unit` names the steps.
+    /// A new bar. `unit` names the steps.
     pub fn new(n_steps: usize, unit: &str) -> Self {
         let style = format!("{{msg}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{eta}} left");
         let bar = ProgressBar::new(n_steps as u64).with_style(bar_style(&style));
         Self { bar, lines: !std::io::stderr().is_terminal() }
     }
 
-    /// Names what is being done.
+    /// Shows what is being done.
     pub fn doing(&self, what: &str) {
         if self.lines {
             eprintln!("{what} ({}/{})", self.bar.position() + 1, self.bar.length().unwrap_or(0));
         }
         self.bar.set_message(what.to_owned());
-        // Work is measured between these calls, so no other thread may draw meanwhile.
+        // Time is measured between these calls, so no background thread may draw the bar.
         self.bar.tick();
     }
 
-    /// The number of steps done.
+    /// Sets the number of steps done.
     pub fn done(&self, n_steps: usize) {
         self.bar.set_position(n_steps as u64);
     }
 
-    /// One more step is done.
+    /// Counts one more step.
     pub fn step(&self) {
         self.bar.inc(1);
     }

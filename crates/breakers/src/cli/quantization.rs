@@ -11,8 +11,8 @@ use super::{Bar, Error, Result};
 /// Runs a job, with bars on standard error.
 ///
 /// # Errors
-/// Those of [`JobSpec::run`]; [`Error::Usage`] for words that fit no matrix of the model and a
-/// budget that nothing fits.
+/// Those of [`JobSpec::run`]; [`Error::Usage`] for a job that fits no matrix of the model, and for a budget
+/// that is too small for any choice.
 pub fn quantize_with_bar(
     job: &JobSpec,
     source: &Path,
@@ -23,7 +23,7 @@ pub fn quantize_with_bar(
     let (mut measuring, mut quantizing): (Option<Bar>, Option<Bar>) = (None, None);
     let mut progress = |progress: Progress| {
         let (bar, unit) = match progress.stage {
-            // A block's steps pass while its text is read.
+            // Reading the text is part of a block's steps.
             Stage::Reading { .. } => return,
             Stage::Measuring => (&mut measuring, "matrices"),
             _ => {

@@ -24,26 +24,27 @@ pub struct QuantizeArgs {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128, gptq+rotation:Q4_K or imatrix:like=other.gguf.
     #[arg(long, required_unless_present = "method", conflicts_with_all = ["method", "bits", "budget"])]
     pub job: Option<JobSpec>,
-    /// In place of --job: rtn, imatrix, awq, gptq or hqq, with +rotation, +online or +tie behind it.
+    /// Instead of --job: rtn, imatrix, awq, gptq or hqq, optionally followed by +rotation, +online or +tie.
     #[arg(long)]
     pub method: Option<String>,
-    /// Bits a weight, or a format: 4 is Q4_K in a GGUF file and int4-g64 in a .safetensors.
+    /// Bits per weight, or a format. 4 means Q4_K in a GGUF file and int4-g64 in a .safetensors file.
     #[arg(long, default_value = "4", value_name = "BITS|FORMAT")]
     pub bits: String,
-    /// Megabytes for the matrices of the blocks, in place of --bits: formats by what each matrix loses.
+    /// Megabytes for the matrices of all blocks, instead of --bits. Formats are chosen by what each matrix
+    /// loses.
     #[arg(long, value_name = "MB", conflicts_with = "bits")]
     pub budget: Option<u64>,
     /// The text to calibrate with; - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub text: Option<String>,
-    /// Tokens of the text that are used at most.
+    /// The most tokens of the text to use.
     #[arg(long, default_value_t = 32_768, value_name = "N")]
     pub tokens: usize,
-    /// Tokens that are read in one context.
+    /// Tokens per context.
     #[arg(long, default_value_t = 512, value_name = "N",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub window: usize,
-    /// The file to write: .gguf, or .safetensors for formats that GGUF lacks.
+    /// The file to write: .gguf, or .safetensors for formats that GGUF does not have.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Answer with one JSON object.
@@ -56,7 +57,7 @@ impl QuantizeArgs {
         if let Some(job) = &self.job {
             return Ok(job.clone());
         }
-        // One of the two is there, or the command line was refused.
+        // The command line has one of the two, or clap would have refused it.
         let method = self.method.as_deref().unwrap_or_default();
         let job = match self.budget {
             Some(megabytes) => format!("{method}:budget={megabytes}").parse(),
@@ -69,8 +70,8 @@ impl QuantizeArgs {
 /// Quantizes a model into a file, with bars on standard error.
 ///
 /// # Errors
-/// [`Error::Usage`] for words that are no job, or a job that needs a text and has none; the hub's, the
-/// tokenizer's and those of the job.
+/// [`Error::Usage`] if there is no valid job, or if it needs a text and has none; the errors of the hub, of
+/// the tokenizer and of the job.
 pub fn quantize(arguments: &QuantizeArgs) -> Result<ExitCode> {
     let mut model = arguments.model.clone();
     if let Some(name) = &arguments.name {

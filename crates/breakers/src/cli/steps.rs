@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 /// How many alternatives are listed for each token.
 pub const N_TOP: usize = 5;
 
-/// A token with the most likely tokens of its place.
+/// A token, and the most likely tokens in its place.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoredStep<'a> {
     /// The token.
     pub token: TokenId,
-    /// Its log-probability, where it is not simply that of the first alternative.
+    /// Its log-probability, unless it is that of the first alternative.
     pub logprob: Option<f32>,
     /// The most likely tokens, best first.
     pub top: &'a [TokenLogprob],

@@ -5,13 +5,13 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Stdio};
 
 use super::{program, small_model};
 
-/// A conversation that is under way.
+/// A running conversation.
 struct Chat {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
     notes: BufReader<ChildStderr>,
-    /// What was noted before the conversation began.
+    /// What was printed before the conversation began.
     preamble: String,
 }
 
@@ -39,7 +39,7 @@ impl Chat {
         self.input.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// The next line on standard error; empty at its end.
+    /// The next line on standard error; empty at the end.
     fn note(&mut self) -> String {
         let mut line = String::new();
         self.notes.read_line(&mut line).unwrap();
@@ -71,7 +71,7 @@ impl Chat {
         assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     }
 
-    /// Ends the input: the exit code, what is left of the answers and of the notes.
+    /// Ends the input, and returns the exit code and the rest of the answers and notes.
     fn end(mut self) -> (Option<i32>, String, String) {
         drop(self.input);
         let (mut answers, mut notes) = (String::new(), self.preamble);
@@ -81,7 +81,7 @@ impl Chat {
     }
 }
 
-/// The answers to messages that are all said at once, and the notes.
+/// Sends all messages at once, and returns the answers and the notes.
 fn converse(model: &str, arguments: &[&str], input: &[u8]) -> (Vec<String>, String) {
     let mut chat = Chat::begin(model, arguments);
     chat.say(input);
@@ -140,7 +140,7 @@ fn ctrl_c_ends_the_answer_and_then_the_program() {
         chat.answers();
         chat.press_ctrl_c();
         assert!(chat.note().contains("interrupted"), "{message}");
-        // The rest of the answer, up to the end of its line, is not the next answer's first piece.
+        // Otherwise the rest of this answer would be taken for the next answer's first piece.
         chat.skip_answer();
     }
     chat.say("/exit\n");
@@ -154,7 +154,7 @@ fn ctrl_c_ends_the_answer_and_then_the_program() {
     chat.press_ctrl_c();
     assert_eq!(chat.child.wait().unwrap().code(), Some(130), "a second one ends the program");
 
-    // Where there is no answer to end, the first one does.
+    // Without an answer to end, the first Ctrl-C ends the program.
     let mut chat = begin();
     chat.press_ctrl_c();
     assert_eq!(chat.child.wait().unwrap().code(), Some(130));

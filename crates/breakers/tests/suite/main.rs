@@ -1,4 +1,4 @@
-//! The program `breakers` as its users meet it.
+//! The program `breakers` as its users see it.
 
 mod chat;
 mod program;
@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use breakers_backend::harness::model_path;
 use serde_json::Value;
 
-/// The program, with a cache of models that is empty.
+/// The program, with an empty model cache.
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_breakers"));
     command.env("BREAKERS_CACHE", std::env::temp_dir().join("breakers-program-tests-have-no-cache"));

@@ -1,4 +1,4 @@
-//! `breakers run`: what users of ollama and llama.cpp type, and what must come of it.
+//! `breakers run`: what users of ollama and llama.cpp type, and what the result must be.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -42,7 +42,7 @@ fn each_spelling_means_the_same() {
     let template_text = "{% for m in messages %}<{{ m.content }}>{% endfor %}";
     let template = write("template", template_text);
     let once = "Once upon a time";
-    // Each group: one right spelling, then others.
+    // Each group has one canonical spelling, then others that mean the same.
     let groups: [&[&[&str]]; 12] = [
         &[
             &["--raw", "--prompt-file", &dash],

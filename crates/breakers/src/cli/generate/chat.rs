@@ -13,8 +13,9 @@ use crate::cli::{Error, LoadedModel, Result};
 const HELP: &str = "\"\"\" begins and ends several lines, /reset begins anew, /exit (or end of input) ends; \
     Ctrl-C ends an answer";
 
-/// Reads messages and answers them until the input ends. Without a template each one is continued as a
-/// text. A message that cannot be answered is told and dropped; the conversation before it goes on.
+/// Reads messages and answers them until the input ends. Without a template each message is continued as a
+/// plain text. A message that cannot be answered is reported and dropped, and the conversation goes on
+/// without it.
 pub(super) fn run(
     loaded: &LoadedModel,
     mut session: Session<'_>,
@@ -59,13 +60,13 @@ pub(super) fn run(
             Err(Error::Failed(error)) => {
                 eprintln!("[{}; the message is left out]", chain(&*error, ": "));
             }
-            // Nobody reads the answers any more.
+            // Nobody reads the answers anymore.
             Err(other) => return Err(other),
         }
     }
 }
 
-/// Answers a message; on failure the conversation is what it was before.
+/// Answers a message. On failure the conversation is unchanged.
 fn turn(
     session: &mut Session<'_>,
     template: &ChatTemplate,
@@ -94,7 +95,7 @@ fn turn(
     Ok(())
 }
 
-/// What comes next.
+/// The next input.
 #[derive(Debug, PartialEq, Eq)]
 enum Input {
     Message(String),
@@ -132,7 +133,7 @@ fn read_message(input: &mut impl BufRead, interactive: bool) -> std::io::Result<
     Ok(if is_utf8 { Input::Message(text.trim_matches('\n').to_owned()) } else { Input::NotUtf8 })
 }
 
-/// A line without its end.
+/// Reads a line, without its line end.
 fn read_line(input: &mut impl BufRead) -> std::io::Result<Input> {
     let mut line = Vec::new();
     if input.read_until(b'\n', &mut line)? == 0 {

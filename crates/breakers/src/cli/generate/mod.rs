@@ -23,17 +23,17 @@ use super::{
     print, print_json, read_text, step_json,
 };
 
-/// Added to the logits of end tokens that are not to come: more than any logit, and finite.
+/// Added to the logits of end tokens that must not be chosen: larger than any logit in magnitude, but finite.
 const NEVER: f32 = -1e30;
 
 /// Flags of `breakers run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
-    /// The model, in place of --model.
+    /// The model, instead of --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub name: Option<String>,
-    /// The prompt; behind -- if it begins with a hyphen. Piped standard input stands before it, or is the
-    /// prompt if there is none here.
+    /// The prompt; put -- before it if it begins with a hyphen. Piped standard input is put before it, or is
+    /// the prompt if none is given.
     #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "prompt_file"])]
     pub words: Vec<String>,
     /// What to generate.
@@ -44,7 +44,7 @@ pub struct RunArgs {
 /// Flags of `breakers chat`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChatArgs {
-    /// The model, in place of --model.
+    /// The model, instead of --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub name: Option<String>,
     /// How to answer.
@@ -52,13 +52,13 @@ pub struct ChatArgs {
     pub text: TextArgs,
 }
 
-/// Flags that say what to answer, and in which form.
+/// Flags that say what to answer and in which form.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GenerateArgs {
     /// How to answer.
     #[command(flatten)]
     pub text: TextArgs,
-    /// What to answer; without it there is a chat.
+    /// The prompt; without one, a chat begins.
     #[command(flatten)]
     pub prompt: PromptArgs,
     /// Answer with one JSON object.
@@ -72,19 +72,19 @@ pub struct TextArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// What to keep keys and values in.
+    /// The key-value cache.
     #[command(flatten)]
     pub cache: CacheArgs,
-    /// Who drafts.
+    /// The drafter.
     #[command(flatten)]
     pub draft: DraftArgs,
-    /// What the model is told before the conversation; its template has a text of its own otherwise.
+    /// Instructions for the model, put before the conversation. Without them its template may add its own.
     #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// A file that holds what --system would say; - reads standard input.
+    /// A file with the instructions of --system; - reads standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
     pub system_file: Option<String>,
-    /// A Jinja2 template in place of the model's own: a file, or the template itself.
+    /// A Jinja2 chat template instead of the model's own: a file, or the template itself.
     #[arg(
         long,
         visible_alias = "chat-template-file",
@@ -93,16 +93,16 @@ pub struct TextArgs {
         allow_hyphen_values = true
     )]
     pub chat_template: Option<String>,
-    /// Continue the prompt as it is, without chat template.
+    /// Continue the prompt as plain text, without a chat template.
     #[arg(long)]
     pub raw: bool,
-    /// New tokens at most.
+    /// The most new tokens.
     #[arg(short = 'n', long, visible_alias = "n-predict", default_value_t = 256, value_name = "N")]
     pub max_tokens: usize,
-    /// End the text before this one appears; may be given several times.
+    /// Stop before this text appears; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
-    /// Go on where the model would end, until --max-tokens.
+    /// Ignore the model's end tokens and go on until --max-tokens.
     #[arg(long)]
     pub ignore_eos: bool,
     /// How tokens are chosen.
@@ -113,7 +113,7 @@ pub struct TextArgs {
 /// Runs `breakers run`: one prompt, or a chat if none is given or piped.
 ///
 /// # Errors
-/// As [`generate`]; [`Error::Usage`] for standard input that is piped and empty.
+/// As [`generate`]; [`Error::Usage`] if standard input is piped and empty.
 pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
     let mut generate = arguments.generate.clone();
     if let Some(name) = &arguments.name {
@@ -131,7 +131,7 @@ pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
     self::generate(&generate)
 }
 
-/// Runs `breakers chat`: a message a line, until the input ends.
+/// Runs `breakers chat`: one message per line, until the input ends.
 ///
 /// # Errors
 /// As [`generate`].
@@ -194,7 +194,7 @@ pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was piped, and the words of the command line behind it.
+/// The piped text, followed by the words of the command line.
 fn join(piped: Option<&str>, words: &[String]) -> Result<Option<String>> {
     let words = words.join(" ");
     match piped {
@@ -208,7 +208,7 @@ fn join(piped: Option<&str>, words: &[String]) -> Result<Option<String>> {
     }
 }
 
-/// The template that prompts are put into: the given one, or the model's own, if it has one.
+/// The chat template: the given one or, if there is one, the model's own.
 fn template(arguments: &TextArgs, loaded: &LoadedModel) -> Result<Option<ChatTemplate>> {
     if arguments.raw {
         return Ok(None);
@@ -240,7 +240,7 @@ fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
     system.into_iter().chain([Message::new("user", prompt)]).collect()
 }
 
-/// The tokens of a prompt, in a chat template where there is one.
+/// The tokens of a prompt, formatted by the chat template if there is one.
 fn encode(
     template: Option<&ChatTemplate>,
     system: Option<&str>,
@@ -332,7 +332,7 @@ mod tests {
         };
         assert_eq!(joined(None, None).unwrap(), None);
         assert_eq!(joined(None, Some("why is")).unwrap().as_deref(), Some("why is"));
-        // What a script's /dev/null has to say.
+        // What a script with /dev/null as its input gives.
         assert_eq!(joined(Some(""), Some("why is")).unwrap().as_deref(), Some("why is"));
         assert_eq!(joined(Some("a\nb\n"), None).unwrap().as_deref(), Some("a\nb\n"));
         assert_eq!(joined(Some("a\nb\n"), Some("Sum up:")).unwrap().as_deref(), Some("a\nb\n\nSum up:"));

@@ -1,4 +1,4 @@
-//! A sequence that is kept from turn to turn, so that only what is new is computed.
+//! A sequence that is kept from turn to turn, so that only new tokens are computed.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// A session without a turn; Ctrl-C ends its answers from now on.
+    /// A new session. From now on Ctrl-C ends its answers.
     pub(super) fn new(
         loaded: &'a LoadedModel,
         mut runner: Runner,
@@ -37,7 +37,8 @@ impl<'a> Session<'a> {
         Ok(Self { loaded, runner, sequence, held: Vec::new(), speculator, config, stop, interrupt })
     }
 
-    /// The next message of a conversation, printed as it comes; `None` if there is no room for it.
+    /// Generates the next message of a conversation and prints it as it comes; `None` if there is no room for
+    /// it.
     pub(super) fn answer(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Option<String>> {
         let prompt = self.loaded.model.tokenizer().encode_chat(template, messages, &[])?;
         if prompt.len() >= self.loaded.model.info().max_context {
@@ -46,7 +47,7 @@ impl<'a> Session<'a> {
         self.generate(&prompt).map(Some)
     }
 
-    /// A text and what follows it, printed as it comes.
+    /// Continues a text, and prints the continuation as it comes.
     pub(super) fn continue_text(&mut self, text: &str) -> Result {
         let prompt = self.loaded.model.tokenizer().encode(text, EncodeOptions::default())?;
         if prompt.len() >= self.loaded.model.info().max_context {
@@ -57,7 +58,7 @@ impl<'a> Session<'a> {
         self.generate(&prompt).map(|_| ())
     }
 
-    /// Shortens the sequence to `len` tokens, or to as many fewer as its cache can go back to.
+    /// Shortens the sequence to `len` tokens, or to fewer if its cache cannot stop there.
     fn truncate(&mut self, len: usize) -> Result<usize> {
         let mut keep = len;
         while let Err(error) = self.runner.truncate(self.sequence, keep) {
@@ -77,8 +78,8 @@ impl<'a> Session<'a> {
         let keep = self.truncate(equal.min(prompt.len().saturating_sub(1)))?;
         self.held.truncate(keep);
         let vocabulary = Arc::new(self.loaded.model.tokenizer().clone());
-        // The whole conversation is the prompt, of which the sequence holds a beginning: penalties look at
-        // all of it.
+        // The whole conversation is the prompt, because penalties look at all of it. The sequence already
+        // holds its beginning.
         let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
         let mut decoding = decoding.with_text(vocabulary, &self.stop);
         let (mut text, mut written) = (String::new(), Ok(()));
@@ -91,7 +92,7 @@ impl<'a> Session<'a> {
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         let is_interrupted = self.interrupt.end();
-        // The last token was produced, but not fed.
+        // The last token was produced but not fed.
         let mut tokens = [prompt, decoding.output()].concat();
         tokens.truncate(self.runner.len(self.sequence)?);
         self.held = tokens;
