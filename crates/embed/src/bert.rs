@@ -1,8 +1,8 @@
 //! BERT as sentence-transformers uses it: texts in, vectors out.
 //!
 //! # Memory
-//! As much as the file in 32-bit floats; the matrices are repacked, the tables of embeddings stay in host
-//! memory, where rows are looked up.
+//! As much as the file in 32-bit floats. The matrices are repacked; the embedding tables stay in host memory,
+//! where rows are looked up.
 //!
 //! # Source
 //! Devlin et al. 2018, arXiv 1810.04805, section 3, with the post-norm block of arXiv 1706.03762 and the
@@ -26,14 +26,14 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::weights::{WeightFile, Weights, vector};
 
-/// Tokens in one forward pass; more texts take several.
+/// Tokens in one forward pass; more texts take several passes.
 const TOKENS_PER_PASS: usize = 2048;
 
-/// A sentence encoder of the BERT family, all-MiniLM-L6-v2 for one.
+/// A sentence encoder of the BERT family, such as all-MiniLM-L6-v2.
 ///
-/// A text's vector is the mean over its tokens; where the model says so, or says nothing, its length is 1,
-/// and the dot product of two vectors is the cosine of their angle. It depends on nothing but the text:
-/// other texts in the call and the number of threads do not change a bit of it.
+/// A text's vector is the mean over its tokens. Unless the model says otherwise, it is normalized to length
+/// 1, so the dot product of two vectors is the cosine of the angle between them. The vector depends only on
+/// the text: other texts in the call and the number of threads do not change a single bit.
 ///
 /// The spelling of a special token in a text (`[SEP]`) counts as the token, as in sentence-transformers.
 ///
@@ -78,7 +78,7 @@ struct Config {
     position_embedding_type: Option<String>,
 }
 
-/// What stands around the transformer.
+/// The settings around the transformer.
 struct Pipeline {
     max_tokens: Option<usize>,
     normalizes: bool,
@@ -104,13 +104,13 @@ struct Block {
     out_norm: Norm,
 }
 
-/// Told of a block, a place in it, rows of inputs and their columns; see [`Bert::observe`].
+/// Called with a block, a place in it, rows of inputs and the number of columns; see [`Bert::observe`].
 pub type SeeInputs<'a> = dyn FnMut(usize, InputSite, &[f32], usize) -> Result<(), BoxError> + 'a;
 
 impl Bert {
     /// Loads a folder as sentence-transformers lays it out: `config.json`, `model.safetensors` (F32, F16 or
     /// BF16) and `tokenizer.json`; `sentence_bert_config.json`, `modules.json` and `1_Pooling/config.json`
-    /// where they are.
+    /// are read if present.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing file; [`Error::Json`] and [`Error::Safetensors`] for damaged ones;
@@ -161,16 +161,16 @@ impl Bert {
         &self.tokenizer
     }
 
-    /// Tokens of a text that count, with those that stand around every text; the rest is cut off.
+    /// How many tokens of a text are used, including the special tokens around it; the rest is cut off.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// Shows the inputs of each block's matrices, while texts pass through: the block, the place, rows of
-    /// inputs `[tokens, columns]` and their columns. The feed-forward part has no gate.
+    /// Calls `see` with the inputs of each block's matrices while texts pass through: the block, the place,
+    /// rows of inputs `[tokens, columns]` and the number of columns. The feed-forward part has no gate.
     ///
     /// # Errors
-    /// The tokenizer's, and [`Error::Observer`] with what `see` says, with which the pass ends.
+    /// The tokenizer's, and [`Error::Observer`] with the error of `see`, which ends the pass.
     pub fn observe(&self, texts: &[&str], see: &mut SeeInputs<'_>) -> Result<(), Error> {
         for text in texts {
             let ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
@@ -186,7 +186,7 @@ impl Bert {
         Ok(())
     }
 
-    /// Hidden states `[rows, width]` of the texts' tokens, one text behind the other.
+    /// Hidden states `[rows, width]` of the texts' tokens, one text after the other.
     fn forward(
         &self,
         texts: &[Vec<TokenId>],
@@ -245,7 +245,7 @@ impl Bert {
         for text in texts {
             let mut ids = self.tokenizer.encode_at_most(self.max_tokens, text, true)?;
             if ids.is_empty() {
-                // Without special tokens an empty text has none at all; it stands for the padding token.
+                // Without special tokens an empty text has no tokens at all, so it becomes the padding token.
                 ids.push(self.tokenizer.padding().unwrap_or(0));
             }
             if n_rows + ids.len() > TOKENS_PER_PASS && !pass.is_empty() {
@@ -261,7 +261,7 @@ impl Bert {
         Ok(vectors)
     }
 
-    /// The vectors of texts, each of which has a token at least.
+    /// The vectors of texts that have at least one token each.
     fn embed_ids(&self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, Error> {
         let width = self.config.hidden_size;
         let hidden = self
@@ -342,7 +342,7 @@ impl Config {
 }
 
 impl Pipeline {
-    /// Reads what sentence-transformers says about a model, as far as it says anything.
+    /// Reads the sentence-transformers settings of a model, as far as they are present.
     fn read(folder: &Path) -> Result<Self, Error> {
         #[derive(Default, Deserialize)]
         struct Sentence {
@@ -391,7 +391,7 @@ impl Norm {
         eps: f32,
         device: &Device,
     ) -> Result<Self, Error> {
-        // The oldest files have TensorFlow's names.
+        // The oldest files use TensorFlow's names.
         let read = |part: &str, old: &str| {
             let names = [part, old].map(|part| format!("{name}.{part}"));
             let [new, old] = [&names[0], &names[1]];
@@ -467,7 +467,7 @@ fn require_json<T: DeserializeOwned>(folder: &Path, what: &'static str) -> Resul
     read_json(folder, what)?.ok_or_else(missing)
 }
 
-/// A file of the folder, if it is there.
+/// Reads a file in the folder, if it exists.
 fn read_json<T: DeserializeOwned>(folder: &Path, what: &'static str) -> Result<Option<T>, Error> {
     let path = folder.join(what);
     match std::fs::read(&path) {

@@ -7,19 +7,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The tokenizer's file.
+    /// The tokenizer's file is missing or invalid.
     #[error(transparent)]
     TokenizerJson(#[from] breakers_tokenizer_json::Error),
     /// A text that cannot be tokenized.
     #[error(transparent)]
     Tokenizer(#[from] breakers_tokenizer::Error),
-    /// Weights that no product can be made of.
+    /// The weights cannot be used in a product.
     #[error(transparent)]
     Linear(#[from] breakers_linear::Error),
-    /// What watches the inputs of matrices has failed.
+    /// The observer of matrix inputs has failed.
     #[error("what watches the inputs of matrices has failed: {0}")]
     Observer(#[source] breakers_core::BoxError),
-    /// Attention.
+    /// Attention failed.
     #[error(transparent)]
     Attention(#[from] breakers_kv_cache::Error),
     /// A hyperparameter is impossible, or asks for something that is not implemented.
@@ -27,9 +27,9 @@ pub enum Error {
     Hyperparameter {
         /// Its name in the file.
         name: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
-        /// What it is.
+        /// The value in the file.
         found: String,
     },
     /// A tensor is not in the file.
@@ -64,7 +64,7 @@ pub enum Error {
         /// What the reader says.
         source: safetensors::SafeTensorError,
     },
-    /// The tokenizer knows ids that the embedding table lacks.
+    /// The tokenizer has ids that the embedding table lacks.
     #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
     Vocabulary {
         /// Tokens of the tokenizer.
@@ -78,12 +78,12 @@ pub enum Error {
         /// What the backend says.
         reason: String,
     },
-    /// JSON that does not parse, or holds something else than expected.
+    /// A JSON file does not parse, or has other contents than expected.
     #[error("{what} is not valid JSON, or not of its format")]
     Json {
         /// What was read.
         what: &'static str,
-        /// Where it breaks.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// A file cannot be read.
@@ -91,7 +91,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
 }

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::Error;
 
-/// A safetensors file in memory, mapped.
+/// A memory-mapped safetensors file.
 pub(crate) struct WeightFile {
     path: PathBuf,
     map: Mmap,
@@ -18,12 +18,12 @@ impl WeightFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(failed)?;
-        // SAFETY: the map is only read; as with every mapped file, nobody must change it meanwhile.
+        // SAFETY: the map is only read; as with every mapped file, nobody may change it meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         Ok(Self { path: path.to_owned(), map })
     }
 
-    /// Its tensors, all of which lie within the file.
+    /// Its tensors, all of which are within the file.
     ///
     /// # Errors
     /// [`Error::Safetensors`].
@@ -41,7 +41,7 @@ pub(crate) struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// The numbers of a tensor of a known shape, by the first of several names that the file has.
+    /// The numbers of a tensor with a known shape, under the first of several names that is in the file.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] with the first name, [`Error::TensorShape`], [`Error::TensorType`].

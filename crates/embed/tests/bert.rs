@@ -1,5 +1,5 @@
-//! Sentence embeddings: against sentence-transformers on the real model, against the formulas in 64-bit
-//! floats on a small one made up here, and folders that mean harm.
+//! Sentence embeddings: compared with sentence-transformers on the real model, and with the formulas in
+//! 64-bit floats on a small model made up here; and malicious folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ struct Cases {
 #[derive(Deserialize)]
 struct Case {
     text: String,
-    /// All ids, not cut short.
+    /// All ids, without truncation.
     ids: Vec<u32>,
     vector: Vec<f32>,
 }
@@ -149,7 +149,7 @@ fn write_json(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).unwrap();
 }
 
-/// A folder with a small model in order.
+/// A folder with a valid small model.
 fn small_model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_json(folder.path(), "config.json", &config());
@@ -168,7 +168,7 @@ fn small_model() -> tempfile::TempDir {
     folder
 }
 
-/// The published model, word for word, in 64-bit floats; gives the mean over the tokens.
+/// The model exactly as published, in 64-bit floats; returns the mean over the tokens.
 fn plain_bert(tensors: &Tensors, ids: &[u32]) -> Vec<f64> {
     let tensor = |name: &str| -> Vec<f64> { tensors[name].1.iter().map(|&x| f64::from(x)).collect() };
     let linear = |x: &[Vec<f64>], name: &str| -> Vec<Vec<f64>> {
@@ -242,7 +242,7 @@ fn normal_distribution(x: f64) -> f64 {
     0.5 + sum * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt()
 }
 
-/// Of a coordinate of a small model's vectors, between 32- and 64-bit floats.
+/// The largest difference of a coordinate between 32- and 64-bit floats, for the small model.
 const SMALL_TOLERANCE: f64 = 1e-5;
 
 #[test]
@@ -284,7 +284,7 @@ fn a_small_model_follows_the_formulas() {
     }
 }
 
-/// Spoils a small model and gives the name of the error that follows.
+/// Damages a small model and checks the name of the error that follows.
 fn refuse(what: &str, spoil: impl FnOnce(&Path), expected: &str) {
     let folder = small_model();
     spoil(folder.path());
@@ -296,7 +296,7 @@ fn refuse(what: &str, spoil: impl FnOnce(&Path), expected: &str) {
 fn damaged_folders_are_typed_errors() {
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
         let (missing, json) = match name {
-            // What reads it is a room of its own, with errors of its own.
+            // Another crate reads it, with errors of its own.
             "tokenizer.json" => ("TokenizerJson(Io {", "TokenizerJson(Json {"),
             _ => ("Io {", "Json {"),
         };
@@ -387,7 +387,7 @@ fn damaged_tensors_are_typed_errors() {
         write_tensors(folder, &tensors, Dtype::F32);
     };
     refuse("a transposed matrix", spoil, "TensorShape {");
-    // Every header that breaks off or has one wrong byte is refused, or leaves a model that works.
+    // A header that is cut off or has one wrong byte is refused, or still gives a working model.
     let folder = small_model();
     let path = folder.path().join("model.safetensors");
     let file = std::fs::read(&path).unwrap();
@@ -400,7 +400,7 @@ fn damaged_tensors_are_typed_errors() {
             }
         }
     }
-    // NaN is reported where it is first computed with.
+    // NaN is reported by the first computation that uses it.
     let mut tensors = random_tensors();
     tensors.get_mut("embeddings.LayerNorm.bias").unwrap().1[3] = f32::NAN;
     write_tensors(folder.path(), &tensors, Dtype::F32);
