@@ -1,14 +1,14 @@
 //! Times attention over the plain cache: decoding at several depths, verification of a few rows, prefill, and
-//! (`many`) a row each of eight sequences in one call beside eight rows of one sequence.
+//! (`many`) one row of each of eight sequences in one call, compared with eight rows of one sequence.
 //!
 //! `cargo bench -p breakers-kv-cache --bench attention -- [filter] [--threads N] [--f32 | --cache NAME]`
 //!
 //! A step runs through all layers of the model's shape, so that the cache comes from memory as it does in a
-//! real model, and includes the append and Burn's overhead. Times are the median of the repeats; in brackets
-//! the mean over layers of each layer's best, which other programs on the machine disturb less; `cpu` is the
-//! calling thread's processor time where the system tells it. GB/s: bytes of keys and values that the step
-//! sees ÷ time. GFLOP/s: 4 · head_dim · visible keys · query heads ÷ time. With `--cache`, a compression's
-//! name, the bytes are still those of 16-bit floats.
+//! real model, and includes the append and Burn's overhead. Times are the median of the repeats. In brackets
+//! is the mean over layers of each layer's best time, which other programs on the machine disturb less. `cpu`
+//! is the calling thread's processor time, if the system reports it. GB/s: bytes of keys and values that the
+//! step sees ÷ time. GFLOP/s: 4 · head_dim · visible keys · query heads ÷ time. With `--cache`, a
+//! compression's name, the bytes are still those of 16-bit floats.
 #![allow(clippy::print_stdout)] // A report for the terminal.
 
 use std::time::{Duration, Instant};

@@ -9,8 +9,8 @@ use crate::{Error, LayerShape, Result};
 
 const NAMES: [&str; 3] = ["q", "k", "v"];
 
-/// Fails unless queries, keys and values are those of `n_rows` rows, the layer and the cache's device;
-/// returns the number of query heads.
+/// Fails unless queries, keys and values match `n_rows` rows, the layer and the cache's device; returns the
+/// number of query heads.
 pub(crate) fn check(
     n_rows: usize,
     shape: &LayerShape,

@@ -7,7 +7,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct SegmentError {
     /// Index of the segment.
     pub segment: usize,
-    /// What is wrong with it; rows are those of its own step.
+    /// The error; rows are counted within the segment's own step.
     pub source: Error,
 }
 
@@ -169,13 +169,13 @@ pub enum Error {
         /// Size found.
         found: usize,
     },
-    /// A cache that lets go of tokens lives on the CPU so far.
+    /// A cache that evicts tokens is supported only on the CPU.
     #[error("a cache that evicts tokens needs the CPU, not {device}")]
     EvictionDevice {
         /// The device asked for.
         device: String,
     },
-    /// A method that is not of this crate has no kernel for a GPU.
+    /// A method from another crate has no GPU kernel.
     #[error("{coder} codes pages that only the CPU can read, not {device}")]
     CoderDevice {
         /// The method's name.
@@ -183,7 +183,7 @@ pub enum Error {
         /// The device asked for.
         device: String,
     },
-    /// More tokens are to stay exact than a page holds.
+    /// More tokens should stay exact than a page holds.
     #[error("{found} exact first tokens asked for, {most} are possible")]
     ExactTokens {
         /// Most that are possible.
@@ -199,7 +199,7 @@ pub enum Error {
         /// Names that exist.
         known: String,
     },
-    /// A budget leaves no room beside what a press keeps in any case.
+    /// A budget is smaller than what the press keeps in any case.
     #[error("a budget of {found} tokens is below the {least} that the press needs")]
     Budget {
         /// Smallest budget.
@@ -212,7 +212,7 @@ pub enum Error {
     Percentage {
         /// The name of the cache.
         name: String,
-        /// What stands in place of the percentage.
+        /// The text in place of the percentage.
         found: String,
     },
     /// A budget is not a fraction of the tokens.
@@ -231,7 +231,7 @@ pub enum Error {
         /// Scores of each head.
         found: Vec<usize>,
     },
-    /// Tokens that were coded cannot be let go again.
+    /// Tokens that were coded cannot be evicted later.
     #[error("a press that works again and again cannot be combined with a quantizer")]
     RepeatedEviction,
 }

@@ -1,16 +1,16 @@
 //! Key-value caches of transformer sequences, and attention over them.
 //!
 //! [`KvCache`] is the interface: a forward pass appends keys and values layer by layer and attends in the
-//! same call; its tokens stay provisional until they are committed, so that speculation can take them back.
+//! same call. Its tokens stay provisional until they are committed, so speculation can take them back.
 //!
-//! | wish | type |
+//! | to | use |
 //! |---|---|
-//! | every token as it is, as 16- or 32-bit floats, in pages that forks share | [`PlainCache`] |
-//! | the same tokens in 2 to 8 bits an element | [`QuantizedCache`] with a [`Compression`]; methods, and your own: [`coders`] |
-//! | fewer tokens | [`EvictingCache`] with an [`Eviction`]; methods, and your own: [`presses`] |
-//! | any of them by name, such as `snapkv-25+water-4` | [`CacheSpec`] |
-//! | many sequences in one call | [`attend_many`] |
-//! | attention without a cache | [`attention()`] |
+//! | keep every token exactly, as 16- or 32-bit floats, in pages that forks share | [`PlainCache`] |
+//! | keep the same tokens in 2 to 8 bits per element | [`QuantizedCache`] with a [`Compression`]; methods are in [`coders`] |
+//! | keep fewer tokens | [`EvictingCache`] with an [`Eviction`]; methods are in [`presses`] |
+//! | choose any of them by name, such as `snapkv-25+water-4` | [`CacheSpec`] |
+//! | attend for many sequences in one call | [`attend_many`] |
+//! | compute attention without a cache | [`attention()`] |
 //!
 //! A row's result has the same bits, whatever else is in the call: see [`KvCache`].
 //!
@@ -44,7 +44,7 @@
 //! # }
 //! ```
 //!
-//! A coder of one's own: keys and values as bytes, with one scale for each page.
+//! A coder of your own: keys and values as bytes, with one scale for each page.
 //! ```
 //! use breakers_kv_cache::coders::{Coder, Coding, PageCoder};
 //! use breakers_kv_cache::{CacheShape, Compression, KvCache, LayerShape, QuantizedCache, Result};

@@ -29,7 +29,7 @@ impl LayerShape {
 pub struct CacheShape {
     /// The layers in the order in which a forward pass runs through them.
     pub layers: Vec<LayerShape>,
-    /// Tokens that the cache may hold, provisional ones included. Memory is taken as tokens come.
+    /// Tokens that the cache may hold, provisional ones included. Memory is allocated as tokens arrive.
     pub max_tokens: usize,
 }
 
@@ -69,7 +69,7 @@ pub enum Element {
     /// 16-bit IEEE floats, rounded to nearest even; magnitudes beyond 65,504 become 65,504.
     #[default]
     F16,
-    /// 32-bit IEEE floats: keys and values as they come.
+    /// 32-bit IEEE floats: keys and values unchanged.
     F32,
 }
 

@@ -3,7 +3,7 @@
 use crate::Result;
 use breakers_core::StepError;
 
-/// Checks the parents of a step and gives the number of each row's ancestors in the step.
+/// Checks the parents of a step, and returns the number of each row's ancestors in the step.
 pub(crate) fn depths(n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
     let Some(parents) = parents else { return Ok((0..n_rows).collect()) };
     if parents.len() != n_rows {

@@ -1,7 +1,7 @@
 //! Attention without a cache: over keys and values that are tensors.
 //!
-//! The three legs of the operation: tensor operations (the reference), the CPU kernel that
-//! the caches use, and GPUs.
+//! The three implementations of the operation: tensor operations (the reference), the CPU kernel that the
+//! caches use, and GPU kernels.
 
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
@@ -39,7 +39,8 @@ pub trait AttentionOps: Backend {
 /// Softmax attention: each row's result is the mean of the values that it sees, weighted by
 /// exp(scale · query · key).
 ///
-/// On the CPU a row's result has the same bits, whatever rows are beside it: see [`KvCache`](crate::KvCache).
+/// On the CPU a row's result has the same bits whatever other rows are in the call: see
+/// [`KvCache`](crate::KvCache).
 ///
 /// # Shapes
 /// - `q`: `[n_rows, n_heads, head_dim]`; query head h reads key-value head h / (n_heads / n_kv_heads)
@@ -47,10 +48,10 @@ pub trait AttentionOps: Backend {
 /// - result: `[n_rows, n_heads * head_dim]`
 ///
 /// # Errors
-/// [`Error::TensorShape`] and [`Error::HeadCount`] if the tensors do not fit each other,
-/// [`Error::VisibleShape`] if `visible` does not fit them, [`Error::UnsupportedDevice`] and [`Error::Device`]
-/// for devices that are not supported or differ, and, on the CPU only, [`Error::NotFinite`] for a NaN or an
-/// infinity in the input.
+/// [`Error::TensorShape`] and [`Error::HeadCount`] if the tensors' shapes do not match,
+/// [`Error::VisibleShape`] if `visible` does not match them, [`Error::UnsupportedDevice`] and
+/// [`Error::Device`] for devices that are not supported or differ, and, on the CPU only, [`Error::NotFinite`]
+/// for a NaN or an infinity in the input.
 ///
 /// # Source
 /// Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1; shared key-value heads: Ainslie et al. 2023,

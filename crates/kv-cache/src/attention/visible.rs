@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// Which keys each row of a call sees.
 ///
-/// Keys are counted from 0 in the order in which the call gets them. A row that sees no key has the result
+/// Keys are counted from 0 in the order in which the call gets them. The result of a row that sees no key is
 /// zero.
 ///
 /// # Example
@@ -41,21 +41,21 @@ impl Visible {
         Self { n_keys, spans: vec![0..n_keys; n_rows], tree: None }
     }
 
-    /// The rows come after `n_before` keys and bring one key each; a row sees what stands before it and
-    /// itself, with a window only that many keys, its own included.
+    /// The rows come after `n_before` keys and add one key each. A row sees the keys before it and its own;
+    /// with a window, only that many keys, including its own.
     pub fn causal(n_before: usize, n_rows: usize, window: Option<usize>) -> Self {
         let spans = (0..n_rows).map(|row| span(n_before + row + 1, window)).collect();
         Self { n_keys: n_before.saturating_add(n_rows), spans, tree: None }
     }
 
-    /// The rows come after `n_before` keys and form a tree; a row sees the keys before the tree, its
-    /// ancestors and itself, with a window only the last of these.
+    /// The rows come after `n_before` keys and form a tree. A row sees the keys before the tree, its
+    /// ancestors and itself; with a window, only the last of these.
     ///
     /// `parents` has the parent of each row, `None` for rows that follow the keys before the tree.
     ///
     /// # Errors
-    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) if a parent does not stand
-    /// before its child.
+    /// [`StepError::InvalidParent`](breakers_core::StepError::InvalidParent) if a parent does not come before
+    /// its child.
     pub fn tree(n_before: usize, parents: &[Option<usize>], window: Option<usize>) -> Result<Self> {
         let depths = tree::depths(parents.len(), Some(parents))?;
         let paths = (!tree::is_chain(parents)).then(|| Arc::new(tree::paths(parents)));
@@ -84,8 +84,7 @@ impl Visible {
         self.n_keys
     }
 
-    /// The keys that a row sees, in the order in which its path leads through them; none for a row that is
-    /// not there.
+    /// The keys that a row sees, in the order of its path; none for a row that does not exist.
     pub fn keys(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
         let span = self.spans.get(row).cloned().unwrap_or_default();
         span.map(move |slot| match &self.tree {

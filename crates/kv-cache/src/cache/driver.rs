@@ -1,7 +1,7 @@
-//! The one driver of all caches: the order of calls, what is checked, and what is taken back
-//! when something fails.
+//! The driver of all caches: the order of calls, the checks, and what is undone when something fails.
 //!
-//! A [`Storage`] keeps keys and values; [`Cache`] keeps the books, and calls it only with what fits them.
+//! A [`Storage`] keeps keys and values. [`Cache`] does the bookkeeping, and calls the storage only with valid
+//! arguments.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::pages::layer::BadRow;
 use crate::pages::meter::PageMeter;
 use crate::{CacheShape, Error, KvCache, LayerShape, Result, SegmentError};
 
-/// A cache of one sequence, by what it keeps: [`PlainCache`](crate::PlainCache),
+/// A cache of one sequence, with one of several storages: [`PlainCache`](crate::PlainCache),
 /// [`QuantizedCache`](crate::QuantizedCache), [`EvictingCache`](crate::EvictingCache).
 pub struct Cache<S> {
     shape: Arc<CacheShape>,
@@ -44,8 +44,8 @@ pub(crate) trait Layers: Send {
     /// [`attend_on_device`](Self::attend_on_device).
     fn is_on_host(&self) -> bool;
 
-    /// Appends the step's keys and values and adds the attention that is to be computed. Fails with a row of
-    /// keys or values that is not finite; what was written by then is past the end of the sequence.
+    /// Appends the step's keys and values and adds the attention that is to be computed. Fails if a row of
+    /// keys or values is not finite; anything written by then is past the end of the sequence.
     fn stage<'a>(
         &'a mut self,
         layer: usize,
@@ -70,12 +70,12 @@ pub(crate) trait Layers: Send {
     ) -> Result<Tensor<2>>;
 }
 
-/// What a cache keeps of its tokens.
+/// How a cache stores its tokens.
 pub(crate) trait Storage: Layers + Clone + 'static {
     /// Bytes kept resident.
     fn bytes(&self) -> usize;
 
-    /// Bytes of the pages that other caches hold, too.
+    /// Bytes of the pages that other caches hold as well.
     fn shared_bytes(&self) -> usize;
 
     /// See [`KvCache::bytes_per_token`].
@@ -88,7 +88,7 @@ pub(crate) trait Storage: Layers + Clone + 'static {
         true
     }
 
-    /// Takes an open step back, after the first `step.first` tokens.
+    /// Undoes an open step, leaving the first `step.first` tokens.
     fn abort(&mut self, step: &Step) {
         self.truncate(step.first, step.first);
     }
@@ -97,8 +97,8 @@ pub(crate) trait Storage: Layers + Clone + 'static {
     /// `len` in all. [`truncate`](Self::truncate) follows.
     fn retain(&mut self, first: usize, rows: &[usize], len: usize);
 
-    /// Does what is to be done once the first `committed` tokens, of `len`, are final. If it fails, nothing
-    /// has changed that a row could see.
+    /// Called once the first `committed` tokens, of `len`, are final. If it fails, nothing has changed that a
+    /// row could see.
     fn commit(&mut self, committed: usize, len: usize) -> Result<()>;
 
     /// Fails unless the sequence, of which the first `committed` tokens are final, can be shortened to `len`.
@@ -126,7 +126,8 @@ impl<S> Cache<S> {
 
 #[allow(private_bounds)] // Storages are this crate's own.
 impl<S: Storage> Cache<S> {
-    /// Bytes of the pages that other caches hold, too. On a GPU, whose storage does not tell, 0.
+    /// Bytes of the pages that other caches hold as well. On a GPU it is 0, because the storage does not
+    /// report it.
     pub fn shared_bytes(&self) -> usize {
         self.storage.shared_bytes()
     }
@@ -247,10 +248,10 @@ pub struct Segment<'a> {
     pub n_rows: usize,
 }
 
-/// Attention of one layer over many sequences in one call: each row over its own sequence.
+/// Attention of one layer over many sequences in one call. Each row attends to its own sequence.
 ///
-/// As [`KvCache::attend`] of each sequence by itself, with the same bits; but all of them share the threads,
-/// so that a batch of short steps costs about what one step of as many rows does.
+/// The result has the same bits as [`KvCache::attend`] on each sequence separately. But all of them share the
+/// threads, so a batch of short steps costs about as much as one step with the same number of rows.
 ///
 /// # Shapes
 /// - `q`: `[n_rows, n_heads, head_dim]`, the segments' rows one after the other
@@ -258,7 +259,7 @@ pub struct Segment<'a> {
 /// - result: `[n_rows, n_heads * head_dim]`
 ///
 /// # Errors
-/// As [`KvCache::attend`], with the segment that it is about. After an error abort all steps.
+/// As [`KvCache::attend`], naming the segment at fault. After an error, abort all steps.
 ///
 /// # Example
 /// ```

@@ -1,4 +1,4 @@
-//! The cache that lets tokens go: every head keeps its own.
+//! The cache that evicts tokens: every head keeps its own selection.
 
 mod head;
 
@@ -20,7 +20,7 @@ use crate::pages::page::PAGE_TOKENS;
 use crate::presses::{HeadBudgets, LayerBudgets, LayerView, Press};
 use crate::{CacheShape, Compression, Error, LayerShape, Result};
 
-/// How many tokens stay.
+/// How many tokens to keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Budget {
@@ -30,25 +30,25 @@ pub enum Budget {
     Tokens(usize),
 }
 
-/// When and how tokens are let go.
+/// When and how tokens are evicted.
 #[derive(Clone)]
 pub struct Eviction {
-    /// Tells which tokens may go.
+    /// Decides which tokens may be evicted.
     pub press: Arc<dyn Press>,
-    /// How many stay, on average over layers and heads.
+    /// How many tokens to keep, on average over layers and heads.
     pub budget: Budget,
-    /// How that is shared out to layers.
+    /// How the budget is divided among layers.
     pub layers: LayerBudgets,
-    /// How a layer's share is shared out to its heads.
+    /// How a layer's share is divided among its heads.
     pub heads: HeadBudgets,
-    /// Tokens after which tokens are let go again; `None`: only once, after the prompt.
+    /// Evict again after this many tokens; `None`: evict only once, after the prompt.
     pub every: Option<usize>,
-    /// How the tokens that stay are coded.
+    /// How the remaining tokens are coded.
     pub compression: Option<Compression>,
 }
 
 impl Eviction {
-    /// Once, with equal budgets, the rest as 16-bit floats.
+    /// Evicts once, with equal budgets, and keeps the rest as 16-bit floats.
     pub fn new(press: impl Press + 'static, budget: Budget) -> Self {
         let (layers, heads) = (LayerBudgets::Uniform, HeadBudgets::Uniform);
         Self { press: Arc::new(press), budget, layers, heads, every: None, compression: None }
@@ -74,20 +74,20 @@ impl Eviction {
     }
 }
 
-/// A cache that keeps, of each head's tokens, those that a press finds worth it.
+/// A cache in which each head keeps only the tokens that a press scores highest.
 ///
-/// Tokens are let go when they become final: once, at the first commit that leaves more than the press keeps
-/// in any case, or again whenever [`Eviction::every`] more have become final. A prompt in one piece is read
-/// in full before, as in kvpress. What rows see depends on when tokens were committed; speculation that
-/// commits what plain decoding would have, token for token, sees the same as long as no eviction falls into a
-/// step.
+/// Tokens are evicted when they become final: once, at the first commit with more tokens than the press keeps
+/// in any case, or again whenever [`Eviction::every`] more have become final. A prompt that is fed in one
+/// piece is read in full before that, as in kvpress. What rows see depends on when tokens were committed.
+/// Speculation commits the same tokens as plain decoding, so its rows see the same, as long as no eviction
+/// falls into a step.
 ///
 /// Layers with a sliding window keep all their tokens.
 ///
 /// # Memory
-/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, up to a page a
-/// head, and a bit for each position. Until tokens are let go for the last time, all tokens as 16-bit floats
-/// (beside their codes, with a compression) and the queries that the press looks at.
+/// Pages of 64 tokens for each head: a quarter of the tokens takes a quarter of the bytes, plus up to a page
+/// per head and a bit for each position. Until the last eviction, the cache also holds all tokens as 16-bit
+/// floats (in addition to their codes, with a compression) and the queries that the press looks at.
 ///
 /// # Example
 /// ```
@@ -131,7 +131,7 @@ struct EvictingLayer {
     scale: f32,
 }
 
-/// Of each key-value head of a layer the tokens that stay, as indices of those that it holds.
+/// The tokens that each key-value head of a layer keeps, as indices into the tokens that it holds.
 type Chosen = Vec<Vec<usize>>;
 
 impl EvictingCache {
@@ -173,7 +173,7 @@ impl EvictingCache {
         Ok(Self::with_storage(shape, device, storage))
     }
 
-    /// Positions of the tokens that a head of a layer keeps, ascending; none for a head that is not there.
+    /// Positions of the tokens that a head of a layer keeps, ascending; none for a head that does not exist.
     pub fn kept(&self, layer: usize, head: usize) -> Vec<usize> {
         let storage = &self.storage;
         let Some(head) = storage.layers.get(layer).and_then(|layer| layer.heads.get(head)) else {
@@ -190,7 +190,7 @@ impl EvictingStorage {
         self.eviction.press.n_queries().max(if weighs { PAGE_TOKENS } else { 0 })
     }
 
-    /// Whether a press may still come.
+    /// Whether there may still be an eviction.
     fn may_press(&self) -> bool {
         let lets_go = !matches!(self.eviction.budget, Budget::Fraction(fraction) if fraction >= 1.0);
         lets_go && (self.pressed == 0 || self.eviction.every.is_some())
@@ -240,7 +240,7 @@ impl EvictingStorage {
         Ok(Some(all))
     }
 
-    /// Lets go of what was not chosen.
+    /// Evicts the tokens that were not chosen.
     fn press(&mut self, chosen: &[Option<Chosen>], committed: usize, len: usize) {
         let pressed = self.pressed;
         for ((layer, shape), chosen) in self.layers.iter_mut().zip(&*self.shapes).zip(chosen) {
@@ -271,7 +271,7 @@ impl EvictingLayer {
         self.n_heads * self.heads[0].layer.pages.plain.layout.head_dim
     }
 
-    /// The first `committed` tokens, of `len`; of those before `pressed` the ones that were kept.
+    /// The first `committed` tokens, of `len`; before `pressed`, only those that were kept.
     fn view(&self, pressed: usize, committed: usize, len: usize) -> LayerView<'_> {
         let n = self.queries.len().saturating_sub((len - committed) * self.width());
         LayerView {
@@ -405,8 +405,8 @@ impl Storage for EvictingStorage {
         let (may_press, pressed) = (self.may_press(), self.pressed);
         let n_queries = if may_press { self.n_queries().saturating_add(len - committed) } else { 0 };
         for (layer, shape) in self.layers.iter_mut().zip(&*self.shapes) {
-            // A press reads the plain pages, so they stay beside the packed ones until it has come. Layers
-            // with a window are never pressed.
+            // A press reads the plain pages, so they are kept in addition to the packed ones until the
+            // eviction. Layers with a window are never pressed.
             if !may_press || shape.window.is_some() {
                 for head in &mut layer.heads {
                     let slots = head.slot(committed, pressed);

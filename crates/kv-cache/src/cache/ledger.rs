@@ -19,7 +19,7 @@ pub(crate) struct Step {
     pub(crate) depths: Vec<usize>,
     /// Parents and paths, if the step is not a chain.
     pub(crate) tree: Option<StepTree>,
-    /// What rows see in layers of each window.
+    /// What rows see, for layers with each window.
     visible: Vec<(Option<usize>, Arc<Visible>)>,
 }
 
@@ -85,7 +85,7 @@ impl Ledger {
         if self.step.is_some() { Err(Error::StepOpen { operation }) } else { Ok(()) }
     }
 
-    /// Opens a step; gives the rows' positions.
+    /// Opens a step, and returns the rows' positions.
     pub(crate) fn begin(&mut self, n_rows: usize, parents: Option<&[Option<usize>]>) -> Result<Vec<usize>> {
         self.closed("begin")?;
         if n_rows == 0 {
@@ -131,7 +131,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes the open step back, if there is one.
+    /// Undoes the open step, if there is one.
     pub(crate) fn abort(&mut self) -> Option<Step> {
         self.step.take()
     }

@@ -1,4 +1,4 @@
-//! The cache trait, and the caches.
+//! The cache trait and its implementations.
 
 pub(crate) mod driver;
 pub(crate) mod evicting;
@@ -26,7 +26,7 @@ use crate::{CacheShape, Result};
 /// A step that fails in the middle is undone by [`abort`](Self::abort).
 ///
 /// # Positions
-/// A token's *position* is its place in the text, its *slot* where the cache keeps it. A cache that evicts
+/// A token's *position* is its place in the text; its *slot* is where the cache keeps it. A cache that evicts
 /// tokens has fewer slots than positions; [`len`](Self::len), [`commit`](Self::commit) and
 /// [`truncate`](Self::truncate) count positions. Rows of a token tree that share a parent share a position.
 ///
@@ -48,10 +48,10 @@ pub trait KvCache: Send {
     /// Final tokens in the cache.
     fn committed(&self) -> usize;
 
-    /// Bytes that the cache keeps resident, pages that it shares with forks included.
+    /// Bytes that the cache keeps in memory, including pages that it shares with forks.
     fn bytes(&self) -> usize;
 
-    /// Bytes that a final token takes in all layers together, before a window or a press lets it go.
+    /// Bytes that a final token takes in all layers together, before a window or a press evicts it.
     fn bytes_per_token(&self) -> f64;
 
     /// Counts the bytes of the pages of this cache and its forks, each page once; `None` for a cache
@@ -60,9 +60,9 @@ pub trait KvCache: Send {
         None
     }
 
-    /// Whether another text with the same beginning may go on from a fork, as it would from its
-    /// own cache: what is kept depends on the tokens before alone, and neither on where a prompt
-    /// ended nor on what followed.
+    /// Whether another text with the same beginning may continue from a fork as it would from its own cache.
+    /// This is so if what the cache keeps depends only on the tokens, and not on where a prompt ended or on
+    /// what followed.
     fn shareable(&self) -> bool;
 
     /// Opens a step of `n_rows` tokens.
@@ -116,7 +116,7 @@ pub trait KvCache: Send {
     /// [`Error::StepIncomplete`](crate::Error::StepIncomplete) before the last layer; the step stays open.
     fn end(&mut self) -> Result<()>;
 
-    /// Takes an open step back; without one nothing happens.
+    /// Undoes an open step; does nothing without one.
     fn abort(&mut self);
 
     /// Keeps, of the provisional tokens, only those with the given indices (0 = first provisional token).
@@ -126,8 +126,8 @@ pub trait KvCache: Send {
     ///
     /// # Errors
     /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for an index that is not provisional,
-    /// [`Error::NotAChain`](crate::Error::NotAChain), [`Error::StepOpen`](crate::Error::StepOpen); the
-    /// cache is unchanged then.
+    /// [`Error::NotAChain`](crate::Error::NotAChain), [`Error::StepOpen`](crate::Error::StepOpen); the cache
+    /// is then unchanged.
     fn retain(&mut self, rows: &[usize]) -> Result<()>;
 
     /// Makes the first `n_tokens` provisional tokens final.
@@ -138,7 +138,7 @@ pub trait KvCache: Send {
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn commit(&mut self, n_tokens: usize) -> Result<()>;
 
-    /// Shortens the cache to `len` tokens, final ones too where the cache can.
+    /// Shortens the cache to `len` tokens. Final tokens can be removed too if the cache supports it.
     ///
     /// # Errors
     /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) if it is shorter already,
@@ -152,8 +152,8 @@ pub trait KvCache: Send {
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn fork(&self) -> Result<Box<dyn KvCache>>;
 
-    /// The layer that comes next, for [`attend_many`](crate::attend_many); `None` for a cache that attends by
-    /// itself.
+    /// The next layer, for [`attend_many`](crate::attend_many); `None` for a cache that can only attend on
+    /// its own.
     ///
     /// # Errors
     /// [`Error::NoStep`](crate::Error::NoStep), [`Error::LayerOrder`](crate::Error::LayerOrder).

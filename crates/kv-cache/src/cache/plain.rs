@@ -16,11 +16,11 @@ use crate::pages::meter::PageMeter;
 use crate::pages::page::PAGE_TOKENS;
 use crate::{CacheShape, Element, Error, Result, attention};
 
-/// A cache that keeps every token's keys and values as they are.
+/// A cache that keeps every token's keys and values unchanged.
 ///
 /// # Memory
-/// 2 · head_dim · n_kv_heads elements a token and layer, in pages of 64 tokens (head_dim rounded up to 16 for
-/// values). Forks share pages until one of them writes to a page.
+/// 2 · head_dim · n_kv_heads elements per token and layer, in pages of 64 tokens (head_dim rounded up to 16
+/// for values). Forks share pages until one of them writes to a page.
 ///
 /// # Example
 /// ```
@@ -201,7 +201,7 @@ mod tests {
     use breakers_backend::harness::{Inputs, Operation, Outputs, Tolerance};
     use burn::tensor::{Distribution, TensorData};
 
-    /// The storage for GPUs, tried on the CPU, where its results must have the bits of the pages'.
+    /// The storage for GPUs, tested on the CPU, where its results must have the same bits as those of pages.
     #[test]
     fn tensors_on_the_device_hold_what_pages_hold() {
         let device = Device::flex();

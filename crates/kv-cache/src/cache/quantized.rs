@@ -1,4 +1,4 @@
-//! The compressed cache: packed pages for what is final, plain ones for what may still be taken back.
+//! The quantized cache: packed pages for final tokens, plain pages for tokens that may still be taken back.
 
 #[cfg(feature = "cube")]
 pub(crate) mod device;
@@ -28,7 +28,7 @@ use crate::pages::page::PAGE_TOKENS;
 use crate::pages::source::PageSource;
 use crate::{CacheShape, Error, LayerShape, Result, Visible};
 
-/// How a cache is compressed; those that have a name, such as `water-4`, are parsed.
+/// How a cache is compressed. Compressions with a name, such as `water-4`, can be parsed.
 ///
 /// # Example
 /// ```
@@ -46,11 +46,11 @@ use crate::{CacheShape, Error, LayerShape, Result, Visible};
 pub struct Compression {
     /// How keys and values are coded.
     pub coder: Arc<dyn Coder>,
-    /// First tokens of the sequence that stay as they are: attention often rests on them, with keys unlike
-    /// all others.
+    /// How many of the first tokens stay exact: they often get much attention, and their keys are unlike all
+    /// others.
     pub exact_tokens: usize,
-    /// Newest tokens that stay as they are, at least; it is rounded up to whole pages of 64 tokens. What is
-    /// newer than the last page boundary always does.
+    /// How many of the newest tokens at least stay exact, rounded up to whole pages of 64 tokens. Tokens
+    /// after the last page boundary always stay exact.
     pub window: usize,
     /// Layers that are not compressed.
     pub plain_layers: Vec<usize>,
@@ -70,7 +70,7 @@ impl Compression {
         Ok(())
     }
 
-    /// Whole pages that stay plain behind a row's own.
+    /// Whole pages before a row's own page that stay plain.
     pub(crate) fn lag(&self) -> Result<usize> {
         if self.exact_tokens >= PAGE_TOKENS {
             return Err(Error::ExactTokens { most: PAGE_TOKENS - 1, found: self.exact_tokens });
@@ -93,26 +93,27 @@ impl FromStr for Compression {
     }
 }
 
-/// A cache whose final tokens are kept in a few bits an element.
+/// A cache that stores final tokens in a few bits per element.
 ///
-/// Rows see tokens of their own page of 64 (and of the window before it) as 16-bit floats, all earlier ones
-/// compressed: by position alone, so that decoding, speculation and prompts in chunks of any size give the
-/// same bits. Pages are compressed when the first row that needs them so arrives, and the plain page is given
-/// back when its tokens are final.
+/// Rows see the tokens of their own page of 64 (and of the window before it) as 16-bit floats, and all
+/// earlier tokens compressed. This depends only on positions, so decoding, speculation and prompts in chunks
+/// of any size give the same bits. A page is compressed when the first row arrives that needs it compressed,
+/// and its plain form is freed when its tokens are final.
 ///
 /// # Truncation
-/// Back to any provisional token; among final tokens, without a window, back to any page boundary. In between
-/// [`StepError::TruncateEvicted`](breakers_core::StepError::TruncateEvicted): what a row of an unfinished
-/// page sees plain is gone.
+/// Possible back to any provisional token and, among final tokens and without a window, back to any page
+/// boundary. In between it fails with
+/// [`StepError::TruncateEvicted`](breakers_core::StepError::TruncateEvicted): the plain tokens that a row of
+/// an unfinished page sees are gone.
 ///
 /// # Memory
-/// See the method. Beside it, up to 63 tokens (and the window) as 16-bit floats.
+/// See the method. In addition, up to 63 tokens (and the window) are kept as 16-bit floats.
 ///
 /// # GPUs
-/// Pages are coded by the CPU: once in 64 tokens it reads them back. A NaN in keys or values is found then,
-/// by [`attend`](crate::KvCache::attend) or [`commit`](crate::KvCache::commit), and the row of
-/// [`Error::NotFinite`] is the token's place in the sequence; in queries it is not found. Resident bytes may
-/// be those of up to seven pages more.
+/// Pages are coded by the CPU, which reads them back once every 64 tokens. Only then is a NaN in keys or
+/// values found, by [`attend`](crate::KvCache::attend) or [`commit`](crate::KvCache::commit), and the row in
+/// [`Error::NotFinite`] is the token's place in the sequence. A NaN in queries is not found. There may be up
+/// to seven more pages in memory.
 ///
 /// # Example
 /// ```
@@ -151,7 +152,7 @@ pub(crate) struct Layer {
     turns: Arc<Turns>,
 }
 
-/// What is done to queries, keys and values before they meet, and to the result.
+/// The transforms of queries, keys and values before attention, and of the result.
 #[derive(Default)]
 pub(crate) struct Turns {
     keys: Option<Rotation>,
@@ -166,8 +167,8 @@ impl QuantizedCache {
     /// [`Error::NoLayers`], [`Error::ZeroDimension`]; [`Error::HeadWidth`] for heads that are not a power of
     /// two from 16 to 256 with a method of this crate; [`Error::BitWidth`], [`Error::GroupSize`] and
     /// [`Error::ExactTokens`] for impossible settings;
-    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer that is not there;
-    /// [`Error::CoderDevice`] for a method of somebody else's on a GPU; [`Error::UnsupportedDevice`], and
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a plain layer that does not exist;
+    /// [`Error::CoderDevice`] for a method from another crate on a GPU; [`Error::UnsupportedDevice`], and
     /// [`Error::UnsupportedElement`] for a GPU without 16-bit floats.
     pub fn new(shape: CacheShape, compression: &Compression, device: &Device) -> Result<Self> {
         require(device)?;
@@ -245,7 +246,7 @@ impl Layer {
         }
     }
 
-    /// Queries, or keys, as the pages hold keys.
+    /// Transforms queries or keys to the form in which pages hold keys.
     pub(crate) fn turn_keys<'a>(&self, rows: &'a [f32]) -> Cow<'a, [f32]> {
         turn(self.turns.keys.as_ref(), rows.into())
     }

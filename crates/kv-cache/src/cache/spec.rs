@@ -12,7 +12,7 @@ use crate::coders::CODERS;
 use crate::presses::PRESSES;
 use crate::{CacheShape, Element, Error, KvCache, Result};
 
-/// What a cache is to be made of, by name.
+/// A cache chosen by name.
 ///
 /// | name | cache |
 /// |---|---|
@@ -82,7 +82,7 @@ impl CacheSpec {
         self.kind.make(shape, device)
     }
 
-    /// Every name; of presses those that keep a quarter.
+    /// All names; for presses, those that keep a quarter of the tokens.
     pub fn names() -> Vec<String> {
         let plain = ["f16", "f32"].map(str::to_owned);
         let coded = CODERS.iter().map(|coder| coder.name.to_owned());

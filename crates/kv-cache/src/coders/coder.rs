@@ -1,4 +1,4 @@
-//! What a method is to a cache.
+//! The interface between a method and a cache.
 
 use std::fmt;
 
@@ -11,9 +11,8 @@ use crate::{Error, Result};
 
 /// A way to code keys and values in fewer bits.
 ///
-/// This crate's own methods are settings that implement it, such as
-/// [`KiviConfig`](super::KiviConfig). A method of yours works in every cache on the CPU: it turns
-/// pages of tokens into bytes and back ([`PageCoder`]).
+/// This crate's own methods are settings that implement it, such as [`KiviConfig`](super::KiviConfig). Your
+/// own method works in every cache on the CPU: it turns pages of tokens into bytes and back ([`PageCoder`]).
 ///
 /// The [crate's front page](crate) has an example.
 pub trait Coder: fmt::Debug + Send + Sync {
@@ -36,12 +35,12 @@ pub trait Coder: fmt::Debug + Send + Sync {
 /// Codes keys, or values, of one head: the tokens of a page into bytes and back.
 ///
 /// # Numbers
-/// What comes out of [`decode`](Self::decode) is rounded to 16-bit floats and must be finite. The same bytes
-/// have to give the same numbers each time, or rows would depend on how their prefix was fed.
+/// The numbers that [`decode`](Self::decode) returns are rounded to 16-bit floats and must be finite. The
+/// same bytes must always give the same numbers, or rows would depend on how their prefix was fed.
 ///
 /// # Cost
 /// A page is decoded again for every step that reads it, and for every group of query rows of a step; the
-/// methods of this crate read their codes without that.
+/// kernels of this crate's methods read codes directly.
 pub trait PageCoder: Send + Sync {
     /// Bytes of a page: of [`PAGE_TOKENS`](super::PAGE_TOKENS) tokens.
     fn page_bytes(&self) -> usize;

@@ -1,8 +1,8 @@
 //! KIVI: keys are rounded channel by channel, values token by token.
 //!
-//! Some channels of the keys are large for all tokens, so a step of their own keeps them from
-//! spoiling the others; values have no such channels, and sums over tokens want errors that are
-//! independent from token to token.
+//! Some channels of the keys are large for all tokens, so a separate step for each keeps them from spoiling
+//! the others. Values have no such channels, and sums over tokens work best if errors are independent from
+//! token to token.
 //!
 //! # Memory
 //! `bits` for each element, and 32 bits for each group: `bits` + 1 with the published groups of 32.
@@ -28,7 +28,7 @@ pub struct KiviConfig {
     pub bits: u32,
     /// Tokens (of keys) and channels (of values) that share a step: 32 or 64.
     pub group: usize,
-    /// Newest tokens that stay as they are, at least.
+    /// How many of the newest tokens at least stay exact.
     pub window: usize,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn spread(low: f32, high: f32, n_levels: f32) -> (f16, f16) {
 #[inline(always)]
 pub(super) fn nearest(x: f32, low: f32, step: f32, most: f32) -> u8 {
     // A quotient, not a product with the inverse: numbers half-way between levels are common among 16-bit
-    // floats, and are to go the same way for everybody. Without a step all levels are the low end.
+    // floats, and must be rounded the same way everywhere. Without a step all levels are the low end.
     if step > 0.0 { ((x - low) / step).round().clamp(0.0, most) as u8 } else { 0 }
 }
 

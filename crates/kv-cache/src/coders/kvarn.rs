@@ -1,8 +1,8 @@
 //! KVarN: tiles are brought to equal spreads along tokens and along channels before they are rounded.
 //!
-//! A rotated tile's standard deviations are divided out by turns, over its channels and over its tokens,
-//! until both are even (a Sinkhorn iteration on logarithms); the factors are stored. What is left is rounded
-//! to evenly spread levels, keys channel by channel, values token by token.
+//! A rotated tile is divided by its standard deviations, alternately over channels and over tokens, until
+//! both are even (a Sinkhorn iteration on logarithms); the factors are stored. What is left is rounded to
+//! evenly spread levels, keys channel by channel, values token by token.
 //!
 //! # Memory
 //! Keys: `key_bits` + 32/64 + 16/head_dim bits an element; values: `value_bits` + 32/head_dim + 32/64.

@@ -2,7 +2,7 @@
 //!
 //! A coordinate t of a random unit vector of d dimensions has the density ∝ (1 − t²)^((d−3)/2). The scalar
 //! quantizer with the least mean squared error for it has its boundaries halfway between its levels, and its
-//! levels at the means of their cells: both are computed here, by turns, until nothing moves.
+//! levels at the means of their cells: here both are computed alternately until nothing changes.
 //!
 //! # Source
 //! Max 1960, "Quantizing for minimum distortion"; Lloyd 1982, "Least squares quantization in PCM". The
@@ -16,7 +16,7 @@ pub const MAX_CODEBOOK_BITS: u32 = 5;
 const REACH: f64 = 10.0;
 /// Cells of the integrals over one level's cell.
 const STEPS: usize = 64;
-/// Rounds at most; 5 bits take a few hundred.
+/// The most rounds; 5 bits take a few hundred.
 const ROUNDS: usize = 4000;
 
 /// The levels of a quantizer for coordinates of rotated vectors, scaled to the root mean square 1.

@@ -7,11 +7,11 @@
 //! | `lloyd_max` | the best scalar codebooks for rotated vectors, computed |
 //! | `turbo_quant` | TurboQuant: rotation and codebook; plain, rescaled, and with a sketch of signs |
 //! | `turbo_cache` | the same in a cache's pages |
-//! | `kvarn` | KVarN: even spreads along tokens and channels, then rounding |
+//! | `kvarn` | KVarN: equal spreads along tokens and channels, then rounding |
 //! | `water_filling` | bits for each channel of the keys by what its errors cost |
 //! | `table` | all of them by name: [`CODERS`] |
 //!
-//! A method becomes a cache by [`Compression`](crate::Compression). One of your own implements [`Coder`].
+//! [`Compression`](crate::Compression) turns a method into a cache. Your own method implements [`Coder`].
 
 mod block;
 mod coder;

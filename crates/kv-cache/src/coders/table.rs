@@ -11,9 +11,9 @@ use crate::Compression;
 pub struct Entry {
     /// The name, lower case, as in `--cache kivi-4`.
     pub name: &'static str,
-    /// The paper, or what stands in its place.
+    /// The paper, or a description if there is none.
     pub paper: &'static str,
-    /// Makes it.
+    /// Creates it.
     pub build: fn() -> Compression,
 }
 
@@ -30,7 +30,7 @@ const KVARN: &str = "arXiv 2606.03458";
 const WATER: &str = "this project, after KIVI and TurboQuant";
 const PROD: Estimator = Estimator::Prod(Sketch::Orthogonal);
 
-/// Every method of this crate, with the settings that have a name. A new one is a file and a line here.
+/// All methods of this crate, with the settings that have a name. A new one needs a file and a line here.
 pub const CODERS: &[Entry] = &[
     entry("q8_0", GGML, || published(BlockConfig::q8_0())),
     entry("q4_0", GGML, || published(BlockConfig::q4_0())),

@@ -1,12 +1,12 @@
 //! Water filling: every channel of the keys gets as many bits as its errors cost.
 //!
-//! Keys after rotary embeddings are not noise, which a random rotation could only improve: a few slow
-//! channels carry most of their variance, drift along the text, and meet large queries, while others hardly
+//! Keys after rotary embeddings are not noise, for which a random rotation would be best: a few slow channels
+//! carry most of the variance, drift along the text, and are multiplied by large queries, while others hardly
 //! matter. An error e in channel i changes a score by qᵢ·e, so the error of all scores is the least, for a
 //! given number of bits, if the channels' shares Σqᵢ²·rangeᵢ²·4^(−bitsᵢ) are as equal as whole bits allow.
 //! Ranges are those of a page, which follows the drift and clips nothing; the queries are those of the
-//! sequence's first page. Four channels of about the same cost get the same number of bits, so that their
-//! codes can be read together.
+//! sequence's first page. Groups of four channels with about the same cost get the same number of bits, so
+//! that their codes can be read together.
 //!
 //! Values are different: they have no such channels, and their errors average out over tokens. They are coded
 //! by TurboQuant's rescaled estimator, with fewer bits.

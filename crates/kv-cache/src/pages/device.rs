@@ -65,7 +65,7 @@ impl DevicePages {
         self.capacity() * self.token_bytes()
     }
 
-    /// Gives the storage back if nothing is left in it.
+    /// Frees the storage if nothing is left in it.
     pub(crate) fn truncate(&mut self, len: usize) {
         if len == 0 {
             (self.stored, self.lease) = (None, None);
@@ -117,8 +117,8 @@ impl DevicePages {
         Ok(())
     }
 
-    /// Writes tokens after the first `first` ones; gives all keys and values,
-    /// `[n_tokens, n_kv_heads, head_dim]`.
+    /// Writes tokens after the first `first` ones, and returns all keys and values, `[n_tokens, n_kv_heads,
+    /// head_dim]`.
     pub(crate) fn append(&mut self, first: usize, k: Tensor<3>, v: Tensor<3>) -> Result<[Tensor<3>; 2]> {
         let len = first + k.dims()[0];
         self.reserve(first, len)?;

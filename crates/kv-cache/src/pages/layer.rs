@@ -66,8 +66,8 @@ impl LayerPages {
         }
     }
 
-    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on. Fails with a
-    /// row that holds a NaN or an infinity; the slots hold anything then.
+    /// Writes the keys and values `[n_rows, n_kv_heads, head_dim]` to the slots from `first` on. Fails with
+    /// the row that holds a NaN or an infinity; the contents of the slots are then unspecified.
     pub(crate) fn append(&mut self, isa: Isa, first: usize, k: &[f32], v: &[f32]) -> Result<(), BadRow> {
         let layout = self.layout;
         let width = layout.n_kv_heads * layout.head_dim;

@@ -1,12 +1,11 @@
-//! How many bytes pages take, each counted once, however many caches share it.
+//! Counts the bytes of pages, each page once however many caches share it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the bytes of the pages of a cache and of all its forks, each page once.
 ///
-/// A page is counted when it is made and no more when the last cache lets go of it. Clones
-/// are the same meter.
+/// A page counts from its creation until the last cache drops it. Clones are the same meter.
 ///
 /// # Example
 /// ```
@@ -43,7 +42,7 @@ impl PageMeter {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Counts so many bytes until the lease is dropped.
+    /// Counts `bytes` until the lease is dropped.
     pub(crate) fn lease(&self, bytes: usize) -> Lease {
         self.0.fetch_add(bytes, Ordering::Relaxed);
         Lease { meter: self.clone(), bytes }
@@ -64,7 +63,7 @@ impl Lease {
 }
 
 impl Clone for Lease {
-    /// For a copy of what is counted.
+    /// A lease for a copy of the counted memory.
     fn clone(&self) -> Self {
         self.meter.lease(self.bytes)
     }

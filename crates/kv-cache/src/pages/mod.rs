@@ -1,6 +1,7 @@
 //! Storage of keys and values: pages of 64 tokens, plain or packed, in the host's memory or on a device.
 //!
-//! Nothing here attends: [`attention`](crate::attention) reads pages, [`cache`](crate::cache) owns them.
+//! There is no attention here: [`attention`](crate::attention) reads pages, and [`cache`](crate::cache) owns
+//! them.
 
 pub(crate) mod device;
 pub(crate) mod layer;

@@ -7,12 +7,12 @@
 //!   an order of the page's own;
 //! - codes of values: for each 16 elements `[n_words][16]` words; an element's lane is the
 //!   run of its slots' codes;
-//! - numbers of 16 bits: a step and a low end for each channel (element of the head), a scale and an offset
-//!   for each slot and group of channels; which of them there are is the method's choice ([`SideFormat`]).
+//! - numbers of 16 bits: a step and a low end for each channel (element of the head), and a scale and an
+//!   offset for each slot and group of channels. The method decides which of them there are ([`SideFormat`]).
 //!
 //! A code c stands for `scale · (step · level(c) + low) + offset`, where level(c) is the group's step times c
 //! itself, or a byte that c stands for, plus the group's offset. The first slots of the first page may be
-//! exact: they are kept as 16-bit floats beside their codes.
+//! exact: they are kept as 16-bit floats in addition to their codes.
 
 pub(crate) mod bytes;
 #[cfg(feature = "cube")]
@@ -65,8 +65,8 @@ pub(crate) struct Group {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SideFormat {
     pub(crate) widths: Widths,
-    /// Bytes that codes stand for, again and again, and each channel's table; none if codes
-    /// stand for themselves.
+    /// Tables of the bytes that codes stand for, repeated to fill the table; none if codes stand for
+    /// themselves.
     pub(crate) tables: Vec<[u8; TABLE]>,
     pub(crate) table_of: Vec<u8>,
     /// Slots that share the step and the low end of each channel, a divisor of
@@ -100,8 +100,8 @@ impl SideFormat {
         (width, self.table_of.get(channel).copied())
     }
 
-    /// Planes of the factors that the codes of keys meet: coarse codes do with coarse queries, unless the
-    /// channels' steps are in these.
+    /// Planes of the factors that the codes of keys are multiplied by: coarse codes need only coarse queries,
+    /// unless the queries contain the channels' steps.
     pub(crate) fn query_planes(&self) -> usize {
         match &self.widths {
             Widths::Fixed(widths) if self.channel_slots.is_none() && widths.iter().all(|&w| w < 5) => 1,
@@ -109,7 +109,7 @@ impl SideFormat {
         }
     }
 
-    /// Whether sums of the query over groups count.
+    /// Whether sums of the query over groups are needed.
     pub(crate) fn needs_sums(&self) -> bool {
         self.offsets || self.groups.iter().any(|group| group.offset != 0.0)
     }
@@ -268,7 +268,7 @@ pub(crate) fn places_of(widths: impl Iterator<Item = u8>) -> impl Iterator<Item 
     })
 }
 
-/// What a method makes of one head's keys, or values, of a page.
+/// A method's codes of one head's keys, or values, of a page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coded {
     /// Of adaptive formats the channels in the order of all that follows, and one width for
@@ -312,7 +312,7 @@ pub(crate) struct Tile<'a> {
     pub(crate) head_dim: usize,
     /// Leading slots that are exact: their codes are never read.
     pub(crate) n_exact: usize,
-    /// How much an error of each channel matters; ones, if nothing is known.
+    /// How much an error in each channel matters; all ones if nothing is known.
     pub(crate) weights: &'a [f32],
 }
 
@@ -341,7 +341,7 @@ pub(crate) struct PackedPage {
 }
 
 impl PackedPage {
-    /// A page that holds nothing and takes no memory, for slots that no row sees any more.
+    /// A page that holds nothing and takes no memory, for slots that no row sees anymore.
     pub(crate) fn evicted() -> Self {
         Self { lease: None, lines: Box::default(), exact: Box::default() }
     }

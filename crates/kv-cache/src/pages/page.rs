@@ -1,6 +1,6 @@
 //! Pages: the keys and values of [`PAGE_TOKENS`] consecutive slots of one layer.
 //!
-//! A page holds one region after the other for the layer's key-value heads; a region is made for kernels
+//! A page holds one region after the other for the layer's key-value heads; a region is laid out for kernels
 //! that read it once from front to back, 16 lanes at a time:
 //! - keys: for each 16 slots one block `[head_dim][16]`, so that a register holds one element of 16 keys and
 //!   scores build up without sums across lanes;
@@ -31,7 +31,7 @@ pub(crate) const PANEL: usize = 64;
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
-/// Where things stand in the pages of one layer.
+/// The layout of the pages of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageLayout {
     pub(crate) n_kv_heads: usize,
@@ -79,7 +79,7 @@ pub(crate) struct Page {
 
 enum Storage {
     Heap(Box<[Line]>),
-    /// A mapping of its own, which the system has back as soon as the page is dropped.
+    /// A separate mapping, which is returned to the system as soon as the page is dropped.
     Apart(MmapMut),
 }
 
@@ -97,8 +97,8 @@ impl Page {
         Self { storage, lease }
     }
 
-    /// A page that is dropped before its neighbors: on the heap it would leave a hole, which
-    /// other sizes fill badly.
+    /// A page that will be dropped before its neighbors: on the heap it would leave a hole that other sizes
+    /// do not fill well.
     pub(crate) fn zeroed_apart(layout: &PageLayout, meter: &PageMeter) -> Self {
         let n_bytes = layout.page_bytes();
         let map = (n_bytes >= LEAST_APART).then(|| MmapMut::map_anon(n_bytes));
@@ -108,7 +108,7 @@ impl Page {
         }
     }
 
-    /// A page without storage, for slots that nobody reads any more.
+    /// A page without storage, for slots that are not read anymore.
     pub(crate) fn empty() -> Self {
         Self { storage: Storage::Heap(Box::default()), lease: None }
     }
@@ -165,7 +165,7 @@ impl Storage {
     }
 }
 
-/// Writes one token's key and value into a head's region; whether all elements were finite.
+/// Writes one token's key and value into a head's region, and returns whether all elements were finite.
 ///
 /// # Safety
 /// `S`'s instructions are there.
@@ -183,7 +183,7 @@ pub(crate) unsafe fn write_token<S: Simd, E: Stored>(
     // SAFETY: the caller's promise. Sixteen elements of the inputs are read only where there are as many;
     // those of a slot's value have room up to the next multiple of LANES.
     unsafe {
-        // Zero times a finite number is zero, a NaN otherwise.
+        // Zero times a finite number is zero; otherwise it is NaN.
         let zero = S::splat(0.0);
         let mut check = zero;
         for dim in (0..head_dim).step_by(LANES) {

@@ -1,4 +1,4 @@
-//! What attention asks of a layer's pages.
+//! What attention needs from a layer's pages.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(crate) trait PageSource: Sync {
     /// Where things stand in the plain pages.
     fn layout(&self) -> &PageLayout;
 
-    /// A page as 16- or 32-bit floats; `None` if it has no such storage any more.
+    /// A page as 16- or 32-bit floats; `None` if that storage has been freed.
     fn plain(&self, page: usize) -> Option<&Page>;
 
     /// How packed pages are laid out, if there may be any that kernels read.
@@ -51,7 +51,7 @@ pub(crate) trait PageSource: Sync {
     }
 }
 
-/// What is read next: fetched meanwhile. Null where there is nothing.
+/// The data that is read next, to be prefetched. Null if there is none.
 #[derive(Clone, Copy)]
 pub(crate) struct Next {
     pub(crate) region: *const u32,
@@ -101,7 +101,7 @@ impl PageSource for PackedLayer {
     }
 
     fn plain(&self, page: usize) -> Option<&Page> {
-        // A page that is packed may have no plain self.
+        // A packed page may have no plain form.
         self.plain.plain(page).filter(|page| page.bytes() > 0)
     }
 

@@ -1,9 +1,9 @@
-//! How a budget is shared out: PyramidKV to layers, AdaKV to heads.
+//! How a budget is divided: among layers (PyramidKV) and among heads (AdaKV).
 //!
 //! # Source
 //! PyramidKV: Cai et al. 2024, arXiv 2406.02069, section 3.3: budgets fall linearly from the first layer to
 //! the last. AdaKV: Feng et al. 2024, arXiv 2407.11550, algorithm 1: the layer's tokens compete across heads,
-//! behind a share that every head is sure of.
+//! after a guaranteed share for every head.
 
 /// Budgets of layers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,9 +26,9 @@ pub enum HeadBudgets {
     /// The same for all.
     #[default]
     Uniform,
-    /// AdaKV: the best tokens of all heads stay, and of each head a share.
+    /// AdaKV: the best tokens of all heads stay, and a guaranteed share of each head's.
     Adaptive {
-        /// Part of an even budget that every head is sure of; the paper's is 0.2.
+        /// The part of an equal budget that every head is guaranteed; 0.2 in the paper.
         safeguard: f64,
     },
 }
@@ -38,7 +38,7 @@ impl LayerBudgets {
     pub(crate) fn of(&self, layer: usize, n_layers: usize, mean: usize, most: usize) -> usize {
         let Self::Pyramid { steepness } = self else { return mean.min(most) };
         let mean_f = mean as f64;
-        // Without more than there is in the first layer, nor less than nothing in the last.
+        // The first layer cannot get more than there is, nor the last one less than nothing.
         let least = (mean_f / steepness.max(1.0)).max(2.0 * mean_f - most as f64);
         let first = 2.0 * mean_f - least;
         let share = if n_layers > 1 { layer as f64 / (n_layers - 1) as f64 } else { 0.5 };
@@ -64,7 +64,8 @@ impl HeadBudgets {
         for (head, scores) in scores.iter().enumerate() {
             let mut sorted = scores.clone();
             sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-            // Heads' scores are of one kind, but not of one size: what counts is the share of the head's sum.
+            // Scores of different heads have different sizes, so they are compared as shares of the head's
+            // sum.
             let finite: f32 = sorted.iter().filter(|s| s.is_finite()).sum();
             let scale = if finite > 0.0 { 1.0 / finite } else { 1.0 };
             rest.extend(sorted[sure[head]..].iter().map(|s| (s * scale, head)));

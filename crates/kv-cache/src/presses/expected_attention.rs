@@ -1,26 +1,26 @@
-//! ExpectedAttention: if queries to come are distributed as the last ones, attention to a key
-//! has a closed form.
+//! ExpectedAttention: if future queries are distributed like the last ones, attention to a key has a closed
+//! form.
 //!
-//! For a normal query with mean μ and covariance Σ, E exp(s·q·k) = exp(s·μ·k + s²·kᵀΣk/2).
-//! Normalized over tokens it is the expected attention, which is multiplied with the length of
-//! the value: what the token adds.
+//! For a normal query with mean μ and covariance Σ, E exp(s·q·k) = exp(s·μ·k + s²·kᵀΣk/2). Normalized over
+//! tokens, this is the expected attention. It is multiplied by the length of the value, which gives the
+//! token's contribution.
 //!
 //! # Source
-//! Devoto et al. 2025, arXiv 2510.00636, section 3. Deviation: the distribution is that of the last
-//! queries with their rotary embeddings on; the paper takes all queries without and turns their mean
-//! over the positions to come.
+//! Devoto et al. 2025, arXiv 2510.00636, section 3. Deviation: the distribution is that of the last queries
+//! with their rotary embeddings applied; the paper takes all queries without them, and rotates their mean
+//! over future positions.
 
 use super::{LayerView, Press, dot};
 
-/// Keeps what is expected to be attended to.
+/// Keeps the tokens that are expected to be attended to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpectedAttention {
     /// Last queries that tell the distribution.
     pub window: usize,
     /// First tokens that stay.
     pub n_sinks: usize,
-    /// Added to the expected attention before the value's length counts, so that it counts for tokens without
-    /// attention, too.
+    /// Added to the expected attention before it is multiplied by the value's length, so that the length
+    /// matters even for tokens without attention.
     pub epsilon: f32,
 }
 

@@ -1,4 +1,4 @@
-//! KeyDiff: keys that point elsewhere than the others are the ones that attention singles out.
+//! KeyDiff: keys that point in a different direction from the others are the ones that attention singles out.
 //!
 //! # Source
 //! Park et al. 2025, arXiv 2504.15364, section 3: minus the cosine between a key and the mean

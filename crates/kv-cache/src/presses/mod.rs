@@ -1,7 +1,7 @@
 //! Presses: which tokens stay in the cache.
 //!
-//! A press gives every token of every key-value head a score; the tokens with the highest
-//! ones stay, head by head.
+//! A press gives every token of every key-value head a score. Each head keeps the tokens with its highest
+//! scores.
 //!
 //! | file | keeps the tokens |
 //! |---|---|
@@ -12,10 +12,10 @@
 //! | `knorm` | with short keys |
 //! | `key_diff` | with keys unlike the others |
 //! | `expected_attention` | that queries like the last ones are expected to attend to |
-//! | `random` | drawn at random: what every press has to beat |
-//! | `budgets` | PyramidKV and AdaKV: how the budget is shared out to layers and heads |
+//! | `random` | drawn at random: the baseline for every press |
+//! | `budgets` | PyramidKV and AdaKV: how the budget is divided among layers and heads |
 //!
-//! [`EvictingCache`](crate::EvictingCache) puts them to work.
+//! [`EvictingCache`](crate::EvictingCache) uses them.
 
 mod budgets;
 mod expected_attention;
@@ -102,7 +102,7 @@ impl LayerView<'_> {
     }
 }
 
-/// A way to tell which tokens may go.
+/// A method that decides which tokens may be evicted.
 ///
 /// # Example
 /// ```
@@ -131,16 +131,16 @@ pub trait Press: Send + Sync {
         0
     }
 
-    /// Newest tokens that it keeps whatever their score.
+    /// How many of the newest tokens it keeps whatever their score.
     fn window(&self) -> usize {
         0
     }
 
-    /// A score for each head's tokens: the higher, the more it is worth keeping. Infinite: it stays.
+    /// A score for each head's tokens: the higher, the more it is worth keeping. Infinite: the token stays.
     fn scores(&self, layer: &LayerView<'_>) -> Vec<Vec<f32>>;
 }
 
-/// The sum of products, in eight parts, which the compiler puts side by side.
+/// The dot product, in eight parts so that the compiler can vectorize it.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());

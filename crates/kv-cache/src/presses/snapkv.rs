@@ -1,4 +1,4 @@
-//! SnapKV: the last queries of a prompt tell what the answer will look at.
+//! SnapKV: the last queries of a prompt show what the answer will attend to.
 //!
 //! # Source
 //! Li et al. 2024, arXiv 2404.14469, section 4 and listing 1. Scores of the query heads that share a
@@ -22,7 +22,7 @@ impl Default for SnapKvConfig {
     }
 }
 
-/// Keeps what the last queries attend to.
+/// Keeps the tokens that the last queries attend to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SnapKv(pub SnapKvConfig);
 

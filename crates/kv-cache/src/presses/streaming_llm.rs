@@ -1,8 +1,8 @@
-//! StreamingLLM: the first tokens, on which attention rests, and the last ones.
+//! StreamingLLM: keeps the first tokens, which always get much attention, and the last ones.
 //!
 //! # Source
 //! Xiao et al. 2023, arXiv 2309.17453, section 3.2. Deviation: tokens keep the positions they had in the
-//! text, as in kvpress; the paper numbers the kept ones anew.
+//! text, as in kvpress; the paper renumbers the tokens that are kept.
 
 use super::{LayerView, Press};
 

@@ -6,15 +6,15 @@ use super::{
 };
 use crate::{Budget, Eviction};
 
-/// A way to let tokens go, by name: a press with its defaults, and how its budget is shared out.
+/// A method of eviction by name: a press with its defaults, and how its budget is divided.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Entry {
     /// The name, lower case, as in `snapkv-25`.
     pub name: &'static str,
-    /// The paper, or what stands in its place.
+    /// The paper, or a description if there is none.
     pub paper: &'static str,
-    /// Makes it, for a budget.
+    /// Creates it for a budget.
     pub build: fn(Budget) -> Eviction,
 }
 
@@ -22,7 +22,7 @@ const fn entry(name: &'static str, paper: &'static str, build: fn(Budget) -> Evi
     Entry { name, paper, build }
 }
 
-/// Every press of this crate. A new one is a file and a line here.
+/// All presses of this crate. A new one needs a file and a line here.
 pub const PRESSES: &[Entry] = &[
     entry("snapkv", "Li et al. 2024, arXiv 2404.14469", |budget| Eviction::new(SnapKv::default(), budget)),
     entry("adakv", "Feng et al. 2024, arXiv 2407.11550", |budget| Eviction {

@@ -1,4 +1,4 @@
-//! TOVA: what the last query attends to, on average over all heads of the layer.
+//! TOVA: keeps what the last query attends to, on average over all heads of the layer.
 //!
 //! # Source
 //! Oren et al. 2024, arXiv 2401.06104, section 3.2.
@@ -23,7 +23,7 @@ impl Press for Tova {
     }
 
     fn scores(&self, layer: &LayerView<'_>) -> Vec<Vec<f32>> {
-        // Heads may hold different tokens: means go by position.
+        // Heads may hold different tokens, so means are taken by position.
         let mut means = vec![0.0f32; layer.last_position + 1];
         for (head, view) in layer.heads.iter().enumerate() {
             layer.attention(head, 1, |_, weights| {

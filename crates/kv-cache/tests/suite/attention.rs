@@ -1,4 +1,4 @@
-//! Attention over the plain cache: against its definition, and the same bits however it is fed.
+//! Attention over the plain cache: compared with its definition, and the same bits however it is fed.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use breakers_cpu::{self as cpu, pool};

@@ -276,7 +276,7 @@ fn pages_are_counted_once_however_many_caches_share_them() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
-    /// Whatever is done to a cache, it answers as a fresh one that was fed the tokens that are left.
+    /// Whatever is done to a cache, it behaves like a fresh one that was fed the remaining tokens.
     #[test]
     fn any_history_ends_as_its_chain(seed: u64) {
         let mut random = Random::new(seed);

@@ -1,4 +1,4 @@
-//! Random inputs, and attention written down a second time, plainly and in f64.
+//! Random inputs, and a second, plain implementation of attention in f64.
 #![allow(unreachable_pub)]
 
 use breakers_cpu::random::SplitMix64;

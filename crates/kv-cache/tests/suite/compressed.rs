@@ -1,4 +1,4 @@
-//! Compressed caches: every method through the same trials.
+//! Quantized caches: every method goes through the same tests.
 
 use crate::common::{Heads, Random, Tokens, bits, heads, path_to, random_parents};
 use crate::own_coder::Bytes;

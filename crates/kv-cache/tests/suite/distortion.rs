@@ -1,4 +1,4 @@
-//! What TurboQuant's estimators lose, against figures that were computed by other means.
+//! The error of TurboQuant's estimators, compared with figures computed by other means.
 
 use crate::common::Random;
 use breakers_kv_cache::Error;

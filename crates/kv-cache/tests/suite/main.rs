@@ -1,4 +1,4 @@
-//! The crate's tests: caches plain, compressed and pressed, on the CPU and on GPUs.
+//! The crate's tests: plain, quantized and evicting caches, on the CPU and on GPUs.
 //!
 //! One program, because each one links all of Burn.
 

@@ -1,4 +1,4 @@
-//! Presses: what they keep, and what a cache makes of it.
+//! Presses: what they keep, and how a cache behaves with them.
 
 use crate::common::{Heads, Random, Tokens, bits, heads};
 use crate::own_coder::Bytes;
@@ -333,7 +333,7 @@ fn repeated_presses_keep_the_budget() {
     assert_eq!(EvictingCache::new(shape(), both, &Device::flex()).map(|_| ()), Err(Error::RepeatedEviction));
 }
 
-/// What a pressed cache answers to tokens in steps of these sizes, each final before the next one, and what
+/// The results of an evicting cache for tokens in steps of these sizes, each final before the next, and what
 /// its heads keep in the end.
 fn decode(tokens: &Tokens, eviction: Eviction, sizes: &[usize]) -> (Vec<f32>, Vec<Vec<usize>>) {
     let mut cache = make(tokens.heads, eviction);

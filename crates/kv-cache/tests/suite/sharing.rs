@@ -1,5 +1,5 @@
-//! What every cache says of forks: bytes of pages, each counted once, and whether a fork may serve another
-//! text.
+//! What every cache reports about forks: the bytes of pages, each counted once, and whether a fork may serve
+//! another text.
 
 use breakers_kv_cache::{CacheKind, CacheShape, CacheSpec, KvCache};
 use burn::tensor::Device;

@@ -1,10 +1,9 @@
 //! The GPU kernel: one cube for each row and query head, with the online softmax over chunks of 64 keys.
 //!
-//! Chunks begin at multiples of 64 of the row's own path, and their results are joined in ascending order; so
-//! a row's bits depend on nothing but the keys that it sees: neither on the other rows nor on how many there
-//! are.
+//! Chunks begin at multiples of 64 along the row's own path, and their results are joined in ascending order.
+//! So a row's bits depend only on the keys that it sees, and not on the other rows or their number.
 
-// A condition at compile time stands by itself: joined with another one it would be one at run time.
+// A compile-time condition must stand alone: combined with another one it would be evaluated at run time.
 #![allow(clippy::collapsible_if)]
 
 pub(crate) mod online;
@@ -23,7 +22,7 @@ use self::online::{LOWEST, Marks, UNITS, add_chunk, new_softmax, place_of_cube, 
 use super::{AttentionOps, attention_generic};
 use crate::Visible;
 
-/// Numbers before a row's path in the table of what it sees: its first key, and the one after its last.
+/// Numbers before a row's path in the table of visible keys: its first key, and the one after its last.
 const SPAN: usize = 2;
 /// Largest head that the cube's registers and shared memory hold.
 const MAX_HEAD_DIM: usize = 1024;
@@ -37,7 +36,7 @@ impl AttentionOps for CubeBackend {
         if n_rows * n_keys * head_dim == 0 {
             return zeros_client(client, device, out_shape, DType::F32);
         }
-        // The kernel computes positions in 32 bits.
+        // The kernel computes offsets in 32 bits.
         let positions = [n_keys * n_kv_heads * head_dim, n_rows * n_heads * head_dim];
         if head_dim > MAX_HEAD_DIM || positions.iter().any(|&n| u32::try_from(n).is_err()) {
             return attention_generic::<Self>(q, k, v, &visible, scale);

@@ -7,14 +7,14 @@ use cubecl::prelude::*;
 
 /// Units of a cube and keys of a chunk: each unit computes the score of one key.
 pub(crate) const UNITS: usize = 64;
-/// Below every score. Finite, since shaders may assume that numbers are.
+/// Below every score. It is finite, since shaders may assume that all numbers are.
 pub(crate) const LOWEST: f32 = -1e30;
 
 /// The query that a cube has: one head of one row.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) row: usize,
-    /// Where the query begins, and the result.
+    /// Where the query begins, and also its result.
     pub(crate) query: usize,
     /// Where the key-value head begins in a token, and numbers from one token to the next.
     pub(crate) kv_start: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Softmax {
     pub(crate) sums: Array<f32>,
 }
 
-/// What is known of the keys so far, the same in all units.
+/// The state of the softmax over the keys so far, the same in all units.
 #[derive(CubeType)]
 pub(crate) struct Marks {
     /// The largest score.
@@ -91,7 +91,7 @@ pub(crate) fn new_softmax(q: &Tensor<f32>, start: usize, scale: f32, #[comptime]
     softmax
 }
 
-/// The score of the unit's key, which stands at `slot`: the product with the query.
+/// The score of the unit's key, which is at `slot`: its product with the query.
 #[cube]
 pub(crate) fn score_of<F: Float>(
     softmax: &mut Softmax,
@@ -109,8 +109,8 @@ pub(crate) fn score_of<F: Float>(
     score
 }
 
-/// Goes on over a chunk: `score` is that of the unit's key, or [`LOWEST`]; keys `from..to` of the chunk are
-/// there.
+/// Continues over a chunk: `score` is that of the unit's key, or [`LOWEST`]; the chunk has the keys
+/// `from..to`.
 #[cube]
 pub(crate) fn add_chunk<F: Float>(
     softmax: &mut Softmax,

@@ -1,10 +1,10 @@
 //! The GPU kernels: attention over packed pages and the plain tail, and rotations.
 //!
-//! A row's softmax is computed for each [`SPLIT_PAGES`] packed pages by itself, page by page (Milakov and
-//! Gimelshein 2018, arXiv 1805.02867), so that a long context keeps a whole GPU busy; then another kernel
-//! joins these parts in ascending order and goes on with the keys that the row sees plain, in chunks of a
-//! page. Where splits and chunks begin depends on positions alone, so a row's bits depend on nothing but what
-//! it sees.
+//! A row's softmax is computed separately for each split of [`SPLIT_PAGES`] packed pages, page by page
+//! (Milakov and Gimelshein 2018, arXiv 1805.02867), so that a long context keeps a whole GPU busy. Then
+//! another kernel joins these parts in ascending order and continues with the keys that the row sees plain,
+//! in chunks of a page. Where splits and chunks begin depends only on positions, so a row's bits depend only
+//! on what it sees.
 //!
 //! A cube takes a tile of queries, several heads that share keys and values, and rows, over the pages of one
 //! split. For each page it goes through four stages, between which it waits for all its units:
@@ -34,11 +34,11 @@ use crate::pages::page::PAGE_TOKENS;
 
 // A cube's units are as many as a page has slots.
 const _: () = assert!(UNITS == PAGE_TOKENS);
-/// Most queries of a tile.
+/// The most queries of a tile.
 pub(crate) const MAX_TILE: usize = 8;
 /// Units that share the sums over a tile's query.
 pub(crate) const PART: usize = UNITS / MAX_TILE;
-/// Numbers before a row's path in the table of what it sees: its first slot, the one after the last that it
+/// Numbers before a row's path in the table of visible slots: its first slot, the one after the last that it
 /// sees packed, and the one after its last.
 pub(crate) const SPAN: usize = 3;
 /// Numbers after a part's sums: the largest score and the sum of weights.

@@ -1,11 +1,11 @@
-//! Attention of many rows over the pages of one layer, or of one of its heads: what one task computes.
+//! Attention of many rows over the pages of one layer, or of one of its heads: the work of one task.
 //!
 //! Keys are taken in *chunks* of [`CHUNK_TOKENS`] at multiples of it. A row's softmax is computed for each
-//! chunk from scratch, page by page, and the chunks' results are joined in ascending order: always, on one
-//! thread too. So a row's bits depend neither on where the work is cut nor on the other rows.
+//! chunk from scratch, page by page, and the chunks' results are joined in ascending order: this is done even
+//! with one thread. So a row's bits depend neither on how the work is divided nor on the other rows.
 //!
-//! The rows of a token tree see their ancestors at the slots these would have in a chain: pages that reach
-//! into the step are put together for each row.
+//! The rows of a token tree see their ancestors at the slots that these would have in a chain: pages that
+//! reach into the step are assembled for each row.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -40,7 +40,7 @@ pub(crate) struct Job<'a> {
     pub(crate) n_heads: usize,
     pub(crate) scale: f32,
     pub(crate) visible: Arc<Visible>,
-    /// What is undone in the results.
+    /// The rotation that is undone in the results.
     pub(crate) turned: Option<&'a Rotation>,
     /// Row of the whole call, and element of its result, that the first row and head write to.
     pub(crate) out_row: usize,
@@ -117,8 +117,8 @@ impl Job<'_> {
             };
         }
         workspace.total_max.fill(f32::NEG_INFINITY);
-        // Kernels fetch what is read next while they compute. What is read first has to be fetched as well:
-        // processors see these reads coming too late, if at all.
+        // Kernels prefetch the next data while they compute. The first data must be prefetched here:
+        // processors notice these reads too late, if at all.
         let first_page = self.source.plain(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS));
         if let Some(page) = first_page.filter(|page| page.bytes() > 0) {
             let region = bytemuck::cast_slice::<E, u8>(page.region(layout, task.head));
@@ -214,7 +214,7 @@ impl Job<'_> {
         let n_real_pages = self.visible.tree.as_ref().map_or(usize::MAX, |tree| tree.prefix / PAGE_TOKENS);
         let region_of =
             |page: usize| source.plain(page).map(|page| page.region::<E>(layout, task.head).as_ptr());
-        // Behind a head's last page comes the next head's first one, on this thread or another.
+        // After a head's last page comes the next head's first page, on this thread or another.
         let next_head = source.plain(task.chunks.start * (CHUNK_TOKENS / PAGE_TOKENS));
         let next_head =
             next_head.map(|p| p.region::<E>(layout, (task.head + 1) % layout.n_kv_heads).as_ptr());
@@ -223,7 +223,7 @@ impl Job<'_> {
             let sees = |s: &Range<usize>| s.start < start + PAGE_TOKENS && s.end > start;
             let Some(begin) = spans.iter().position(sees) else { continue };
             let end = spans.iter().rposition(sees).map_or(begin, |last| last + 1);
-            // All tokens at once on a page that stands in the cache, one by one where each has its own.
+            // All tokens at once on a page of the cache; one by one on pages that each token has for itself.
             let own_page = self.visible.tree.as_ref().filter(|_| page >= n_real_pages);
             let packed_pages = |row: usize| source.n_packed_for(spans[row].end.saturating_sub(1));
             let mut next_row = begin;
@@ -270,7 +270,7 @@ impl Job<'_> {
                     }
                     (None, None) => match region_of(page) {
                         Some(region) => region,
-                        // What a row sees is stored: there is no such page.
+                        // Everything that a row sees is stored, so this cannot happen.
                         None => continue,
                     },
                     (Some(tree), None) => {

@@ -1,4 +1,4 @@
-//! The CPU kernel over keys and values that are tensors: they are put into pages of 32-bit floats first.
+//! The CPU kernel over keys and values in tensors, which are first copied into pages of 32-bit floats.
 
 pub(crate) mod job;
 pub(crate) mod packed;

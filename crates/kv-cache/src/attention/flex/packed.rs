@@ -1,10 +1,10 @@
 //! Attention over packed pages: a tile of query rows against one head's codes.
 //!
-//! Queries and weights become integers, row by row ([`factors`]), so that sums over codes are exact; what
-//! is made of these, and the softmax, is a row's own as well. So neither depends on how rows and slots
-//! are put into tiles. A channel's step goes into the query, its low end into a constant of the page; a
-//! slot's scale goes into its score, or its weight: what [`accumulate`](accumulate::accumulate) adds up
-//! are bytes as they stand in the page.
+//! Queries and weights are rounded to integers, row by row ([`factors`]), so that sums over codes are exact.
+//! Everything computed from them, and the softmax, is also separate for each row. So no result depends on how
+//! rows and slots are grouped into tiles. A channel's step is multiplied into the query, and its low end into
+//! a constant of the page; a slot's scale is multiplied into its score or its weight. So
+//! [`accumulate`](accumulate::accumulate) adds up bytes just as they are stored in the page.
 
 mod accumulate;
 mod factors;
@@ -32,9 +32,9 @@ use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS};
 use crate::pages::source::Next;
 use breakers_cpu::simd::{self, Kernel, Simd};
 
-/// Lets `spans.len()` rows attend to one head of a packed page, and fetches what is read next meanwhile.
+/// Lets `spans.len()` rows attend to one head of a packed page, and prefetches the next data meanwhile.
 ///
-/// `queries` are read only where the format does not change them from page to page.
+/// `queries` are used only if the format does not change them from page to page.
 ///
 /// # Safety
 /// - the processor has the instructions of `isa`
@@ -58,7 +58,7 @@ pub(crate) unsafe fn attend_page(
         fill_places(&rest[..(n_adaptive / QUAD).div_ceil(8 / WIDTH_BITS)], &mut places[..n_adaptive / QUAD]);
     let words = region.as_ptr();
     let exact = page.exact(format.n_kv_heads, head);
-    // Codes are fetched while those of this page are read.
+    // Prefetches codes while those of this page are read.
     simd::dispatch(isa, Fetch { format, next });
     let mut values = MaybeUninit::<Values>::uninit();
     // SAFETY: the region is one of the format.
@@ -79,12 +79,12 @@ pub(crate) unsafe fn attend_page(
             tile.attend(scratch.as_mut_ptr());
         }
         start += n_rows;
-        // One tile fetches ahead; the others would fetch the same again.
+        // Only one tile prefetches; the others would fetch the same data again.
         head.next = words;
     }
 }
 
-/// Fetches the numbers beside a region's codes.
+/// Prefetches the numbers stored next to a region's codes.
 struct Fetch<'a> {
     format: &'a PackedFormat,
     next: Next,
@@ -106,7 +106,8 @@ impl Kernel for Fetch<'_> {
     }
 }
 
-/// Places of quads whose widths, two to a byte, stand in a page; of those that have one.
+/// The places of a page's quads, from their widths, which are stored two to a byte. Quads of width zero have
+/// none.
 fn fill_places<'a>(widths: &[u8], places: &'a mut [MaybeUninit<Place>]) -> &'a [Place] {
     let widths =
         widths.iter().flat_map(|byte| [byte & 0xF, byte >> WIDTH_BITS]).take_while(|&width| width > 0);

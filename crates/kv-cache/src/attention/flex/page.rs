@@ -1,9 +1,9 @@
 //! The inner loops: a tile of query rows against one page.
 //!
-//! A tile is up to [`TILE_ROWS`] rows. Its scores against 16 to 64 keys stay in registers while the head's
-//! elements go by, so do its outputs while the keys go by. Each score is one chain of fused multiply-adds
-//! over the head's elements, each output one over the keys in ascending order; so neither depends on how
-//! rows and keys are put into tiles.
+//! A tile is up to [`TILE_ROWS`] rows. Its scores against 16 to 64 keys stay in registers during the loop
+//! over the head's elements, and so do its outputs during the loop over the keys. Each score is one chain of
+//! fused multiply-adds over the head's elements, and each output one over the keys in ascending order, so
+//! neither depends on how rows and keys are grouped into tiles.
 //!
 //! # Source
 //! Online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867; over tiles: Dao et al. 2022,
@@ -16,11 +16,11 @@ use crate::pages::page::{LANES, PAGE_BLOCKS, PAGE_TOKENS, PANEL, PageLayout};
 use breakers_cpu::Isa;
 use breakers_cpu::simd::{self, Simd, Stored};
 
-/// Query rows that are processed together at most, by the instruction set with the most registers. Seven,
-/// because that is how many heads share keys and values in some models (Qwen2.5-0.5B).
+/// The most query rows that are processed together, on the instruction set with the most registers. It is
+/// seven because in some models (Qwen2.5-0.5B) seven heads share keys and values.
 pub(crate) const TILE_ROWS: usize = 7;
 
-/// The same by instruction set: what its registers hold.
+/// The same for each instruction set, limited by its registers.
 const fn tile_rows(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => TILE_ROWS,
@@ -98,7 +98,7 @@ pub(crate) struct Span {
 /// - `region` points to a head's region of `layout` with elements of type `E`
 /// - `rows` has as many rows as `spans`
 ///
-/// `next` is the region that is read next: it is fetched meanwhile.
+/// `next` is the region that is read next; it is prefetched meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn attend_page<S: Simd, E: Stored>(
     layout: &PageLayout,
@@ -249,7 +249,8 @@ unsafe fn score<S: Simd, E: Stored, const R: usize, const B: usize>(
 /// `S`'s instructions are there, and `R` rows with scores in these blocks.
 #[inline(always)]
 pub(crate) unsafe fn weigh<S: Simd, const R: usize>(rows: Rows, first: usize, end: usize) -> [f32; R] {
-    // All rows in each step: one row's chain of operations is long, and the rows' chains overlap.
+    // Each step handles all rows: one row's chain of operations is long, and the chains of several rows
+    // overlap.
     let mut rescale = [1.0; R];
     // SAFETY: the caller's promises.
     unsafe {
@@ -386,7 +387,7 @@ pub(crate) unsafe fn finish<S: Simd>(total: &Partial, out: *mut f32, len: usize)
         let empty = total.max == f32::NEG_INFINITY;
         let sum = S::splat(total.sum);
         for dim in (0..len).step_by(LANES) {
-            // Adding zero turns a negative zero, which depends on how many weights were zero, into zero.
+            // Adding zero turns −0 into 0; the sign would depend on how many weights were zero.
             let quotient = if empty {
                 S::splat(0.0)
             } else {
@@ -403,7 +404,7 @@ pub(crate) unsafe fn finish<S: Simd>(total: &Partial, out: *mut f32, len: usize)
     }
 }
 
-/// Writes a head's query, times `scale`, to `q`; whether all elements were finite.
+/// Writes a head's query, times `scale`, to `q`, and returns whether all elements were finite.
 ///
 /// # Safety
 /// `S`'s instructions are there; `q` is valid for `from.len()` elements, rounded up to [`LANES`].
@@ -412,7 +413,7 @@ pub(crate) unsafe fn scale_query<S: Simd>(from: &[f32], scale: f32, q: *mut f32)
     // SAFETY: the caller's promises.
     unsafe {
         let (zero, scale) = (S::splat(0.0), S::splat(scale));
-        // Zero times a finite number is zero, a NaN otherwise.
+        // Zero times a finite number is zero; otherwise it is NaN.
         let mut check = zero;
         for dim in (0..from.len()).step_by(LANES) {
             let left = from.len() - dim;

@@ -1,8 +1,8 @@
-//! Many jobs at once, each attention of some rows over pages of their own: how the work is
-//! shared out to threads.
+//! Many jobs at once, each the attention of some rows over their own pages: how the work is divided among
+//! threads.
 //!
-//! Tasks are some rows of one key-value head of one job. A job with so much work that its tasks would keep
-//! some threads waiting is cut by chunks of keys, too; where the cuts are changes no bit.
+//! A task is a number of rows of one key-value head of one job. A job with so much work that its tasks would
+//! keep some threads waiting is also divided by chunks of keys; this does not change a single bit.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -18,11 +18,12 @@ use super::workspace::grow;
 use crate::pages::page::{LANES, Line, PageLayout};
 use breakers_cpu::simd::{self, Kernel, Simd};
 
-/// Query rows of a task, about: their queries and sums are to stay in the first- and second-level cache.
+/// Approximate number of query rows of a task; their queries and sums should stay in the first- and
+/// second-level cache.
 const TASK_ROWS: usize = 48;
 /// Tasks for each thread that are enough to keep all threads busy to the end.
 const TASKS_PER_THREAD: usize = 4;
-/// Products below which forking costs more than it saves: some microseconds of work.
+/// With fewer products than this, a few microseconds of work, forking costs more than it saves.
 const FORK_PRODUCTS: usize = 500_000;
 
 /// Where tasks write.
@@ -95,7 +96,7 @@ impl Plan {
         let (n_whole, head) = (self.n_whole(), i % self.n_kv_heads);
         match self.chunks_per_task {
             None => {
-                // Later rows see more: they come first, so that no long task is left for the end.
+                // Later rows see more, so they come first; this way no long task is left for the end.
                 let rows = self.rows(self.n_blocks - 1 - i / self.n_kv_heads, job.n_rows());
                 let chunks = job.chunks(rows.clone());
                 Task { head, rows, chunks }

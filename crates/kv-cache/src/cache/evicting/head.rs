@@ -1,4 +1,4 @@
-//! One key-value head of a pressed cache: its own tokens in its own pages.
+//! One key-value head of an evicting cache: its own tokens in its own pages.
 
 use breakers_cpu as cpu;
 use half::f16;
@@ -12,11 +12,11 @@ use crate::presses::HeadView;
 #[derive(Clone)]
 pub(super) struct Head {
     pub(super) layer: Layer,
-    /// Positions of the tokens that stood the press.
+    /// Positions of the tokens that were kept.
     pub(super) kept: Positions,
 }
 
-/// Positions in ascending order, a bit each: lists of them would take more than a coded token's tenth.
+/// Positions in ascending order, as a bit set: a list would take more than a tenth of a coded token.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Positions {
     bits: Vec<u64>,
@@ -63,7 +63,7 @@ impl FromIterator<usize> for Positions {
     }
 }
 
-/// Indices of the `n` highest scores, ascending; of equal ones the later.
+/// Indices of the `n` highest scores, ascending; the later ones among equal scores.
 pub(super) fn best(scores: &[f32], n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     let rank = |at: usize| if scores[at].is_nan() { f32::NEG_INFINITY } else { scores[at] };
@@ -82,7 +82,7 @@ pub(super) fn group_queries(queries: &[f32], width: usize, head: usize, group: u
 }
 
 impl Head {
-    /// Index of a token that did not have to stand the press yet.
+    /// Index of a token that has not been through an eviction yet.
     pub(super) fn slot(&self, token: usize, pressed: usize) -> usize {
         self.kept.len() + token - pressed
     }
@@ -101,7 +101,7 @@ impl Head {
         [keys, values]
     }
 
-    /// The final tokens, of which those before `pressed` stood the press.
+    /// The final tokens; those before `pressed` are the ones that an eviction has kept.
     pub(super) fn view(&self, pressed: usize, committed: usize) -> HeadView {
         let [keys, values] = self.rows(0..self.slot(committed, pressed));
         HeadView { keys, values, positions: self.kept.iter().chain(pressed..committed).collect() }
@@ -125,7 +125,7 @@ impl Head {
         };
         let (keys, values) = (pick(&view.keys, late_keys), pick(&view.values, late_values));
         let mut layer = self.layer.like(shape);
-        // They were found finite when they came.
+        // They were checked to be finite when they were appended.
         let appended = layer.pages.plain.append(isa, 0, &keys, &values);
         debug_assert!(appended.is_ok());
         if !queries.is_empty() {

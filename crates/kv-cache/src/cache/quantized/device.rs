@@ -1,9 +1,9 @@
-//! One layer of a compressed cache on a GPU.
+//! One layer of a quantized cache on a GPU.
 //!
-//! Which pages a row sees packed, and when plain ones go, is as on the CPU
-//! ([`layer`](crate::pages::packed::layer)). New tokens are rotated and kept on the device as 16-bit floats;
-//! of a page that is to be packed the host reads the 64 tokens, codes them as for the CPU, and sends the
-//! words. So a token crosses over once, and packed pages are never read back.
+//! Which pages a row sees packed, and when plain pages are freed, is the same as on the CPU
+//! ([`layer`](crate::pages::packed::layer)). New tokens are rotated and kept on the device as 16-bit floats.
+//! To pack a page, the host reads its 64 tokens, codes them as for the CPU, and sends the words. So each
+//! token is read back once, and packed pages never are.
 
 #[cfg(test)]
 mod tests;
@@ -33,14 +33,14 @@ pub(crate) struct DeviceLayer {
     window: Option<usize>,
     tail: Tail,
     words: Words,
-    /// Leading pages whose plain self is dropped.
+    /// Leading pages whose plain form is freed.
     n_dropped: usize,
-    /// Leading pages that are behind the window of every row to come.
+    /// Leading pages that no later row's window reaches.
     n_evicted: usize,
     /// The first page's queries, rotated, `[slots, n_heads, head_dim]`, where they tell how much a channel
     /// matters.
     queries: Option<Tensor<3>>,
-    /// What came of them: `[n_kv_heads, head_dim]`.
+    /// The weights computed from them: `[n_kv_heads, head_dim]`.
     weights: Option<Arc<Vec<f32>>>,
     meter: PageMeter,
     lease: Option<Arc<Lease>>,
@@ -113,7 +113,7 @@ impl DeviceLayer {
         (self.packing.page_words() * size_of::<u32>()) as f64 / PAGE_TOKENS as f64
     }
 
-    /// Lets the meter count what is stored now. A fork is counted by itself once it has written.
+    /// Makes the meter count the current storage. A fork is counted separately once it has written.
     fn count(&mut self) {
         let bytes = self.bytes();
         if !self.lease.as_ref().is_some_and(|lease| lease.bytes() == bytes && Arc::strong_count(lease) == 1) {
@@ -208,8 +208,9 @@ impl DeviceLayer {
         job.run()
     }
 
-    /// Attention of a tree's rows of which some see pages packed that hold tokens of the tree, other ones for
-    /// each row: these come one by one, each over its own path as a chain, the others all at once.
+    /// Attention of a tree's rows, some of which see packed pages with tokens of the tree. Those pages differ
+    /// from row to row, so these rows are processed one by one, each over its own path as a chain; the others
+    /// are processed together.
     fn attend_paths(
         &mut self,
         first: usize,
@@ -292,7 +293,7 @@ impl DeviceLayer {
                 }
             }
         }
-        // Without a query that counts, all channels matter alike.
+        // Without any query, all channels matter equally.
         if weights.iter().all(|weight| *weight == 0.0) {
             weights.fill(1.0);
         }
@@ -340,7 +341,7 @@ impl DeviceLayer {
         Ok(())
     }
 
-    /// Drops what no row after the first `committed` tokens needs, of `len` in all.
+    /// Frees what no row after the first `committed` tokens needs, of `len` in all.
     pub(crate) fn release(&mut self, committed: usize, len: usize) {
         let n_dropped = self.n_packed_for(committed).min(self.words.len());
         if n_dropped > self.n_dropped {

@@ -60,7 +60,7 @@ impl BytesFormat {
         let [keys, values] = self.decoded(page, head);
         let rows = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
         for (slot, (key, value)) in rows.enumerate() {
-            // SAFETY: the caller's promise. A NaN of the coder's shows in the result, as in any plain page.
+            // SAFETY: the caller's promise. A NaN from the coder appears in the result, as in any plain page.
             unsafe { write_token::<S, E>(layout, region, slot, key, value) };
         }
     }

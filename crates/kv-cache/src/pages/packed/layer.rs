@@ -2,9 +2,8 @@
 //! rest.
 //!
 //! A row at position t sees page p packed if p + `lag` < t / [`PAGE_TOKENS`], and plain otherwise. That
-//! depends on nothing but positions, so a row's bits are the same however its prefix was fed: pages are
-//! packed as soon as a row needs them so, beside their plain self, which is dropped when no row can need it
-//! any more.
+//! depends only on positions, so a row's bits are the same however its prefix was fed. Pages are packed as
+//! soon as a row needs them packed. Their plain form is kept until no row can need it anymore.
 
 use breakers_core::StepError;
 use std::sync::Arc;
@@ -33,11 +32,11 @@ pub(crate) struct Packing {
 /// How pages are packed.
 #[allow(clippy::large_enum_variant)] // One for each kind of layer; its size does not matter.
 pub(crate) enum Format {
-    /// They are not.
+    /// Not at all.
     Plain,
-    /// As kernels read them.
+    /// In the format that kernels read.
     Packed { format: PackedFormat, keys: Box<dyn TileCoder>, values: Box<dyn TileCoder> },
-    /// As only their coders read them.
+    /// In bytes that only their coders can read.
     Bytes(BytesFormat),
 }
 
@@ -220,8 +219,8 @@ impl PackedLayer {
         packed
     }
 
-    /// Pages as each row of a tree sees them, whose first row stands at `first` and whose last one at most at
-    /// `end` − 1: a page that some of the rows see packed holds other tokens for each of them. Rows share the
+    /// Pages as seen by each row of a tree, whose first row is at `first` and whose last one is at most at
+    /// `end` − 1: a page that some rows see packed holds different tokens for each of them. Rows share the
     /// pages that their paths have in common.
     pub(crate) fn pack_paths(
         &mut self,
@@ -297,7 +296,7 @@ impl PackedLayer {
         self.forget(len);
     }
 
-    /// Drops what was made of tokens after the first `len`, which changed.
+    /// Drops what was computed from tokens after the first `len`, because they changed.
     pub(crate) fn forget(&mut self, len: usize) {
         self.packed.truncate(len / PAGE_TOKENS);
         self.n_dropped = self.n_dropped.min(self.packed.len());
@@ -331,8 +330,8 @@ pub(crate) fn check_truncate(
     n_dropped: usize,
     n_evicted: usize,
 ) -> Result<()> {
-    // The next row, and those after it, must find plain what they see plain; a whole page that is packed may
-    // stay as it is.
+    // The next row, and later ones, must find all pages that they see plain; a packed page that is full can
+    // stay.
     let own = len.div_ceil(PAGE_TOKENS);
     let first_seen = window.map_or(0, |window| (len + 1).saturating_sub(window)) / PAGE_TOKENS;
     let lost_plain = needs_plain < own && needs_plain < n_dropped;

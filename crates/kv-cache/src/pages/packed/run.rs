@@ -1,9 +1,9 @@
 //! Runs: codes of one width in a lane.
 //!
-//! Four codes at a time, a *quad*, stand side by side in the four bytes of a lane's words, as products of
-//! bytes take them: code 4t + j in byte j. Each of the four columns of bytes is a stream of bits, least
-//! significant first, eight to a word; a run of width w has its quad t at bit `bit + t·w` of all four. So a
-//! quad is read by one shift and one mask, or, where it lies across two words, by two.
+//! Four codes, a *quad*, are stored side by side in the four bytes of a lane's words, as byte products need
+//! them: code 4t + j is in byte j. Each of the four columns of bytes is a stream of bits, least significant
+//! first, eight to a word; a run of width w has its quad t at bit `bit + t·w` of all four. So reading a quad
+//! takes one shift and one mask, or two of each if it spans two words.
 
 use crate::pages::page::LANES;
 
@@ -13,7 +13,7 @@ pub(crate) const QUAD: usize = 4;
 /// Bits of a column in a word.
 const WORD_BITS: usize = 8;
 
-/// Words of a lane that hold so many bits of each column.
+/// How many words of a lane hold `bits` bits of each column.
 pub(crate) fn n_words(bits: usize) -> usize {
     bits.div_ceil(WORD_BITS)
 }

@@ -1,5 +1,4 @@
-//! The GPU kernels beside those over packed pages: what joins splits and goes on with plain tokens, and
-//! rotations.
+//! The other GPU kernels: one that joins splits and continues with plain tokens, and one for rotations.
 
 // A condition at compile time stands by itself: joined with another one it would be one at run time.
 #![allow(clippy::collapsible_if)]

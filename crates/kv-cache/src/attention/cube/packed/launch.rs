@@ -22,7 +22,7 @@ use crate::{Error, Result};
 
 /// Bytes of shared memory that every device has.
 const SHARED_BYTES: usize = 16 << 10;
-/// Numbers of all parts at once, at most: with more, rows take turns.
+/// The most numbers in all parts at once: with more, rows are processed in several launches.
 const MAX_PARTS: usize = 8 << 20;
 
 /// Cubes along one axis that every device accepts.

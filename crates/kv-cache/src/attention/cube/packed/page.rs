@@ -10,8 +10,8 @@ use crate::attention::cube::online::UNITS;
 use crate::pages::packed::TABLE;
 use crate::pages::packed::device::format::{LANE_WORDS, RUN_WORDS, Spec};
 
-/// What a cube knows of the page that it reads, in shared memory. Parts that the format lacks have one
-/// number.
+/// A cube's data about the page that it reads, in shared memory. Parts that the format lacks have a length of
+/// one.
 #[derive(CubeType)]
 pub(super) struct Page {
     /// Levels of all tables, the same for all pages: `[n_tables, TABLE]`.

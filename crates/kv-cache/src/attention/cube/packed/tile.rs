@@ -1,4 +1,4 @@
-//! A tile of queries: what it has found so far, and the softmax stage.
+//! A tile of queries: its state so far, and the softmax stage.
 
 // A condition at compile time stands by itself: joined with another one it would be one at run time.
 #![allow(clippy::collapsible_if)]
@@ -37,7 +37,7 @@ pub(super) struct Tile {
     pub(super) sums: Array<f32>,
 }
 
-/// Loads a tile's queries. Shared memory is written behind the next barrier.
+/// Loads a tile's queries. Shared memory is complete after the next barrier.
 #[cube]
 pub(super) fn new_tile(
     q: &Tensor<f32>,
@@ -85,7 +85,7 @@ pub(super) fn new_tile(
 }
 
 /// Eight units go over the numbers of each query in `weights`, and leave what they find in `marks`: the
-/// largest one, or the sum. Barriers come before and behind.
+/// largest one, or the sum. There must be barriers before and after it.
 #[cube]
 fn reduce(tile: &mut Tile, #[comptime] n: usize, #[comptime] is_sum: bool) {
     let unit = UNIT_POS as usize;

@@ -2,9 +2,9 @@
 //!
 //! Scores are sums over channels of a query's elements times levels, outputs are sums over slots of weights
 //! times levels: the same loop. Factors were rounded to integers ([`super::factors`]) and levels are bytes,
-//! so that sums are exact: their bits depend neither on an order nor on an instruction set. For 64 codes the
-//! loop does no more than a shift and a mask, a look-up where codes do not stand for themselves, and one or
-//! two instructions of products for each row; and it fetches what is read next.
+//! so sums are exact: their bits depend neither on the order nor on the instruction set. For 64 codes the
+//! loop needs only a shift and a mask, a look-up if codes do not stand for themselves, and one or two
+//! multiply instructions for each row. It also prefetches the next data.
 
 use breakers_cpu::Isa;
 
@@ -16,12 +16,12 @@ use breakers_cpu::simd::{self, Kernel, Quad, Simd};
 /// Rows of a tile at most.
 pub(crate) const ROWS: usize = 6;
 
-/// Rows that go together, of `left` ones: [`accumulate`] takes as many.
+/// How many of `left` rows to process together; [`accumulate`] accepts that number.
 pub(crate) fn tile_rows(isa: Isa, left: usize) -> usize {
     let most = rows(isa);
     match left {
         _ if left <= most && left != 5 => left,
-        // Even tiles, since a row alone keeps few of the units busy.
+        // Tiles of equal size, since a single row keeps few of the execution units busy.
         5 | 6 => 3.min(most),
         7 | 8 => 4.min(most),
         _ => most,
@@ -45,9 +45,9 @@ pub(crate) struct Sums {
     /// Sums of the first row, [`LANES`] for each block.
     pub(crate) out: *mut i32,
     pub(crate) out_stride: usize,
-    /// Whether the sums begin here, or go on from what `out` holds.
+    /// Whether the sums start from zero, or from the values in `out`.
     pub(crate) is_new: bool,
-    /// As `words`, of what is read next; need not be valid.
+    /// As `words`, for the data that is read next; need not be valid.
     pub(crate) next: *const u32,
 }
 
@@ -115,7 +115,7 @@ pub(crate) unsafe fn accumulate(isa: Isa, n_rows: usize, sums: Sums, codes: Code
 }
 
 fn with_rows<const KIND: usize, const PLANES: usize>(isa: Isa, n_rows: usize, sums: Sums, codes: Codes<'_>) {
-    // A function of its own for each tile: compilers take long for large ones.
+    // A separate function for each tile size, because compilers take long for large functions.
     match n_rows {
         1 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 1> { sums, codes }),
         2 => simd::dispatch(isa, Accumulate::<KIND, PLANES, 2> { sums, codes }),
@@ -134,7 +134,7 @@ const fn rows(isa: Isa) -> usize {
     }
 }
 
-/// Sums that are added up together, a factor's planes apart: codes want registers, too.
+/// How many sums to compute together, counting a factor's planes separately; codes need registers too.
 const fn sums(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 24,
@@ -303,7 +303,7 @@ impl<const KIND: usize, const PLANES: usize, const R: usize> Accumulate<'_, KIND
     ) {
         // SAFETY: the caller's promises.
         unsafe {
-            // No closure, which might be compiled without the instructions.
+            // Not a closure, which might be compiled without the instructions.
             let mut ready = [S::bytes(bytes[0]); B];
             for b in 1..B {
                 ready[b] = S::bytes(bytes[b]);

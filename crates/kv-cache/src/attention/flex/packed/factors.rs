@@ -1,29 +1,29 @@
 //! Queries and weights as integers: what the loop over codes multiplies with.
 //!
-//! A row's factors, those of a query in one group of channels or of a page's weights in one, are rounded to
-//! multiples of a 16,256th of the largest one, or of a 127th where codes of up to four bits make larger
-//! errors anyway. The levels of codes are exact, so the whole error is that of the factors: 3·10⁻⁵ of the
-//! largest one at most, and 4·10⁻³.
+//! A row's factors (a query's elements in one group of channels, or a page's weights) are rounded to
+//! multiples of 1/16,256 of the largest one, or of 1/127 where codes of up to four bits cause larger errors
+//! anyway. The levels of codes are exact, so the only error is that of the factors: at most 3·10⁻⁵ or 4·10⁻³
+//! of the largest one.
 
 use crate::pages::page::LANES;
 use breakers_cpu::simd::{LARGEST, LARGEST_BYTE, Quad, Simd};
 
 use crate::pages::packed::run::QUAD;
 
-/// What a row's integer factors stand for.
+/// How a row's integer factors are to be interpreted.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Rounded {
-    /// The factor of one.
+    /// The value of the integer 1.
     pub(super) step: f32,
     /// The sum of all factors.
     pub(super) sum: f32,
 }
 
-/// Factors below it are nothing: dividing by one must not overflow.
+/// Smaller factors count as zero, so that dividing by them cannot overflow.
 const TINY: f32 = 1e-30;
 
-/// Rounds `n` factors, a multiple of [`LANES`] up to 512; adds them up only if the sum is wanted.
+/// Rounds `n` factors, a multiple of [`LANES`] up to 512; their sum is computed only if it is wanted.
 ///
 /// # Safety
 /// `S`'s instructions are there; `from` has `n` factors, `to` has room for as many.

@@ -1,4 +1,5 @@
-//! Queries as integers, for formats whose keys do not change them from page to page: made once for all pages.
+//! Queries as integers, computed once for all pages, for formats whose keys do not change them from page to
+//! page.
 
 use super::factors::{self, Rounded};
 use crate::attention::flex::page::{Rows, scale_query};
@@ -14,7 +15,7 @@ pub(crate) struct Queries {
     n_groups: usize,
 }
 
-/// Numbers that one row takes; none where pages prepare queries themselves.
+/// How many numbers a row needs; zero if queries are prepared page by page.
 pub(crate) fn floats(format: &PackedFormat) -> usize {
     let keys = &format.keys;
     match keys.channel_slots {
@@ -76,7 +77,7 @@ pub(crate) unsafe fn prepare<'a, S: Simd>(
             // SAFETY: the caller's promises; a group has whole registers, of the head or of its sketch.
             unsafe {
                 let from = if group.sketch {
-                    // The queries were found finite, and so is what is made of them.
+                    // The queries are known to be finite, and so are the products with them.
                     scale_query::<S>(&sketch(row)[..n], scale, projected.as_mut_ptr());
                     projected.as_ptr()
                 } else {

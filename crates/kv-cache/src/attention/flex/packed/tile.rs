@@ -1,4 +1,4 @@
-//! What a tile of rows works with: the head's region, the rows, and room for what comes between.
+//! The data of a tile of rows: the head's region, the rows, and scratch memory.
 
 use breakers_cpu::Isa;
 use half::f16;
@@ -28,14 +28,14 @@ pub(super) struct Head<'a> {
     pub(super) next: *const u32,
 }
 
-/// What a tile works with, `[ROWS, …]` each. Nothing is read that was not written before.
+/// A tile's scratch memory, `[ROWS, …]` each. Nothing is read before it is written.
 #[repr(align(64))]
 pub(super) struct Scratch {
     /// Queries' elements times the channels' steps.
     pub(super) factors: [f32; ROWS * MAX_CODED],
     /// Factors as integers.
     pub(super) quads: [Quad; ROWS * MAX_CODED / QUAD],
-    /// What comes out of the codes: scores, then values.
+    /// Sums over codes: scores, then values.
     pub(super) sums: [i32; ROWS * MAX_HEAD_DIM],
     /// What the integers of a query stand for, of each group of channels.
     pub(super) rounded: [Rounded; ROWS * MAX_GROUPS],

@@ -1,8 +1,8 @@
-//! How packed pages lie in a GPU's memory.
+//! The layout of packed pages in a GPU's memory.
 //!
-//! The numbers are those of [`packed`](crate::packed), the order is another one: a cube has a unit for
-//! each slot of a page, so the codes of all 64 slots stand side by side. A page holds for each key-value
-//! head, in words of 32 bits:
+//! The numbers are those of [`packed`](crate::packed), but in another order: a cube has a unit for each slot
+//! of a page, so the codes of all 64 slots are next to each other. A page holds for each key-value head, in
+//! words of 32 bits:
 //! - codes of keys, `[n_words][64]`: a slot's lane is one stream of bits, channel by channel,
 //!   least significant first;
 //! - codes of values: for each run of channels with one width `[n_words][n_channels]`; a channel's lane is
@@ -12,8 +12,8 @@
 //! - 16-bit floats: steps and low ends of channels side by side in a word, likewise scales and offsets of
 //!   slots; scales alone two to a word.
 //!
-//! Streams cost a second look at each word, and no more: a unit keeps the word that it reads
-//! and the one after it.
+//! The only cost of streams is that each word is used twice: a unit keeps the word that it reads and the one
+//! after it.
 
 use crate::pages::packed::run::QUAD;
 use crate::pages::packed::{Coded, Group, SideFormat, TABLE, WIDTH_BITS, Widths};

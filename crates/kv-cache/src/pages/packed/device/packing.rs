@@ -24,13 +24,12 @@ pub(crate) struct Packing {
     pub(crate) weighs_channels: bool,
     pub(crate) meta: Tensor<1, Int>,
     pub(crate) tables: Tensor<1>,
-    /// What keys, and queries, are multiplied with.
+    /// The matrix that keys, and queries, are multiplied by.
     pub(crate) turn_keys: Option<Tensor<2>>,
-    /// What queries are multiplied with for coded keys, if it is something else: a sketch, behind the
-    /// rotation.
+    /// The matrix that queries are multiplied by for coded keys, if it differs: a sketch after the rotation.
     pub(crate) turn_queries: Option<Tensor<2>>,
     pub(crate) turn_values: Option<Tensor<2>>,
-    /// The way back.
+    /// The matrix that undoes the rotation of values.
     pub(crate) turn_outputs: Option<Tensor<2>>,
 }
 

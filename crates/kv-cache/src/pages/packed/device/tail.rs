@@ -18,7 +18,8 @@ pub(crate) struct Tail {
     /// Tokens that a buffer of the device holds.
     limit: usize,
     device: Device,
-    /// First slot that is kept, a page's first. Slots before it stand nowhere, but for the exact ones.
+    /// First slot that is kept, which is the first of a page. Earlier slots are not kept, except for the
+    /// exact ones.
     base: usize,
     /// Keys and values, `[n_exact + capacity, n_kv_heads, head_dim]` each: the exact tokens once `base` is
     /// above 0, then those from `base` on.
@@ -111,7 +112,7 @@ impl Tail {
         });
     }
 
-    /// Lets go of the slots before `base`, of `len` in all.
+    /// Frees the slots before `base`, of `len` in all.
     pub(crate) fn release(&mut self, base: usize, len: usize) {
         if base <= self.base {
             return;

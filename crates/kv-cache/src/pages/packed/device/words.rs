@@ -8,7 +8,7 @@ pub(crate) const SPLIT_PAGES: usize = 4;
 const PIECE_PAGES: usize = 64;
 /// Pages by which a piece grows, once it has as many.
 const GROWTH: usize = 8;
-/// Words after a piece, which units may look at without need.
+/// Words after a piece, which units may read without using them.
 const PADDING: usize = 128;
 
 const _: () = assert!(PIECE_PAGES.is_multiple_of(GROWTH) && GROWTH.is_multiple_of(SPLIT_PAGES));
@@ -19,7 +19,7 @@ pub(crate) struct Words {
     page_words: usize,
     piece_pages: usize,
     device: Device,
-    /// `None` where no row needs the pages any more.
+    /// `None` for pages that no row needs anymore.
     pieces: Vec<Option<Tensor<1, Int>>>,
     n_pages: usize,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Words {
 impl Words {
     /// Storage of a layer whose rows see the pages of `window` tokens, or all of them.
     pub(crate) fn new(page_words: usize, window_pages: Option<usize>, device: &Device) -> Self {
-        // Pieces are let go whole: those of a window are small beside it.
+        // Pieces are freed as a whole, so those for a window are small compared with it.
         let piece_pages =
             window_pages.map_or(PIECE_PAGES, |n| (n / 4).next_multiple_of(GROWTH).clamp(GROWTH, PIECE_PAGES));
         Self { page_words, piece_pages, device: device.clone(), pieces: Vec::new(), n_pages: 0 }
@@ -92,7 +92,7 @@ impl Words {
         }
     }
 
-    /// Lets go of the first pages, as far as they fill pieces.
+    /// Frees the first pages, as far as they fill whole pieces.
     pub(crate) fn evict(&mut self, n_pages: usize) {
         for piece in self.pieces.iter_mut().take(n_pages / self.piece_pages) {
             *piece = None;
