@@ -1,11 +1,11 @@
-//! Decoding with our own formats against Q4_K:
-//! `cargo bench -p breakers-linear --bench decode -- [threads=N] [formats]`.
+//! Decoding with our own formats compared with Q4_K: `cargo bench -p breakers-linear --bench decode --
+//! [threads=N] [formats]`.
 //!
-//! One row of activations, matrices of Qwen2.5-1.5B. Each format takes turns with Q4_K, product by product,
-//! from as many copies of the weights as exceed the caches, so that both see the same machine; the table has
-//! medians, the quotient of the times, and what it would be if bytes of packed weights were all that counts.
+//! One row of activations, matrices of Qwen2.5-1.5B. Each format alternates with Q4_K, product by product, so
+//! that both see the same machine. There are enough copies of the weights to exceed the caches. The table has
+//! medians, the ratio of the times, and what that ratio would be if only the bytes of packed weights counted.
 
-#![allow(clippy::print_stdout)] // The table is what the program is for.
+#![allow(clippy::print_stdout)] // It prints a table.
 
 use breakers_cpu::random::SplitMix64;
 use breakers_cpu::{self as cpu, pool};
@@ -14,7 +14,7 @@ use breakers_linear::{Activations, PackedMatrix};
 use std::{hint::black_box, time::Instant};
 
 const SHAPES: [(usize, usize); 3] = [(1536, 1536), (8960, 1536), (1536, 8960)];
-/// Weights that are not in any cache when their turn comes again.
+/// Enough bytes of weights that none are still in a cache when they are used again.
 const COLD_BYTES: usize = 160 << 20;
 const ROUNDS: usize = 400;
 

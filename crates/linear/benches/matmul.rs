@@ -1,11 +1,11 @@
 //! Times the matrix product: `cargo bench -p breakers-linear --bench matmul -- [options]`.
 //!
-//! Options, of which several of a kind add up: formats (`Q4_K`), shapes (`8960x1536`, or any other),
-//! `rows=8`, `threads=2`, `isa=avx2`; `best` takes the least time instead of the median, for a machine that
-//! is busy; `cached` multiplies with one copy of the weights. Otherwise weights are taken from several copies
-//! in turn that together exceed the caches, as in a model's forward pass.
+//! Options, which may be given several times: formats (`Q4_K`), shapes (`8960x1536`, or any other), `rows=8`,
+//! `threads=2`, `isa=avx2`; `best` reports the shortest time instead of the median, for busy machines;
+//! `cached` uses a single copy of the weights. Otherwise the benchmark goes through several copies that
+//! together exceed the caches, as in a model's forward pass.
 
-#![allow(clippy::print_stdout)] // The table is what the program is for.
+#![allow(clippy::print_stdout)] // It prints a table.
 
 use breakers_cpu::{self as cpu, pool};
 use breakers_gguf::Format;
@@ -15,7 +15,7 @@ use std::{hint::black_box, time::Instant};
 /// `(n_rows, n_cols)`: SmolLM2's gate or up projection and its head, Qwen-1.5B's up and down projections.
 const SHAPES: [(usize, usize); 4] = [(1536, 576), (49152, 576), (8960, 1536), (1536, 8960)];
 const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 512];
-/// Weights that are not in any cache when their turn comes again.
+/// Enough bytes of weights that none are still in a cache when they are used again.
 const COLD_BYTES: usize = 160 << 20;
 const SECONDS: f64 = 0.25;
 

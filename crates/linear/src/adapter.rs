@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use crate::{Error, QuantizedLinear, Result};
 
 /// A low-rank addition to some outputs of a [`QuantizedLinear`]: `y += scale · up (down x)`. It reads the
-/// layer's inputs as they come, before any rotation of the layer's own.
+/// layer's inputs unchanged, before any rotation by the layer.
 ///
 /// # Shapes
 /// `down`: `[rank, n_inputs]`, LoRA's A; `up`: `[n_adapted, rank]`, LoRA's B, row-major both.
@@ -16,15 +16,16 @@ use crate::{Error, QuantizedLinear, Result};
 /// Hu et al., "LoRA", arXiv 2106.09685, section 4.1, where `scale` is α / rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LowRank<'a> {
-    /// The first output that is changed; a layer over several matrices counts on through all of them.
+    /// The first output that is changed. The outputs of a layer with several matrices are numbered through
+    /// all of them.
     pub first_output: usize,
     /// Columns of `up` and rows of `down`, at least 1.
     pub rank: usize,
-    /// Weights that the inputs meet.
+    /// The matrix that is applied to the inputs.
     pub down: &'a [f32],
-    /// Weights that the outputs are made of.
+    /// The matrix that produces the outputs.
     pub up: &'a [f32],
-    /// Factor on what is added.
+    /// Factor on the addition.
     pub scale: f32,
 }
 
@@ -67,7 +68,7 @@ impl Adapter {
         })
     }
 
-    /// What the layer has made of `x`, and the addition.
+    /// The layer's output `out` for `x`, plus the addition.
     pub(crate) fn add(&self, x: Tensor<2>, out: Tensor<2>) -> Tensor<2> {
         let [n_rows, n_outputs] = out.dims();
         let change = self.up.forward(self.down.forward(x));

@@ -1,9 +1,8 @@
 //! The product on GPUs: blocks of the GGUF file, and records of our own formats, are decoded in registers;
 //! the decoded matrix never exists in memory.
 //!
-//! Up to [`FEW_ROWS`] rows take a kernel whose order of summation depends on the format and the
-//! number of columns alone, so that a row's bits do not depend on the other rows. More rows share
-//! tiles of decoded weights.
+//! Up to [`FEW_ROWS`] rows use a kernel whose order of summation depends only on the format and the number of
+//! columns, so a row's bits do not depend on the other rows. More rows share tiles of decoded weights.
 
 mod decode;
 mod decode_groups;
@@ -26,8 +25,8 @@ use burn_cubecl::{
 };
 use cubecl::prelude::*;
 
-/// Most rows of activations for which a row's bits do not depend on the others: more than verifying a draft
-/// of sixteen tokens takes.
+/// The most rows of activations for which a row's bits do not depend on the others: more than the
+/// verification of a draft of sixteen tokens needs.
 const FEW_ROWS: usize = 32;
 /// Cubes along one axis that every device accepts.
 const MAX_CUBES: usize = 65_535;
@@ -43,7 +42,7 @@ impl QuantizedLinearOps for CubeBackend {
         let row_bytes = records::row_bytes(spec.encoding, n_cols).expect("rows are whole blocks");
         let n_bytes = row_bytes.checked_mul(spec.n_rows).expect("the matrix fits memory");
         assert!(words.shape()[0] >= n_bytes.div_ceil(4), "the words hold the matrix");
-        // The kernels compute positions in 32 bits.
+        // The kernels compute offsets in 32 bits.
         let positions = [n_bytes, n_x * n_cols, n_x * spec.n_rows];
         if positions.iter().any(|&n| u32::try_from(n).is_err()) {
             return linear_on_device_reference::<Self>(x, words, spec);

@@ -5,10 +5,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Rows that are not whole blocks, a file that cannot be read.
+    /// Rows are not whole blocks, or a file cannot be read.
     #[error(transparent)]
     Gguf(#[from] breakers_gguf::Error),
-    /// Bytes or values of another number than the shape asks for.
+    /// The number of bytes or values does not match the shape.
     #[error("{what}: {expected} expected, {found} found")]
     Length {
         /// What is counted.
@@ -23,10 +23,10 @@ pub enum Error {
     OutOfMemory {
         /// Bytes asked for.
         n_bytes: usize,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A row of weights that is larger than any buffer of a device.
+    /// A row of weights is larger than any buffer of the device.
     #[error("a row of weights takes {row_bytes} bytes; a buffer of the device holds {limit}")]
     DeviceBuffer {
         /// Bytes of the row.
@@ -42,7 +42,7 @@ pub enum Error {
         /// The row asked for.
         found: usize,
     },
-    /// Operands with different numbers of columns (input features).
+    /// The operands have different numbers of columns (input features).
     #[error("the matrix has {expected} columns, the other operand {found}")]
     Columns {
         /// Columns of the matrix.
@@ -50,7 +50,7 @@ pub enum Error {
         /// Columns of the other operand.
         found: usize,
     },
-    /// An adapter that changes outputs which the layer lacks.
+    /// An adapter changes outputs that the layer does not have.
     #[error("an adapter changes the outputs {found:?} of a layer that has {n_outputs}")]
     AdapterOutputs {
         /// Outputs of the layer.
@@ -58,16 +58,16 @@ pub enum Error {
         /// The outputs that the adapter changes.
         found: std::ops::Range<usize>,
     },
-    /// A linear layer over no matrix at all.
+    /// A linear layer has no matrices.
     #[error("a linear layer needs at least one matrix")]
     NoMatrices,
-    /// Several matrices where one is needed.
+    /// There are several matrices where one is needed.
     #[error("one matrix is needed, {found} were given")]
     ManyMatrices {
         /// Matrices given.
         found: usize,
     },
-    /// A format without a product of its own.
+    /// There is no product kernel for the format.
     #[error(
         "{format} with rows of {n_cols} has no product kernel: there are some for groups of whole 32 columns (16 in NVFP4) in rows \
          of whole 32"
@@ -78,14 +78,14 @@ pub enum Error {
         /// Weights in a row.
         n_cols: usize,
     },
-    /// Matrices of inputs that are divided first, or rotated otherwise than those of another
-    /// matrix of the layer.
+    /// A matrix is for inputs that are divided first, or rotated differently from those of another matrix of
+    /// the layer.
     #[error("the matrix is for inputs that are divided first, or rotated otherwise than the layer's others")]
     InputBasis,
-    /// Activations that cannot be quantized, or a length that has no rotation.
+    /// Activations cannot be quantized, or there is no rotation of this length.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
-    /// A device without kernels.
+    /// There are no kernels for the device.
     #[error(transparent)]
     Backend(Box<breakers_backend::Error>),
 }

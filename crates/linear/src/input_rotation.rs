@@ -1,15 +1,15 @@
-//! Rotations of a layer's inputs, ahead of its products.
+//! Rotations of a layer's inputs before its products.
 
 use crate::{QuantizedLinear, Result};
 use breakers_backend::device;
 use breakers_cpu::hadamard::Rotation;
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Rows that a product with a small matrix has at least: the kernel of few rows and that of many sum in other
+/// The fewest rows of a product with a small matrix: the kernels for few and for many rows sum in different
 /// orders, and a row's bits must not depend on how many others there are.
 const MANY_ROWS: usize = 64;
 
-/// A rotation where the layer's weights lie.
+/// A rotation in the same place as the layer's weights.
 #[derive(Debug, Clone)]
 pub(crate) enum InputRotation {
     /// In the host's memory.
@@ -55,8 +55,8 @@ impl InputRotation {
                 let mut x = x * factors.as_ref().clone().unsqueeze::<2>();
                 for matrix in matrices {
                     let n = matrix.n_inputs();
-                    // Along the last axis, which then becomes the first; after all of them
-                    // the order is the old one.
+                    // Each product is along the last axis, which then becomes the first. After all axes the
+                    // order is the original one.
                     let turned = matrix.forward(filled(x.reshape([n_rows * len / n, n])));
                     let turned = turned.narrow(0, 0, n_rows * len / n).reshape([n_rows, len / n, n]);
                     x = turned.swap_dims(1, 2).reshape([n_rows, len]);
@@ -67,7 +67,7 @@ impl InputRotation {
     }
 }
 
-/// The rows, and rows of zeros where they are few.
+/// The rows, padded with rows of zeros if there are few.
 fn filled(x: Tensor<2>) -> Tensor<2> {
     let [n, n_cols] = x.dims();
     if n >= MANY_ROWS {

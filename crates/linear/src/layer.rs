@@ -1,9 +1,9 @@
 //! Linear layers and embeddings over packed weights, as operations on Burn tensors.
 //!
-//! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this
-//! crate. On other devices they stay the blocks of the GGUF file, and formats of our own become records
-//! of rows: neighbors of one format share a buffer and a kernel call, and what no buffer of the device
-//! holds is divided into several.
+//! On the CPU the weights are repacked once ([`PackedMatrix`]) and multiplied by the kernels of this crate.
+//! On other devices they stay the blocks of the GGUF file, and formats of our own become records of rows:
+//! neighboring matrices of one format share a buffer and a kernel call, and matrices that do not fit into one
+//! buffer of the device are divided among several.
 
 use crate::{
     Activations, Error, HostMatrices, LowRank, PackedMatrix, QuantizedLinearOps, Result,
@@ -21,12 +21,12 @@ use burn::{
 };
 use std::{borrow::Cow, sync::Arc};
 
-/// Rows of an embedding that a task of the pool decodes at least.
+/// The fewest rows of an embedding that a task of the pool decodes.
 const TASK_ROWS: usize = 8;
 
-/// A linear layer without bias, `x -> x wᵀ`, over one matrix or over several whose outputs stand side by
-/// side (such as query, key and value projections): activations are quantized once for all of them.
-/// Clones share the weights.
+/// A linear layer without bias, `x -> x wᵀ`, over one matrix or over several whose outputs are side by side
+/// (such as query, key and value projections). Activations are quantized once for all of them. Clones share
+/// the weights.
 ///
 /// # Example
 /// ```
@@ -48,7 +48,7 @@ pub struct QuantizedLinear {
     n_cols: usize,
     n_outputs: usize,
     weights: Weights,
-    /// What the inputs are rotated by first.
+    /// The rotation that is applied to the inputs first.
     rotation: Option<Arc<InputRotation>>,
     adapters: Vec<Adapter>,
 }
@@ -60,8 +60,8 @@ enum Weights {
 }
 
 impl QuantizedLinear {
-    /// Takes tensors `[out features, in features]` of a GGUF file to a device. The file's pages that were
-    /// copied leave resident memory.
+    /// Copies tensors `[out features, in features]` of a GGUF file to a device. The copied pages of the file
+    /// leave resident memory.
     ///
     /// # Errors
     /// [`Error::NoMatrices`] without tensors, [`Error::Columns`] when their input features differ,
@@ -89,7 +89,7 @@ impl QuantizedLinear {
         Ok(Self { n_cols, n_outputs, weights, rotation: None, adapters: Vec::new() })
     }
 
-    /// A layer on the CPU over matrices that are packed already.
+    /// A layer on the CPU over packed matrices.
     ///
     /// # Errors
     /// [`Error::NoMatrices`] without matrices, [`Error::Columns`] when their columns differ.
@@ -100,12 +100,13 @@ impl QuantizedLinear {
         Ok(Self { n_cols, n_outputs, weights, rotation: None, adapters: Vec::new() })
     }
 
-    /// A layer on a device over quantized matrices, each in its own format. Where they are of rotated inputs,
-    /// the layer rotates them, once for all.
+    /// A layer on a device over quantized matrices, each in its own format. If they are for rotated inputs,
+    /// the layer rotates its inputs, once for all matrices.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for matrices of divided inputs, or of inputs that are rotated in several ways;
-    /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as [`new`](Self::new).
+    /// [`Error::InputBasis`] for matrices for divided inputs, or for inputs that are rotated in different
+    /// ways; [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, and as
+    /// [`new`](Self::new).
     pub fn from_quantized(parts: &[QuantizedMatrix], device: &Device) -> Result<Self> {
         device::require(device)?;
         let n_cols = common_columns(parts.iter().map(QuantizedMatrix::n_cols))?;
@@ -141,7 +142,7 @@ impl QuantizedLinear {
     /// `values`: `[n_rows, n_cols]`: a row holds the weights of one output feature.
     ///
     /// # Errors
-    /// [`Error::Length`] when `values` holds more or fewer than the rows, and as [`new`](Self::new).
+    /// [`Error::Length`] when the number of `values` does not match the rows, and as [`new`](Self::new).
     pub fn from_f32(n_rows: usize, n_cols: usize, values: &[f32], device: &Device) -> Result<Self> {
         device::require(device)?;
         if device::is_cpu(device) {
@@ -158,12 +159,12 @@ impl QuantizedLinear {
         Ok(Self { n_cols, n_outputs: n_rows, weights, rotation: None, adapters: Vec::new() })
     }
 
-    /// The layer with a low-rank addition, which comes on top of those that it has. Clones made before are as
-    /// they were.
+    /// The layer with one more low-rank addition. Existing clones do not change.
     ///
     /// # Errors
-    /// [`Error::Length`] for matrices that do not fit the rank or the layer's inputs,
-    /// [`Error::AdapterOutputs`] for outputs that the layer lacks, and as [`from_f32`](Self::from_f32).
+    /// [`Error::Length`] for matrices that do not match the rank or the layer's inputs,
+    /// [`Error::AdapterOutputs`] for outputs that the layer does not have, and as
+    /// [`from_f32`](Self::from_f32).
     ///
     /// # Example
     /// ```
@@ -196,8 +197,8 @@ impl QuantizedLinear {
     /// `x`: `[n_rows, n_inputs]`; the result: `[n_rows, n_outputs]`.
     ///
     /// # Panics
-    /// If `x` has other than [`n_inputs`](Self::n_inputs) columns or lies on another kind of
-    /// device than the weights.
+    /// If `x` does not have [`n_inputs`](Self::n_inputs) columns, or is on another kind of device than the
+    /// weights.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let [n_rows, n_cols] = x.dims();
         assert_eq!(n_cols, self.n_cols, "columns of the activations and inputs of the layer");
@@ -244,7 +245,7 @@ impl QuantizedLinear {
         weights + self.adapters.iter().map(Adapter::bytes).sum::<usize>()
     }
 
-    /// The packed matrices without adapters, if the weights lie in the host's memory.
+    /// The packed matrices without adapters, if the weights are in the host's memory.
     pub fn matrices(&self) -> Option<&[Arc<PackedMatrix>]> {
         match &self.weights {
             Weights::Host(matrices) => Some(matrices),
@@ -261,8 +262,8 @@ fn common_columns(mut columns: impl Iterator<Item = usize>) -> Result<usize> {
     }
 }
 
-/// Multiplies rows of activations with matrices whose outputs stand side by side; what [`QuantizedLinear`]
-/// does on the CPU, on slices.
+/// Multiplies rows of activations with matrices whose outputs are side by side, as [`QuantizedLinear`] does
+/// on the CPU, but on slices.
 ///
 /// # Shapes
 /// `x`: `[n_x, n_cols]`; `out`: `n_x` rows of the matrices' rows together, `out_stride` apart.
@@ -278,7 +279,7 @@ pub fn matmul_parts(
     product::multiply(parts, x, product::as_uninit(out), out_stride)
 }
 
-/// A table of embeddings, whose rows are decoded as they are asked for. Clones share the table.
+/// A table of embeddings, whose rows are decoded on demand. Clones share the table.
 #[derive(Debug, Clone)]
 pub struct QuantizedEmbedding {
     table: Table,
@@ -293,8 +294,7 @@ enum Table {
 }
 
 impl QuantizedEmbedding {
-    /// A table of its own: it stays in the mapped file, of which only rows that were asked
-    /// for become resident.
+    /// A separate table, which stays in the mapped file; only rows that are used become resident.
     ///
     /// # Errors
     /// [`Error::Backend`] for a device without kernels.
@@ -331,10 +331,10 @@ impl QuantizedEmbedding {
         }
     }
 
-    /// A table of a quantized matrix, in memory of its own.
+    /// A table from a quantized matrix, in its own memory.
     ///
     /// # Errors
-    /// [`Error::InputBasis`] for a matrix of divided or rotated inputs, and as
+    /// [`Error::InputBasis`] for a matrix for divided or rotated inputs, and as
     /// [`PackedMatrix::from_quantized`].
     pub fn from_quantized(table: &QuantizedMatrix) -> Result<Self> {
         if table.input_scales().is_some() || table.rotation_seed().is_some() {

@@ -1,15 +1,15 @@
 //! Products of activations with quantized weights: packed matrices, linear layers, embeddings.
 //!
-//! | you want to | use |
+//! | to | use |
 //! |---|---|
-//! | a linear layer over weights of a GGUF file or of [`QuantizedMatrix`](breakers_gguf::QuantizedMatrix), on any device | [`QuantizedLinear`] |
-//! | a low-rank adapter (LoRA) on a layer | [`QuantizedLinear::with_adapter`] |
-//! | a table of embeddings | [`QuantizedEmbedding`] |
-//! | the product on slices, without tensors | [`PackedMatrix`], [`Activations`], [`matmul_parts`] |
-//! | the operation that Burn dispatches, and its reference | [`QuantizedLinearOps`], [`linear_reference`] |
+//! | have a linear layer over weights of a GGUF file or of [`QuantizedMatrix`](breakers_gguf::QuantizedMatrix), on any device | [`QuantizedLinear`] |
+//! | add a low-rank adapter (LoRA) to a layer | [`QuantizedLinear::with_adapter`] |
+//! | look up embeddings | [`QuantizedEmbedding`] |
+//! | multiply slices, without tensors | [`PackedMatrix`], [`Activations`], [`matmul_parts`] |
+//! | call the operation that Burn dispatches, or its reference | [`QuantizedLinearOps`], [`linear_reference`] |
 //!
-//! Activations meet integer weights as signed bytes with a scale for each 32. A row's result has the same
-//! bits whatever else is in the call, on however many threads and with whichever instruction set.
+//! For integer weights, activations are quantized to signed bytes with a scale for every 32. A row's result
+//! has the same bits whatever else is in the call, whatever the number of threads and the instruction set.
 //!
 //! ```
 //! use breakers_gguf::{Format, QuantizedMatrix};

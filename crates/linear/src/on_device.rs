@@ -9,7 +9,7 @@ use burn::{
 };
 use std::borrow::Cow;
 
-/// Most bytes of a buffer: the kernels compute positions in 32 bits.
+/// The most bytes of a buffer: the kernels compute offsets in 32 bits.
 const MAX_BYTES: usize = u32::MAX as usize & !3;
 
 /// Rows of a matrix as they are in a GGUF file, or the [`records`] of a format of our own.
@@ -94,8 +94,8 @@ fn place_within<'a>(
     Ok(placed)
 }
 
-/// Bytes as little-endian words, the last one filled up with zeros; at least one, since
-/// devices lack empty buffers.
+/// Bytes as little-endian words, the last one padded with zeros; at least one, since devices do not support
+/// empty buffers.
 fn to_words(bytes: &[u8]) -> Vec<i32> {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut last = [0; 4];

@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Matrices in the host's memory, with the same number of columns.
 pub type HostMatrices = Arc<[Arc<PackedMatrix>]>;
 
-/// What a buffer of packed rows holds.
+/// The contents of a buffer of packed rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixSpec {
     /// The format of the rows.
@@ -27,7 +27,7 @@ pub struct MatrixSpec {
     pub n_cols: usize,
 }
 
-/// The product of activations with matrices that stand side by side.
+/// The product of activations with matrices whose outputs are side by side.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait QuantizedLinearOps: Backend {
     /// Weights in the host's memory. The default body decodes them and serves as the reference.
@@ -38,9 +38,9 @@ pub trait QuantizedLinearOps: Backend {
         linear_reference::<Self>(x, matrices)
     }
 
-    /// One matrix on the device: the bytes of its GGUF blocks, or of the records of a format of our own,
-    /// as little-endian 32-bit words, filled up with zeros, and what they hold. The default body reads
-    /// them back and decodes them.
+    /// One matrix on the device: the bytes of its GGUF blocks, or of the records of a format of our own, as
+    /// little-endian 32-bit words, padded with zeros, and a description of them. The default body reads them
+    /// back and decodes them.
     ///
     /// # Shapes
     /// `x`: `[n_rows, n_cols]`; `words`: `[n_words]`; the result: `[n_rows, spec.n_rows]`.
@@ -73,7 +73,7 @@ pub fn linear_reference<B: Backend>(x: FloatTensor<B>, matrices: HostMatrices) -
 /// [`QuantizedLinearOps::quantized_linear_on_device`] in Burn's own operations, on decoded weights.
 ///
 /// # Panics
-/// If the device fails to give the words back, or they are not blocks as the specification says.
+/// If the words cannot be read back from the device, or are not blocks as the specification says.
 pub fn linear_on_device_reference<B: Backend>(
     x: FloatTensor<B>,
     words: IntTensor<B>,

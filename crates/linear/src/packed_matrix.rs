@@ -22,23 +22,23 @@ use std::{ops::Range, sync::OnceLock};
 /// Alignment of the parts of a matrix: a cache line, and the widest register.
 const LINE: usize = 64;
 
-/// Bytes of packed weights that a task of the pool produces at least.
+/// The fewest bytes of packed weights that a task of the pool produces.
 const TASK_BYTES: usize = 256 * 1024;
 
-/// Bytes of a file that are repacked before its pages are given back: weights are not in memory twice.
+/// Bytes of a file that are repacked before its pages are freed, so that weights are not in memory twice.
 const SLAB_BYTES: usize = 16 * 1024 * 1024;
 
-/// A weight matrix in memory of its own, laid out so that a product reads it in one forward sweep.
+/// A weight matrix in its own memory, laid out so that a product reads it once from front to back.
 ///
 /// # Shapes
 /// `[n_rows, n_cols]`: a row holds the weights of one output feature.
 ///
 /// # Memory
-/// As many bytes as the GGUF file has for it; Q4_K takes 2.8 % and Q5_K 2.3 % more, because six-bit scales
-/// are widened to bytes, Q3_K 3.6 %. The number of rows is rounded up to sixteen. Of our own formats, NF4
-/// takes 4.25 bits a weight, NVFP4 4.56, integers of up to four bits half a bit (a bit with offsets) for each
-/// group of 32 beside their codes, less for groups of up to 128, integers of more half a bit or a bit in any
-/// group (and those of seven bits take eight).
+/// As many bytes as in the GGUF file. Because six-bit scales are widened to bytes, Q4_K takes 2.8 %, Q5_K 2.3
+/// % and Q3_K 3.6 % more. The number of rows is rounded up to a multiple of sixteen. Of our own formats, NF4
+/// takes 4.25 bits per weight and NVFP4 4.56. In addition to their codes, integers of up to four bits take
+/// half a bit per weight (one bit with offsets) in groups of 32, and less in groups of up to 128; larger
+/// integers take half a bit or one bit in any group (and seven-bit codes are stored in eight).
 ///
 /// # Example
 /// ```
@@ -65,8 +65,8 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Repacks a tensor of a GGUF file, on all threads of the pool. The file's pages leave resident memory as
-    /// they have been copied; see [`TensorView::advise_done`].
+    /// Repacks a tensor of a GGUF file, on all threads of the pool. The file's pages leave resident memory
+    /// once they are copied; see [`TensorView::advise_done`].
     ///
     /// # Errors
     /// As [`from_bytes`](Self::from_bytes).
@@ -78,13 +78,13 @@ impl PackedMatrix {
     /// Repacks rows of GGUF blocks, on all threads of the pool.
     ///
     /// # Errors
-    /// [`Error::Gguf`] when a row is not whole blocks, [`Error::Length`] when `bytes` holds more or less than
-    /// the rows, [`Error::OutOfMemory`] when the system has no memory for the matrix.
+    /// [`Error::Gguf`] when a row is not whole blocks, [`Error::Length`] when the number of bytes does not
+    /// match the rows, [`Error::OutOfMemory`] when the system has no memory for the matrix.
     pub fn from_bytes(format: Format, n_rows: usize, n_cols: usize, bytes: &[u8]) -> Result<Self> {
         Self::pack(format, n_rows, n_cols, bytes, |_| ())
     }
 
-    /// `done` is told which bytes have been read for good.
+    /// `done` is called with the bytes that are no longer needed.
     fn pack(
         format: Format,
         n_rows: usize,
@@ -120,9 +120,8 @@ impl PackedMatrix {
         Self::from_bytes(Format::F32, n_rows, n_cols, &bytes)
     }
 
-    /// Packs a quantized matrix: the weights as they are stored, which are those of inputs that were
-    /// divided by [`QuantizedMatrix::input_scales`] and then rotated by
-    /// [`QuantizedMatrix::rotation`], where there are any.
+    /// Packs the stored weights of a quantized matrix. They apply to inputs that were divided by
+    /// [`QuantizedMatrix::input_scales`] and then rotated by [`QuantizedMatrix::rotation`], if there are any.
     ///
     /// # Errors
     /// [`Error::NoProduct`] for groups that are not whole blocks of 32 columns, [`Error::OutOfMemory`].
@@ -165,7 +164,7 @@ impl PackedMatrix {
         let too_much = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let (scales_start, n_bytes) =
             total.ok_or_else(|| Error::OutOfMemory { n_bytes: usize::MAX, source: too_much() })?;
-        // Fresh pages are zero, which makes the rows that fill up the last tile zero.
+        // Fresh pages are zero, so the padding rows of the last tile are zero.
         let storage =
             MmapMut::map_anon(n_bytes.max(1)).map_err(|source| Error::OutOfMemory { n_bytes, source })?;
         #[cfg(target_os = "linux")]
@@ -209,7 +208,7 @@ impl PackedMatrix {
         self.n_cols
     }
 
-    /// The format that the weights came in.
+    /// The original format of the weights.
     pub fn encoding(&self) -> Encoding {
         self.encoding
     }
@@ -235,7 +234,7 @@ impl PackedMatrix {
     }
 
     /// Decodes one row, with the bits that [`Format::decode_row`] gives for the row it was packed from.
-    /// (NF4's levels are those in 127ths that the product has.)
+    /// (NF4's levels are rounded to 127ths, as in the product.)
     ///
     /// # Errors
     /// [`Error::RowIndex`] when there is no such row, [`Error::Length`] when `out` is not `n_cols` long.
@@ -272,16 +271,16 @@ impl PackedMatrix {
     /// Multiplies rows of activations with the matrix:
     /// `out[r * out_stride + o] = sum over k of x[r, k] * w[o, k]`.
     ///
-    /// Activations meet integer formats as signed bytes with a scale per block of 32, floating-point
-    /// formats as they are. A result does not depend on the number of rows in the call, on the number of
-    /// threads or on the instruction set.
+    /// For integer formats activations are quantized to signed bytes with a scale per block of 32; for
+    /// floating-point formats they are used unchanged. A result does not depend on the number of rows in the
+    /// call, on the number of threads or on the instruction set.
     ///
     /// # Shapes
     /// `x`: `[n_x, n_cols]`; `out`: `n_x` rows of `n_rows` results, `out_stride` apart.
     ///
     /// # Errors
-    /// [`Error::Columns`] when `x` has not `n_cols` columns, [`Error::Length`] when `out` is too short or
-    /// `out_stride` less than a row.
+    /// [`Error::Columns`] when `x` does not have `n_cols` columns, [`Error::Length`] when `out` is too short
+    /// or `out_stride` less than a row.
     pub fn matmul(&self, x: &Activations<'_>, out: &mut [f32], out_stride: usize) -> Result<()> {
         product::multiply(&[self], x, product::as_uninit(out), out_stride)
     }

@@ -1,4 +1,5 @@
-//! The product of activations with one or several matrices: checks, and the split of the work into tasks.
+//! The product of activations with one or several matrices: checks, and and the division of the work into
+//! tasks.
 
 use crate::{
     Activations, Error, PackedMatrix, Result,
@@ -11,24 +12,25 @@ use breakers_cpu::{
 };
 use std::{borrow::Borrow, mem::MaybeUninit};
 
-/// A slice of numbers as one that may be written only.
+/// A slice of numbers as a write-only slice.
 pub(crate) fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: the layout is the same, and `multiply` writes nothing but numbers.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
-/// Bytes of activations that are multiplied with one tile after the other: half of a usual
-/// second-level cache.
+/// Bytes of activations that are multiplied with one tile after the other: half of a typical second-level
+/// cache.
 const GROUP_BYTES: usize = 512 * 1024;
 /// Bytes of quantized activations per column.
 const BYTES_PER_VALUE: f32 = 52.0 / 32.0;
-/// Tasks a thread gets, so that a thread that is slower or late leaves work to others.
+/// Tasks per thread: several, so that a slow or late thread leaves work to the others.
 const TASKS_PER_THREAD: usize = 8;
 
 /// Multiplies activations with each of `parts`; the results of the parts stand side by side
 /// in a row of `out`.
 ///
-/// Where it returns `Ok`, it has written all of each row but for what `out_stride` leaves between rows.
+/// If it returns `Ok`, it has written all of each row, except for the gaps that `out_stride` leaves between
+/// rows.
 pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
     parts: &[M],
     x: &Activations<'_>,

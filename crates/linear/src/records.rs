@@ -1,4 +1,4 @@
-//! Rows of our own formats as they lie in the memory of a device, one record a row:
+//! Rows of our own formats as they are stored in a device's memory, one record per row:
 //!
 //! | format | record |
 //! |---|---|
@@ -7,8 +7,8 @@
 //! | NF4 | for each group of 64: a half-precision scale of levels in 127ths, 64 codes |
 //! | NVFP4 | the matrix's factor in half precision and two bytes of zeros; for each 32 columns two E4M3 scales, 32 codes |
 //!
-//! Codes follow each other, the lowest bits first. The numbers are those of the CPU's tiles, so that both
-//! have the same weights: scales of NF4 and the factor of NVFP4 are rounded to half precision.
+//! Codes follow each other, the lowest bits first. The numbers are the same as in the CPU's tiles, so that
+//! both have the same weights: scales of NF4 and the factor of NVFP4 are rounded to half precision.
 
 use crate::{
     Result,
@@ -21,7 +21,7 @@ use crate::{
 use breakers_cpu::pool;
 use breakers_gguf::{Encoding, GroupFormat, GroupMatrix, GroupScales, from_e4m3};
 
-/// Rows that a task of the pool writes at least.
+/// The fewest rows that a task of the pool writes.
 const TASK_ROWS: usize = 16;
 
 /// Columns whose scales and codes are stored together, bytes of them, and of these the bytes

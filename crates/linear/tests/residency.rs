@@ -1,5 +1,5 @@
-//! Pages of tensors that are done with leave resident memory. One test, alone in its process, because it
-//! measures the process.
+//! Pages of tensors that are no longer needed leave resident memory. This is a single test in its own
+//! process, because it measures the process.
 #![cfg(target_os = "linux")]
 
 use breakers_gguf as gguf;
@@ -33,7 +33,7 @@ fn sum(tensor: gguf::TensorView<'_>) -> u64 {
     tensor.bytes().iter().map(|&byte| u64::from(byte)).sum()
 }
 
-/// Holds a change of resident memory against what it should be, within 2 MiB (the kernel counts in batches,
+/// Compares a change of resident memory with the expected one, within 2 MiB (the kernel counts in batches,
 /// and maps some pages around those that are read).
 #[track_caller]
 fn check(what: &str, before: usize, after: usize, expected_mib: isize) {
@@ -73,7 +73,7 @@ fn tensors_that_are_done_with_leave_resident_memory() {
     let both_done = resident();
     check("second done", one_done, both_done, -32);
 
-    // Nothing is lost, and done is not for ever.
+    // Nothing is lost, and the pages can be read again.
     assert_eq!([sum(first), sum(second)], sums);
     let again = resident();
     check("reading again", both_done, again, 64);

@@ -407,7 +407,7 @@ fn half(bits: u32) -> f32 {
     let normal = magnitude + 0x3800_0000u32;
     // Infinities and NaN keep the largest exponent.
     let finite_or_not = select(magnitude >= 0x0F80_0000u32, normal + 0x3800_0000u32, normal);
-    // A subnormal is its fraction with an exponent of 2^-14, less the leading one that this brings.
+    // A subnormal number is its fraction with an exponent of 2^-14, minus the leading one that this adds.
     let subnormal = f32::reinterpret(magnitude + 0x3880_0000u32) - f32::reinterpret(0x3880_0000u32.runtime());
     let value = select(magnitude < 0x0080_0000u32, u32::reinterpret(subnormal), finite_or_not);
     f32::reinterpret(value | ((bits & 0x8000u32) << 16u32))
@@ -436,7 +436,7 @@ fn word_at(words: &Tensor<u32>, byte: usize, #[comptime] on_word: bool) -> u32 {
     if comptime!(on_word) { words[byte / 4] } else { bytes_at(words, byte, 4usize) }
 }
 
-/// Up to four bytes; what lies in the result above them is any bits.
+/// Up to four bytes; the bits above them in the result are unspecified.
 #[cube]
 pub(super) fn bytes_at(words: &Tensor<u32>, byte: usize, #[comptime] n: usize) -> u32 {
     let shift = (byte % 4 * 8) as u32;

@@ -1,4 +1,4 @@
-//! Few rows: the weights are what takes time, so each is read once for up to eight rows.
+//! Few rows: reading the weights takes most of the time, so each is read once for up to eight rows.
 
 use super::{
     at_most,
@@ -25,7 +25,7 @@ pub(super) fn launch(x: CubeTensor, words: CubeTensor, out: CubeTensor, spec: Ma
     let rows = n_x.next_power_of_two().min(MAX_ROWS);
     let client = out.client.clone();
     // SAFETY: the caller checked that the words hold the matrix and that its columns are the activations';
-    // the kernel limits every row and column to what there is, and its loops end.
+    // the kernel limits every row and column to existing ones, and its loops end.
     unsafe {
         few_rows_kernel::launch_unchecked(
             &client,

@@ -1,9 +1,9 @@
 //! AVX2 with FMA and F16C: eight rows and four columns per step.
 //!
-//! The dot product of unsigned with signed bytes adds pairs in saturating 16-bit lanes. Codes of up to
-//! six bits stay below the limit (`2 * 63 * 127 < 2^15`), with room for sums of several groups when they
-//! are narrower. Eight-bit codes are made signed; their magnitude (at most 128) then meets activations
-//! that took over the sign.
+//! The dot product of unsigned with signed bytes adds pairs in saturating 16-bit lanes. Codes of up to six
+//! bits stay below the limit (`2 * 63 * 127 < 2^15`), with room for sums of several groups if the codes are
+//! narrower. Eight-bit codes are made signed; their magnitudes (at most 128) are then multiplied with
+//! activations that have taken over the sign.
 
 use super::{BLOCK, Codes, Outputs, Scales, TILE, Tile};
 use breakers_cpu::activations::Panel;
@@ -83,7 +83,7 @@ unsafe fn add<C: Codes>(
     }
 }
 
-/// Whether the codes that meet activations need all eight bits.
+/// Whether codes need all eight bits in the product.
 const fn is_wide<C: Codes>() -> bool {
     C::BITS == 8 || C::OFFSET_SHIFT == 7
 }
@@ -112,7 +112,7 @@ unsafe fn dot<C: Codes, const N: usize>(
         let ones = _mm256_set1_epi16(1);
         let four = |g: usize| _mm256_set1_epi32(input.add(4 * g).cast::<i32>().read_unaligned());
         if is_wide::<C>() {
-            // What codes without an offset have more than the signed bytes.
+            // Codes without an offset exceed the signed bytes by this.
             let mut sum = if C::OFFSET_SHIFT < 0 {
                 _mm256_slli_epi32::<7>(_mm256_set1_epi32(negative_sum.read().wrapping_neg()))
             } else {
@@ -275,7 +275,7 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize, side: usize) -> ([__
             }
             Scales::HalvesE4M3 => {
                 let factor = _mm256_mul_ps(half(0), _mm256_set1_ps(super::E4M3_REBIAS));
-                // No closure: one of this size is compiled on its own, without the instructions.
+                // Not a closure: one of this size would be compiled separately, without the instructions.
                 let first = e4m3(byte(1, 2 * within));
                 let second = e4m3(byte(1, 2 * within + 1));
                 ([_mm256_mul_ps(factor, first), _mm256_mul_ps(factor, second)], zero)

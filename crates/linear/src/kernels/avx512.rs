@@ -34,7 +34,7 @@ pub(super) unsafe fn multiply<C: Codes, const R: usize>(tile: Tile<'_>, panel: P
     });
 }
 
-/// Asks for what lies [`AHEAD`] of a block.
+/// Prefetches the bytes that are [`AHEAD`] of a block.
 #[inline(always)]
 fn prefetch<C: Codes>(tile: Tile<'_>, block: usize) {
     let codes = tile.codes.as_ptr().wrapping_add(AHEAD + block * C::BLOCK_BYTES);
@@ -244,7 +244,7 @@ unsafe fn scales<C: Codes>(scales: *const u8, block: usize) -> ([__m512; 2], [__
             }
             Scales::HalvesE4M3 => {
                 let factor = _mm512_mul_ps(half(0), _mm512_set1_ps(super::E4M3_REBIAS));
-                // No closure: one of this size is compiled on its own, without the instructions.
+                // Not a closure: one of this size would be compiled separately, without the instructions.
                 let first = e4m3(byte(1, 2 * within));
                 let second = e4m3(byte(1, 2 * within + 1));
                 ([_mm512_mul_ps(factor, first), _mm512_mul_ps(factor, second)], zero)

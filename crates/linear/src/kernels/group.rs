@@ -10,9 +10,9 @@
 //! | NF4 | levels in 127ths | half precision, for 2 blocks |
 //! | NVFP4 | levels doubled | a half-precision factor for 8 blocks, E4M3 for each half block |
 //!
-//! Groups of more columns than that repeat their scales. NF4's levels are off by at most 1/254 of a group's
-//! largest weight, as activations are of a block's; and scales of NF4 and NVFP4 by a rounding to half
-//! precision. All else is exact.
+//! Larger groups repeat their scales. NF4's levels have an error of at most 1/254 of a group's largest
+//! weight, just as activations have one of 1/254 of a block's largest value. Scales of NF4 and NVFP4 are
+//! rounded to half precision. Everything else is exact.
 
 use super::{Codes, Scales};
 use crate::{Error, Result};
@@ -21,7 +21,7 @@ use breakers_gguf::{E2M1_LEVELS, GroupFormat, NF4_LEVELS};
 /// Most blocks of 32 columns that share a scale in a tile.
 const MOST_BLOCKS: usize = 4;
 
-/// How a [`GroupFormat`] lies in a tile.
+/// The layout of a [`GroupFormat`] in a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GroupLayout {
     Affine2(Span),
@@ -49,7 +49,7 @@ pub(crate) enum Span {
 }
 
 impl GroupLayout {
-    /// The layout of a format whose groups divide rows of so many columns.
+    /// The layout of a format whose groups divide rows of `n_cols` columns.
     ///
     /// # Errors
     /// [`Error::NoProduct`] for groups or rows that are not whole blocks of 32 columns (16 in
@@ -92,8 +92,8 @@ impl GroupLayout {
     }
 }
 
-/// What is added to a format's codes in a tile of `C`: symmetric formats have their zero at half as many
-/// levels as they have, tiles at what the kernels subtract.
+/// The number that is added to a format's codes in a tile of `C`: the zero of symmetric formats is at the
+/// middle level, that of tiles at the offset that the kernels subtract.
 pub(crate) fn code_offset<C: Codes>(format: GroupFormat) -> u8 {
     match format {
         GroupFormat::Symmetric { bits, .. } => (C::OFFSET - ((1 << (bits - 1)) - 1)) as u8,
@@ -121,7 +121,7 @@ impl<const BITS: usize, const SPAN: usize> Codes for Symmetric<BITS, SPAN> {
     const SCALES: Scales = Scales::HalfOf(SPAN);
 }
 
-/// What NF4's levels are multiplied with to be integers.
+/// The factor that turns NF4's levels into integers.
 pub(crate) const NF4_STEPS: f32 = 127.0;
 
 /// Quantiles of the normal distribution.
@@ -134,7 +134,7 @@ impl Codes for Nf4 {
     const SCALES: Scales = Scales::HalfOf(2);
 }
 
-/// What E2M1's levels are multiplied with to be integers.
+/// The factor that turns E2M1's levels into integers.
 pub(crate) const E2M1_STEPS: f32 = 2.0;
 
 /// E2M1 with a scale for each half block.

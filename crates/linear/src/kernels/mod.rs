@@ -1,4 +1,5 @@
-//! The matrix product over tiles of packed weights: what formats have in common, and the choice of a kernel.
+//! The matrix product over tiles of packed weights: what the formats have in common, and the choice of a
+//! kernel.
 //!
 //! # Layout
 //! Sixteen output rows make a tile. Within a tile, blocks of 32 columns follow each other; in a block, the
@@ -7,8 +8,8 @@
 //! holds four columns of sixteen rows, and one dot-product instruction adds them to sixteen 32-bit sums,
 //! against four activation bytes that are the same for all rows.
 //!
-//! Codes of fewer than eight bits share these 64-byte words: see [`code_bits`] for the bits.
-//! Scales lie apart from the codes, sixteen rows side by side too: see [`Scales`].
+//! Codes of fewer than eight bits share these 64-byte words: see [`code_bits`] for the bits. Scales are
+//! stored separately from the codes, also with sixteen rows side by side: see [`Scales`].
 //!
 //! # Order of arithmetic
 //! Each (row, output) has one `f32` accumulator, and blocks are added in ascending order by the same
@@ -20,8 +21,8 @@
 //! - a scale per half of a block: `t = i0 * d0; t = fma(i1, d1, t)`, with minima `t = fma(-m0, -s0, t)` and
 //!   `t = fma(-m1, -s1, t)` with `s0`, `s1` the integer sums; `acc = fma(t, a, acc)`.
 
-/// Writes the body out once for each of the first `$n_rows` rows, with the row as a constant: left to itself
-/// the compiler makes a loop of it, and keeps the sums in memory.
+/// Unrolls the body for each of the first `$n_rows` rows, with the row as a constant. Otherwise the compiler
+/// would make a loop and keep the sums in memory.
 #[cfg(target_arch = "x86_64")]
 macro_rules! each_row {
     ($n_rows:ident, $row:ident => $body:block) => {
@@ -61,7 +62,7 @@ pub(crate) const TILE: usize = 16;
 /// Columns in a block.
 pub(crate) const BLOCK: usize = 32;
 
-/// How the scales of a tile lie in memory; each line is sixteen rows side by side.
+/// The layout of a tile's scales in memory; each line holds sixteen rows side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scales {
     /// Per block: half-precision scales.
@@ -120,7 +121,7 @@ impl Scales {
     }
 }
 
-/// What a kernel has to know of a format of integer codes; every item is a constant, so that kernels are
+/// What a kernel needs to know about a format of integer codes. Every item is a constant, so that kernels are
 /// compiled for each format.
 pub(crate) trait Codes {
     /// Bits of a code.
@@ -253,7 +254,7 @@ pub(crate) fn tile_bytes(layout: Layout, n_cols: usize) -> (usize, usize) {
     }
 }
 
-/// Whose codes a tile holds.
+/// The kind of codes in a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Those of a GGUF format, or its floats.
@@ -279,13 +280,13 @@ pub(crate) struct Tile<'a> {
     pub(crate) codes: &'a [u8],
     /// Scales, empty for floats.
     pub(crate) scales: &'a [u8],
-    /// Whether it still lies in memory: the kernel then asks for its bytes ahead of their use. Tiles lie one
-    /// behind the other, so that the last bytes of one ask for the first of the next.
+    /// Whether it is in memory and not in a cache; the kernel then prefetches its bytes. Tiles follow each
+    /// other in memory, so prefetching at the end of one tile fetches the beginning of the next.
     pub(crate) is_cold: bool,
 }
 
-/// How many bytes ahead that is. What is further ahead waits in the second-level cache; the processor's own
-/// prefetching stops at the end of a page.
+/// How many bytes ahead to prefetch. Data further ahead would only wait in the second-level cache. The
+/// processor's own prefetching stops at the end of a page.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8192;
 

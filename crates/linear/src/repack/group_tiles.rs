@@ -7,8 +7,8 @@ use crate::kernels::{
 };
 use breakers_gguf::{GroupMatrix, GroupScales};
 
-/// What E4M3 scales are taken for in a tile, over what they are: it keeps the factor of usual weights out of
-/// the subnormal numbers of half precision.
+/// The ratio between how E4M3 scales are interpreted in a tile and their true values. It keeps the factor of
+/// typical weights out of the subnormal range of half precision.
 pub(crate) const E4M3_SHIFT: f32 = 1.0 / 1024.0;
 
 /// Packs up to sixteen rows from `first_row` on; rows that are missing are left as they are (zero).
@@ -61,7 +61,7 @@ fn pack_scales<C: Codes>(groups: &GroupMatrix, from: usize, row: usize, scales: 
             GroupScales::Nf4 { .. } => put(0, half(groups.scales().value(at).0 / NF4_STEPS)),
             GroupScales::NvFp4 { codes, scale } => {
                 put(0, half(scale / E2M1_STEPS / E4M3_SHIFT));
-                // The last lines of a row may be fewer than there is room for.
+                // There may be fewer last lines in a row than there is room for.
                 let end = codes.len().min(first + groups.n_cols() / group);
                 for (half, &code) in codes[at..end.min(at + 2 * C::SCALES.blocks())].iter().enumerate() {
                     lines[2 * TILE + half * TILE + row] = code;

@@ -1,10 +1,11 @@
-//! Where a GGUF block keeps its codes and scales. The layouts are told in [`Format`](breakers_gguf::Format).
+//! Where a GGUF block keeps its codes and scales. The layouts are described in
+//! [`Format`](breakers_gguf::Format).
 
 use crate::kernels::{
     Codes, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Scales, TILE,
 };
 
-/// A GGUF block: as many blocks of 32 columns as have their scales together.
+/// A GGUF block: the blocks of 32 columns whose scales are stored together.
 pub(super) trait Source: Codes {
     /// Bytes of the block.
     const SOURCE_BYTES: usize;

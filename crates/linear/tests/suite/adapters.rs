@@ -1,4 +1,4 @@
-//! Low-rank additions on every device, against sums in double precision.
+//! Low-rank additions on every device, compared with sums in double precision.
 
 use breakers_backend::harness::{self, Inputs, Operation, Tolerance, values};
 use breakers_linear::{Error, LowRank, QuantizedLinear};

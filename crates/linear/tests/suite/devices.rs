@@ -1,4 +1,5 @@
-//! The layers of every format on every device that this build has, against products in double precision.
+//! The layers of every format on every device that this build has, compared with products in double
+//! precision.
 
 use crate::support::Random;
 use breakers_backend::harness::{self, Inputs, Operation, Outputs, Tolerance, values};
@@ -10,7 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 /// Results are divided by the sum of the weights' magnitudes. Activations up to 1 as eight bits for each 32
 /// are off by 1/254 at most.
 const EIGHT_BITS: Tolerance = Tolerance::new("activations of eight bits", 4e-3, 0.0);
-/// A few roundings of sums that are small against that sum.
+/// A few roundings of sums that are small compared with that sum.
 const OTHER_ORDER: Tolerance = Tolerance::new("another order of summation", 1e-6, 0.0);
 /// A single 1 in eight bits, and minima that are added after the product.
 const ONE_IN_EIGHT_BITS: Tolerance = Tolerance::new("a one of eight bits", 2e-6, 2e-6);
@@ -140,7 +141,7 @@ fn every_format_in_every_leg() {
     }
 }
 
-/// The rows of the identity, in calls of 16 and all at once, bring out each weight.
+/// The rows of the identity, in calls of 16 and all at once, give each weight.
 #[test]
 fn weights_are_decoded_exactly() {
     for format in Format::ALL {
