@@ -16,16 +16,16 @@ pub enum Error {
     /// The tokenizer or the chat template.
     #[error(transparent)]
     Tokenizer(#[from] breakers_tokenizer::Error),
-    /// Weights that no product can be made of.
+    /// The weights cannot be used in a product.
     #[error(transparent)]
     Linear(#[from] breakers_linear::Error),
     /// The cache of keys and values.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// Logits that nothing can be chosen from.
+    /// No token can be chosen from the logits.
     #[error(transparent)]
     Sampling(#[from] breakers_core::SamplingError),
-    /// One step (or one segment) of a pass is the cause.
+    /// One step (or one segment) of a pass is at fault.
     #[error("step {step} of the pass: {source}")]
     AtStep {
         /// Its index.
@@ -41,7 +41,7 @@ pub enum Error {
         /// What is implemented.
         known: &'static [&'static str],
     },
-    /// A model that turns texts into vectors was to be loaded as one that continues texts.
+    /// The model turns texts into vectors, and cannot continue texts.
     #[error(
         "{path} is a {found:?} model: it turns texts into vectors and continues none",
         path = path.display()
@@ -57,18 +57,20 @@ pub enum Error {
     Hyperparameter {
         /// Its name in the file.
         name: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
-        /// What it is.
+        /// The value in the file.
         found: String,
     },
-    /// Hyperparameters that nobody reads: the model would compute something else than it was trained for.
+    /// There are hyperparameters that are not implemented: without them the model would compute something
+    /// other than what it was trained for.
     #[error("the file sets {}, which {} not implemented", .names.join(", "), if .names.len() == 1 { "is" } else { "are" })]
     UnreadKeys {
         /// Their names in the file.
         names: Vec<String>,
     },
-    /// Tensors that nobody reads: the model would compute something else than it was trained for.
+    /// There are tensors that are not used: without them the model would compute something other than what it
+    /// was trained for.
     #[error("the file has {} tensors that a {architecture} model of {n_blocks} blocks does not use: {}", .names.len(), listed(.names))]
     UnreadTensors {
         /// The architecture.
@@ -96,7 +98,7 @@ pub enum Error {
         /// What the file says.
         found: String,
     },
-    /// Something about one tensor.
+    /// An error about one tensor.
     #[error("tensor {name}: {source}")]
     Tensor {
         /// The tensor.
@@ -104,7 +106,7 @@ pub enum Error {
         /// What is wrong with it.
         source: BoxError,
     },
-    /// A window of text that is empty or too long.
+    /// A window of text is empty or too long.
     #[error("a window of {found} tokens; 1 to {limit} are possible")]
     WindowLength {
         /// Tokens that the model can see at a time.
@@ -112,7 +114,7 @@ pub enum Error {
         /// Tokens of the window.
         found: usize,
     },
-    /// A context that the model cannot have.
+    /// The model cannot have a context of this length.
     #[error("a context of {found} tokens; the model can have 1 to {limit}")]
     ContextLength {
         /// Tokens that the model was trained for.
@@ -134,7 +136,7 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
-    /// The tokenizer knows ids that the embedding table lacks.
+    /// The tokenizer has ids that the embedding table lacks.
     #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
     Vocabulary {
         /// Tokens of the tokenizer.
@@ -142,7 +144,7 @@ pub enum Error {
         /// Rows of the table.
         rows: usize,
     },
-    /// What watches the inputs of matrices has failed.
+    /// The observer of matrix inputs has failed.
     #[error("what watches the inputs of matrices has failed: {0}")]
     Observer(#[source] BoxError),
     /// A result could not be read back from the device.
@@ -151,12 +153,12 @@ pub enum Error {
         /// What the backend says.
         reason: String,
     },
-    /// JSON that does not parse, or holds something else than expected.
+    /// JSON does not parse, or has other contents than expected.
     #[error("{what} is not valid JSON, or not of its format")]
     Json {
         /// What was read.
         what: &'static str,
-        /// Where it breaks.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// A file cannot be read.
@@ -164,7 +166,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -188,7 +190,8 @@ impl Error {
     }
 }
 
-/// A failure below becomes the caller's own kind of error where there is one, and else keeps its cause.
+/// An error from below becomes the same kind of error of `breakers-core` if there is one, and otherwise keeps
+/// its cause.
 impl Error {
     /// The same error with the step that caused it.
     pub(crate) fn at_step(self, step: usize) -> Self {

@@ -2,11 +2,11 @@
 //!
 //! - [`Model`] loads a file; its [`Runner`] holds sequences and is a
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
-//! - [`walk`] leads a text through one block after the other, for those who change the weights on the way, as
+//! - [`walk`] runs a text through one block after the other, for code that changes the weights on the way, as
 //!   `breakers-quant` does;
-//! - [`ops`] are the operations of a block other than matrix products, norms and attention.
+//! - [`ops`] has the operations of a block other than matrix products, norms and attention.
 //!
-//! Generating text (streams, stop strings, batches, speculation) is `breakers-spec-decode`'s trade: its
+//! For generating text (streams, stop strings, batches, speculation) there is `breakers-spec-decode`: its
 //! `Engine` answers requests with any model of this crate.
 //!
 //! # Example

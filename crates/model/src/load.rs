@@ -18,10 +18,11 @@ use crate::{Error, Runner};
 use breakers_tokenizer::Tokenizer;
 use breakers_tokenizer::{ChatTemplate, TemplateError};
 
-/// Enough rows that reading the weights takes little of a pass. What a pass of more rows writes in between no
-/// longer fits the caches, and is so large that the allocator takes fresh pages from the system each time.
+/// Enough rows that reading the weights is a small part of a pass. With more rows the intermediate results
+/// would no longer fit into the caches, and would be so large that the allocator requests fresh pages from
+/// the system each time.
 const CPU_ROWS: usize = 128;
-/// GPUs need more rows to be busy.
+/// GPUs need more rows to be fully used.
 const GPU_ROWS: usize = 512;
 
 /// How a model is loaded.
@@ -31,12 +32,13 @@ pub struct LoadOptions {
     pub device: Device,
     /// How the plain cache stores keys and values.
     pub cache_element: Element,
-    /// A file of matrices ([`breakers_gguf::matrix_file`]) that take the place of the model's tensors of the
-    /// same names: matrices, embeddings, head, and vectors as matrices of one row.
+    /// A file of matrices ([`breakers_gguf::matrix_file`]) that replace the model's tensors of the same
+    /// names: matrices, embeddings, head, and vectors as matrices with one row.
     pub matrices: Option<PathBuf>,
-    /// Tokens that a sequence may hold, at most what the model was trained for; `None`: that many.
+    /// The most tokens that a sequence may hold, up to what the model was trained for; `None`: that many.
     pub max_context: Option<usize>,
-    /// Rows computed at a time; longer prompts are fed in passes. Changes memory and speed, not results.
+    /// Rows computed at a time; longer prompts are fed in several passes. This affects memory and speed, but
+    /// not results.
     pub rows_per_pass: usize,
 }
 
@@ -64,7 +66,8 @@ struct Inner {
     decoder: Decoder,
     info: ModelInfo,
     tokenizer: Tokenizer,
-    /// A template that does not parse is an error when it is asked for: the model can be used without it.
+    /// A template that does not parse is an error only when it is requested: the model can be used without
+    /// it.
     chat: Result<Option<ChatTemplate>, TemplateError>,
     path: PathBuf,
     options: LoadOptions,
@@ -123,7 +126,7 @@ impl Model {
         Runner::new(self.clone())
     }
 
-    /// Layers and limit that a sequence's cache has.
+    /// The layers and the limit of a sequence's cache.
     pub fn cache_shape(&self) -> CacheShape {
         self.inner.decoder.cache_shape()
     }
@@ -169,22 +172,22 @@ impl Model {
         self.inner.decoder.bytes()
     }
 
-    /// What the products of a forward pass cost, by kind. Their times are those of the `tracing` spans of the
-    /// same names; beside these there are `embedding`, `norm`, `heads` (split, norm and rotation),
-    /// `attention`, `activation`, `residual` and `choice` (arg-max or top-k). Of experts the products count
-    /// that one row needs.
+    /// The cost of a forward pass's products, by kind. `tracing` spans of the same names give their times;
+    /// there are also spans `embedding`, `norm`, `heads` (split, norm and rotation), `attention`,
+    /// `activation`, `residual` and `choice` (arg-max or top-k). For experts, only the products that one row
+    /// needs are counted.
     pub fn products(&self) -> Vec<ProductCost> {
         self.inner.decoder.products()
     }
 
-    /// Multiplications of attention in a forward pass, scores and weighted sums, for rows after `n_past`
+    /// Multiplications of attention in a forward pass (scores and weighted sums) for rows after `n_past`
     /// tokens; rows beyond the context do not count.
     pub fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
         self.inner.decoder.attention_multiplications(n_past, n_rows)
     }
 
-    /// Bytes of a plain cache that attention of `n_rows` rows after `n_past` tokens reads once: what windows
-    /// hide is not among them.
+    /// Bytes of a plain cache that attention of `n_rows` rows after `n_past` tokens reads, each counted once,
+    /// without the tokens that windows hide.
     ///
     /// # Units
     /// Bytes of keys and values, in the element type of [`LoadOptions::cache_element`].
@@ -206,7 +209,7 @@ impl Model {
     }
 }
 
-/// The template of a file, with the tokens that begin and end a text by the tokenizer.
+/// The template of a file, with the tokenizer's begin and end tokens.
 fn chat_template(file: &gguf::File, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TemplateError> {
     let template = match ChatTemplate::from_gguf(file) {
         Ok(template) => template,

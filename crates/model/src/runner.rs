@@ -1,4 +1,4 @@
-//! A model with its sequences: the [`LanguageModel`] that everything above drives.
+//! A model with its sequences: the [`LanguageModel`] that higher layers use.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use burn::tensor::Tensor;
 use crate::ops::best::{MAX_K, MAX_VOCAB, best};
 use crate::{Error, Model};
 
-/// Rows whose logits are computed at a time: bounds the memory of a head with a large vocabulary.
+/// Rows whose logits are computed at a time. This bounds the memory for a large vocabulary.
 const HEAD_ROWS: usize = 32;
 
 /// Makes the cache of a new sequence.
@@ -22,12 +22,12 @@ pub type CacheFactory = dyn Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers
 /// Sequences over one set of weights.
 ///
 /// Several runners may share a [`Model`]; each has its own sequences. Logits of a row have the same bits
-/// whatever else is in the call, however its prefix was fed and on however many threads.
+/// whatever else is in the call, however its prefix was fed, and for any number of threads.
 ///
 /// # Cost
-/// A step of `n` rows is one pass over the weights, in passes of at most
-/// [`LoadOptions::rows_per_pass`](crate::LoadOptions::rows_per_pass) rows. The head is computed for rows that
-/// want something only.
+/// A step of `n` rows reads the weights once for every
+/// [`LoadOptions::rows_per_pass`](crate::LoadOptions::rows_per_pass) rows. The head is computed only for rows
+/// that have an output.
 pub struct Runner {
     model: Model,
     sequences: BTreeMap<SequenceId, Box<dyn KvCache>>,
@@ -35,7 +35,7 @@ pub struct Runner {
     cache: Box<CacheFactory>,
 }
 
-/// A stretch of one step's rows that is computed in one pass.
+/// A range of one step's rows that is computed in one pass.
 struct Part {
     step: usize,
     rows: std::ops::Range<usize>,
@@ -50,7 +50,7 @@ impl Runner {
         Self { model, sequences: BTreeMap::new(), next: 0, cache: Box::new(cache) }
     }
 
-    /// A runner whose sequences use another cache (a compressed one, say).
+    /// A runner whose sequences use another cache, such as a quantized one.
     pub fn with_cache(
         mut self,
         cache: impl Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send + 'static,
@@ -64,7 +64,7 @@ impl Runner {
         &self.model
     }
 
-    /// Bytes of the pages that the sequences hold, each page once, however many of them share it.
+    /// Bytes of the pages that the sequences hold. A page that several of them share is counted once.
     pub fn page_bytes(&self) -> usize {
         let mut meters: Vec<&PageMeter> = Vec::new();
         let mut unmetered = 0;
@@ -146,7 +146,7 @@ impl Runner {
     }
 
     fn pass(&mut self, steps: &mut [Step], parts: &[Part]) -> Result<(), Error> {
-        // The caches leave the map for the length of the pass, so that several can be borrowed at once.
+        // The caches are taken out of the map during the pass, so that several can be borrowed at once.
         let mut caches: Vec<Box<dyn KvCache>> =
             parts.iter().filter_map(|p| self.sequences.remove(&steps[p.step].sequence)).collect();
         let result = run(&self.model, steps, parts, &mut caches);
@@ -269,7 +269,7 @@ fn answer(
     if tapped { to_vec(hidden) } else { Ok(Vec::new()) }
 }
 
-/// What is wanted of each row `[n, width]`. An error comes with the row that caused it, if one did.
+/// The output of each row `[n, width]`. An error names the row that caused it, if there is one.
 fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let logits = model.decoder().logits(hidden);
     let _span = tracing::trace_span!("choice").entered();
@@ -281,7 +281,7 @@ fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Outpu
     rows.map(|(i, (row, want))| output(row, *want).map_err(|error| (Some(i), error))).collect()
 }
 
-/// What is wanted of a row of logits on the host.
+/// The output for a row of logits on the host.
 fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
     Ok(match want {
         Want::ArgMax => Output::ArgMax(argmax(logits)?),
@@ -295,7 +295,7 @@ fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
     })
 }
 
-/// What is wanted of rows of logits, of which only those leave the device that are wanted whole.
+/// The outputs for rows of logits. Only rows whose logits are wanted are copied from the device.
 fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let n_best = |want: &Want| match *want {
         Want::ArgMax => Some(1),
@@ -315,7 +315,7 @@ fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (
         if let Some(k) = n_best(want).filter(|k| (1..=most).contains(k)) {
             let (ids, logprobs) = found[row * 2 * most..(row + 1) * 2 * most].split_at(most);
             let (ids, logprobs) = (&ids[..k], &logprobs[..k]);
-            // Otherwise the host says what is wrong with the logits.
+            // Otherwise the host finds out what is wrong with the logits.
             if ids[0] >= 0.0 && logprobs[0].is_finite() {
                 let token = |(&id, &logprob): (&f32, &f32)| TokenLogprob { token: id as u32, logprob };
                 return Ok(match want {

@@ -1,14 +1,15 @@
-//! Where the matrices of a block read their inputs, and who may watch.
+//! Where the matrices of a block read their inputs, and how to observe them.
 
 use breakers_core::BoxError;
 
-/// A place in a transformer's block where matrices read their inputs; matrices of one place share them.
+/// A place in a transformer block where matrices read their inputs. Matrices of one place have the same
+/// inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum InputSite {
     /// Queries, keys and values.
     Attention,
-    /// The projection behind attention.
+    /// The projection after attention.
     AttentionOut,
     /// Gate and up projection.
     FeedForward,
@@ -17,11 +18,11 @@ pub enum InputSite {
 }
 
 impl InputSite {
-    /// All places, in the order in which a block comes through them.
+    /// All places, in the order in which a block computes them.
     pub const ALL: [InputSite; 4] =
         [InputSite::Attention, InputSite::AttentionOut, InputSite::FeedForward, InputSite::FeedForwardOut];
 
-    /// The matrices' names in GGUF files, behind `blk.N.`
+    /// The matrices' names in GGUF files, after `blk.N.`
     pub fn matrices(self) -> &'static [&'static str] {
         match self {
             InputSite::Attention => &["attn_q.weight", "attn_k.weight", "attn_v.weight"],
@@ -32,11 +33,11 @@ impl InputSite {
     }
 }
 
-/// Whom a model shows the inputs of its matrices: statistics for quantizers, for one.
+/// Something that sees the inputs of a model's matrices, such as the statistics that quantizers use.
 pub trait InputObserver {
     /// Sees rows of inputs `[n, n_cols]`.
     ///
     /// # Errors
-    /// Its own; the forward pass ends with it.
+    /// Its own errors, which end the forward pass.
     fn observe(&mut self, site: InputSite, rows: &[f32], n_cols: usize) -> Result<(), BoxError>;
 }

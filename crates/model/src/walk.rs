@@ -1,8 +1,8 @@
 //! A text through a model, one block at a time, for code that changes the weights on the way.
 //!
 //! # Memory
-//! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. What an observer
-//! collects comes on top.
+//! The hidden states of all tokens, 4 bytes × width × tokens, and the weights of one block. Data that an
+//! observer collects is not included.
 
 use std::sync::Arc;
 
@@ -62,17 +62,17 @@ pub struct BlockWalk {
 }
 
 impl BlockWalk {
-    /// Looks the embeddings of the windows' tokens up. A window sees nothing of the others.
+    /// Looks up the embeddings of the windows' tokens. Windows do not see each other.
     ///
     /// # Errors
-    /// [`Error::Gguf`] for a file that lacks the embeddings, [`Error::Linear`] for a token that has none;
-    /// those of the hyperparameters; [`Error::WindowLength`] for a window that is empty or longer than the
-    /// model's context; [`Error::Hyperparameter`] for a model with experts, whose inputs nobody observes yet.
+    /// [`Error::Gguf`] for a file that lacks the embeddings, [`Error::Linear`] for a token without one; those
+    /// of the hyperparameters; [`Error::WindowLength`] for a window that is empty or longer than the model's
+    /// context; [`Error::Hyperparameter`] for a model with experts, whose inputs cannot be observed yet.
     pub fn new(file: &gguf::File, windows: Vec<Vec<TokenId>>) -> Result<Self, Error> {
         Self::with_matrices(file, None, windows)
     }
 
-    /// As [`new`](Self::new), for a model whose file has another one laid over it.
+    /// As [`new`](Self::new), for a model with a file of replacement matrices.
     ///
     /// # Errors
     /// As [`new`](Self::new), and those of a matrix of that file that does not fit.
@@ -129,9 +129,9 @@ impl BlockWalk {
         self.spec.layers.iter().map(|layer| layer.n_heads / layer.n_kv_heads).max().unwrap_or(1)
     }
 
-    /// Feeds all windows to a block whose weights are those of `file`; `progress` is told of each window.
-    /// With `rotation` the weights are those of rotated hidden states. With `advance` the hidden states
-    /// become those behind the block, otherwise they stay.
+    /// Feeds all windows to a block with the weights in `file`, and calls `progress` after each window. With
+    /// `rotation` the weights are those for rotated hidden states. With `advance` the hidden states are
+    /// replaced by the block's output; otherwise they stay the same.
     ///
     /// # Errors
     /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the block's weights,
@@ -193,7 +193,7 @@ impl BlockWalk {
     ///
     /// # Errors
     /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the last norm, [`Error::Observer`] with
-    /// what `see` says.
+    /// the error of `see`.
     pub fn head_inputs(
         &self,
         file: &gguf::File,
@@ -214,7 +214,7 @@ impl BlockWalk {
     ///
     /// # Errors
     /// [`Error::Gguf`] and [`Error::TensorShape`] for a file without the last norm or a head,
-    /// [`Error::Linear`] for a head that no product can be made of.
+    /// [`Error::Linear`] for a head that cannot be used in a product.
     pub fn logits(&self, file: &gguf::File, every: usize) -> Result<Vec<Vec<f32>>, Error> {
         let every = every.max(1);
         let weights = Weights { file, store: self.matrices.as_deref(), device: &self.device };
@@ -246,7 +246,7 @@ impl BlockWalk {
     }
 }
 
-/// Fails for a model whose feed-forward layers have inputs that no [`InputSite`] names.
+/// Fails for a model whose feed-forward layers have inputs without an [`InputSite`].
 fn refuse_experts(spec: &DecoderSpec) -> Result<(), Error> {
     let experts = spec.layers.iter().find_map(|layer| match layer.feed_forward {
         FeedForwardSpec::Experts(experts) => Some(experts),

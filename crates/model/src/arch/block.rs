@@ -11,7 +11,7 @@ use super::tensors::Weights;
 use crate::ops::{Heads, RopeTable, split_heads};
 use crate::{Error, InputSite};
 
-/// The weights of a layer, and what the table says of it.
+/// The weights of a layer, and its row in the table.
 pub(crate) struct Block {
     pub(super) spec: LayerSpec,
     norm_eps: f32,
@@ -28,7 +28,7 @@ pub(crate) struct Block {
     post_feed_forward_norm: Option<Tensor<1>>,
 }
 
-/// Told of the inputs of a block's matrices.
+/// A callback that sees the inputs of a block's matrices.
 pub(crate) type Observe<'a> = dyn FnMut(InputSite, &Tensor<2>) -> Result<(), Error> + 'a;
 
 pub(crate) fn norm(x: Tensor<2>, weight: &Tensor<1>, eps: f32) -> Tensor<2> {
@@ -50,7 +50,7 @@ impl Block {
         let (q, kv, width) = (layer.q_width(), layer.kv_width(), spec.width);
         let biases = [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)];
         if layer.qkv_bias {
-            // One that the architecture needs must be there.
+            // Biases that the architecture requires must be there.
             for (part, _) in biases.iter().filter(|(part, _)| !weights.has(&name(part))) {
                 weights.file.require(&name(part))?;
             }
@@ -94,7 +94,7 @@ impl Block {
         }))
     }
 
-    /// What the block makes of the rows `x`, given what attention has found.
+    /// The block's output for the rows `x`, given the result of attention.
     pub(crate) fn finish(
         &self,
         mut x: Tensor<2>,

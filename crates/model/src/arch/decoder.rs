@@ -105,8 +105,8 @@ impl Decoder {
         self.head.bytes() + self.blocks.iter().map(Block::bytes).sum::<usize>()
     }
 
-    /// Runs the blocks over rows that belong to the segments, in their order. The caches have been told
-    /// of the step by `begin`; `kept` are the rows whose final hidden state is wanted, ascending.
+    /// Runs the blocks over rows that belong to the segments, in their order. `begin` must have been called
+    /// on the caches. `kept` are the rows whose final hidden state is wanted, ascending.
     pub(crate) fn forward(
         &self,
         tokens: &[u32],
@@ -138,7 +138,8 @@ impl Decoder {
             let heads = block.heads(&x, &tables[table].1, &mut unobserved)?;
             let mut attended = trace_span!("attention").in_scope(|| attend(segments, i, heads, scale))?;
             if i == last && only_kept {
-                // Behind the last attention rows are independent, and the others are not asked for.
+                // After the last attention rows are independent, so the rows that are not asked for can be
+                // dropped.
                 if kept.is_empty() {
                     return Ok(Hidden { last: None, taps: collect(tapped) });
                 }
@@ -166,7 +167,7 @@ impl Decoder {
             .in_scope(|| finish_logits(self.head.forward(hidden), self.vocab_size, self.spec.logit_cap))
     }
 
-    /// What the products with weights cost, in the order of their first run.
+    /// The cost of the products with weights, in the order in which they first run.
     pub(crate) fn products(&self) -> Vec<ProductCost> {
         let blocks = &self.blocks;
         let feed_forward: Vec<_> = blocks.iter().map(|block| block.feed_forward.products()).collect();
@@ -185,7 +186,7 @@ impl Decoder {
         products
     }
 
-    /// Multiplications of attention, scores and weighted sums, for rows after `n_past` tokens.
+    /// Multiplications of attention (scores and weighted sums) for rows after `n_past` tokens.
     pub(crate) fn attention_multiplications(&self, n_past: usize, n_rows: usize) -> usize {
         let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
         let of_layer = |layer: &LayerSpec| {
@@ -196,7 +197,7 @@ impl Decoder {
         self.spec.layers.iter().map(of_layer).sum()
     }
 
-    /// Elements of the cache that attention of `n_rows` rows after `n_past` tokens reads, each once.
+    /// Elements of the cache that attention of `n_rows` rows after `n_past` tokens reads, each counted once.
     pub(crate) fn attention_reads(&self, n_past: usize, n_rows: usize) -> usize {
         let end = n_past.saturating_add(n_rows).min(self.spec.max_context);
         let of_layer = |layer: &LayerSpec| {
@@ -215,15 +216,15 @@ impl RopeSpec {
     }
 }
 
-/// What the products of one kind cost in a forward pass, over all blocks.
+/// The cost of the products of one kind in a forward pass, over all blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProductCost {
     /// The name of the `tracing` span that they run in: `qkv`, `attention_out`, `gate_up`, `down`, `head`,
     /// and in models with experts `router`.
     pub name: &'static str,
-    /// Bytes of weights, which a pass over any number of rows reads once; of experts those of one row, since
-    /// others read more.
+    /// Bytes of weights, which a pass over any number of rows reads once. For experts it is the bytes for one
+    /// row; more rows read more.
     pub bytes: usize,
     /// Multiplications for each row.
     pub multiplications: usize,
@@ -239,8 +240,8 @@ impl ProductCost {
     }
 }
 
-/// Logits from what the head's product gives: rows of its table beyond the vocabulary stand for nothing and
-/// are never chosen; some models cap the rest.
+/// Logits from the head's product: rows of its table beyond the vocabulary have no meaning and are never
+/// chosen, and some models cap the rest.
 pub(crate) fn finish_logits(mut outputs: Tensor<2>, vocab_size: usize, cap: Option<f32>) -> Tensor<2> {
     if vocab_size < outputs.dims()[1] {
         outputs = outputs.narrow(1, 0, vocab_size);

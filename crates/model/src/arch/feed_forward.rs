@@ -1,10 +1,10 @@
-//! What follows attention in a block: one gated feed-forward layer, or experts of which a router chooses some
-//! for each row.
+//! The part of a block after attention: one gated feed-forward layer, or experts, of which a router chooses
+//! some for each row.
 //!
 //! # Source
-//! Gated layers: Shazeer, arXiv 2002.05202. Experts: Shazeer et al., arXiv 1701.06538, without noise and
-//! losses, which belong to training; the softmax over all experts and the sum of the chosen ones are those of
-//! Mixtral, arXiv 2401.04088, section 2.1 (a softmax over the chosen ones is the same numbers).
+//! Gated layers: Shazeer, arXiv 2002.05202. Experts: Shazeer et al., arXiv 1701.06538, without the noise and
+//! the losses, which are for training; the softmax over all experts and the sum of the chosen ones are those
+//! of Mixtral, arXiv 2401.04088, section 2.1 (a softmax over the chosen ones is the same numbers).
 
 use breakers_cpu::math;
 use breakers_linear::QuantizedLinear;
@@ -167,8 +167,7 @@ impl Experts {
         let scores: Vec<f32> = scores.into_data().try_into_vec().map_err(Error::tensor_data)?;
         let chosen: Vec<(usize, f32)> =
             scores.chunks_exact(self.spec.n_experts).flat_map(|scores| choose(scores, &self.spec)).collect();
-        // What an expert makes of its rows, one expert after the other, and where each (row, rank) is among
-        // them.
+        // The experts' outputs, one expert after the other, and the position of each (row, rank) among them.
         let mut outputs = Vec::new();
         let mut places = vec![0; chosen.len()];
         let mut n_placed = 0;
@@ -187,7 +186,7 @@ impl Experts {
             }
         }
         let outputs = Tensor::cat(outputs, 0);
-        // Added by rank, so that a row's bits do not depend on what its neighbors chose.
+        // Summed by rank, so that a row's bits do not depend on its neighbors' choices.
         let ranked = (0..n_used).map(|rank| {
             let of_rank = |row: usize| row * n_used + rank;
             let weights: Vec<f32> = (0..n_rows).map(|row| chosen[of_rank(row)].1).collect();
@@ -205,7 +204,8 @@ fn indices(rows: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int>
     Tensor::from_data(TensorData::new(rows, [n]), device)
 }
 
-/// A row's experts and their weights, the greatest first; of equals the one with the lower number.
+/// A row's experts and their weights, largest first; among equal ones, the one with the lower number comes
+/// first.
 fn choose(scores: &[f32], spec: &ExpertsSpec) -> Vec<(usize, f32)> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));

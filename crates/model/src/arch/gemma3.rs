@@ -1,8 +1,8 @@
 //! Gemma 3 (arXiv 2503.19786, section 2): five layers with a sliding window, then a global one; norms on
 //! query and key heads and after each sublayer; embeddings scaled by √width.
 //!
-//! The local layers rotate with base 10,000 unless the file says another, and are never scaled; a file
-//! without a window has global layers alone. Norm weights in GGUF files hold the +1 already.
+//! The local layers rotate with base 10,000 unless the file says otherwise, and are never scaled. A file
+//! without a window has only global layers. Norm weights in GGUF files already include the +1.
 
 use breakers_gguf as gguf;
 
@@ -11,9 +11,9 @@ use super::spec::DecoderSpec;
 use crate::Error;
 use crate::ops::Activation;
 
-/// One layer in so many is global, where the file does not say it.
+/// One layer in this many is global, unless the file says otherwise.
 const PATTERN: usize = 6;
-/// Base of the local layers, where the file does not say it.
+/// Base of the local layers, unless the file says otherwise.
 const LOCAL_BASE: f32 = 10_000.0;
 /// Blocks of the 27B model, the only one whose attention is scaled by width / heads instead of head size.
 const LAYERS_27B: usize = 62;

@@ -1,8 +1,8 @@
-//! Which keys of a file's architecture are read, and what becomes of the others.
+//! Which of a file's architecture keys are read, and what happens to the others.
 //!
-//! A key `<architecture>.*` says how the model computes, so one that nobody reads would give other numbers
-//! without a word. Each has a reader, or a value that changes nothing, or is known not to matter; else the
-//! file is refused by its name.
+//! A key `<architecture>.*` says how the model computes, so ignoring one would silently give other numbers.
+//! Each key is read, or has a value that changes nothing, or is known not to matter; otherwise the file is
+//! refused, and the error names the key.
 
 use breakers_gguf::{Metadata, Value};
 
@@ -31,17 +31,17 @@ const READ: &[&str] = &[
     "rope.scaling.type",
 ];
 
-/// Read where there are windows.
+/// Read if there are windows.
 pub(super) const READ_WITH_WINDOWS: &[&str] = &["attention.sliding_window_pattern", "rope.freq_base_swa"];
 
-/// Read where there are experts.
+/// Read if there are experts.
 pub(super) const READ_WITH_EXPERTS: &[&str] =
     &["expert_count", "expert_feed_forward_length", "expert_used_count", "expert_weights_norm"];
-/// A router whose scores become weights by a softmax.
+/// A router that turns scores into weights by a softmax.
 const SOFTMAX: f64 = 1.0;
 
-/// Keys that do not touch what is computed: sizes that tensors tell, notes of converters, norms of another
-/// kind, how embeddings are pooled, how long contexts were in training.
+/// Keys that do not affect the computation: sizes that follow from tensors, notes of converters, norms of
+/// another kind, how embeddings are pooled, the context length in training.
 const HARMLESS: &[&str] = &[
     "attention.layer_norm_epsilon",
     "pooling_type",
@@ -52,7 +52,7 @@ const HARMLESS: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys about images and sounds, whose towers are not part of the text model.
+/// Keys about images and sounds, which are not part of the text model.
 const OF_OTHER_TOWERS: &[&str] = &["mm.", "vision.", "audio."];
 
 /// Keys with the one value that changes nothing.
@@ -78,7 +78,7 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("use_parallel_residual", 0.0),
 ];
 
-/// Fails for a key of the architecture that has no reader and may matter.
+/// Fails for a key of the architecture that is not read and may matter.
 ///
 /// # Errors
 /// [`Error::UnreadKeys`] with all of them.
@@ -112,7 +112,7 @@ fn number(value: &Value) -> Option<f64> {
 /// A count for each block: one number for all, or an array of one for each.
 ///
 /// # Errors
-/// [`Error::Hyperparameter`] for an array of another length; those of a value of another type.
+/// [`Error::Hyperparameter`] for an array of another length; those for a value of another type.
 pub(super) fn per_layer(
     metadata: &Metadata,
     key: &str,
@@ -132,11 +132,11 @@ pub(super) fn per_layer(
     })
 }
 
-/// The factor on positions. Scaling is linear where the file does not say it, by a factor of 1; 0 is none.
-/// `rope.scale_linear` is the factor's older name.
+/// The factor on positions. Unless the file says otherwise, scaling is linear with a factor of 1; 0 means
+/// none. `rope.scale_linear` is the factor's older name.
 ///
 /// # Errors
-/// [`Error::Hyperparameter`] for another kind of scaling; those of a value of another type.
+/// [`Error::Hyperparameter`] for another kind of scaling; those for a value of another type.
 pub(super) fn position_scale(architecture: &str, metadata: &Metadata) -> Result<f32, Error> {
     let key = |suffix: &str| format!("{architecture}.{suffix}");
     let factor = match float(metadata, &key("rope.scaling.factor"))? {
@@ -154,7 +154,7 @@ pub(super) fn position_scale(architecture: &str, metadata: &Metadata) -> Result<
     }
 }
 
-/// A float that files write as an integer too.
+/// A float, which some files write as an integer.
 ///
 /// # Errors
 /// That of a value of another type.
@@ -165,11 +165,11 @@ pub(super) fn float(metadata: &Metadata, key: &str) -> Result<Option<f32>, Error
     }
 }
 
-/// For each block whether its attention has the window. The key holds one period, of which the last block
-/// sees all, or a flag for each block.
+/// Whether each block's attention has the window. The key holds either a period, in which the last block sees
+/// everything, or a flag for each block.
 ///
 /// # Errors
-/// [`Error::Hyperparameter`] for an array of another length; those of a value of another type.
+/// [`Error::Hyperparameter`] for an array of another length; those for a value of another type.
 pub(super) fn windowed(
     metadata: &Metadata,
     key: &str,

@@ -1,8 +1,8 @@
 //! Llama and its many descendants (arXiv 2302.13971), SmolLM2 among them, and Mixtral (arXiv 2401.04088),
-//! whose files say no more than that there are experts.
+//! whose files differ only in that there are experts.
 //!
-//! Converters permute the projections of queries and keys, so that files of this architecture rotate
-//! neighboring coordinates.
+//! Converters permute the projections of queries and keys, so files of this architecture rotate neighboring
+//! coordinates.
 
 use breakers_gguf as gguf;
 

@@ -1,8 +1,8 @@
 //! Architectures: what distinguishes one family of models from another, one file each.
 //!
 //! A causal architecture is a function from the file's hyperparameters to a [`DecoderSpec`], a table with a
-//! row for each layer; the block itself stands in [`block`]. To add one, write such a file and name it in
-//! [`ARCHITECTURES`].
+//! row for each layer; the block itself is in [`block`]. To add an architecture, write such a file and list
+//! it in [`ARCHITECTURES`].
 
 pub(crate) mod block;
 pub(crate) mod decoder;

@@ -1,5 +1,5 @@
 //! Qwen3 (arXiv 2505.09388): Llama's block with norms on query and key heads, whose size is not width /
-//! heads; and its models of experts, which divide the weights of the chosen ones by their sum.
+//! heads; and its models with experts, which divide the weights of the chosen experts by their sum.
 
 use breakers_gguf as gguf;
 

@@ -1,7 +1,7 @@
-//! What a file's hyperparameters say of a causal transformer: a table with a row for each layer.
+//! A causal transformer according to a file's hyperparameters: a table with a row for each layer.
 //!
-//! An architecture's file fills the table, the decoder reads nothing else. A row may say what no kernel
-//! computes yet; [`DecoderSpec::check`] refuses such a file by the name of the key.
+//! An architecture's module fills the table, and the decoder reads nothing else. A row may ask for something
+//! that no kernel computes yet; [`DecoderSpec::check`] refuses such a file and names the key.
 
 use breakers_gguf as gguf;
 
@@ -20,7 +20,7 @@ pub(crate) struct DecoderSpec {
     pub(crate) norm_eps: f32,
     /// Factor on the embeddings.
     pub(crate) embedding_scale: f32,
-    /// Logits are squashed to this far from 0: `cap · tanh(logit / cap)`.
+    /// Logits are limited to this distance from 0: `cap · tanh(logit / cap)`.
     pub(crate) logit_cap: Option<f32>,
     pub(crate) layers: Vec<LayerSpec>,
 }
@@ -36,19 +36,18 @@ pub(crate) struct LayerSpec {
     pub(crate) key_dim: usize,
     /// Coordinates of a head of values.
     pub(crate) value_dim: usize,
-    /// Keys at most this far back are seen, the token's own counted.
+    /// How many keys back a token sees, including its own.
     pub(crate) window: Option<usize>,
     /// Factor on query · key.
     pub(crate) attention_scale: f32,
-    /// Scores are squashed to this far from 0, as logits are.
+    /// Scores are limited to this distance from 0, as logits are.
     pub(crate) score_cap: Option<f32>,
-    /// Whether each head has a score of its own in the softmax's denominator, which takes weight from all
-    /// keys.
+    /// Whether each head has an extra score in the softmax's denominator, which takes weight from all keys.
     pub(crate) sinks: bool,
     pub(crate) keys_values: KeysValues,
     pub(crate) rope: RopeSpec,
-    /// Whether the projections of queries, keys and values must have biases. Where they may, the file says
-    /// it.
+    /// Whether the projections of queries, keys and values must have biases. If they are optional, the file
+    /// decides.
     pub(crate) qkv_bias: bool,
     /// Whether query and key heads are normalized.
     pub(crate) head_norms: bool,
@@ -58,7 +57,7 @@ pub(crate) struct LayerSpec {
     pub(crate) feed_forward: FeedForwardSpec,
 }
 
-/// Which keys and values a layer's queries see.
+/// Whose keys and values a layer's queries see.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum KeysValues {
     /// The layer's own.
@@ -80,7 +79,7 @@ pub(crate) struct RopeSpec {
     pub(crate) has_divisors: bool,
 }
 
-/// What follows attention in a layer.
+/// The part of a layer after attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FeedForwardSpec {
     /// One gated feed-forward layer of this width.
@@ -125,7 +124,7 @@ impl LayerSpec {
 }
 
 impl DecoderSpec {
-    /// The part that all architectures spell alike, with the values of a plain pre-norm transformer.
+    /// The part that all architectures have in common, with the values of a plain pre-norm transformer.
     pub(super) fn common(architecture: &'static str, file: &gguf::File) -> Result<Self, Error> {
         let metadata = file.metadata();
         let key = |suffix: &str| format!("{architecture}.{suffix}");
@@ -209,8 +208,8 @@ impl DecoderSpec {
         self
     }
 
-    /// Gives all layers experts, where the file has any: those of a softmax over all of them, as Mixtral's
-    /// and Qwen3's. Their width is that of the key of its own or, without one, of the dense layer.
+    /// Gives all layers experts, if the file has any, with a softmax over all of them, as in Mixtral and
+    /// Qwen3. Their width comes from its own key or, without one, from that of the dense layer.
     ///
     /// # Errors
     /// Those of the experts' keys.
@@ -239,7 +238,7 @@ impl DecoderSpec {
         }))
     }
 
-    /// Fails for numbers that are impossible, and for what is not implemented.
+    /// Fails for impossible numbers and for features that are not implemented.
     ///
     /// # Errors
     /// [`Error::Hyperparameter`] with the key's name.
@@ -316,7 +315,7 @@ impl LayerSpec {
         }
     }
 
-    /// Fails for what the table can say and no kernel computes.
+    /// Fails for features that the table can express but no kernel computes.
     fn check_implemented(&self, layer: usize, numbers: &Numbers) -> Result<(), Error> {
         if self.value_dim != self.key_dim {
             let expected = format!("the key length, {}", self.key_dim);

@@ -11,7 +11,7 @@ use crate::Error;
 /// Reads tensors and checks their shapes.
 pub(crate) struct Weights<'a> {
     pub(crate) file: &'a gguf::File,
-    /// Tensors that take the place of those of the file.
+    /// Tensors that replace those of the file.
     pub(crate) store: Option<&'a MatrixFile>,
     pub(crate) device: &'a Device,
 }
@@ -41,7 +41,7 @@ pub(crate) fn check_tensors(file: &gguf::File, spec: &DecoderSpec) -> Result<(),
             "ffn_gate.bias" | "ffn_up.bias" | "ffn_down.bias" => !has_experts,
             "ffn_gate_inp.weight" => has_experts,
             "ffn_gate_exps.weight" | "ffn_up_exps.weight" | "ffn_down_exps.weight" => has_experts,
-            // Angles that old converters wrote beside the hyperparameters that give them.
+            // Angles that old converters wrote in addition to the hyperparameters that determine them.
             "attn_rot_embd.inv_freq" | "attn_rot_embd" => true,
             _ => false,
         }
@@ -68,7 +68,7 @@ pub(crate) fn rope_divisors(file: &gguf::File, spec: &DecoderSpec) -> Result<Vec
 }
 
 impl Weights<'_> {
-    /// Whether the file, or the one laid over it, has a tensor.
+    /// Whether the file, or the file of replacements, has a tensor.
     pub(super) fn has(&self, name: &str) -> bool {
         self.file.tensor(name).is_some() || self.store.is_some_and(|store| store.contains(name))
     }
@@ -90,8 +90,8 @@ impl Weights<'_> {
         self.has(name).then(|| self.vector(name, len)).transpose()
     }
 
-    /// The biases of matrices whose outputs stand side by side, given as (name, length): none if the file has
-    /// none of them, zeros in the place of some that it lacks.
+    /// The biases of matrices whose outputs are side by side, given as (name, length). `None` if the file has
+    /// none of them, and zeros for those that are missing.
     pub(super) fn joint_bias(&self, parts: &[(String, usize)]) -> Result<Option<Tensor<1>>, Error> {
         if !parts.iter().any(|(name, _)| self.has(name)) {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Weights<'_> {
         Ok(Some(Tensor::cat(parts.iter().map(part).collect::<Result<_, Error>>()?, 0)))
     }
 
-    /// Embeddings or head, if they are laid over those of the file.
+    /// The embeddings or the head, if the file of replacements has them.
     pub(crate) fn stored_table(&self, name: &str) -> Result<Option<QuantizedMatrix>, Error> {
         Ok(self.store.filter(|store| store.contains(name)).map(|store| store.matrix(name)).transpose()?)
     }
@@ -134,7 +134,8 @@ impl Weights<'_> {
     /// The matrices of all experts, one stack of `[n_experts, n_rows, n_cols]`.
     ///
     /// # Errors
-    /// [`Error::TensorShape`], also for a stack that a file of matrices is to replace: it holds single ones.
+    /// [`Error::TensorShape`], also for a stack that a file of matrices should replace, because such files
+    /// hold single matrices.
     pub(super) fn stack(
         &self,
         name: &str,

@@ -5,9 +5,9 @@ use breakers_core::top_k;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn::tensor::{FloatDType, IntDType, Shape, Slice, Tensor};
 
-/// Ids up to here are exact as `f32`.
+/// Ids below this are exact as `f32`.
 pub(crate) const MAX_VOCAB: usize = 1 << 24;
-/// Most tokens that are looked for on a device: each costs another pass over the row.
+/// The most tokens that are searched for on a device: each costs another pass over the row.
 pub(crate) const MAX_K: usize = 64;
 
 /// Extension of Burn's backends: see [`best`].
@@ -51,8 +51,8 @@ impl BestOps for burn_flex::Flex {
     }
 }
 
-/// The `k` most likely tokens of each row: their ids, best first, of equal logits the lowest id first; behind
-/// them their log-probabilities under the row's softmax. Where a logit is NaN, the first id is −1.
+/// The `k` most likely tokens of each row: their ids, best first and the lowest id first among equal logits,
+/// followed by their log-probabilities under the row's softmax. Where a logit is NaN, the first id is −1.
 ///
 /// # Shapes
 /// `logits`: `[rows, vocab]`; result: `[rows, 2·k]`, ids as numbers and then log-probabilities. `k` beyond

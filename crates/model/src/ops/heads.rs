@@ -12,7 +12,7 @@ use breakers_cpu::{self as cpu, per_isa, pool};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RopeStyle {
-    /// Neighbours (2i, 2i + 1), as in the paper and in GGUF files of the `llama` architecture.
+    /// Neighbors (2i, 2i + 1), as in the paper and in GGUF files of the `llama` architecture.
     Interleaved,
     /// Halves (i, i + d/2), as in GPT-NeoX, Qwen and Gemma.
     Halves,
@@ -29,7 +29,7 @@ pub struct HeadLayout {
     pub head_dim: usize,
     /// Pairing of the rotation.
     pub rope: RopeStyle,
-    /// Added to the mean square in the norms of query and key heads, where there are any.
+    /// Added to the mean square in the norms of query and key heads, if there are any.
     pub norm_eps: f32,
 }
 
@@ -112,7 +112,7 @@ pub struct Heads {
     pub v: Tensor<3>,
 }
 
-/// A vector that a model may lack: extensions of Burn's backends take no `Option`.
+/// A vector that a model may lack, because extensions of Burn's backends cannot take an `Option`.
 #[derive(Clone, Debug, ExtensionType)]
 pub enum OptionalVector<B: Backend> {
     /// `[n]`.
@@ -332,7 +332,7 @@ pub(super) fn optional<const N: usize>(vectors: [Option<Tensor<1>>; N]) -> [Opti
 /// row of angles for each row.
 ///
 /// # Panics
-/// If the shapes do not fit each other.
+/// If the shapes do not match.
 pub fn split_heads(
     qkv: Tensor<2>,
     bias: Option<Tensor<1>>,

@@ -1,7 +1,7 @@
 //! The operations of a transformer block that are neither a matrix product, a norm nor attention.
 //!
-//! Each follows the house pattern: a reference in tensor operations, a CPU kernel over
-//! slices, a CubeCL kernel.
+//! Each follows the pattern of all operations: a reference in tensor operations, a CPU kernel over slices,
+//! and a CubeCL kernel.
 
 pub mod best;
 #[cfg(feature = "cube")]

@@ -1,4 +1,4 @@
-//! Whole models on the devices that this build has besides the CPU, against the CPU.
+//! Whole models on the devices of this build, compared with the CPU.
 
 #![cfg(feature = "cube")]
 
@@ -9,12 +9,12 @@ use breakers_gguf::Format;
 use breakers_model::{LoadOptions, Model, Runner};
 use std::path::{Path, PathBuf};
 
-/// Where two tokens are closer than this, in nats, either may be the most likely one.
+/// If two tokens are closer than this, in nats, either may be the most likely one.
 const MARGIN: f32 = 0.5;
-/// How far the most likely token's log-probability may be off, in nats, at the 95th percentile. On the CPU
-/// activations are rounded to eight bits, on GPUs they are not.
+/// The allowed difference of the most likely token's log-probability, in nats, at the 95th percentile. On the
+/// CPU activations are rounded to eight bits, on GPUs they are not.
 const EIGHT_BITS: f32 = 0.2;
-/// Against the CPU's product with decoded weights, which rounds no activations either.
+/// Compared with the CPU's product with decoded weights, which does not round activations either.
 const OTHER_ORDER: f32 = 0.005;
 const TEXT: &str = "The capital of France is Paris. The capital of Italy is Rome, and that of Spain is Madrid.\n\n\
     fn add(a: i32, b: i32) -> i32 {\n    a + b\n}\n";

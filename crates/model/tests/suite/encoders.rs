@@ -1,4 +1,4 @@
-//! Models that continue no text.
+//! Models that cannot continue texts.
 
 use breakers_backend::harness::model_path;
 use breakers_model::{Error, LoadOptions, Model};

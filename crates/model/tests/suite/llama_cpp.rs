@@ -22,7 +22,7 @@ fn score(
     scored.collect()
 }
 
-/// Where llama.cpp's best token leads by more than this, in nats, ours must be the same.
+/// If llama.cpp's best token leads by more than this, in nats, ours must be the same.
 const CLEAR_MARGIN: f64 = 0.5;
 /// Its own plain, repacked and f32 kernels differ by 0.13 to 0.17 at the 95th percentile,
 /// 0.004 to 0.016 in the median.

@@ -1,4 +1,4 @@
-//! The crate's tests: real models and small ones made up.
+//! The crate's tests: real models and small made-up ones.
 //!
 //! One program, because each one links all of Burn.
 

@@ -1,7 +1,7 @@
-//! Files with something odd in their hyperparameters, tensors or vocabulary: what they say is obeyed, as a
-//! forward pass in f64 shows, or they are refused by the name of what is not understood. What llama.cpp makes
-//! of the same files stands beside in `data/odd_files.json`, which `data/make_odd_files.py` has written;
-//! where the two differ, [`DIFFERENCES`] says why.
+//! Files with something odd in their hyperparameters, tensors or vocabulary. Either their contents are
+//! obeyed, which a forward pass in f64 checks, or they are refused with an error that names what is not
+//! supported. `data/odd_files.json`, written by `data/make_odd_files.py`, has llama.cpp's results for the
+//! same files; [`DIFFERENCES`] gives the reason where the two differ.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,9 +22,9 @@ mod hyperparameters;
 /// Between f32 and f64 on logits of about 1.
 const TOLERANCE: f64 = 2e-3;
 
-/// What becomes of a file.
+/// The expected result for a file.
 enum Verdict {
-    /// It means this; `false` if that is not what the plain file means.
+    /// It has this meaning; `false` if that differs from the meaning of the plain file.
     Means(fn(&mut Meaning), bool),
     /// The error's text holds this.
     Refused(&'static str),
@@ -102,7 +102,7 @@ fn odd_files_are_obeyed_or_refused_by_name() {
                 if found.len() != N_TOKENS || far.is_nan() || far > TOLERANCE {
                     wrong.push(format!("{name}: {} logits, {far} off", found.len()));
                 }
-                // What an odd file means must differ from what the plain one means, or the case shows
+                // The meaning of an odd file must differ from that of the plain one, or the case shows
                 // nothing.
                 let plain = plain_meaning(architecture).logits(&Draft::new(architecture).exact(), &PROMPT);
                 let bites = distance(exact, &plain) > 10.0 * TOLERANCE;

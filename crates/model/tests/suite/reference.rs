@@ -1,5 +1,6 @@
-//! The forward pass of a small model in f64, written from the papers and apart from the engine: no caches, no
-//! fused products, and nothing read from hyperparameters. A test says what it expects a file to mean.
+//! The forward pass of a small model in f64, written from the papers and independent of the engine: no
+//! caches, no fused products, and nothing read from hyperparameters. Each test states what it expects a file
+//! to mean.
 
 use std::collections::BTreeMap;
 

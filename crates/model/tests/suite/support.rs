@@ -1,4 +1,4 @@
-//! Models for tests: real ones, and files written for the occasion.
+//! Models for tests: real ones, and files written for a test.
 
 use std::collections::BTreeMap;
 use std::path::Path;

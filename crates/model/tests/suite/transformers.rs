@@ -1,5 +1,5 @@
-//! Tiny random models against what transformers computes of them, in f32: `data/transformers/NAME` holds a
-//! model as a Hugging Face folder and the answers. A converter for these few architectures writes the GGUF
+//! Tiny random models compared with the results of transformers, in f32: `data/transformers/NAME` holds a
+//! model as a Hugging Face folder, and the results. A converter for these few architectures writes the GGUF
 //! file.
 
 use std::collections::BTreeMap;
@@ -30,12 +30,12 @@ struct Draft {
     tensors: BTreeMap<String, Array>,
 }
 
-/// What transformers says.
+/// The results of transformers.
 struct Answers {
     prompt: Vec<u32>,
     /// For each token of the prompt.
     logits: Vec<Vec<f32>>,
-    /// Behind each block, for each token; the last ones behind the final norm.
+    /// After each block, for each token; the last ones after the final norm.
     hidden: Vec<Vec<Vec<f32>>>,
     greedy: Vec<(u32, f32)>,
 }
@@ -164,7 +164,7 @@ impl Draft {
         }
         let n_tokens = required("vocab_size");
         let mut tokens: Vec<String> = (0..n_tokens).map(|id| format!("t{id}")).collect();
-        // What the one merge puts together, and its parts.
+        // The result of the single merge, and its parts.
         (tokens[0], tokens[1], tokens[2]) = ("t".to_owned(), "1".to_owned(), "t1".to_owned());
         for (key, value) in [
             ("general.architecture", Value::from(architecture)),

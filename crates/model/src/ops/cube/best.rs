@@ -35,7 +35,7 @@ impl BestOps for CubeBackend {
     }
 }
 
-/// Each round finds the best id behind the last round's, in descending order of logits and
+/// Each round finds the next best id after that of the previous round, in descending order of logits and
 /// ascending order of ids.
 #[cube(launch)]
 fn best_kernel(logits: &Tensor<f32>, out: &mut Tensor<f32>) {
@@ -61,7 +61,7 @@ fn best_kernel(logits: &Tensor<f32>, out: &mut Tensor<f32>) {
                 value = logit;
                 id = at as u32;
             }
-            // By its bits: shaders may assume that a number equals itself.
+            // Checked by its bits, because shaders may assume that a number equals itself.
             if u32::reinterpret(logit) & 0x7FFF_FFFFu32 > 0x7F80_0000u32 {
                 n_nan += 1.0f32;
             }

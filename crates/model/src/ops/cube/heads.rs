@@ -1,4 +1,4 @@
-// A condition at compile time stands by itself: joined with another one it would be one at run time.
+// A compile-time condition must stand alone: combined with another one it would be evaluated at run time.
 #![allow(clippy::collapsible_if)]
 
 use breakers_backend::cube::{cube_per_row, row_of_cube, sum_of_units};
@@ -44,7 +44,7 @@ impl HeadOps for CubeBackend {
         let vectors = [bias, q_norm, k_norm].map(OptionalVector::into_option);
         let [has_bias, has_q_norm, has_k_norm] = vectors.each_ref().map(Option::is_some);
         let (qkv, cos, sin) = (input(qkv), input(cos), input(sin));
-        // A kernel has all its arguments; what is not there is not read.
+        // A kernel always needs all arguments; the placeholders are not read.
         let [bias, q_norm, k_norm] = vectors.map(|x| x.map_or_else(|| cos.clone(), input));
         heads_kernel::launch(
             &client,

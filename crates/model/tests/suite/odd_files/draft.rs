@@ -1,4 +1,4 @@
-//! Small files, as they are before somebody makes them odd.
+//! Small valid files, before something odd is put into them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -98,7 +98,7 @@ impl Draft {
         }
     }
 
-    /// A tensor of random numbers: matrices that keep lengths, norms about 1, biases that bite.
+    /// A tensor of random numbers: matrices that preserve lengths, norms about 1, biases that matter.
     pub(super) fn tensor(&mut self, name: &str, shape: &[usize]) {
         let n: usize = shape.iter().product();
         let (center, spread) = match shape.len() {
