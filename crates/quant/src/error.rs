@@ -10,16 +10,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or a format that is refused.
+    /// A file or a format is refused.
     #[error(transparent)]
     Gguf(#[from] breakers_gguf::Error),
-    /// A model that cannot be read, or a text that it cannot take.
+    /// A model cannot be read, or cannot process a text.
     #[error(transparent)]
     Model(Box<breakers_model::Error>),
-    /// Predictions that cannot be compared.
+    /// Predictions cannot be compared.
     #[error(transparent)]
     Sampling(#[from] breakers_core::SamplingError),
-    /// Bytes or values of another number than the shape asks for.
+    /// The number of bytes or values does not match the shape.
     #[error("{what}: {expected} expected, {found} found")]
     Length {
         /// What is counted.
@@ -29,7 +29,7 @@ pub enum Error {
         /// The number found.
         found: usize,
     },
-    /// A number that is infinite, or none, where finite ones are needed.
+    /// A number is infinite or NaN where finite ones are needed.
     #[error("{what} hold {found} in row {row}, column {col}; finite numbers are needed")]
     NotFinite {
         /// Whose numbers.
@@ -41,7 +41,7 @@ pub enum Error {
         /// What was found there.
         found: f32,
     },
-    /// Fewer calibration rows than a method needs.
+    /// There are fewer calibration rows than a method needs.
     #[error("{expected} calibration rows are needed at least, {found} were seen")]
     TooFewRows {
         /// Rows needed.
@@ -49,13 +49,13 @@ pub enum Error {
         /// Rows seen.
         found: u64,
     },
-    /// Statistics that a method needs and that were not collected.
+    /// A method needs statistics that were not collected.
     #[error("the method needs {needed}, which were not collected")]
     NoStatistics {
         /// What is needed.
         needed: &'static str,
     },
-    /// A Hessian that no damping makes positive definite.
+    /// No damping makes the Hessian positive definite.
     #[error("the Hessian is indefinite at column {column}, even with {damping} of its mean diagonal added")]
     Indefinite {
         /// The column whose pivot is not positive.
@@ -63,7 +63,7 @@ pub enum Error {
         /// The largest damping tried.
         damping: f32,
     },
-    /// A method's setting that is out of range.
+    /// A method's setting is out of range.
     #[error("{what}: {found} is out of range")]
     Setting {
         /// The setting.
@@ -71,7 +71,7 @@ pub enum Error {
         /// The value found.
         found: f32,
     },
-    /// Operands with different numbers of columns (input features).
+    /// The operands have different numbers of columns (input features).
     #[error("the matrix has {expected} columns, the other operand {found}")]
     Columns {
         /// Columns of the matrix.
@@ -79,7 +79,7 @@ pub enum Error {
         /// Columns of the other operand.
         found: usize,
     },
-    /// A format that a method has no codes for.
+    /// A method does not support a format.
     #[error("{method} is for {expected}; {found} is something else")]
     Unsuited {
         /// The method.
@@ -89,7 +89,7 @@ pub enum Error {
         /// The format asked for.
         found: Encoding,
     },
-    /// A quantizer that gave something else than the matrix asked of it.
+    /// A quantizer returned something other than the requested matrix.
     #[error("{method} was asked for {expected} and gave {found}")]
     WrongMatrix {
         /// The method.
@@ -99,7 +99,7 @@ pub enum Error {
         /// What it gave.
         found: String,
     },
-    /// Something about one tensor.
+    /// An error about one tensor.
     #[error("tensor {name}: {source}")]
     Tensor {
         /// The tensor.
@@ -107,13 +107,13 @@ pub enum Error {
         /// What is wrong with it.
         source: BoxError,
     },
-    /// A tensor that is not in the file.
+    /// A tensor is not in the file.
     #[error("tensor {name} is missing")]
     MissingTensor {
         /// The tensor.
         name: String,
     },
-    /// Less text than a method needs to be calibrated with.
+    /// There is less calibration text than a method needs.
     #[error(
         "{expected} tokens of text are needed, {found} are there (a remainder of a window does not count)"
     )]
@@ -123,7 +123,7 @@ pub enum Error {
         /// Whole windows of tokens found.
         found: usize,
     },
-    /// A format that GGUF lacks, for a GGUF file.
+    /// The format does not exist in GGUF, and the output is a GGUF file.
     #[error("{name}: {encoding} is no format of GGUF; give the output a name that ends in .safetensors")]
     NotOfGguf {
         /// The tensor.
@@ -131,13 +131,13 @@ pub enum Error {
         /// The format asked for.
         encoding: Encoding,
     },
-    /// A change of basis that this model does not allow.
+    /// The model does not allow this change of basis.
     #[error("what the method changes cannot be folded into this model: {reason}")]
     Unfoldable {
         /// Why not.
         reason: String,
     },
-    /// Words of a job that mean nothing.
+    /// A job's description has unknown words.
     #[error("unknown {what} {found:?}; expected {expected}")]
     Words {
         /// What the words should be.
@@ -147,7 +147,7 @@ pub enum Error {
         /// The words.
         found: String,
     },
-    /// A number of bytes that not even the smallest formats fit into.
+    /// Not even the smallest formats fit into the budget.
     #[error("the smallest formats take {expected} bytes, the budget is {found}")]
     Budget {
         /// Bytes of the matrices of the blocks in their smallest formats.
@@ -155,15 +155,15 @@ pub enum Error {
         /// Bytes allowed.
         found: u64,
     },
-    /// A file or folder that cannot be read or written.
+    /// A file or folder cannot be read or written.
     #[error("cannot read or write {path}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A length that has no rotation.
+    /// There is no rotation of this length.
     #[error(transparent)]
     Cpu(Box<breakers_cpu::Error>),
 }

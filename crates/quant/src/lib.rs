@@ -1,12 +1,12 @@
 //! Methods that quantize the weights of language models, one matrix or a whole model at a time.
 //!
-//! | you want to | use |
+//! | to | use |
 //! |---|---|
-//! | quantize a model's file, in words: `gptq+online:int4-g128` | [`job::JobSpec`] |
-//! | the same with a plan and settings of your own | [`job::quantize`] |
+//! | quantize a model's file by a job such as `gptq+online:int4-g128` | [`job::JobSpec`] |
+//! | do the same with a plan and settings of your own | [`job::quantize`] |
 //! | find the formats that lose least within a number of bytes | [`job::Sensitivities`] |
 //! | quantize one matrix | a method of [`methods`], which are all a [`Quantizer`](quantizer::Quantizer) |
-//! | collect what a method wants to know of a layer's inputs | [`statistics::Statistics`] |
+//! | collect the statistics of a layer's inputs that a method needs | [`statistics::Statistics`] |
 //!
 //! # One matrix
 //! ```
@@ -25,9 +25,9 @@
 //! # }
 //! ```
 //!
-//! # A whole model, by a method of one's own
-//! A job takes any [`Quantizer`](quantizer::Quantizer). This one cuts off what lies far from the other
-//! weights, and leaves the rest to rounding.
+//! # A whole model, with your own method
+//! A job takes any [`Quantizer`](quantizer::Quantizer). This one clips outliers and leaves the rest to
+//! rounding.
 //! ```
 //! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/tiny_model.rs"));
 //! use std::sync::Arc;

@@ -12,11 +12,12 @@ use std::{fmt::Debug, time::Duration};
 /// How weights are chosen for a smaller format. Each method is one file of [`methods`](crate::methods).
 ///
 /// [`name`](Self::name) and [`quantize`](Self::quantize) are enough to quantize a matrix, and a whole model
-/// with [`job::quantize`](crate::job::quantize). The others say what a method wants of a job: statistics of
-/// the inputs, formats that it can choose, work shared by several matrices, factors that are folded into the
-/// model.
+/// with [`job::quantize`](crate::job::quantize). The other methods say what it needs from a job: statistics
+/// of the inputs, the formats that it supports, work shared by several matrices, factors that are folded into
+/// the model.
 ///
-/// `Debug` shows all settings of a method: an interrupted job goes on only with the same ones.
+/// `Debug` must show all settings of a method, because an interrupted job is only resumed with the same
+/// settings.
 ///
 /// ```
 /// use breakers_gguf::Format;
@@ -32,12 +33,12 @@ use std::{fmt::Debug, time::Duration};
 /// # }
 /// ```
 pub trait Quantizer: Debug + Send + Sync {
-    /// The method's name, such as `gptq`: lower case, without `+` and `:`, so that it can stand in the words
-    /// of a [`JobSpec`](crate::job::JobSpec).
+    /// The method's name, such as `gptq`: lower case, without `+` and `:`, so that it can be part of a
+    /// [`JobSpec`](crate::job::JobSpec).
     fn name(&self) -> String;
 
-    /// The statistics of the inputs that the method works with; `None` for a method that looks at weights
-    /// alone, which a job gives no text.
+    /// The statistics of the inputs that the method works with; `None` for a method that looks only at
+    /// weights; a job then needs no text.
     fn needs(&self) -> Option<StatisticsConfig> {
         None
     }
@@ -51,8 +52,8 @@ pub trait Quantizer: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Factors on the columns, for methods that look for some: whole-model jobs fold them into the norms and
-    /// matrices ahead.
+    /// Factors on the columns, for methods that search for them. Whole-model jobs fold them into the
+    /// preceding norms and matrices.
     fn folding(&self) -> Option<&dyn Folding> {
         None
     }
@@ -61,7 +62,7 @@ pub trait Quantizer: Debug + Send + Sync {
     /// a quantizer for these matrices alone. `None` for a method without such work.
     ///
     /// # Errors
-    /// As [`quantize`](Self::quantize), of the statistics.
+    /// Those of [`quantize`](Self::quantize) that concern the statistics.
     fn prepare(&self, statistics: &Statistics) -> Result<Option<Box<dyn Quantizer>>> {
         let _ = statistics;
         Ok(None)
@@ -71,8 +72,8 @@ pub trait Quantizer: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Gguf`] when rows are not whole blocks or groups, [`Error::Unsuited`] for a format that the
-    /// method has no codes for, [`Error::NoStatistics`] without statistics that the method cannot do without,
-    /// [`Error::Columns`] when they are of other inputs, [`Error::TooFewRows`], [`Error::Indefinite`].
+    /// method has no codes for, [`Error::NoStatistics`] if the method needs statistics that are missing,
+    /// [`Error::Columns`] if they are of other inputs, [`Error::TooFewRows`], [`Error::Indefinite`].
     fn quantize(
         &self,
         weights: &WeightMatrix<'_>,
@@ -83,8 +84,8 @@ pub trait Quantizer: Debug + Send + Sync {
 
 /// A method that multiplies columns by factors before it rounds them.
 ///
-/// In a whole model nothing divides the inputs as it runs: a job multiplies the factors into the columns of
-/// all matrices that read the same inputs, and divides the norm or the matrix ahead by them.
+/// In a whole model the inputs are not divided at run time. Instead, a job multiplies the factors into the
+/// columns of all matrices that read the same inputs, and divides the preceding norm or matrix by them.
 pub trait Folding {
     /// The factors for the columns of matrices with the same inputs, whose rows are given together.
     ///
@@ -97,8 +98,8 @@ pub trait Folding {
         statistics: &Statistics,
     ) -> Result<Vec<f32>>;
 
-    /// What rounds the matrices afterwards, and those whose inputs nothing stands ahead of that could take
-    /// the factors.
+    /// The quantizer that rounds the matrices afterwards. It also rounds matrices without a preceding norm or
+    /// matrix that could absorb the factors.
     fn rounding(&self) -> &dyn Quantizer;
 }
 
@@ -164,7 +165,7 @@ pub enum RangeChoice {
     LeastSquares,
 }
 
-/// How quantization went.
+/// A report on a quantization.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct QuantizationReport {
@@ -172,22 +173,22 @@ pub struct QuantizationReport {
     pub method: String,
     /// Squared error of the weights over their squares.
     pub weight_error: f64,
-    /// Squared error of the outputs over their squares on the calibration rows, if these were there.
+    /// Squared error of the outputs over their squares on the calibration rows, if there were any.
     pub output_error: Option<f64>,
     /// The share of the Hessian's mean diagonal that was added to it, for methods that factor it.
     pub damping: Option<f32>,
-    /// What was found of the method's own settings: AWQ's exponent, for one.
+    /// A setting that the method has found, such as AWQ's exponent.
     pub setting: Option<f32>,
     /// How long it took.
     pub time: Duration,
 }
 
-/// What quantization gives.
+/// The result of a quantization.
 #[derive(Debug, Clone)]
 pub struct Quantized {
     /// The packed weights.
     pub matrix: QuantizedMatrix,
-    /// How it went.
+    /// The report.
     pub report: QuantizationReport,
 }
 

@@ -1,8 +1,8 @@
-//! What quantizers want to know of a layer's inputs, collected while a model reads text.
+//! Statistics of a layer's inputs for quantizers, collected while a model reads text.
 //!
 //! # Memory
-//! For `n` columns: 16 n bytes of sums; with a Hessian 4 n² bytes and 512 rows that wait to be added (2,048
-//! n); with a sample of `m` rows 4 m n. The number of rows seen does not matter.
+//! For `n` columns: 16 n bytes of sums; with a Hessian 4 n² bytes and up to 512 rows that have not been added
+//! yet (2,048 n); with a sample of `m` rows 4 m n. The number of rows seen does not matter.
 //!
 //! # Cost
 //! The Hessian takes n² multiplications a row (half of `XᵀX`, as it is symmetric).
@@ -16,14 +16,14 @@ use breakers_cpu::{matrix::transposed, pool};
 use breakers_model::{InputObserver, InputSite};
 use std::collections::BTreeMap;
 
-/// Rows that are added to the Hessian at a time, so that it passes through memory rarely.
+/// Rows that are added to the Hessian at a time, so that it is rarely read and written.
 const PENDING_ROWS: usize = 512;
 
 /// Statistics of some places of one block.
 #[derive(Debug, Default)]
 pub struct SiteStatistics {
     config: StatisticsConfig,
-    /// Nothing yet for a place that no input was seen of.
+    /// `None` for a place without any inputs so far.
     sites: BTreeMap<InputSite, Option<Statistics>>,
 }
 
@@ -33,12 +33,12 @@ impl SiteStatistics {
         Self::of(&InputSite::ALL, config)
     }
 
-    /// Statistics of these places; inputs of others are passed over.
+    /// Statistics of these places; inputs of others are ignored.
     pub fn of(sites: &[InputSite], config: StatisticsConfig) -> Self {
         Self { config, sites: sites.iter().map(|site| (*site, None)).collect() }
     }
 
-    /// The statistics of a place, which are those of the caller from then on.
+    /// Takes the statistics of a place.
     pub fn take(&mut self, site: InputSite) -> Option<Statistics> {
         let mut statistics = self.sites.get_mut(&site)?.take()?;
         statistics.finish();
@@ -56,25 +56,24 @@ impl InputObserver for SiteStatistics {
     }
 }
 
-/// Which statistics are collected.
+/// Which statistics to collect.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StatisticsConfig {
     /// Second moments of all pairs of columns, which error feedback (GPTQ) needs.
     pub hessian: bool,
-    /// Rows that are kept as they are, drawn uniformly from all that are seen, which searches by output error
-    /// (AWQ) need.
+    /// How many rows to keep, drawn uniformly from all rows; searches by output error (AWQ) need them.
     pub sample_rows: usize,
     /// Seed of the draw.
     pub seed: u64,
-    /// The largest square of a row, as a multiple of the median of the rows that are shown together (a window
-    /// of text); larger rows are scaled down to it. Models have tokens, such as the first of a text, whose
-    /// inputs are a thousand times as large as others' in a few places. They would decide alone on the second
-    /// moments, although the norm that follows takes their size away again.
+    /// The largest square of a row, as a multiple of the median over the rows that are observed together (a
+    /// window of text); larger rows are scaled down to it. Some tokens, such as the first of a text, have
+    /// inputs that are a thousand times larger than others in a few places. They alone would determine the
+    /// second moments, although the following norm removes their size again.
     pub row_limit: Option<f32>,
 }
 
 impl StatisticsConfig {
-    /// What both of two quantizers need.
+    /// The statistics that satisfy both of two quantizers.
     pub fn union(self, other: Self) -> Self {
         Self {
             hessian: self.hessian || other.hessian,
@@ -106,7 +105,7 @@ pub struct Statistics {
     n_rows: u64,
     sum_magnitudes: Vec<f64>,
     sum_squares: Vec<f64>,
-    /// Sums of products, of which the upper triangle counts; empty if it is not collected.
+    /// Sums of products, of which only the upper triangle is used; empty if they are not collected.
     products: Vec<f32>,
     pending: Vec<f32>,
     sample: Vec<f32>,
@@ -116,7 +115,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Statistics of rows of `n_cols` values, none seen yet.
+    /// Empty statistics of rows of `n_cols` values.
     pub fn new(n_cols: usize, config: StatisticsConfig) -> Self {
         Self {
             n_cols,
@@ -138,8 +137,8 @@ impl Statistics {
     /// `rows`: `[n, n_cols]`
     ///
     /// # Errors
-    /// [`Error::Length`] when they are not whole rows, [`Error::NotFinite`] when a value is infinite or no
-    /// number; nothing is counted then.
+    /// [`Error::Length`] when they are not whole rows, [`Error::NotFinite`] when a value is infinite or NaN;
+    /// then nothing is counted.
     pub fn observe(&mut self, rows: &[f32]) -> Result<()> {
         let n = self.n_cols;
         if n == 0 || !rows.len().is_multiple_of(n) {
@@ -253,7 +252,7 @@ impl Statistics {
         Ok(Some(mean))
     }
 
-    /// Adds the rows that still wait to the Hessian and gives their memory back.
+    /// Adds the remaining rows to the Hessian and frees their memory.
     pub fn finish(&mut self) {
         if self.has_hessian() && !self.pending.is_empty() {
             self.add_pending();
@@ -261,7 +260,7 @@ impl Statistics {
         self.pending = Vec::new();
     }
 
-    /// Gives the Hessian's memory back; the rest stays.
+    /// Frees the Hessian's memory and keeps the rest.
     pub fn drop_hessian(&mut self) {
         (self.products, self.pending) = (Vec::new(), Vec::new());
     }
@@ -334,10 +333,10 @@ impl Statistics {
     }
 }
 
-/// Fewest rows whose median says what is usual.
+/// The fewest rows for which the median is meaningful.
 const LIMITED_ROWS: usize = 16;
 
-/// The rows with none above a multiple of the median square; nothing if there is nothing to do.
+/// The rows, with none above a multiple of the median square; `None` if there is nothing to change.
 fn limited(rows: &[f32], n_cols: usize, limit: f32) -> Option<Vec<f32>> {
     let squares: Vec<f64> =
         rows.chunks_exact(n_cols).map(|row| row.iter().map(|x| f64::from(*x).powi(2)).sum()).collect();

@@ -15,13 +15,13 @@ use crate::Error;
 use crate::statistics::{SiteStatistics, Statistics};
 
 impl Job<'_> {
-    /// Whether a matrix of a block is taken over as it is.
+    /// Whether a matrix of a block is kept unchanged.
     fn is_kept(&self, view: &gguf::TensorView<'_>) -> bool {
         let changed = self.options.rotation.is_some() || self.options.quantizer.folding().is_some();
         !changed && self.target(view) == view.format().into()
     }
 
-    /// Quantizes a block, or takes what an interrupted run has left of it, and leads the text through.
+    /// Quantizes a block, or uses what an interrupted run has left of it, and runs the text through it.
     pub(super) fn block(&mut self, block: usize) -> Result<(), Error> {
         let prefix = format!("blk.{block}.");
         let file = self.file;
@@ -81,14 +81,14 @@ impl Job<'_> {
         let (done, steps) = (self.done, self.steps);
         let progress = &mut *self.progress;
         let mut tell = |windows| progress(Progress { done, steps, stage: Stage::Reading { block, windows } });
-        // The original weights are those of hidden states that are not rotated, the new ones of rotated ones.
+        // The original weights are for hidden states that are not rotated, the new ones for rotated ones.
         let rotation = changed.and(self.rotation.as_ref()).map(|r| &r.rotation);
         self.walk.run(changed.unwrap_or(self.file), block, rotation, observer, advance, &mut tell)?;
         self.report.reading += start.elapsed();
         Ok(())
     }
 
-    /// Leads the text through the block's new weights.
+    /// Runs the text through the block's new weights.
     fn advance(&mut self, block: usize, views: &[gguf::TensorView<'_>]) -> Result<(), Error> {
         if self.walk.n_windows() == 0 {
             return Ok(());
@@ -157,7 +157,7 @@ impl Job<'_> {
                 }
             }
         }
-        // What no place reads, or what is taken over.
+        // Matrices that belong to no place, or that are kept unchanged.
         for view in views {
             if view.shape().len() != 2 {
                 let values = vectors.remove(view.name()).unwrap_or_else(|| view.to_f32());
@@ -196,7 +196,7 @@ impl Job<'_> {
     }
 }
 
-/// An observer whose time is taken.
+/// An observer whose time is measured.
 struct Timed {
     inner: SiteStatistics,
     time: Duration,

@@ -1,4 +1,4 @@
-//! Factors on the inputs, AWQ's for one, in a whole block.
+//! Factors on the inputs, such as AWQ's, in a whole block.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use crate::quantizer::{Folding, WeightMatrix};
 use crate::statistics::Statistics;
 
 impl Job<'_> {
-    /// A method's factors: onto the columns of the matrices, off the norms or the rows of the matrices
-    /// before.
+    /// Multiplies a method's factors into the columns of the matrices, and divides the norms, or the rows of
+    /// the matrices before them, by the factors.
     pub(super) fn fold_factors(
         &mut self,
         prefix: &str,
@@ -80,7 +80,7 @@ impl Job<'_> {
     }
 }
 
-/// Factors can be divided by, and there is one for each column.
+/// Checks that all factors can be divided by, and that there is one for each column.
 fn check(factors: &[f32], n_cols: usize) -> Result<(), Error> {
     if factors.len() != n_cols {
         return Err(Error::Columns { expected: n_cols, found: factors.len() });

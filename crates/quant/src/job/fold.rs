@@ -1,4 +1,4 @@
-//! Changes of basis that leave a model's function as it is: rotated hidden states, scaled channels.
+//! Changes of basis that preserve a model's function: rotated hidden states, scaled channels.
 
 use breakers_cpu::{hadamard::Rotation, matrix::transposed};
 
@@ -8,8 +8,8 @@ use crate::statistics::Statistics;
 /// Norm weights below this share of the largest are not divided by.
 const SMALLEST_NORM: f32 = 1e-6;
 
-/// A rotation of the hidden states. RMS norms commute with it once their weights are ones; these go to the
-/// matrices that read the normed states.
+/// A rotation of the hidden states. RMS norms commute with it once their weights are ones, so the weights are
+/// moved into the matrices that read the normalized states.
 pub(super) struct HiddenRotation {
     pub(super) rotation: Rotation,
 }

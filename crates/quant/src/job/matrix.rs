@@ -1,4 +1,4 @@
-//! A matrix on its way: what its method has prepared, and what becomes of it.
+//! The quantization of one matrix, with what its method has prepared.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const REPORT_ROWS: usize = 256;
 /// The largest square of a row of inputs in the statistics, as a multiple of its window's median.
 const ROW_LIMIT: f32 = 4.0;
 
-/// What is collected for a method with these needs.
+/// Which statistics to collect for a method with these needs.
 pub(super) fn statistics_config(needs: StatisticsConfig) -> StatisticsConfig {
     StatisticsConfig {
         sample_rows: needs.sample_rows.max(REPORT_ROWS),
@@ -40,17 +40,17 @@ pub(super) struct Matrix {
 pub(super) struct Prepared<'a> {
     method: Method<'a>,
     statistics: Option<Statistics>,
-    /// What their inputs, and the statistics of these, are rotated by.
+    /// The rotation of their inputs and of the statistics.
     online: Option<(Rotation, u64)>,
 }
 
-/// The job's method, or what it has made for this place.
+/// The job's method, or the quantizer that it has prepared for this place.
 enum Method<'a> {
     Shared(&'a dyn Quantizer),
     Own(Box<dyn Quantizer>),
 }
 
-/// Rounding for what the method has no statistics of, or no codes for.
+/// Rounding, for matrices without statistics or in formats that the method does not support.
 const NEAREST: &RoundToNearest = &RoundToNearest::new().unweighted();
 
 impl Prepared<'_> {
@@ -88,7 +88,7 @@ impl<'a> Job<'a> {
         };
         let mut prepared = Prepared { method: Method::Shared(self.rounding), statistics, online: None };
         if let Some(method) = method {
-            // What is prepared has taken what it needs; the rest serves the report.
+            // The prepared quantizer has taken what it needs; the rest is only for the report.
             prepared.statistics.iter_mut().for_each(Statistics::drop_hessian);
             prepared.method = Method::Own(method);
         }
@@ -105,14 +105,14 @@ impl<'a> Job<'a> {
         encoding: Encoding,
         prepared: &Prepared<'_>,
     ) -> Result<Quantized, Error> {
-        // Before a rotation spreads a NaN over the row.
+        // Checked before a rotation would spread a NaN over the row.
         WeightMatrix::new(&values, n_rows, n_cols).map_err(Error::in_tensor(name))?;
         if let Some((rotation, _)) = &prepared.online {
             rotation.forward(&mut values)?;
         }
         let weights = WeightMatrix::new(&values, n_rows, n_cols).map_err(Error::in_tensor(name))?;
-        // A source's own format, which a method may keep without having codes for it, stays under a change of
-        // basis.
+        // The source's own format, which a method may keep without supporting it, stays the same under a
+        // change of basis.
         let method: &dyn Quantizer = match prepared.method().check(encoding) {
             Ok(()) => prepared.method(),
             Err(_) => NEAREST,
@@ -120,7 +120,7 @@ impl<'a> Job<'a> {
         let mut quantized = method
             .quantize(&weights, encoding, prepared.statistics.as_ref())
             .map_err(Error::in_tensor(name))?;
-        // Tables are quantized in slabs of rows, which a rotation cannot be told of.
+        // Tables are quantized in slabs of rows, for which a rotation cannot be recorded.
         let can_rotate = self.as_store && prepared.online.is_none() && name.starts_with("blk.");
         accept(method, &weights, encoding, can_rotate, &quantized.matrix).map_err(Error::in_tensor(name))?;
         if let Some((_, seed)) = prepared.online {
@@ -130,7 +130,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Fails unless a quantizer gave what was asked of it and the output can hold.
+/// Fails unless a quantizer returned what was requested and the output can store it.
 fn accept(
     method: &dyn Quantizer,
     weights: &WeightMatrix<'_>,
@@ -157,7 +157,8 @@ fn accept(
     Ok(())
 }
 
-/// A file in memory of tensors with other numbers; those in formats of our own decoded to half precision.
+/// A file in memory with new contents for some tensors; those in formats of our own are decoded to half
+/// precision.
 pub(super) fn file_of(tensors: &[(&gguf::TensorView<'_>, QuantizedMatrix)]) -> Result<gguf::File, Error> {
     let mut writer = gguf::Writer::new();
     for (view, tensor) in tensors {

@@ -1,20 +1,22 @@
-//! A model's file with its matrices in smaller formats: GGUF for this crate and for llama.cpp, or, for
-//! formats that GGUF lacks, a file of what differs from the source ([`breakers_gguf::matrix_file`]), which
-//! [`LoadOptions::matrices`](breakers_model::LoadOptions::matrices) lays over it.
+//! Writes a model's file with its matrices in smaller formats: a GGUF file for this crate and for llama.cpp
+//! or, for formats that GGUF does not have, a file of the matrices that differ from the source
+//! ([`breakers_gguf::matrix_file`]), which [`LoadOptions::matrices`](breakers_model::LoadOptions::matrices)
+//! puts in their place.
 //!
-//! Blocks are taken one after the other: a text is fed to the block with its original weights, the statistics
-//! of its inputs choose the new ones, and the text goes on through those, so that later blocks see what they
-//! will see.
+//! Blocks are processed one after the other: a text is fed to the block with its original weights, the new
+//! weights are chosen by the statistics of the inputs, and the text continues through the new weights, so
+//! that later blocks see the inputs that they will have later.
 //!
 //! # Memory
 //! With `n` tokens of text, width `d` and the widest input `f` (that of the down projection): 4nd bytes of
 //! hidden states; with Hessians 4(f² + 3d²) bytes to collect, and 6f² while the largest is factored; one
 //! block of weights, a few times its number of weights in bytes. Qwen2.5-1.5B with 32,768 tokens: 0.2, 0.35,
-//! 0.48 and 0.3 GB, 1.33 GB in all beside the mapped file.
+//! 0.48 and 0.3 GB, 1.33 GB in all, in addition to the mapped file.
 //!
 //! # Interruptions
-//! Each finished tensor goes to a folder beside the output, `NAME.parts`. The same job, begun again, takes
-//! what is there; another one clears the folder. The output appears whole, when all is done.
+//! Each finished tensor is stored in a folder next to the output, `NAME.parts`. If the same job is started
+//! again, it uses what is there; a different job clears the folder. The output appears only once it is
+//! complete.
 //!
 //! # Source
 //! Block by block, with the errors of earlier blocks in the inputs: Frantar et al., arXiv 2210.17323,
@@ -47,18 +49,18 @@ pub use plan::Plan;
 pub use sensitivity::{Choice, Sensitivities};
 pub use spec::{Formats, JobSpec};
 
-/// A Hadamard rotation with random signs; equal seeds give equal ones.
+/// A Hadamard rotation with random signs; equal seeds give equal rotations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotate {
-    /// Of the hidden states, folded into all matrices. Where norms stand behind the matrices, as Gemma's do,
-    /// they cannot be folded, and each matrix's inputs are rotated instead.
+    /// A rotation of the hidden states, folded into all matrices. If there are norms after the matrices, as
+    /// in Gemma, it cannot be folded, and each matrix's inputs are rotated instead.
     Folded {
         /// Seed of the signs.
         seed: u64,
     },
-    /// Of each matrix's inputs, those of the down projection too, which layers rotate as they run. GGUF
-    /// cannot say that.
+    /// A rotation of each matrix's inputs, including those of the down projection, which the layers apply as
+    /// they run. GGUF files cannot express this.
     Online {
         /// Seed of the signs.
         seed: u64,
@@ -68,21 +70,21 @@ pub enum Rotate {
 /// A job for [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
-    /// How the weights of the blocks and the head are chosen: a method of this crate or one's own.
-    /// Embeddings, which are looked up and not multiplied, are rounded to the nearest values, as is a head
-    /// without statistics.
+    /// How to choose the weights of the blocks and the head: a method of this crate or your own. Embeddings,
+    /// which are looked up and not multiplied, are rounded to the nearest values, and so is a head without
+    /// statistics.
     pub quantizer: Arc<dyn Quantizer>,
-    /// A rotation ahead of the method, `None` for none.
+    /// A rotation to apply before the method, if any.
     pub rotation: Option<Rotate>,
-    /// Write one table where embeddings and head are the same numbers but for rounding, in the head's format:
-    /// the other one's bytes are worth more in the blocks. Where they are not, or are rotated, both are
-    /// written, and a note says so.
+    /// If embeddings and head are the same numbers except for rounding, write only one table, in the head's
+    /// format; the bytes of the other are better spent on the blocks. If they differ, or are rotated, both
+    /// are written, and a note says so.
     pub tie: bool,
     /// The text to calibrate with.
     pub tokens: Vec<TokenId>,
-    /// Tokens that are read in one context; a remainder of the text is dropped.
+    /// Tokens per context; a remainder of the text is dropped.
     pub window: usize,
-    /// Fewest tokens that a method which needs a text is content with.
+    /// The fewest tokens for a method that needs a text.
     pub min_tokens: usize,
 }
 
@@ -92,7 +94,7 @@ impl QuantizeOptions {
         Self { quantizer, rotation: None, tie: false, tokens, window: 512, min_tokens: 2048 }
     }
 
-    /// The text in windows; none for a method that needs no text.
+    /// The text in windows; empty for a method that needs no text.
     fn windows(&self) -> Result<Vec<Vec<TokenId>>, Error> {
         if self.quantizer.needs().is_none() {
             return Ok(Vec::new());
@@ -111,22 +113,22 @@ impl QuantizeOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Steps done: a block takes two and its matrices one each, the embeddings and the head one each. While a
-    /// plan is measured, matrices done.
+    /// Steps done: a block counts as two, each of its matrices as one, and the embeddings and the head as one
+    /// each. While sensitivities are measured, the number of matrices done.
     pub done: usize,
     /// Steps in all.
     pub steps: usize,
-    /// What is being done.
+    /// The current stage.
     pub stage: Stage,
 }
 
-/// What a job is at.
+/// A stage of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
-    /// Each matrix is rounded alone, to see what the model loses by it ([`Sensitivities::measure`]).
+    /// Each matrix is rounded on its own, to see what the model loses ([`Sensitivities::measure`]).
     Measuring,
-    /// The text passes through a block.
+    /// The text runs through a block.
     Reading {
         /// The block.
         block: usize,
@@ -135,11 +137,11 @@ pub enum Stage {
     },
     /// Weights are chosen.
     Quantizing,
-    /// The file is put together.
+    /// The file is assembled.
     Writing,
 }
 
-/// What became of a matrix.
+/// The result for a matrix.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TensorReport {
@@ -149,42 +151,42 @@ pub struct TensorReport {
     pub from: Format,
     /// Its format in the output.
     pub to: Encoding,
-    /// Whether the bytes were taken over, since the format is the same.
+    /// Whether the bytes were copied because the format is the same.
     pub kept: bool,
     /// The squared error of its weights over their squares.
     pub weight_error: f64,
     /// The squared error of its outputs on calibration inputs, over their squares.
     pub output_error: Option<f64>,
-    /// The Hessian's damping, where one was factored.
+    /// The Hessian's damping, if one was factored.
     pub damping: Option<f32>,
 }
 
-/// What a job did.
+/// The result of a job.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct QuantizeReport {
-    /// All matrices, in the order of the file. Those found from an interrupted run have no errors.
+    /// All matrices, in the order of the file. Those from an interrupted run have no errors.
     pub tensors: Vec<TensorReport>,
     /// Tokens of text that were used.
     pub n_tokens: usize,
     /// Bytes of the output.
     pub bytes: u64,
-    /// Feeding the text, statistics included.
+    /// Time for feeding the text, including statistics.
     pub reading: Duration,
-    /// The statistics' part of it: Hessians above all.
+    /// The part of it for statistics, mostly Hessians.
     pub observing: Duration,
-    /// Choosing weights.
+    /// Time for choosing weights.
     pub quantizing: Duration,
-    /// All of it.
+    /// The total time.
     pub total: Duration,
-    /// Tensors that were found from an interrupted run.
+    /// How many tensors came from an interrupted run.
     pub resumed: usize,
-    /// What was done otherwise than asked for, and why.
+    /// What was done differently from what was requested, and why.
     pub notes: Vec<String>,
 }
 
-/// Writes `out` with the matrices of `source` in the formats of the plan: a file of what differs from the
-/// source if its name ends in `.safetensors`, otherwise a GGUF file of its own.
+/// Writes `out` with the matrices of `source` in the formats of the plan: if its name ends in `.safetensors`,
+/// a file of what differs from the source; otherwise a complete GGUF file.
 ///
 /// # Errors
 /// [`Error::NotOfGguf`] for a GGUF file with a format of our own, [`Error::Tensor`] with an
@@ -203,7 +205,7 @@ pub fn quantize(
     run::run(source.as_ref(), out.as_ref(), plan, options, progress)
 }
 
-/// The folder where finished tensors of an output wait.
+/// The folder that holds the finished tensors of an output.
 pub fn parts_folder(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".parts");

@@ -1,4 +1,4 @@
-//! Finished tensors on disk, until the file is put together.
+//! Finished tensors on disk, until the file is assembled.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ impl Parts {
             fs::remove_dir_all(&parts.folder).map_err(|e| io(&parts.folder, e))?;
         }
         fs::create_dir_all(&parts.folder).map_err(|e| io(&parts.folder, e))?;
-        // A mark in part is another job's.
+        // A partial mark counts as that of another job.
         fs::write(&mark, fingerprint).map_err(|e| io(&mark, e))?;
         Ok(parts)
     }
@@ -42,7 +42,7 @@ impl Parts {
         Ok(self.store(name, expected)?.is_some())
     }
 
-    /// The file of a tensor. What is there in part, or is another job's, is as good as not there.
+    /// The file of a tensor. Partial files, and those of another job, count as missing.
     pub(super) fn store(&self, name: &str, (encoding, shape): Shape) -> Result<Option<MatrixFile>, Error> {
         let path = self.path(name);
         match MatrixFile::open(&path) {
@@ -57,7 +57,7 @@ impl Parts {
         }
     }
 
-    /// Keeps a tensor; it appears whole or not at all.
+    /// Stores a tensor, completely or not at all.
     pub(super) fn write(&self, name: &str, tensor: &QuantizedMatrix) -> Result<(), Error> {
         Ok(matrix_file::write_intermediate(self.path(name), [(name, tensor)])?)
     }

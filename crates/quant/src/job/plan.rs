@@ -7,11 +7,11 @@ use breakers_gguf::{Encoding, Format, GroupFormat};
 
 use crate::Error;
 
-/// Formats of a model's matrices by name. Vectors (norms, biases) stay as they are.
+/// Formats of a model's matrices by name. Vectors (norms, biases) are not changed.
 ///
-/// Where rows are not whole blocks or groups of a format, the nearest one that fits takes its place, and a
-/// note says so: IQ4_NL for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six, as in
-/// files of llama.cpp; F16 where rows are not even whole blocks of 32; halves, quarters and so on of groups,
+/// If rows are not whole blocks or groups of a format, the nearest format that fits replaces it, and a note
+/// says so: IQ4_NL for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six, as in
+/// files of llama.cpp; F16 if rows are not even whole blocks of 32; halves, quarters and so on of groups,
 /// down to 32.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -21,7 +21,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// One format for all matrices, the embeddings and the head included.
+    /// One format for all matrices, including the embeddings and the head.
     pub fn uniform(file: &gguf::File, encoding: impl Into<Encoding>) -> Self {
         let encoding = encoding.into();
         Self::by(file, |_, _| encoding)
@@ -36,7 +36,8 @@ impl Plan {
         plan
     }
 
-    /// The formats of another file of the same model: its size, chosen otherwise.
+    /// The formats of another file of the same model, for a file of the same size with differently chosen
+    /// weights.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] when that file lacks a matrix.
@@ -54,7 +55,7 @@ impl Plan {
         self.encodings.get(name).copied()
     }
 
-    /// Gives a tensor with rows of so many values another format, or the nearest one that fits.
+    /// Gives a tensor with rows of `n_cols` values another format, or the nearest one that fits.
     pub fn set(&mut self, name: &str, encoding: impl Into<Encoding>, n_cols: usize) {
         let wanted = encoding.into();
         let found = fitting(wanted, n_cols);
@@ -91,7 +92,7 @@ fn is_matrix(view: &gguf::TensorView<'_>) -> bool {
     view.shape().len() == 2
 }
 
-/// The format, or the one in its place; see [`Plan`]. What nothing fits stays, and is refused by name where
+/// The format, or the one that replaces it; see [`Plan`]. If none fits, it stays, and is refused by name when
 /// it is used.
 pub(super) fn fitting(encoding: Encoding, n_cols: usize) -> Encoding {
     let halved = |group: usize| {

@@ -37,7 +37,7 @@ pub(super) fn run(
     let windows = options.windows()?;
     let n_tokens = windows.len() * options.window;
     let walk = BlockWalk::new(&file, windows)?;
-    // These stand in the basis, or behind the scale, that the weights beside them are given.
+    // These are in the basis, or after the scale, that the neighboring weights get.
     let folding = options.quantizer.folding();
     let changes_basis = matches!(options.rotation, Some(Rotate::Folded { .. })) || folding.is_some();
     let fixed = file.tensors().find(|view| {
@@ -113,7 +113,7 @@ fn suited(file: &gguf::File, plan: &Plan, quantizer: &dyn Quantizer, as_store: b
     Ok(())
 }
 
-/// What a job's finished tensors depend on.
+/// A description of everything that a job's finished tensors depend on.
 fn fingerprint(file: &gguf::File, plan: &Plan, options: &QuantizeOptions) -> String {
     // FNV-1a over the weights' beginnings and ends, and the tokens; the rest is spelled out.
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
@@ -139,7 +139,7 @@ pub(super) struct Job<'a> {
     pub(super) file: &'a gguf::File,
     pub(super) plan: &'a Plan,
     pub(super) options: &'a QuantizeOptions,
-    /// What rounds matrices: the method itself, or what stands behind its factors.
+    /// The quantizer that rounds matrices: the method itself, or the one that follows its factors.
     pub(super) rounding: &'a dyn Quantizer,
     /// The output is a file of what differs from the source.
     pub(super) as_store: bool,
@@ -180,7 +180,7 @@ impl Job<'_> {
     fn write_gguf(&mut self, out: &Path) -> Result<(), Error> {
         self.tell(Stage::Writing);
         let mut metadata = self.file.metadata().clone();
-        // Its number names one of llama.cpp's own mixtures.
+        // Its value stands for one of llama.cpp's own mixtures of formats.
         metadata.remove("general.file_type");
         let mut writer = gguf::Writer::with_metadata(metadata);
         writer.insert("breakers.quantize.method", self.options.quantizer.name())?;
@@ -205,7 +205,7 @@ impl Job<'_> {
         for (name, expected, view) in tensors {
             match self.parts.read(name, expected)? {
                 Some(found) => sink.write(name, found.blocks().unwrap_or_default())?,
-                // What no step has touched is taken over.
+                // Tensors that no step has changed are copied.
                 None if expected.0 == view.format().into() => sink.write(name, view.bytes())?,
                 None => sink.write(name, vector(&view.to_f32())?.blocks().unwrap_or_default())?,
             }
@@ -220,7 +220,7 @@ impl Job<'_> {
         for view in self.file.tensors() {
             let expected = self.written(&view);
             let Some(found) = self.parts.store(view.name(), expected)? else { continue };
-            // Only what is small, or was taken over in its own format, can be the same bytes.
+            // Only small tensors, or those kept in their format, can have the same bytes.
             let may_be_same = expected.0 == view.format().into();
             if !may_be_same || found.matrix(view.name())?.blocks() != Some(view.bytes()) {
                 stores.push(found);
@@ -241,7 +241,7 @@ impl Job<'_> {
         }
     }
 
-    /// The embeddings, if they were the head too and a rotation has parted the two.
+    /// The embeddings, if they were also the head and a rotation has separated the two.
     fn new_head(&self) -> Result<Option<gguf::TensorView<'_>>, Error> {
         let parted = self.rotation.is_some() && self.file.tensor(HEAD).is_none();
         Ok(parted.then(|| self.file.require(EMBEDDINGS)).transpose()?)

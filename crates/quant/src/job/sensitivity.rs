@@ -1,7 +1,8 @@
-//! How much each matrix of a model suffers from smaller formats, and the formats that fit a number of bytes.
+//! How much a model loses if each of its matrices gets a smaller format, and the best formats within a number
+//! of bytes.
 //!
 //! A matrix's sensitivity to a format is the mean KL divergence between the predictions of the original model
-//! and of one with this matrix alone rounded. The losses of several matrices are taken to add up.
+//! and of one with this matrix alone rounded. The losses of several matrices are assumed to add up.
 //!
 //! # Cost
 //! For each matrix and format one pass of the text from its block to the end of the model, and one through
@@ -28,15 +29,15 @@ use crate::quantizer::{Quantizer, WeightMatrix};
 /// Predictions are compared at every fourth token, which is enough and a quarter of the head's work.
 const EVERY: usize = 4;
 
-/// What a format would do to a matrix.
+/// The effect of a format on a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Choice {
-    /// The format; where a row is not a whole number of blocks of the one asked for, the one used instead.
+    /// The format, or its replacement if rows are not whole blocks of the requested one.
     pub encoding: Encoding,
     /// Bytes of the matrix in it.
     pub bytes: u64,
-    /// Mean KL divergence of the predictions, in nats a token.
+    /// Mean KL divergence of the predictions, in nats per token.
     pub loss: f64,
 }
 
@@ -49,7 +50,7 @@ pub struct Sensitivities {
 
 impl Sensitivities {
     /// Measures the sensitivity of every matrix of the blocks to each format, GGUF's or our own, on windows
-    /// of a text. `progress` is told (matrices done, matrices in all).
+    /// of a text. `progress` is called with (matrices done, all matrices).
     ///
     /// # Errors
     /// Those of [`BlockWalk`]; [`Error::Tensor`] for weights that are not finite; [`Error::TooLittleText`]
@@ -109,7 +110,7 @@ impl Sensitivities {
     pub fn allocate(&self, file: &gguf::File, budget: u64) -> Result<Plan, Error> {
         let mut plan = Plan::by(file, |_, from| from);
         let mut used = 0u64;
-        // For each matrix the corners of its lower hull, and the corner it stands on.
+        // For each matrix, the corners of its lower hull and the current corner.
         let mut hulls: Vec<(&str, Vec<Choice>, usize)> =
             self.choices.iter().map(|(name, choices)| (&**name, hull(choices), 0)).collect();
         for (_, hull, _) in &hulls {
@@ -164,7 +165,7 @@ fn hull(choices: &[Choice]) -> Vec<Choice> {
     corners
 }
 
-/// The divergence that rounding one matrix brings about.
+/// The divergence caused by rounding one matrix.
 fn loss_of(
     file: &gguf::File,
     walk: &BlockWalk,

@@ -13,7 +13,7 @@ use super::{Plan, Progress, QuantizeOptions, QuantizeReport, Rotate, Sensitiviti
 use crate::quantizer::Quantizer;
 use crate::{Error, Result, methods};
 
-/// A method and formats, in words or as values.
+/// A method and formats, as text or as values.
 ///
 /// `METHOD[+rotation|+online][+tie]:FORMATS[,NAME=FORMAT]…`
 ///
@@ -46,15 +46,16 @@ use crate::{Error, Result, methods};
 /// ```
 #[derive(Clone, Debug)]
 pub struct JobSpec {
-    /// How weights are chosen. One's own has words too, which [`Display`] shows, but none that are read back.
+    /// How weights are chosen. Your own quantizer also has a name, which [`Display`] shows, but it cannot be
+    /// parsed.
     pub quantizer: Arc<dyn Quantizer>,
-    /// A rotation ahead of the method.
+    /// A rotation to apply before the method.
     pub rotation: Option<Rotate>,
     /// Whether embeddings and head become one table, if they are the same numbers.
     pub tie: bool,
     /// Which formats the matrices get.
     pub formats: Formats,
-    /// Other formats for the matrices whose names contain some words, the last of several that fit.
+    /// Other formats for matrices whose names contain a text. If several match, the last one counts.
     pub exceptions: Vec<(String, Encoding)>,
 }
 
@@ -62,12 +63,11 @@ pub struct JobSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Formats {
-    /// One for all but embeddings and head, which keep theirs.
+    /// One format for all matrices except embeddings and head, which keep theirs.
     Uniform(Encoding),
     /// Those of another file of the same model.
     Like(String),
-    /// Those that fit the blocks into so many bytes, by what each matrix loses; embeddings and head keep
-    /// theirs.
+    /// The formats that lose least within a number of bytes for the blocks; embeddings and head keep theirs.
     Budget {
         /// Millions of bytes.
         megabytes: u64,
@@ -76,7 +76,7 @@ pub enum Formats {
     },
 }
 
-/// Seed of a rotation without one: any will do, but equal jobs are to give equal files.
+/// Seed of a rotation if none is given: any will do, but equal jobs must give equal files.
 const SEED: u64 = 1;
 /// Tokens that sensitivities are measured on.
 const SENSITIVITY_WINDOW: usize = 256;
@@ -86,10 +86,10 @@ const BUDGET_FORMATS: [Format; 4] = [Format::Q2_K, Format::Q3_K, Format::Q4_K, F
 impl JobSpec {
     /// The job of a method, with its `+rotation` and `+tie`, and a number of bits: k-quants, or integers with
     /// offsets in groups of 64 where the output is `own` (a file that may hold formats of our own) or the
-    /// method needs them. A format in place of the number is taken as it is.
+    /// method needs them. Instead of a number, `bits` may be the name of a format.
     ///
     /// # Errors
-    /// [`Error::Words`] for words that name no method or format.
+    /// [`Error::Words`] for words that are not a method or a format.
     pub fn of_bits(method: &str, bits: &str, own: bool) -> Result<Self> {
         let method = Method::parse(method)?;
         let own = own || method.quantizer.check(Format::Q4_K.into()).is_err();
@@ -107,7 +107,7 @@ impl JobSpec {
         Ok(method.with(Formats::Uniform(encoding(&format)?), Vec::new()))
     }
 
-    /// The ending of the job's file: GGUF has no formats of our own, and nothing of rotated inputs.
+    /// The extension of the job's file: GGUF supports neither formats of our own nor rotated inputs.
     pub fn extension(&self) -> &'static str {
         let is_own = |encoding: &Encoding| matches!(encoding, Encoding::Groups(_));
         let has_own = match &self.formats {
@@ -126,12 +126,12 @@ impl JobSpec {
     }
 
     /// The formats of a model's matrices. A budget is divided by what the first 256 `tokens` show; `progress`
-    /// is told of it.
+    /// reports on that.
     ///
     /// # Errors
     /// [`Error::Gguf`] if the other file cannot be read, [`Error::MissingTensor`] if it is of another model;
-    /// [`Error::Budget`] for one that nothing fits; [`Error::Words`] for exceptions that no matrix's name
-    /// contains; those of [`Sensitivities::measure`].
+    /// [`Error::Budget`] if it is too small; [`Error::Words`] for exceptions that match no matrix; those of
+    /// [`Sensitivities::measure`].
     pub fn plan(
         &self,
         file: &gguf::File,
@@ -169,14 +169,14 @@ impl JobSpec {
         Ok(plan)
     }
 
-    /// What [`quantize`] is told of the job, but for the plan.
+    /// The job's options for [`quantize`], apart from the plan.
     pub fn options(&self, tokens: Vec<TokenId>) -> QuantizeOptions {
         let options = QuantizeOptions::new(self.quantizer.clone(), tokens);
         QuantizeOptions { rotation: self.rotation, tie: self.tie, ..options }
     }
 
-    /// Plans the job and runs it, with windows of `window` tokens. The folder of `out` is made if it is not
-    /// there.
+    /// Plans the job and runs it, with windows of `window` tokens. The folder of `out` is created if it does
+    /// not exist.
     ///
     /// # Errors
     /// Those of [`plan`](Self::plan) and [`quantize`].
@@ -226,7 +226,7 @@ impl FromStr for JobSpec {
     }
 }
 
-/// What stands ahead of the colon.
+/// The part before the colon.
 struct Method {
     quantizer: Arc<dyn Quantizer>,
     rotation: Option<Rotate>,
@@ -266,7 +266,7 @@ impl Method {
     }
 }
 
-/// The format of a name.
+/// The format with this name.
 fn encoding(name: &str) -> Result<Encoding> {
     Encoding::parse(name).ok_or_else(|| {
         let known = Format::ALL.map(Format::name).join(", ");

@@ -14,8 +14,8 @@ use crate::statistics::Statistics;
 /// Rows that are quantized at a time.
 const SLAB_ROWS: usize = 8192;
 
-/// Most squared difference of tables that are taken for one, over their squares: what four bits lose of
-/// numbers that are normally distributed is .01.
+/// The largest squared difference, relative to their squares, of two tables that count as the same. Rounding
+/// normally distributed numbers to four bits loses .01.
 const SAME_TABLE: f64 = 0.02;
 /// Rows that tables are compared on.
 const COMPARED_ROWS: usize = 1024;
@@ -68,7 +68,7 @@ pub(super) fn can_tie(
 }
 
 impl Job<'_> {
-    /// The inputs of the head, and what they make of it.
+    /// Quantizes the head, with statistics of its inputs.
     pub(super) fn head(&mut self) -> Result<(), Error> {
         let file = self.file;
         let norm = file.require(LAST_NORM)?.to_f32();
@@ -105,7 +105,8 @@ impl Job<'_> {
         self.table_as(&view, HEAD, Some(&norm), &prepared)
     }
 
-    /// The table of embeddings; where both are one, from the head, whose format is the finer one.
+    /// Quantizes the table of embeddings; if both are one table, it comes from the head, whose format is the
+    /// finer one.
     pub(super) fn embeddings(&mut self) -> Result<(), Error> {
         let view = self.file.require(if self.tied { HEAD } else { EMBEDDINGS })?;
         self.table_as(&view, EMBEDDINGS, None, &Prepared::PLAIN)
@@ -123,7 +124,7 @@ impl Job<'_> {
         if self.parts.has(name, shape(view, encoding))? {
             self.report.resumed += 1;
         } else if self.rotation.is_none() && encoding == view.format().into() {
-            // Under its own name it is taken over when the file is put together.
+            // Under its own name it is copied when the file is assembled.
             if name != view.name() {
                 self.parts.write(name, &QuantizedMatrix::from_gguf(view))?;
             }
@@ -131,7 +132,7 @@ impl Job<'_> {
         } else {
             let (n_rows, n_cols) = (view.n_rows(), view.n_cols());
             let row_bytes = view.bytes().len() / n_rows;
-            // Groups may have scales of scales, which are those of all rows.
+            // Groups may have scales of scales, which all rows share.
             let slab_rows = if matches!(encoding, Encoding::Gguf(_)) { SLAB_ROWS } else { n_rows };
             let mut blocks = Vec::new();
             if let Encoding::Gguf(_) = encoding {

@@ -10,15 +10,15 @@ use breakers_cpu::{
 const BLOCK: usize = 128;
 /// Columns of a block of rows that a task solves at a time.
 const TASK_COLUMNS: usize = 256;
-/// A pivot below this share of the diagonal element it began as is lost to rounding.
+/// A pivot below this share of its original diagonal element is only rounding error.
 const SMALLEST_PIVOT: f32 = 1e-6;
 
 /// Factors `A = UᵀU` in place. `A` is read from, and `U` written to, the upper triangle of `[n, n]` and the
-/// diagonal; what lies below stays as it is.
+/// diagonal; the part below is not changed.
 ///
 /// # Errors
-/// The row whose pivot is not positive, or not finite, or no more than rounding has left of it: `A` is not
-/// positive definite. The upper triangle is spoiled then.
+/// The row whose pivot is not positive, or not finite, or only rounding error: `A` is not positive definite.
+/// The upper triangle is then unspecified.
 pub(crate) fn cholesky(a: &mut [f32], n: usize) -> Result<(), usize> {
     debug_assert_eq!(a.len(), n * n);
     let isa = cpu::isa();

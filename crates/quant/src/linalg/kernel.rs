@@ -44,7 +44,7 @@ mod x86 {
     use super::{MR, MicroTile, NR};
     use std::arch::x86_64::*;
 
-    /// Writes the body out once for each index: in a loop the compiler would keep the sums in memory.
+    /// Unrolls the body for each index: in a loop the compiler would keep the sums in memory.
     macro_rules! each {
         ([$($index:literal)*], $i:ident => $body:block) => {$(
             {

@@ -6,8 +6,8 @@ use breakers_cpu::{
     pool::{self, DisjointMut},
 };
 
-/// Indices of the sum that are packed at a time: a panel of the right operand fills most of a first-level
-/// cache.
+/// Indices of the sum that are packed at a time: a panel of the right operand then fills most of a
+/// first-level cache.
 const SLAB: usize = 256;
 /// Panels of the left operand in a task.
 const TASK_LEFT: usize = 16;
@@ -26,7 +26,7 @@ pub(crate) struct Operand<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     All,
-    /// Rows up to the column: what lies below the diagonal is written at will.
+    /// Rows up to the column: the part below the diagonal is unspecified.
     Upper,
 }
 

@@ -3,7 +3,7 @@
 //! # Source
 //! Lin et al., "AWQ: activation-aware weight quantization", arXiv 2306.00978, section 3.2; the search for
 //! clipped ranges from the authors' code. Deviation: the error of the matrix's own outputs is minimized,
-//! where the authors' code takes those of the block that it stands in.
+//! while the authors' code uses the outputs of the whole block.
 
 use crate::{
     Error, Result,
@@ -40,13 +40,13 @@ pub struct AwqConfig {
     pub range: RangeChoice,
     /// Whether the ranges of a [`GroupFormat`] are then cut off where the outputs on the sample lose least,
     /// in place of `range`: the largest magnitude is lowered by twentieths down to a half. (Blocks of GGUF
-    /// have a search of their own.) Off by default: it brings outputs of layers nearer and those of the
-    /// encoder in `docs/quantization.md` farther.
+    /// have a search of their own.) Off by default: it makes the outputs of layers more accurate, but those
+    /// of the encoder in `docs/quantization.md` less so.
     pub clip: bool,
 }
 
 impl AwqConfig {
-    /// The authors': twenty exponents, and the search for clipped ranges.
+    /// The authors' settings: twenty exponents, and the search for clipped ranges.
     pub fn paper() -> Self {
         Self {
             n_exponents: 20,
@@ -64,7 +64,7 @@ impl Default for AwqConfig {
     }
 }
 
-/// Scales columns by a power of the mean magnitude of their inputs, which is found by trying some.
+/// Scales columns by a power of the mean magnitude of their inputs; the exponent is found by trying several.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Awq {
     config: AwqConfig,

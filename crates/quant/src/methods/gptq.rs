@@ -2,8 +2,8 @@
 //!
 //! # Source
 //! Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", arXiv
-//! 2210.17323, section 3; act-order from the authors' code. Deviation: the factor of the Hessian itself takes
-//! the place of that of its inverse (the module `solver` shows that the results are the same).
+//! 2210.17323, section 3; act-order from the authors' code. Deviation: the factor of the Hessian itself is
+//! used instead of that of its inverse (the module `solver` shows that the results are the same).
 
 mod solver;
 
@@ -23,7 +23,7 @@ use std::{
 
 const NAME: &str = "gptq";
 
-/// What a column's error counts while scales are chosen.
+/// How much a column's error counts when scales are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScaleImportance {
@@ -31,8 +31,8 @@ pub enum ScaleImportance {
     None,
     /// The mean square of the column's inputs.
     Diagonal,
-    /// The part of it that later columns cannot make up for: U_ii² of the factor that errors are fed back
-    /// with.
+    /// The part of it that later columns cannot compensate: U_ii² of the factor that is used for error
+    /// feedback.
     Conditional,
 }
 
@@ -40,35 +40,35 @@ pub enum ScaleImportance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScaleTime {
-    /// For all groups before the first column is rounded, so that any order of columns fits any blocks.
+    /// For all groups before the first column is rounded, so that any order of columns works with any blocks.
     Before,
-    /// When the group's turn comes, from its weights as they have become. With columns in their order, and
-    /// groups of whole 32 columns; otherwise as [`Before`](Self::Before).
+    /// When the group's turn comes, from its updated weights. This needs columns in natural order and groups
+    /// of whole blocks of 32 columns; otherwise it is the same as [`Before`](Self::Before).
     InTurn,
 }
 
-/// How [`Gptq`] goes about it.
+/// The settings of [`Gptq`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GptqConfig {
-    /// In which order columns are rounded.
+    /// The order in which columns are rounded.
     pub order: ColumnOrder,
-    /// The share of the Hessian's mean diagonal that is added to the diagonal. When the Hessian is indefinite
-    /// all the same, ten times as much is added, until it is not.
+    /// The share of the Hessian's mean diagonal that is added to the diagonal. If the Hessian is still
+    /// indefinite, ten times as much is added, until it is not.
     pub damping: f32,
-    /// So many times the Hessian's own diagonal are added to it: what a text of finite length says about
-    /// pairs of columns is less certain than what it says about each, and feedback would load errors onto
-    /// directions that only chance has left empty. (A shrinkage towards the diagonal by λ is λ/(1 − λ) here.)
+    /// This multiple of the Hessian's own diagonal is added to it: a text of finite length says less about
+    /// pairs of columns than about single ones, and feedback would shift errors into directions that are
+    /// empty only by chance. (A shrinkage towards the diagonal by λ is λ/(1 − λ) here.)
     pub shrinkage: f32,
     /// How the range of a group is chosen.
     pub range: RangeChoice,
-    /// What a column counts for that.
+    /// How much a column counts for that.
     pub importance: ScaleImportance,
-    /// When it is chosen.
+    /// When the range is chosen.
     pub scales: ScaleTime,
 }
 
 impl GptqConfig {
-    /// The paper's: columns in their order, ranges from the least to the largest weight.
+    /// The paper's settings: columns in natural order, ranges from the smallest to the largest weight.
     pub fn paper() -> Self {
         Self {
             order: ColumnOrder::Natural,
@@ -134,8 +134,8 @@ impl Quantizer for Gptq {
     }
 }
 
-/// A Hessian that is factored, ready for all matrices that read the same inputs, and for any statistics or
-/// none: these serve the report alone.
+/// A factored Hessian for all matrices that read the same inputs. It works with any statistics or none, since
+/// these are only used for the report.
 pub struct GptqFactor {
     config: GptqConfig,
     feedback: Feedback,

@@ -3,7 +3,7 @@
 //! # Source
 //! Badri and Shaji, "Half-quadratic quantization of large machine learning models", 2023
 //! (mobiusml.github.io/hqq_blog); the settings are those of the authors' code. Scales span the range of a
-//! group and stay as they are.
+//! group and are not changed.
 
 use crate::{
     Error, Result,
@@ -43,7 +43,7 @@ impl Default for HqqConfig {
 
 /// Alternates between the codes, an error with a few large elements, and the offset that fits the rest.
 ///
-/// For integers with offsets alone ([`GroupFormat::Affine`]).
+/// Only for integers with offsets ([`GroupFormat::Affine`]).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Hqq {
     config: HqqConfig,

@@ -5,8 +5,8 @@
 //! | [`RoundToNearest`] | nothing; mean squares if there are any | the scales with the least error, the nearest code |
 //! | [`Hqq`] | nothing | offsets that minimize a robust norm of the error |
 //! | [`Awq`] | a sample of inputs | columns with large inputs are scaled up before they are rounded |
-//! | [`Gptq`] | the Hessian | each column takes over the errors of those before it |
-//! | [`Rotated`] | what the other one does | a rotation of the inputs first, so that nothing stands out |
+//! | [`Gptq`] | the Hessian | each column compensates the errors of those before it |
+//! | [`Rotated`] | what the other method needs | a rotation of the inputs first, so that there are no outliers |
 
 mod awq;
 mod gptq;

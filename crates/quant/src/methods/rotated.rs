@@ -1,10 +1,9 @@
-//! A rotation of the inputs ahead of another method: incoherence processing.
+//! A rotation of the inputs before another method: incoherence processing.
 //!
 //! # Source
 //! Chee et al., "QuIP", arXiv 2307.13304, section 4; with Hadamard matrices: Tseng et al., "QuIP#", arXiv
 //! 2402.04396, section 3, and Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3. Inputs alone are
-//! rotated here; rotations of the outputs are folded into the matrices that read them, where a model allows
-//! it.
+//! rotated here; rotations of the outputs are folded into the matrices that read them, if a model allows it.
 
 use crate::{
     Result,
@@ -14,10 +13,10 @@ use crate::{
 use breakers_cpu::hadamard::Rotation;
 use breakers_gguf::Encoding;
 
-/// Rotates the inputs' space, quantizes there, and has the inputs rotated before each product.
+/// Rotates the space of the inputs and quantizes there; the inputs are then rotated before each product.
 ///
-/// Every weight becomes a mixture of its row, close to normally distributed: no weight and no input stands
-/// out any more.
+/// Every weight becomes a mixture of its row, close to normally distributed: there are no outliers among
+/// weights or inputs anymore.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotated<Q> {
     inner: Q,
@@ -25,7 +24,7 @@ pub struct Rotated<Q> {
 }
 
 impl<Q: Quantizer> Rotated<Q> {
-    /// The other method behind a random Hadamard rotation.
+    /// The other method after a random Hadamard rotation.
     pub fn new(inner: Q, seed: u64) -> Self {
         Self { inner, seed }
     }

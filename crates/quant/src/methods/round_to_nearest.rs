@@ -11,8 +11,8 @@ use std::time::Instant;
 
 /// Rounds each weight to the nearest value that its group's scale allows.
 ///
-/// With statistics, the error of a column counts by the mean square of its inputs, its share in the error of
-/// the outputs (the "importance matrix" of llama.cpp). Without them all columns count the same.
+/// With statistics, the error of a column is weighted by the mean square of its inputs, which is its share of
+/// the error of the outputs (the "importance matrix" of llama.cpp). Without them all columns count the same.
 ///
 /// # Source
 /// The importance of a column is the diagonal of the Hessian: LeCun et al., "Optimal brain damage", 1990,
@@ -29,7 +29,8 @@ impl RoundToNearest {
         Self { range: RangeChoice::LeastSquares, weighted: true }
     }
 
-    /// Groups from the least to the largest weight: the plainest way, in formats of our own.
+    /// Ranges from the smallest to the largest weight of a group: the simplest choice, for formats of our
+    /// own.
     pub const fn extremes() -> Self {
         Self { range: RangeChoice::Extremes, weighted: false }
     }

@@ -12,9 +12,9 @@ use crate::{Error, Result};
 pub struct Entry {
     /// The name, lower case, as in `gptq:Q4_0`; the quantizer's own [`name`](Quantizer::name).
     pub name: &'static str,
-    /// The paper, or what stands in its place.
+    /// The paper, or a description if there is none.
     pub paper: &'static str,
-    /// Makes it. The format is not the method's own: each matrix of a model may have another one.
+    /// Creates it. A method has no format of its own: each matrix of a model may have a different one.
     pub build: fn() -> Arc<dyn Quantizer>,
 }
 
@@ -22,9 +22,10 @@ const fn entry(name: &'static str, paper: &'static str, build: fn() -> Arc<dyn Q
     Entry { name, paper, build }
 }
 
-/// Every method of this crate that whole models can be quantized with. A new one is a file and a line here.
+/// Every method of this crate that whole models can be quantized with. A new one needs a file and a line
+/// here.
 ///
-/// (Rotations are words of their own in a [`JobSpec`](crate::job::JobSpec), as they go with every method.)
+/// (Rotations are separate words in a [`JobSpec`](crate::job::JobSpec), because they work with every method.)
 pub const METHODS: &[Entry] = &[
     entry("rtn", "rounding to the nearest value: what every method has to beat", || {
         Arc::new(RoundToNearest::new().unweighted())
@@ -37,7 +38,7 @@ pub const METHODS: &[Entry] = &[
     entry("gptq", "Frantar et al. 2022, arXiv 2210.17323", || Arc::new(Gptq::new(GptqConfig::default()))),
 ];
 
-/// The method of a name.
+/// The method with this name.
 ///
 /// # Errors
 /// [`Error::Words`], which lists all names.

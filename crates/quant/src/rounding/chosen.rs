@@ -1,4 +1,4 @@
-//! The choice of scales, before any code is chosen.
+//! The choice of scales, which precedes the choice of codes.
 
 use super::encode::{Blocks, floats_to_bytes};
 use super::grid::{Grid, LANES};
@@ -9,7 +9,7 @@ use crate::{
 use breakers_cpu::{self as cpu, per_isa, pool};
 use breakers_gguf::{Encoding, Format, GroupFormat, GroupMatrix, GroupScales, QuantizedMatrix};
 
-/// Scales that were chosen, before any code is.
+/// Scales that have been chosen, before any codes.
 pub(crate) struct Chosen {
     scales: ChosenScales,
 }
@@ -47,7 +47,7 @@ impl Chosen {
         Ok(Self { scales })
     }
 
-    /// Given scales and offsets of groups, `[row][group]`.
+    /// With the given scales and offsets of groups, `[row][group]`.
     pub(crate) fn of_groups(
         format: GroupFormat,
         values: &[f32],

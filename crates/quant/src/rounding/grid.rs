@@ -78,7 +78,7 @@ impl Grid {
         self.n_cols
     }
 
-    /// Rounds the targets of [`LANES`] rows from `first_row` on to what column `col` offers.
+    /// Rounds the targets of [`LANES`] rows from `first_row` on to the values of column `col`.
     #[inline(always)]
     pub(crate) fn round(
         &self,

@@ -1,4 +1,4 @@
-//! What all methods share below them: scales and codes of every format.
+//! What all methods have in common: the scales and codes of every format.
 
 mod chosen;
 mod encode;

@@ -1,4 +1,4 @@
-//! The crate's tests: the methods, whole models, jobs as words, and a method from outside.
+//! The crate's tests: the methods, whole models, jobs as text, and a method from outside.
 
 mod methods;
 mod own_method;

@@ -1,4 +1,4 @@
-//! The quantizers against each other, on a layer whose inputs are like those of language models.
+//! The quantizers compared with each other, on a layer whose inputs resemble those of language models.
 
 use breakers_gguf as gguf;
 use breakers_gguf::{Encoding, Format, GroupFormat};
@@ -262,7 +262,7 @@ fn what_scales_are_weighted_by_matters_to_feedback() {
     }
 }
 
-/// What a quantizer makes of weights that it cannot take.
+/// How a quantizer reacts to invalid weights.
 #[test]
 fn bad_input_is_refused_by_name() {
     let blocks = Encoding::Gguf(Format::Q4_K);

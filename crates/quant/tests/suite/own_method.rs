@@ -14,7 +14,7 @@ use breakers_quant::{Error, Result};
 use crate::tiny_model::{BLOCKS, TINY, write_model};
 use crate::whole_models::{distance, logits, text};
 
-/// Rounding with a twist that tests turn.
+/// Rounding with variations for tests.
 #[derive(Debug, Default)]
 struct Mine {
     /// What all weights are multiplied by first.
@@ -100,7 +100,7 @@ impl Folding for Mine {
     }
 }
 
-/// What is prepared for the matrices of a place.
+/// The quantizer prepared for the matrices of a place.
 #[derive(Debug)]
 struct Ready {
     gain: f32,
@@ -212,7 +212,7 @@ fn factors_from_outside_are_folded_into_the_model() {
     let expected: Vec<f32> =
         norm(&before).chunks(4).flat_map(|x| [x[0] / 2.0, x[1] / 0.5, x[2] / 4.0, x[3]]).collect();
     assert_eq!(norm(&after), expected);
-    // The same function, but for what half precision loses.
+    // The same function, up to the rounding of half precision.
     let off = distance(&logits(&source), &logits(&out));
     assert!(off < 1e-5, "{off}");
     std::fs::remove_file(&out).unwrap();

@@ -1,4 +1,4 @@
-//! What several tests draw their inputs from.
+//! Inputs that several tests share.
 
 use breakers_cpu::random::SplitMix64;
 

@@ -23,18 +23,18 @@ impl Random {
     }
 }
 
-/// What tests change of the tiny model.
+/// What tests change in the tiny model.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiny {
     pub(crate) architecture: &'static str,
     pub(crate) kv_heads: usize,
-    /// A weight that is spoiled, by the tensor's name.
+    /// The name of a tensor with an invalid weight.
     pub(crate) spoiled: Option<&'static str>,
 }
 
 pub(crate) const TINY: Tiny = Tiny { architecture: "qwen2", kv_heads: 2, spoiled: None };
 
-/// Writes the model; some input channels stand out, as they do in real ones.
+/// Writes the model; some input channels are outliers, as in real models.
 pub(crate) fn write_model(path: &std::path::Path, tiny: Tiny) {
     let mut random = Random::new(3);
     let mut writer = breakers_gguf::Writer::new();

@@ -133,7 +133,7 @@ fn tables_that_are_the_same_numbers_become_one() {
     let folder = tempfile::tempdir().unwrap();
     let (source, out) = (folder.path().join("source.gguf"), folder.path().join("out.gguf"));
     let options = QuantizeOptions { tie: true, ..options("rtn") };
-    // The tiny model's tables have nothing to do with each other.
+    // The tiny model's two tables are unrelated.
     write_model(&source, TINY);
     let (names, notes) = tied(&source, &out, &options);
     assert!(names.contains(&"output.weight".to_owned()) && notes.len() == 1, "{notes:?}");
@@ -315,7 +315,7 @@ fn interrupt(encoding: Encoding, ending: &str) {
     assert_eq!(report.resumed, 0);
     assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "{ending}: files differ");
     assert_eq!(report.bytes, std::fs::metadata(&whole).unwrap().len());
-    // What another job has left is not taken.
+    // The remains of another job are not used.
     std::fs::create_dir_all(parts_folder(&out)).unwrap();
     std::fs::write(parts_folder(&out).join("job"), "another").unwrap();
     std::fs::write(parts_folder(&out).join("token_embd+weight.safetensors"), "nonsense").unwrap();

@@ -1,4 +1,4 @@
-//! Rounding with error feedback: each column takes over what rounding the columns before it has spoiled.
+//! Rounding with error feedback: each column compensates the errors of the columns rounded before it.
 //!
 //! With the Hessian H of the inputs the loss of a row of weights is eHeᵀ, e the difference to the rounded
 //! ones. For H = UᵀU it is the sum of squares of Ueᵀ, whose element i is U_ii (e_i + Σ_{j>i} U_ij/U_ii e_j).
@@ -6,7 +6,8 @@
 //! `w_i + Σ_{j>i} U_ij/U_ii e_j`: the loss is then Σ U_ii² (rounding error)². Columns are permuted beforehand
 //! so that the last is the one to be rounded first.
 //!
-//! This is what GPTQ computes with the Cholesky factor of H⁻¹, with neither the inverse nor its factor.
+//! This is what GPTQ computes with the Cholesky factor of H⁻¹, but it needs neither the inverse nor its
+//! factor.
 //!
 //! # Cost
 //! n³/6 multiplications for the factor, n²/2 a row of weights. Rows are independent, and 32 of them share a
@@ -33,15 +34,15 @@ use std::sync::Mutex;
 
 /// Columns between two uses of the blocked product.
 pub(crate) const BLOCK: usize = 4 * MR;
-/// What damping is multiplied by when a Hessian turns out indefinite, and how often.
+/// The factor on the damping when a Hessian turns out to be indefinite, and how often it is applied.
 const RAISE: f32 = 10.0;
 const MOST_RAISES: usize = 6;
 
-/// In which order columns are rounded.
+/// The order in which columns are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ColumnOrder {
-    /// In their order.
+    /// In natural order.
     Natural,
     /// Those with the largest mean square of their inputs first ("act-order").
     DescendingSquares,
@@ -87,7 +88,7 @@ impl Feedback {
         let mut diagonal: Vec<f32> = (0..n).map(|i| factor[i * n + i]).collect();
         let mean = diagonal.iter().map(|&x| f64::from(x)).sum::<f64>() / n.max(1) as f64;
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
-        // A column whose input is always zero decouples, whatever stands here.
+        // A column whose input is always zero is independent of the others, whatever the value here.
         diagonal.iter_mut().filter(|x| **x <= 0.0).for_each(|x| *x = mean);
         diagonal.iter_mut().for_each(|x| *x += shrinkage * *x);
         mirror(&mut factor, n, false);
@@ -155,7 +156,7 @@ impl Feedback {
         self.n
     }
 
-    /// What a squared rounding error costs in each column, once the columns after it make up for it: U_ii².
+    /// The cost of a squared rounding error in each column, after compensation by later columns: U_ii².
     pub(crate) fn conditional_squares(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n];
         for (&column, &cost) in self.order.iter().zip(&self.costs) {
@@ -199,10 +200,9 @@ impl Feedback {
     }
 
     /// Rounds weights `[n_rows, n]` in the order of the columns, where each group of `group` columns gets its
-    /// scale from the weights as they have become when its turn comes: `choose` is given them,
-    /// `[rows, group]`, and the index of the first row and of the group, and returns the values that may be
-    /// chosen, column 0 being the group's first. Returns the codes. `group` must be a multiple of [`BLOCK`]
-    /// and divide a row.
+    /// scale from the updated weights when its turn comes. `choose` receives these, `[rows, group]`, with the
+    /// index of the first row and of the group, and returns the values that may be chosen; column 0 is the
+    /// group's first. Returns the codes. `group` must be a multiple of [`BLOCK`] and divide a row.
     pub(crate) fn round_by_groups(
         &self,
         weights: &[f32],
@@ -218,7 +218,7 @@ impl Feedback {
             let n_rows = weights.len() / n;
             let mut errors = vec![[0.0f32; LANES]; n];
             for first in (0..n).step_by(group) {
-                // Once without rounding: what remains of the weights, given the errors so far.
+                // A pass without rounding gives the updated weights, given the errors so far.
                 let mut remains = vec![0.0; n_rows * group];
                 let mut keep =
                     |time: usize, target: &[f32; LANES], _: &mut [u8; LANES], values: &mut [f32; LANES]| {

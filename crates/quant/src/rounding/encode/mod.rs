@@ -1,9 +1,9 @@
 //! From weights to the blocks of a GGUF file: the choice of scales, and the packing of codes.
 //!
-//! The two are apart, because codes are chosen by the nearest value in plain rounding and by error feedback
-//! in GPTQ. Scales are those that minimize the squared error, each column weighted by its importance: first
-//! the best ones freely, then the super-block's factor, then the small integers around each quotient, tried
-//! out one by one.
+//! The two are separate, because codes are chosen by the nearest value in plain rounding and by error
+//! feedback in GPTQ. Scales minimize the squared error, with each column weighted by its importance: first
+//! the best unrestricted scales, then the super-block's factor, and then the small integers around each
+//! quotient, which are tried one by one.
 
 mod pack;
 mod search;
@@ -40,7 +40,7 @@ const fn floats(levels: [i8; 16]) -> [f32; 16] {
     out
 }
 
-/// How a format's scales lie.
+/// The layout of a format's scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     /// One half-precision scale for 32 values.
@@ -201,7 +201,8 @@ fn group<const N: usize>(x: &[f32], importance: Option<&[f32]>, group: usize) ->
         let importance = &importance[group * N..(group + 1) * N];
         let sum: f32 = importance.iter().sum();
         if sum > 0.0 && sum.is_finite() {
-            // A little for every column, so that what was not seen in calibration is not given up.
+            // Every column gets a little weight, so that inputs that were not seen in calibration still
+            // count.
             let (factor, floor) = (N as f32 / sum, 1e-3);
             for i in 0..N {
                 weights[i] = importance[i] * factor + floor;

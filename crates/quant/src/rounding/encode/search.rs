@@ -42,7 +42,7 @@ pub(crate) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], levels: Levels) 
             }
             levels.nearest(&scaled, &mut codes, &mut found);
             let (xl, ll) = moments(x, w, &found);
-            // What the fit takes away from Σwx².
+            // The amount by which the fit reduces Σwx².
             let gain = xl * xl / ll;
             if ll > 0.0 && gain > best_gain {
                 (best, best_gain) = (xl / ll, gain);
