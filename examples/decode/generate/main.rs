@@ -7,7 +7,7 @@
 //! cargo run --release --example generate -- --draft ngram                 # the same answers, sooner
 //! ```
 //! A prompt is put into the model's chat template if it has one; `--raw` leaves it as it is. With `--draft`
-//! the text is the same, and comes sooner where it can be guessed.
+//! the text is the same, and comes sooner if it can be guessed.
 //!
 //! JSON: `prompt_ids`, `output_ids`, `text`, `finish`, `steps` (of each token `id` and `top`, the five most
 //! likely tokens with their log-probabilities), `prefill_tok_s`, `decode_tok_s`.
@@ -25,7 +25,7 @@ use serde_json::Value;
 struct Arguments {
     #[command(flatten)]
     generate: GenerateArgs,
-    /// Measure speed alone: the file's `prompt_ids` in one pass, then `--max-tokens` passes over one token.
+    /// Only measure speed: the file's `prompt_ids` in one pass, then `--max-tokens` passes over one token.
     #[arg(long, hide = true, value_name = "FILE", requires = "json")]
     measure: Option<String>,
 }

@@ -5,11 +5,11 @@
 //! cargo run --release --example kv_cache -- --text BOOK.txt \
 //!     --caches f16,water-4,kivi-4 --depths 1024,4096,8192
 //! ```
-//! Quality: windows of `--context` tokens of the text, of which the second half counts; all caches see the
-//! same passes, and the f16 cache's predictions are what the others' are compared with (mean Kullback–Leibler
-//! divergence). Bits an element are bytes that the cache holds, everything included, over keys' and values'
-//! elements, on average over the places that count. Speed: single tokens behind `--depths` tokens, all caches
-//! by turns. The tables go to standard output; `report.json`, `report.md` and charts into the folder `--out`.
+//! Quality: windows of `--context` tokens of the text, of which only the second half counts; all caches see
+//! the same passes, and their predictions are compared with those of the f16 cache (mean Kullback–Leibler
+//! divergence). Bits an element are all bytes that the cache holds, divided by the number of elements of keys
+//! and values, averaged over the places that count. Speed: single tokens after `--depths` tokens, all caches
+//! in turn. The tables go to standard output; `report.json`, `report.md` and charts into the folder `--out`.
 
 mod memory;
 mod needle;
@@ -53,10 +53,10 @@ struct Arguments {
     /// Tokens of a window of text.
     #[arg(long, default_value_t = 2048, value_name = "N")]
     context: usize,
-    /// Windows at most; 0: no quality.
+    /// The most windows; 0: no quality.
     #[arg(long, default_value_t = 2, value_name = "N")]
     windows: usize,
-    /// Depths at which decoding is timed; 0 alone: none.
+    /// Depths at which decoding is timed; just 0: none.
     #[arg(long, value_delimiter = ',', default_values_t = [1024usize, 2048])]
     depths: Vec<usize>,
     /// Tokens decoded in a round.
@@ -74,13 +74,13 @@ struct Arguments {
     /// Numbers hidden at each place, one at a time.
     #[arg(long, default_value_t = 3, value_name = "N")]
     needles: usize,
-    /// Tokens that caches are filled with, each in a process of its own whose memory is looked at; 0: none.
+    /// Tokens to fill each cache with, in a process of its own whose memory is measured; 0: none.
     #[arg(long, default_value_t = 0, value_name = "N")]
     memory_tokens: usize,
-    /// Fill this cache only, with --memory-tokens, and tell what it takes.
+    /// Fill only this cache, with --memory-tokens, and report the memory that it takes.
     #[arg(long, value_name = "NAME", hide = true)]
     memory_of: Option<String>,
-    /// Folder of the report.
+    /// The folder for the report.
     #[arg(long, default_value = "target/reports/kv_cache", value_name = "FOLDER")]
     out: PathBuf,
     /// Answer with one JSON object: the report.

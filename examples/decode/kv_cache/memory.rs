@@ -1,7 +1,7 @@
-//! What caches take: their own bytes, and how much the process grows.
+//! The memory of caches: their own bytes, and how much the process grows.
 //!
-//! What one cache has freed another one may use again, so each is filled in a process of its own:
-//! this program runs itself.
+//! A cache may reuse memory that another one freed, so each is filled in a process of its own: this program
+//! runs itself.
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ const ROWS: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) n_tokens: usize,
-    /// As the cache says.
+    /// The bytes that the cache reports.
     pub(crate) bytes: usize,
     /// How much the process grew, where the system tells.
     pub(crate) resident: Option<usize>,
@@ -45,7 +45,7 @@ pub(crate) fn measure(names: &[String], model: &str, n_tokens: usize) -> Result<
     names.iter().map(measure).collect()
 }
 
-/// Fills one cache with random keys and values; what [`measure`] reads.
+/// Fills one cache with random keys and values, and prints what [`measure`] reads.
 pub(crate) fn fill(model: &Model, kind: &CacheKind, n_tokens: usize) -> Result<Value> {
     let shape = model.cache_shape();
     let wrong = |e: breakers_kv_cache::Error| Error::Usage(format!("--memory-tokens: {e}"));
@@ -59,8 +59,8 @@ pub(crate) fn fill(model: &Model, kind: &CacheKind, n_tokens: usize) -> Result<V
         }
         cache.end().and_then(|()| cache.commit(n)).map_err(wrong)
     };
-    // What every step needs for itself is not the cache's. Presses see the prompt in one
-    // step, as models feed it.
+    // Memory that every step needs for itself is not the cache's. Presses see the prompt in one step, as
+    // models feed it.
     let rows = if matches!(kind, CacheKind::Evicting(_)) { n_tokens } else { ROWS.min(n_tokens) };
     let mut cache = kind.make(&shape, model.device()).map_err(wrong)?;
     feed(&mut *kind.make(&shape, model.device()).map_err(wrong)?, ROWS.min(n_tokens))?;

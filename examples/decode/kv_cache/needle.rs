@@ -1,4 +1,5 @@
-//! Needles in a haystack for several caches: presses that differ in nothing else share the reading of a text.
+//! Needles in a haystack for several caches: caches that differ only in their press share the reading of a
+//! text.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +35,7 @@ pub(crate) fn measure(
     )
 }
 
-/// For each cache the part of `answer` that the model gives by itself behind `prompt`, token by token.
+/// For each cache, the part of `answer` that the model gives by itself after `prompt`, token by token.
 fn answers(model: &Model, caches: &[CacheKind], prompt: &[TokenId], answer: &[TokenId]) -> Result<Vec<f64>> {
     let together = Together::of(caches);
     let mut found = vec![0.0; caches.len()];
@@ -44,7 +45,8 @@ fn answers(model: &Model, caches: &[CacheKind], prompt: &[TokenId], answer: &[To
         }
     }
     if let Some(together) = together {
-        // The last token comes behind the press: what follows it is the first thing said over what is left.
+        // The last token is fed after the press: the token after it is the first prediction over the tokens
+        // that are left.
         let (prompt, question) = prompt.split_at(prompt.len() - 1);
         let mut runner = runner_over(&CacheKind::Evicting(together.eviction.clone()), model)?;
         let sequence = runner.open()?;
@@ -60,11 +62,11 @@ fn answers(model: &Model, caches: &[CacheKind], prompt: &[TokenId], answer: &[To
     Ok(found)
 }
 
-/// Presses that differ in nothing else: a prompt is read once for all of them.
+/// Caches that differ only in their press: a prompt is read once for all of them.
 struct Together {
-    /// Whose press is one after the other of theirs.
+    /// A cache whose press stands for each of theirs in turn.
     eviction: Eviction,
-    /// Which caches they are.
+    /// The indices of these caches.
     members: Vec<usize>,
     press: Arc<AtomicUsize>,
 }
@@ -92,7 +94,7 @@ impl Together {
     }
 }
 
-/// One of several presses, which may change.
+/// A press that can be switched between several.
 struct OneOf {
     presses: Vec<Arc<dyn Press>>,
     at: Arc<AtomicUsize>,
@@ -120,7 +122,7 @@ impl Press for OneOf {
 
     fn scores(&self, layer: &LayerView<'_>) -> Vec<Vec<f32>> {
         let Some(press) = self.presses.get(self.at.load(Ordering::Relaxed)) else { return Vec::new() };
-        // It sees no more queries than it has asked for.
+        // A press sees no more queries than it has asked for.
         let n = press.n_queries().min(layer.n_queries()) * layer.n_heads * layer.head_dim;
         let copy = |head: &HeadView| HeadView {
             keys: head.keys.clone(),

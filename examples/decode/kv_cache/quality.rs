@@ -1,15 +1,15 @@
-//! How far a cache moves a model's predictions: perplexity, and the divergence from the f16 cache.
+//! How much a cache changes a model's predictions: perplexity, and the divergence from the f16 cache.
 
 use breakers::cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
 use breakers_kv_cache::CacheKind;
 use breakers_model::{Model, Runner};
 
-/// Rows fed at a time: all caches go through the same ones before the next come, so that the logits of one
-/// pass are all that has to be kept.
+/// Rows fed at a time: all caches process the same rows before the next ones, so only the logits of one pass
+/// have to be kept.
 const ROWS: usize = 128;
 
-/// What one cache did to the text.
+/// The measurements of one cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Quality {
     /// Sum of negative log-likelihoods, in nats.
@@ -22,7 +22,7 @@ pub(crate) struct Quality {
     /// Sums over the places that count of bytes held, and of elements.
     bytes: f64,
     elements: f64,
-    /// At the end of a window.
+    /// Bytes at the end of a window.
     pub(crate) bytes_at_end: usize,
 }
 
@@ -55,8 +55,8 @@ struct Contestant {
     sequence: SequenceId,
 }
 
-/// Feeds windows of `context` tokens, of which the second half counts, to each cache; the first one is what
-/// the others are compared with.
+/// Feeds windows of `context` tokens, of which the second half counts, to each cache; the others are compared
+/// with the first one.
 pub(crate) fn measure(
     model: &Model,
     caches: &[CacheKind],
@@ -88,7 +88,7 @@ pub(crate) fn measure(
             for (at, (contestant, found)) in contestants.iter_mut().zip(&mut found).enumerate() {
                 let Contestant { runner, sequence } = contestant;
                 let mut steps = [Step::each(*sequence, window[from..to].to_vec(), Want::Logits)];
-                // The last ones are wanted; `wants` are those of the last rows.
+                // `wants` belongs to the last rows.
                 steps[0].wants.truncate(to - first);
                 runner.forward(&mut steps)?;
                 runner.commit(*sequence, to - from)?;

@@ -56,7 +56,7 @@ pub(crate) fn build(measured: &Measured<'_>, context: usize, mut provenance: Pro
     Ok(report)
 }
 
-/// A line for each length and depth, and the mean.
+/// One line for each length and depth, and their mean.
 fn needle_table(measured: &Measured<'_>) -> Result<Table> {
     let mut table = Table::new("needles", "Needles found (% of the answer's tokens)");
     table.column(Column::new("length")).column(Column::new("depth").unit("%"));

@@ -1,4 +1,4 @@
-//! Decoding speed over caches of several depths.
+//! Decoding speed over caches at several depths.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use breakers_model::{Model, Runner};
 /// One cache at one depth.
 #[derive(Clone, Debug)]
 pub(crate) struct Speed {
-    /// Seconds a token, one for each round.
+    /// Seconds for one token, for each round.
     pub(crate) decode: Vec<f64>,
     pub(crate) bytes: usize,
     /// Seconds to read the tokens since the depth before.
@@ -40,7 +40,7 @@ impl Contestant {
     }
 }
 
-/// Decodes `n_tokens` in each of `n_rounds` at every depth, all caches by turns; `[cache][depth]`.
+/// Decodes `n_tokens` in each of `n_rounds` at every depth, all caches in turn; `[cache][depth]`.
 pub(crate) fn measure(
     model: &Model,
     caches: &[CacheKind],
@@ -61,7 +61,7 @@ pub(crate) fn measure(
     for &depth in depths {
         bar.doing(&format!("depth {depth}"));
         for (contestant, found) in contestants.iter_mut().zip(&mut found) {
-            // What was decoded at the depth before stays: every cache holds as many tokens.
+            // Tokens decoded at the depth before stay in the cache; all caches hold the same number.
             let tokens: Vec<TokenId> = text.iter().cycle().skip(held).take(depth - held).copied().collect();
             let start = Instant::now();
             contestant.feed(&tokens)?;

@@ -3,8 +3,9 @@
 //! ```sh
 //! cargo run --release --example perplexity -- --file README.md
 //! ```
-//! Windows of `--context` tokens that do not overlap; a remainder is dropped; of each window the second half
-//! counts. JSON: `perplexity`, `nll` (nats a token), `n_tokens` (those that count), `tok_s` (those fed).
+//! The text is cut into windows of `--context` tokens without overlap, and a remainder is dropped. The second
+//! half of each window counts. JSON: `perplexity`, `nll` (nats a token), `n_tokens` (those that count),
+//! `tok_s` (those fed).
 
 use std::process::ExitCode;
 use std::time::Instant;

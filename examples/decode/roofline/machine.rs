@@ -1,13 +1,13 @@
-//! What this machine can do at most: bytes read a second, multiplications a second.
+//! The peaks of this machine: bytes read per second, multiplications per second.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use breakers_cpu::{self as cpu, per_isa, pool};
 
-/// Memory that is read: more than any cache.
+/// The memory that is read: larger than any cache.
 const BUFFER_BYTES: usize = 512 << 20;
-/// Measurements of which the best counts; a peak is what undisturbed hardware reaches.
+/// The best of this many measurements counts: a peak is what undisturbed hardware reaches.
 const REPEAT: usize = 7;
 
 /// Peaks of the machine with the threads and the instruction set in force.
@@ -34,7 +34,7 @@ impl Machine {
     }
 }
 
-/// The rate of a kernel that gives the operations it did, on all threads at once.
+/// The rate of a kernel, which returns the number of its operations, on all threads at once.
 fn peak(kernel: fn(usize) -> f64) -> f64 {
     const ROUNDS: usize = 2_000_000;
     let threads = pool::threads();
@@ -81,11 +81,11 @@ fn sum_plain(values: &[u64]) -> u64 {
 /// Independent sums that hide the latency of an instruction.
 const CHAINS: usize = 12;
 
-/// Takes `step` on each of the chains, `rounds` times; has the number of operations, two for each of its
-/// lanes. (A macro, since intrinsics are compiled where they stand.)
+/// Runs `step` on each of the chains, `rounds` times; evaluates to the number of operations, two for each
+/// lane. (A macro, because intrinsics must be compiled inside the function that enables them.)
 macro_rules! chains {
     ($rounds:expr, $lanes:literal lanes, from $start:expr, |$sum:ident| $step:expr) => {{
-        // Otherwise the compiler would see that all chains are the same.
+        // Without this, the compiler would see that all chains are the same.
         let mut sums = black_box([$start; CHAINS]);
         for _ in 0..$rounds {
             for $sum in &mut sums {
@@ -138,7 +138,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    /// Asks for memory 8 KiB ahead: the processor's own prefetching stops at the end of a page.
+    /// Prefetches memory 8 KiB ahead: the processor's own prefetching stops at the end of a page.
     #[target_feature(enable = "avx512f")]
     pub(super) fn sum_avx512(values: &[u64]) -> u64 {
         const AHEAD: usize = 8192;
@@ -168,7 +168,7 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) fn products_avx2(rounds: usize) -> f64 {
         let (b, ones) = (black_box(_mm256_set1_epi8(5)), black_box(_mm256_set1_epi16(1)));
-        // Each product depends on its sum; otherwise one would do for all chains.
+        // Each product depends on its own sum; otherwise one product would do for all chains.
         chains!(rounds, 32 lanes, from _mm256_setzero_si256(), |sum| {
             _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_maddubs_epi16(*sum, b), ones))
         })

@@ -1,14 +1,14 @@
-//! Where the time of a forward pass goes, and how far that is from what the machine could do.
+//! Where the time of a forward pass goes, and how close that is to the limits of the machine.
 //!
 //! ```sh
 //! cargo run --release --example roofline
 //! cargo run --release --example roofline -- --model qwen2.5-coder-1.5b --threads 1 --depth 2048
 //! ```
-//! The machine's bandwidth for reading and its peaks for products of bytes and of `f32` are measured
-//! first, with the same threads and instructions as the model's kernels. Then passes over `--rows` rows
-//! are timed behind `--depth` tokens. An operation's roof is the larger of (bytes of weights or cache ÷
-//! bandwidth) and (operations ÷ peak); what has no roof here should be small. On GPUs work is queued, so
-//! that only whole passes have a time.
+//! The machine's bandwidth for reading and its peaks for products of bytes and of `f32` are measured first,
+//! with the same threads and instructions as the model's kernels. Then passes over `--rows` rows after
+//! `--depth` tokens are timed. An operation's roof is the larger of (bytes of weights or cache ÷ bandwidth)
+//! and (operations ÷ peak); operations without a roof should take little time. On GPUs work is queued, so
+//! only whole passes can be timed.
 //!
 //! JSON: the report, whose tables are `machine`, `passes` and `operations`.
 
@@ -95,7 +95,7 @@ fn measure(loaded: &LoadedModel, rows: usize, arguments: &Arguments) -> Result<P
     let spans = Arc::new(Spans::default());
     let mut seconds = Vec::new();
     let mut operations: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    // One pass more, which is not counted.
+    // One more pass, which is not counted.
     for pass in 0..=arguments.repeat {
         let started = Instant::now();
         tracing::subscriber::with_default(Arc::clone(&spans), || feed(&mut runner, sequence, tokens(rows)))?;
@@ -120,7 +120,7 @@ fn measure(loaded: &LoadedModel, rows: usize, arguments: &Arguments) -> Result<P
     Ok(Passes { rows, seconds: stats::median(&seconds)?, operations: medians })
 }
 
-/// One forward pass whose last row's best token is wanted, as when decoding.
+/// One forward pass that returns the best token of the last row, as decoding does.
 fn feed(runner: &mut Runner, sequence: SequenceId, tokens: Vec<TokenId>) -> Result {
     let n_tokens = tokens.len();
     if n_tokens > 0 {
@@ -130,7 +130,7 @@ fn feed(runner: &mut Runner, sequence: SequenceId, tokens: Vec<TokenId>) -> Resu
     Ok(())
 }
 
-/// What an operation costs at least.
+/// The least that an operation costs.
 struct Roof {
     bytes: usize,
     operations: usize,
@@ -157,7 +157,7 @@ fn roofs(
         .products()
         .into_iter()
         .map(|cost| {
-            // Of a prompt the last row alone goes through the head.
+            // Only the last row of a prompt goes through the head.
             let rows = if cost.name == "head" { 1 } else { passes.rows };
             let operations = 2 * rows * cost.multiplications;
             (cost.name, Roof::new(machine, cost.bytes, operations, machine.int8_ops))

@@ -17,7 +17,7 @@ pub(crate) struct Spans {
 
 #[derive(Default)]
 struct State {
-    /// Spans that are open: name and time of entering.
+    /// Open spans: name and time of entering.
     open: BTreeMap<u64, (&'static str, Instant)>,
     sums: BTreeMap<&'static str, Duration>,
 }

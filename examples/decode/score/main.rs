@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// A line for each token: log-probability, the token, and the best one if it is another.
+/// One line for each token: its log-probability, the token, and the best token if it differs.
 fn table(tokenizer: &Tokenizer, scored: &[ScoredToken]) -> Result<String> {
     let show = |token| -> Result<String> {
         let text = tokenizer.decode(&[token], DecodeOptions { skip_special: false, continues: true })?;

@@ -7,8 +7,8 @@
 //! ```
 //! Plain decoding and every drafter run on each prompt in turn, `--repeat` times; medians count. The table
 //! goes to standard output; `report.json`, `report.md` and a chart go into the folder `--out`. If any
-//! drafter's tokens differ from those of plain decoding, the exit code is 1. With `--batch`, plain decoding
-//! of one text at a time stays the measure of speed and tokens.
+//! drafter's tokens differ from those of plain decoding, the exit code is 1. With `--batch`, speed and tokens
+//! are still compared with plain decoding of one text at a time.
 
 mod measure;
 mod report;
@@ -51,7 +51,7 @@ struct Arguments {
     /// Which drafters run.
     #[arg(long, value_enum, default_value_t = DrafterChoice::All)]
     drafter: DrafterChoice,
-    /// Tokens drafted in a step; default: as many as pay off, 16 at most.
+    /// Tokens drafted in a step; default: as many as pay off, at most 16.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     draft_length: Option<u16>,
     #[command(flatten)]
@@ -60,7 +60,7 @@ struct Arguments {
     /// lines of the first table.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
     prompts: Option<String>,
-    /// New tokens at most, for each prompt.
+    /// The most new tokens for each prompt.
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     /// Texts that are generated at a time, in shared passes.
@@ -84,7 +84,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DrafterChoice {
-    /// Those that apply: n-gram, and the draft model if one is given.
+    /// All that apply: n-grams, and the draft model if one is given.
     All,
     /// Prompt lookup by n-grams.
     Ngram,
@@ -174,7 +174,7 @@ fn read_prompts(file: &str) -> Result<Vec<(String, String)>> {
         .ok_or_else(|| wrong("every prompt needs a \"name\" and a \"text\""))
 }
 
-/// A prompt in the model's chat template if it has one, as it is otherwise.
+/// A prompt in the model's chat template if it has one, otherwise unchanged.
 fn encode(target: &LoadedModel, text: &str) -> Result<Vec<TokenId>> {
     let tokenizer = target.model.tokenizer();
     let ids = match target.model.chat_template()? {
@@ -213,7 +213,7 @@ fn contestants(
         let make = move || -> breakers_spec_decode::Result<Box<dyn Drafter>> {
             Ok(Box::new(ModelDrafter::new(model.runner(), ours, theirs, ModelDraftConfig::default())?))
         };
-        // Where a draft model samples, the distribution is that of plain decoding, not the tokens.
+        // If a draft model samples, the distribution equals that of plain decoding, not the tokens.
         all.push(contestant("draft model", batch, Box::new(make), is_greedy));
     }
     Ok(all)

@@ -40,7 +40,7 @@ pub(crate) struct Measurement {
     pub(crate) runs: Vec<Vec<Vec<Run>>>,
 }
 
-/// Runs everything `repeat` times; who comes first changes from round to round.
+/// Runs everything `repeat` times; the contestant that comes first changes from round to round.
 pub(crate) fn run(
     runner: &mut Runner,
     prompts: Vec<Prompt>,
@@ -103,7 +103,8 @@ pub(crate) fn stream(
     Ok(())
 }
 
-/// A few untimed tokens from each contestant, and where costs decide, the costs.
+/// Warms up: a few untimed tokens from each contestant, and the calibration of costs if the length depends on
+/// them.
 fn warm_up(
     runner: &mut Runner,
     prompts: &[Prompt],
@@ -125,8 +126,8 @@ fn warm_up(
 }
 
 impl Measurement {
-    /// Whether a contestant's tokens are those of plain decoding on a prompt, in all rounds; `None`
-    /// if it does not promise it.
+    /// Whether a contestant's tokens are those of plain decoding on a prompt, in all rounds; `None` if it
+    /// does not promise that.
     pub(crate) fn same_tokens(&self, contestant: usize, prompt: usize) -> Option<bool> {
         if !self.contestants[contestant].promises_same_tokens {
             return None;
@@ -169,7 +170,7 @@ impl Measurement {
             .collect()
     }
 
-    /// The prompts of each name, in the order of their first.
+    /// The prompts of each name, in the order in which the names first appear.
     pub(crate) fn groups(&self) -> Vec<(&str, Vec<usize>)> {
         let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
         for (p, prompt) in self.prompts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Tables and a chart out of the runs.
+//! Tables and a chart of the runs.
 
 use breakers::cli::Result;
 use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
@@ -138,8 +138,7 @@ fn cost_table(measurement: &Measurement) -> Result<Table> {
     Ok(table)
 }
 
-/// What the formula of speculative decoding promises at best for the acceptance and the costs
-/// that were measured.
+/// The best speed-up that the formula of speculative decoding promises for the measured acceptance and costs.
 fn formula_table(measurement: &Measurement) -> Result<Table> {
     let mut table =
         Table::new("formula", "Against the best length of the formula (arXiv 2211.17192, theorem 3.8)");
@@ -191,8 +190,8 @@ fn formula_table(measurement: &Measurement) -> Result<Table> {
     Ok(table)
 }
 
-/// What a step over so many rows takes: as measured, on the line between measured neighbors, or beyond the
-/// last one in proportion to its rows. Fewer rows never take longer than more.
+/// The time of a step over this many rows: measured, interpolated between measured neighbors, or beyond the
+/// last one in proportion to the rows. Fewer rows never take longer than more.
 fn verification_seconds(plain: &Stats, speculative: &Stats, rows: usize) -> f64 {
     let mut known: Vec<(f64, f64)> = speculative
         .rows

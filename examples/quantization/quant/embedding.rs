@@ -1,7 +1,7 @@
 //! The second reference: a sentence encoder in 32-bit floats, where every method and format can be compared.
 //!
-//! Weights are quantized, decoded and run by the float kernels, so that formats without a product of their
-//! own take part.
+//! Weights are quantized, decoded and run by the float kernels; this includes formats that have no matrix
+//! product of their own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use breakers_quant::statistics::{Statistics, StatisticsConfig};
 use burn::tensor::Device;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-/// Letters of a passage.
+/// Characters of a passage.
 const PASSAGE: usize = 600;
 
 /// The formats that methods are compared in.
@@ -35,7 +35,7 @@ const ENCODINGS: [Encoding; 8] = [
     Encoding::Groups(GroupFormat::NvFp4),
 ];
 
-/// All methods of the table, and a rotation ahead of one, with each format that they can choose.
+/// All methods of the table, and one after a rotation, each with every format that it supports.
 fn contestants() -> Vec<(Arc<dyn Quantizer>, Encoding)> {
     let mut methods: Vec<Arc<dyn Quantizer>> = METHODS.iter().map(|entry| (entry.build)()).collect();
     methods.push(Arc::new(Rotated::new(Gptq::default(), 1)));
@@ -43,7 +43,7 @@ fn contestants() -> Vec<(Arc<dyn Quantizer>, Encoding)> {
     pairs.filter(|(method, encoding)| method.check(*encoding).is_ok()).collect()
 }
 
-/// The matrices of a block, and the place that they read from.
+/// The matrices of a block, and the activation that they read.
 const MATRICES: [(&str, InputSite); 6] = [
     ("attention.self.query", InputSite::Attention),
     ("attention.self.key", InputSite::Attention),
@@ -62,7 +62,7 @@ struct Matrix {
 }
 
 /// The table of all methods on the encoder in a folder. Passages of `text` are compared, those of
-/// `calibration` read beforehand.
+/// `calibration` serve for calibration.
 pub(crate) fn compare(folder: &Path, text: &str, calibration: &str) -> Result<Table> {
     let reference = Bert::load(folder, &Device::flex())?;
     let passages = passages(text, 200);

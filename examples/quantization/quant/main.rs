@@ -1,4 +1,5 @@
-//! Quantization methods on one bench: bytes, closeness to the reference, speed, and what they cost to make.
+//! Quantization methods compared: bytes, closeness to the reference, speed, and the time that quantizing
+//! takes.
 //!
 //! ```sh
 //! cargo run --release --example quant -- --model qwen2.5-coder-0.5b --text book.txt --calibration code.txt \
@@ -7,10 +8,11 @@
 //!     --job rtn:Q4_0 --job imatrix:Q4_0 --job gptq:Q4_0 --file llama.cpp=peer-Q3_K_M.gguf
 //! ```
 //! The reference is the model's own file: its decoded weights, run by the same kernels. Matrices that keep
-//! the source's format lose nothing against it, which says nothing about the method; the column "kept" gives
-//! their share, and files that are all kept are left out of the chart. Formats of our own (`gptq:int4-g128`,
-//! `hqq:int3-g64`, `awq:nf4`) make files that lie over the source's; their bytes are those of the tensors in
-//! them and of the others in the source. The report (`--out`) holds a table, `report.json` and a chart.
+//! the source's format lose nothing, which says nothing about the method; the column "kept" gives their
+//! share, and files in which all are kept are left out of the chart. Formats of our own (`gptq:int4-g128`,
+//! `hqq:int3-g64`, `awq:nf4`) make files that are laid over the source's; their bytes are those of the
+//! tensors in them and of the remaining ones in the source. The report (`--out`) holds a table, `report.json`
+//! and a chart.
 
 mod embedding;
 mod measure;
@@ -34,8 +36,7 @@ struct Arguments {
     /// METHOD:FORMAT, such as gptq:Q3_K, awq:int4-g128 or imatrix:like=other.gguf; may be repeated.
     #[arg(long)]
     job: Vec<JobSpec>,
-    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation, +online or +tie behind
-    /// them.
+    /// Methods, each with all of --bits: rtn,imatrix,awq,gptq,hqq with +rotation, +online or +tie appended.
     #[arg(long, value_delimiter = ',', requires = "bits")]
     method: Vec<String>,
     /// Bits a weight or formats for --method: 4 is Q4_K, for hqq int4-g64.
@@ -51,23 +52,23 @@ struct Arguments {
     /// The text to calibrate with; it should not be the other one.
     #[arg(long, value_name = "FILE")]
     calibration: Option<String>,
-    /// Tokens of the calibration text that are used at most.
+    /// The most tokens of the calibration text that are used.
     #[arg(long, default_value_t = 32_768, value_name = "N")]
     tokens: usize,
     /// Tokens of a window, of the comparison and of the calibration.
     #[arg(long, default_value_t = 512, value_name = "N")]
     context: usize,
-    /// Windows that are compared at most.
+    /// The most windows that are compared.
     #[arg(long, default_value_t = 16, value_name = "N")]
     windows: usize,
-    /// Name or folder of a sentence encoder (all-minilm-l6-v2): every method and format is compared on it
-    /// too.
+    /// Name or folder of a sentence encoder (all-minilm-l6-v2): every method and format is also compared on
+    /// it.
     #[arg(long, value_name = "NAME|FOLDER")]
     embedder: Option<String>,
-    /// Where the quantized files go; those that are there are not made again.
+    /// The folder for the quantized files; files that exist are not made again.
     #[arg(long, default_value = "target/quant", value_name = "FOLDER")]
     work: PathBuf,
-    /// Where the report goes.
+    /// The folder for the report.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Leave speeds out.

@@ -1,4 +1,4 @@
-//! What is measured of each file.
+//! Measurements of each file.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use breakers_quant::job::{JobSpec, parts_folder};
 /// Tokens of the prompt, and tokens decoded, of a measurement of speed.
 const PROMPT_TOKENS: usize = 256;
 const DECODED_TOKENS: usize = 32;
-/// Measurements of speed, of which the best counts.
+/// How often speed is measured; the best counts.
 const ROUNDS: usize = 3;
 
 /// Sums over the matrices of a file.
@@ -50,7 +50,7 @@ impl Weights {
     }
 }
 
-/// A file, and how it came to be.
+/// A file, and how it was made.
 pub(crate) struct Contestant {
     pub(crate) name: String,
     path: PathBuf,
@@ -72,7 +72,7 @@ impl Contestant {
         Self::file("reference", reference.model.path(), reference)
     }
 
-    /// A file that is there.
+    /// A file that exists.
     pub(crate) fn file(name: &str, path: &Path, reference: &LoadedModel) -> Result<Self> {
         let source = gguf::File::open(reference.model.path())?;
         let mut weights = Weights::default();
@@ -122,7 +122,7 @@ impl Contestant {
         let job_name = job.to_string();
         let words: String =
             job_name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        // The last characters say more of a path than the first.
+        // The last characters of a path say more than the first.
         let words = &words[words.len().saturating_sub(100)..];
         let name = format!("{}-{words}-{}.{}", stem(&reference.name), calibration.len(), job.extension());
         let path = work.join(name);

@@ -26,10 +26,10 @@ struct Arguments {
     /// The text, or with --detokenize the ids; - reads standard input.
     #[arg(long, default_value = "-", value_name = "FILE")]
     text_file: String,
-    /// Add the tokens that the model wants around a text.
+    /// Add the tokens that the model expects around a text.
     #[arg(long)]
     add_special: bool,
-    /// Take the spelling of a control token for the token.
+    /// Read the spelling of a control token as that token.
     #[arg(long)]
     parse_special: bool,
     /// The input is ids, as a JSON list or separated by spaces or commas; control tokens are
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The tokenizer alone: of a GGUF file only the metadata are read, of a folder its tokenizer.json.
+/// Only the tokenizer: from a GGUF file only the metadata are read, from a folder its tokenizer.json.
 fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     if path.is_dir() {
         return Ok(breakers_tokenizer_json::from_file(path.join("tokenizer.json"))?);

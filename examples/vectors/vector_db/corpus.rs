@@ -1,4 +1,4 @@
-//! The vectors that are searched: sentences through all-MiniLM-L6-v2, or GloVe, kept on disk once computed.
+//! The vectors to search: sentences through all-MiniLM-L6-v2, or GloVe, kept on disk once computed.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
@@ -17,7 +17,7 @@ const BATCH: usize = 64;
 /// The seed of every choice: which sentences are stored, which are queries.
 const SEED: u64 = 20_260_101;
 
-/// Vectors of one dimension, and what they stand for where that is known.
+/// Vectors of one dimension, and the texts that they stand for if known.
 pub(crate) struct Corpus {
     pub(crate) name: String,
     pub(crate) dimension: usize,
@@ -27,8 +27,8 @@ pub(crate) struct Corpus {
     pub(crate) queries: Vec<f32>,
     /// Files that other programs read: `base` and `queries` as .npy.
     pub(crate) files: [PathBuf; 2],
-    /// Half of the vectors are on this side of `axis`, the first vector: what a filter asks for
-    /// that has to do with them.
+    /// Half of the vectors are on this side of `axis`, the first vector: a filter on the side correlates with
+    /// the vectors.
     pub(crate) axis_median: f32,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn glosses() -> Result<Vec<String>> {
     for part in ["noun", "verb", "adj", "adv"] {
         let text = String::from_utf8_lossy(&std::fs::read(folder.join("dict").join(format!("data.{part}")))?)
             .into_owned();
-        // License lines begin with two spaces; an entry's gloss stands behind the bar.
+        // License lines begin with two spaces; an entry's gloss follows the bar.
         let entries = text.lines().filter(|line| !line.starts_with("  "));
         glosses.extend(entries.filter_map(|line| Some(line.split_once(" | ")?.1.trim().to_owned())));
     }
@@ -152,7 +152,8 @@ impl Corpus {
         let embed = |texts: &[String], what: &str| -> Result<Vec<f32>> {
             let bar = Bar::new(texts.len(), "sentences");
             bar.doing(what);
-            // Texts of like length stand together, so that passes are evenly filled; the order is restored.
+            // Texts of similar length are embedded together, which fills passes evenly; the order is
+            // restored.
             let mut order: Vec<usize> = (0..texts.len()).collect();
             order.sort_by_key(|&i| texts[i].len());
             let dimension = bert.dimension();

@@ -1,4 +1,4 @@
-//! What is measured: our indexes, `hnsw_rs`, and a scan of SQLite's own rows.
+//! The engines that are measured: our indexes, `hnsw_rs`, and a scan of SQLite's own rows.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::corpus::Corpus;
 
-/// Neighbors that are asked for.
+/// Neighbors asked for.
 pub(crate) const K: usize = 10;
 /// Links and build effort of every graph, ours and others'.
 pub(crate) const LINKS: usize = 16;
@@ -25,7 +25,7 @@ pub(crate) const EFFORTS: [usize; 10] = [16, 24, 32, 48, 64, 96, 128, 192, 256, 
 /// Lists of an inverted file that are scanned.
 const PROBES: [usize; 5] = [1, 4, 16, 64, 256];
 
-/// One setting of an engine: queries a second of each round, and what was found.
+/// One setting of an engine: queries per second of each round, and the neighbors found.
 pub(crate) struct Measured {
     pub(crate) effort: usize,
     pub(crate) qps: Vec<f64>,
@@ -37,7 +37,7 @@ pub(crate) struct Engine {
     pub(crate) name: String,
     pub(crate) ours: bool,
     pub(crate) build_s: f64,
-    /// Bytes of the index: in memory, or on the disk where that is where it lives.
+    /// Bytes of the index: in memory, or on disk for an engine that keeps it there.
     pub(crate) bytes: Option<u64>,
     pub(crate) settings: Vec<Measured>,
 }
@@ -115,7 +115,7 @@ pub(crate) fn filled_store(corpus: &Corpus, folder: &std::path::Path) -> Result<
 /// The engines of this process.
 pub(crate) const ENGINES: &str = "graph,exact,rabitq,ivf,store,hnsw_rs,sqlite";
 
-/// Those of the engines of this process that are named.
+/// The engines of this process that were asked for.
 pub(crate) fn measure(
     names: &str,
     corpus: &Corpus,
@@ -170,7 +170,7 @@ pub(crate) fn device_engine(
     let start = Instant::now();
     let scan = DeviceScan::new(Metric::Cosine, corpus.dimension, corpus.base(), device)?;
     let queries: Vec<&[f32]> = corpus.queries().take(n_queries).collect();
-    // Kernels are compiled by their first call.
+    // The first call compiles the kernels.
     scan.search(&queries[..1], K)?;
     let build_s = start.elapsed().as_secs_f64();
     let mut measured = Measured { effort: 0, qps: Vec::new(), ids: Vec::new() };
@@ -184,7 +184,7 @@ pub(crate) fn device_engine(
     Ok(Engine { name, ours: true, build_s, bytes, settings: vec![measured] })
 }
 
-/// The whole store: the graph behind ids, locks and the question whether another process wrote.
+/// The whole store: the graph with ids, locks, and the check whether another process wrote.
 fn store_engine(corpus: &Corpus, repeat: usize) -> Result<Engine> {
     let folder = tempfile::tempdir()?;
     let (_store, collection, build_s) = filled_store(corpus, folder.path())?;
@@ -203,7 +203,7 @@ fn store_engine(corpus: &Corpus, repeat: usize) -> Result<Engine> {
     Ok(Engine { name: "store (on disk)".to_owned(), ours: true, build_s, bytes: Some(bytes), settings })
 }
 
-/// What an application does without an extension: vectors as blobs, read without a copy by a prepared
+/// What an application can do without an extension: vectors as blobs, read without a copy by a prepared
 /// statement, and our own distance kernel.
 fn sqlite_scan(corpus: &Corpus, repeat: usize, n_queries: usize) -> Result<Engine> {
     let folder = tempfile::tempdir()?;
@@ -232,7 +232,7 @@ fn sqlite_scan(corpus: &Corpus, repeat: usize, n_queries: usize) -> Result<Engin
             let bytes = row.get_ref(1)?.as_blob().unwrap_or_default();
             let vector: &[f32] = match bytemuck::try_cast_slice(bytes) {
                 Ok(vector) => vector,
-                // Where SQLite's page puts it at an odd address.
+                // If SQLite's page puts it at an unaligned address.
                 Err(_) => {
                     copy.clear();
                     copy.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));

@@ -13,7 +13,7 @@ use breakers_retrieval::{
 use crate::corpus::Corpus;
 use crate::engines::{BUILD_EFFORT, K, LINKS};
 
-/// One condition: how it was answered.
+/// One condition, and how it was answered.
 pub(crate) struct Filtered {
     pub(crate) name: String,
     pub(crate) share: f64,
@@ -23,7 +23,7 @@ pub(crate) struct Filtered {
     pub(crate) under_returns: usize,
 }
 
-/// Conditions of falling selectivity, and one that holds far from the query only.
+/// Conditions that match ever fewer points, and one that holds only far from the query.
 pub(crate) fn measure(corpus: &Corpus, collection: &Collection, n_queries: usize) -> Result<Vec<Filtered>> {
     let n = collection.len()?;
     let queries: Vec<&[f32]> = corpus.queries().take(n_queries).collect();
@@ -74,7 +74,7 @@ pub(crate) struct Churn {
     pub(crate) removal_p99_ms: f64,
 }
 
-/// Ten cycles; what is added is what was removed in the cycle before, and in the first one vectors held back.
+/// Ten cycles. Each adds what the cycle before removed; the first one adds vectors that were held back.
 pub(crate) fn churn(corpus: &Corpus, effort: usize, n_queries: usize) -> Result<Churn> {
     let config = GraphConfig { links: LINKS, build_effort: BUILD_EFFORT, ..GraphConfig::default() };
     let mut graph = Graph::new(Metric::Cosine, corpus.dimension, config)?;
@@ -99,7 +99,7 @@ pub(crate) fn churn(corpus: &Corpus, effort: usize, n_queries: usize) -> Result<
     let (mut recalls, mut times) = (vec![recall(&graph)?], Vec::new());
     for cycle in 0..10 {
         let n_changed = absent.len().min(present.len());
-        // Every tenth, others in each cycle; then as many are added.
+        // Every tenth point, different ones in each cycle; then the same number is added.
         let mut gone = Vec::new();
         let changed: Vec<usize> = (0..n_changed).map(|i| (i * 10 + cycle) % present.len()).collect();
         for &at in &changed {

@@ -31,16 +31,16 @@ use corpus::Corpus;
 /// Vector indexes on real vectors: recall against speed.
 #[derive(Parser)]
 struct Arguments {
-    /// What is searched.
+    /// The data to search.
     #[arg(long, value_enum, default_value_t = Data::Wordnet)]
     data: Data,
-    /// A text, whose lines are embedded and searched instead.
+    /// A text file whose lines are embedded and searched instead.
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Vectors that are stored.
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     n: usize,
-    /// Vectors that are looked for; half of them choose settings, the other half are reported.
+    /// Number of queries; half of them choose settings, the other half are reported.
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     queries: u32,
     /// Queries for engines that scan everything.
@@ -49,14 +49,14 @@ struct Arguments {
     /// Rounds over all queries.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Instead of the comparison: a store of so many vectors, drawn from the real ones'
-    /// statistics, full vectors on disk.
+    /// Instead of the comparison: a store of this many vectors, drawn from the statistics of the real ones,
+    /// full vectors on disk.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..))]
     scale: Option<u32>,
     /// The engines of this process to run.
     #[arg(long, default_value = engines::ENGINES, value_name = "NAMES")]
     engines: String,
-    /// A device to search exactly too, with 16-bit floats: flex, wgpu, vulkan, cuda, …
+    /// Also search exactly on this device, with 16-bit floats: flex, wgpu, vulkan, cuda, …
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Leave out filters and churn.
@@ -65,7 +65,7 @@ struct Arguments {
     /// A Python that has the peers.
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
-    /// The peers to run, of those that benches/peer_vectors.py knows.
+    /// The peers to run, out of those that benches/peer_vectors.py knows.
     #[arg(long, default_value = "numpy,hnswlib,faiss,usearch,sqlite-vec,qdrant", value_name = "NAMES")]
     peers: String,
     /// Where embedded vectors are kept.

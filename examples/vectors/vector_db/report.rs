@@ -1,4 +1,4 @@
-//! Tables and charts out of the measurements.
+//! Tables and charts of the measurements.
 
 use breakers::cli::Result;
 use breakers_eval::{Cell, Column, LineChart, Provenance, Report, Table, stats};
@@ -92,7 +92,7 @@ pub(crate) fn build(
     Ok(report)
 }
 
-/// A line for each engine: what it costs, and how fast it is at the recalls asked for.
+/// One line for each engine: its costs, and its speed at the recalls asked for.
 fn summary(truth: &[Vec<u64>], engines: &[Engine]) -> Result<Table> {
     let mut table = Table::new("engines", "Engines");
     table.column(Column::new("engine")).column(Column::new("ours"));
@@ -122,7 +122,7 @@ fn summary(truth: &[Vec<u64>], engines: &[Engine]) -> Result<Table> {
     Ok(table)
 }
 
-/// The ratios that this example is about.
+/// The ratios that this example is meant to show.
 fn verdicts(truth: &[Vec<u64>], engines: &[Engine]) -> Result<Table> {
     let mut table = Table::new("ratios", "Against the peers");
     table.column(Column::new("ratio")).column(Column::new("wanted").decimals(1));

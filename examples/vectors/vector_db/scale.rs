@@ -1,4 +1,4 @@
-//! Many vectors, drawn from the statistics of the real ones: what the store takes and gives at size.
+//! Many vectors, drawn from the statistics of the real ones: costs and speed of a large store.
 
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ use crate::engines::{EFFORTS, K};
 
 /// Points of a transaction.
 const BATCH: usize = 10_000;
-/// The share of the second real vector in a drawn one. The weights' squares sum to one, so that means and
-/// covariances of centered vectors stay.
+/// The share of the second real vector in a drawn one. The squares of the weights sum to one, which preserves
+/// the means and covariances of centered vectors.
 const MIX: f32 = 0.3;
 
 /// A mixture of two real vectors.

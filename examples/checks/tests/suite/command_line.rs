@@ -1,4 +1,4 @@
-//! The examples as programs: exit codes, JSON, and what must hold between them.
+//! The examples as programs: exit codes, JSON, and agreement between them.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -208,7 +208,7 @@ fn perplexity_counts_the_second_half_of_each_window() {
 fn speculation_gives_the_same_tokens_and_a_report() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    // A text whose answer copies from it, so that drafts are accepted.
+    // A text from which the answer copies, so drafts are accepted.
     let prompt = concat!(env!("CARGO_MANIFEST_DIR"), "/../decode/spec_decode/prompts/code_edit.txt");
     for (length, threads) in [("1", "1"), ("5", "2"), ("16", "1")] {
         let arguments = [
@@ -260,7 +260,7 @@ fn a_roofline_accounts_for_the_whole_pass() {
             milliseconds += row["time"].as_f64().unwrap();
             megabytes += row["read"].as_f64().unwrap_or(0.0);
         }
-        // Sums of medians are not medians of sums, so the times agree roughly; the bytes are
+        // Sums of medians are not medians of sums, so the times agree only roughly; the bytes are exactly
         // those of the file.
         let share = milliseconds / pass["time"].as_f64().unwrap();
         assert!((0.5..1.5).contains(&share), "{report}");

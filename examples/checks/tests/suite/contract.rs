@@ -18,7 +18,7 @@ fn probe() -> Probe {
 
 fn engine() -> Option<Engine<breakers_model::Runner>> {
     let path = model_path("smollm2-135m")?;
-    // So that a prompt that is too long is a short one.
+    // With a small context, a short prompt is already too long.
     let options = LoadOptions { max_context: Some(256), ..LoadOptions::default() };
     let model = Model::load(path, &options).unwrap();
     let format = Arc::new(model.chat_template().unwrap().unwrap().clone());

@@ -1,9 +1,9 @@
-//! Results that no change of structure may move: texts, log-probabilities over every kind of cache, files of
-//! the quantizer and exact search, compared bit for bit with `examples/checks/tests/golden.json`.
+//! Results that no refactoring may change: texts, log-probabilities over every kind of cache, files of the
+//! quantizer and exact search, compared bit for bit with `examples/checks/tests/golden.json`.
 //!
 //! The kernels give the same bits on every instruction set, so one file serves all machines. A change that is
-//! meant to move a result says so and writes the file anew:
-//! `BREAKERS_GOLDEN=write cargo test --workspace golden`.
+//! meant to alter a result says so and writes the file anew: `BREAKERS_GOLDEN=write cargo test --workspace
+//! golden`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::command_line::{answer, on};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden.json");
 
-/// Long enough for pages that are packed and for presses that let tokens go.
+/// Long enough for packed pages and for presses that drop tokens.
 fn prompt() -> String {
     let mut text = "The lighthouse keeper wrote in his book every night.".to_owned();
     for (night, seen) in [
@@ -37,7 +37,7 @@ fn prompt() -> String {
     text + " On the tenth night he wrote:"
 }
 
-/// One of each coder and of the presses.
+/// One for each coder and each kind of press.
 const CACHES: [&str; 16] = [
     "f16",
     "f32",

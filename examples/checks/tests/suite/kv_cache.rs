@@ -1,5 +1,5 @@
-//! Compressed caches with everything else: on real weights, the logits over a cache do not
-//! depend on how its tokens came.
+//! Compressed caches combined with everything else: on real weights, the logits over a cache do not depend on
+//! how its tokens were fed.
 
 use std::ops::ControlFlow;
 
@@ -12,7 +12,7 @@ use breakers_spec_decode::{
     Config, Draft, DraftLength, DraftRequest, Drafter, NoDrafter, Result, Speculator,
 };
 
-/// One of each quantizer and estimator, widths that are no power of two, a press in front.
+/// One of each quantizer and estimator, widths that are not powers of two, and a cache with a press.
 const CACHES: [&str; 11] = [
     "f16",
     "q8_0",
@@ -64,7 +64,7 @@ fn feed_pieces(runner: &mut Runner, sequence: SequenceId, text: &[TokenId], piec
     logits
 }
 
-/// Proposes what will be said, but for every fifth token.
+/// Proposes the coming text, with every fifth token wrong.
 struct Parrot(Vec<TokenId>);
 
 impl Drafter for Parrot {
@@ -86,7 +86,7 @@ impl Drafter for Parrot {
 /// A model's text of `n_prompt` tokens over a cache: pieces, batches, forks and speculation against one pass.
 fn check(model: &Model, cache: &str, n_prompt: usize) {
     let kind = cache_named(cache).unwrap();
-    // A press looks at what is final: its prompts come in one piece.
+    // A press sees only final tokens: its prompts come in one piece.
     let is_pressed = matches!(kind, CacheKind::Evicting(_));
     let what = format!("{cache}, {n_prompt} tokens of {}", model.info().name);
     let text = text(model);
@@ -97,7 +97,7 @@ fn check(model: &Model, cache: &str, n_prompt: usize) {
     let fork = runner.fork(plain).unwrap();
     let want: Vec<_> = next.chunks(1).map(|token| feed_pieces(&mut runner, plain, token, &[1])).collect();
 
-    // Back from where the text did not go, over a page's end if the prompt is near one.
+    // Roll back a wrong continuation, across the end of a page if the prompt is near one.
     let wrong: Vec<TokenId> = text[..20].to_vec();
     feed(&mut runner, &[(fork, &wrong)]);
     runner.truncate(fork, n_prompt).unwrap();
@@ -160,13 +160,14 @@ fn every_cache_goes_with_sliding_windows() {
     let Some(model) = model("gemma3-270m") else { return };
     let window = model.cache_shape().layers.iter().filter_map(|layer| layer.window).min().unwrap();
     for (at, cache) in CACHES.iter().enumerate() {
-        // Beyond the window once for keys and values of each kind; else within it, which takes less time.
+        // Beyond the window once for keys and values of each kind; otherwise within it, which takes less
+        // time.
         let is_long = ["turbo-3.5", "water-4"].contains(cache);
         check(&model, cache, if is_long { window + 70 + at } else { 126 });
     }
 }
 
-/// A model on the first GPU that is there.
+/// A model on the first GPU available.
 fn on_gpu(name: &str) -> Option<Model> {
     let gpu = device::available().into_iter().find(|found| found.kind != device::Kind::Flex);
     let Some(gpu) = gpu else {
@@ -177,7 +178,7 @@ fn on_gpu(name: &str) -> Option<Model> {
     model_path(name).map(|path| Model::load(path, &options).unwrap())
 }
 
-/// The most likely tokens behind each token of a text.
+/// The most likely token after each token of a text.
 fn best(runner: &mut Runner, text: &[TokenId], pieces: &[usize]) -> Vec<Vec<TokenLogprob>> {
     let sequence = runner.open().unwrap();
     let (mut from, mut out) = (0, Vec::new());

@@ -1,7 +1,7 @@
 //! The examples as programs, and what the crates do together on real weights.
 //!
-//! One program, because each one links all of Burn. For that reason too, modules of examples with unit tests
-//! are compiled here once more: `cargo test --examples` would link each example again.
+//! One program, because each program links all of Burn. For the same reason, modules of examples that have
+//! unit tests are compiled here once more: `cargo test --examples` would link each example again.
 
 mod command_line;
 mod contract;
