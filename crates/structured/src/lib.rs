@@ -12,6 +12,7 @@
 //! | a date, a version, a number in a range | [`Grammar::Regex`] |
 //! | a language with nesting | [`Grammar::Lark`] |
 //! | one of a few texts | [`Grammar::Choice`] |
+//! | calls of functions | [`tools`] |
 //!
 //! # What can go wrong
 //! A schema is enforced as a whole or refused by the keyword's name and place ([`Error::Keyword`]); it is
@@ -69,6 +70,7 @@ mod environment;
 mod error;
 mod grammar;
 mod schema;
+pub mod tools;
 
 pub use compiler::{Compiler, Limits};
 pub use constraint::GrammarConstraint;

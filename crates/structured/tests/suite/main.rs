@@ -4,6 +4,7 @@ mod bytes;
 mod constraint;
 mod maskbench;
 mod schema;
+mod tools;
 
 use std::sync::Arc;
 
