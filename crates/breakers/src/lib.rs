@@ -18,7 +18,9 @@
 //! | find the nearest vectors | `retrieval` | `retrieval` |
 //! | turn texts into vectors | `embed` | `embed` |
 //! | compute statistics and write reports | `eval` | `eval` |
-//! | build the program `breakers`, or use its flags and progress bars in your own | `cli` | `cli` |
+//! | have answers by a schema or a grammar | `structured` | `structured` |
+//! | use the program's flags and progress bars in your own | `cli` | `cli` |
+//! | build the program `breakers` | `program` | |
 //!
 //! `wgpu`, `vulkan`, `cuda` and `metal` add GPUs to the crates with kernels.
 //!
@@ -31,6 +33,8 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "cli")]
+pub use breakers_cli as cli;
 pub use breakers_core as core;
 #[cfg(feature = "embed")]
 pub use breakers_embed as embed;
@@ -54,10 +58,9 @@ pub use breakers_remote as remote;
 pub use breakers_retrieval as retrieval;
 #[cfg(feature = "decode")]
 pub use breakers_spec_decode as decode;
+#[cfg(feature = "structured")]
+pub use breakers_structured as structured;
 #[cfg(feature = "tokenizer")]
 pub use breakers_tokenizer as tokenizer;
 #[cfg(feature = "tokenizer-json")]
 pub use breakers_tokenizer_json as tokenizer_json;
-
-#[cfg(feature = "cli")]
-pub mod cli;

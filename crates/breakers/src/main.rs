@@ -1,10 +1,14 @@
 //! The program `breakers`: local language models from the command line.
 
+mod form;
+
 use std::process::ExitCode;
 
-use breakers::cli::{bench, generate, models, print, quantize, run};
+use breakers_cli::{bench, generate, models, print, quantize, run};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+
+use self::form::FormArgs;
 
 /// Local language models: fetch, run, measure, quantize.
 #[derive(Parser)]
@@ -19,9 +23,19 @@ struct Arguments {
 #[allow(clippy::large_enum_variant)]
 enum Command {
     /// Answer a prompt, given or piped; without one, start a chat.
-    Run(generate::RunArgs),
+    Run {
+        #[command(flatten)]
+        run: generate::RunArgs,
+        #[command(flatten)]
+        form: FormArgs,
+    },
     /// Chat, with one message per line; Ctrl-C ends an answer.
-    Chat(generate::ChatArgs),
+    Chat {
+        #[command(flatten)]
+        chat: generate::ChatArgs,
+        #[command(flatten)]
+        form: FormArgs,
+    },
     /// List models and data sets, and which of them are on this disk.
     #[command(visible_alias = "ls")]
     List(models::ListArgs),
@@ -43,8 +57,8 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     run(|| match &command {
-        Command::Run(arguments) => generate::run(arguments),
-        Command::Chat(arguments) => generate::chat(arguments),
+        Command::Run { run, form } => generate::run(run, &|loaded| form.constraint(loaded)),
+        Command::Chat { chat, form } => generate::chat(chat, &|loaded| form.constraint(loaded)),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),

@@ -14,8 +14,8 @@
 
 use std::process::ExitCode;
 
-use breakers::cli::generate::{GenerateArgs, TextArgs, generate};
-use breakers::cli::{Result, bench, print_json, read_ids, run};
+use breakers_cli::generate::{GenerateArgs, TextArgs, generate, unconstrained};
+use breakers_cli::{Result, bench, print_json, read_ids, run};
 use breakers_core::SamplingConfig;
 use clap::Parser;
 use serde_json::Value;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     run(|| {
         let arguments = Arguments::parse();
         match &arguments.measure {
-            None => generate(&arguments.generate),
+            None => generate(&arguments.generate, &unconstrained),
             Some(file) => {
                 print_json(&measure(&arguments.generate.text, file)?)?;
                 Ok(ExitCode::SUCCESS)

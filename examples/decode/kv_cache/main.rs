@@ -20,7 +20,7 @@ mod speed;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers::cli::{Error, ModelArgs, Result, cache_named, finish, print_json, read_text, run};
+use breakers_cli::{Error, ModelArgs, Result, cache_named, finish, print_json, read_text, run};
 use breakers_eval::needle::NeedleConfig;
 use breakers_kv_cache::coders::CODERS;
 use breakers_tokenizer::EncodeOptions;

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use breakers::cli::{Bar, Error, Result, resident_memory};
+use breakers_cli::{Bar, Error, Result, resident_memory};
 use breakers_kv_cache::{CacheKind, KvCache};
 use breakers_model::Model;
 use burn::tensor::{Distribution, Tensor};

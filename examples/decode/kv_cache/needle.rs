@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use breakers::cli::{Bar, Result, runner_over};
+use breakers_cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, Step, TokenId, Want};
 use breakers_eval::needle::{Needle, NeedleConfig, found_by, needles, said};
 use breakers_kv_cache::presses::{HeadBudgets, HeadView, LayerBudgets, LayerView, Press};

@@ -1,6 +1,6 @@
 //! How much a cache changes a model's predictions: perplexity, and the divergence from the f16 cache.
 
-use breakers::cli::{Bar, Result, runner_over};
+use breakers_cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, Want};
 use breakers_kv_cache::CacheKind;
 use breakers_model::{Model, Runner};

@@ -1,6 +1,6 @@
 //! Tables and charts.
 
-use breakers::cli::Result;
+use breakers_cli::Result;
 use breakers_eval::needle::{Needle, advantage};
 use breakers_eval::{Cell, Column, HeatMap, LineChart, Provenance, Report, Table};
 use breakers_model::Model;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use breakers::cli::{Bar, Result, runner_over};
+use breakers_cli::{Bar, Result, runner_over};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_eval::stats;
 use breakers_kv_cache::CacheKind;

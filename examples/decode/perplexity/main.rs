@@ -10,7 +10,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use breakers::cli::{Bar, CacheArgs, Error, ModelArgs, print, print_json, read_text, run, tokens_per_second};
+use breakers_cli::{Bar, CacheArgs, Error, ModelArgs, print, print_json, read_text, run, tokens_per_second};
 use breakers_eval::score::perplexity;
 use breakers_tokenizer::EncodeOptions;
 use clap::Parser;

@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use breakers::cli::{Bar, LoadedModel, ModelArgs, Result, finish, run};
 use breakers_backend::device;
+use breakers_cli::{Bar, LoadedModel, ModelArgs, Result, finish, run};
 use breakers_core::{LanguageModel, SequenceId, Step, TokenId, Want};
 use breakers_cpu::pool;
 use breakers_eval::{BarChart, Cell, Column, Report, Table, stats};

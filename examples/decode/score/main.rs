@@ -10,7 +10,7 @@
 
 use std::process::ExitCode;
 
-use breakers::cli::{
+use breakers_cli::{
     CacheArgs, Error, ModelArgs, N_TOP, Result, ScoredStep, print, print_json, read_ids, run, step_json,
 };
 use breakers_eval::score::{ScoredToken, score};

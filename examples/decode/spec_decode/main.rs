@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use breakers::cli::{
+use breakers_cli::{
     CacheArgs, Error, LoadedModel, MAX_DRAFT, ModelArgs, PromptArgs, Result, SamplingArgs, finish, read_text,
     run,
 };

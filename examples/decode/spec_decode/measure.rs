@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use breakers::cli::{Bar, Result, print};
+use breakers_cli::{Bar, Result, print};
 use breakers_core::{TokenId, Vocabulary};
 use breakers_model::Runner;
 use breakers_spec_decode::{BatchSpeculator, Config, DraftLength, Drafter, Stats, TextOutput};

@@ -1,6 +1,6 @@
 //! Tables and a chart of the runs.
 
-use breakers::cli::Result;
+use breakers_cli::Result;
 use breakers_eval::{BarChart, BootstrapConfig, Cell, Column, Provenance, Report, Table, stats};
 use breakers_spec_decode::{DraftLength, Stats, theory};
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use breakers::cli::{Error, Result};
+use breakers_cli::{Error, Result};
 use breakers_core::Embedder;
 use breakers_embed::Bert;
 use breakers_eval::{Cell, Column, Table};

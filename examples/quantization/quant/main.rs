@@ -20,7 +20,7 @@ mod measure;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakers::cli::{Bar, Error, ModelArgs, Result, print, print_json, read_text, run};
+use breakers_cli::{Bar, Error, ModelArgs, Result, print, print_json, read_text, run};
 use breakers_eval::{Cell, Column, LineChart, Report, Table};
 use breakers_quant::job::JobSpec;
 use breakers_tokenizer::EncodeOptions;
@@ -162,7 +162,7 @@ fn main() -> ExitCode {
 
 fn report(
     arguments: &Arguments,
-    reference: &breakers::cli::LoadedModel,
+    reference: &breakers_cli::LoadedModel,
     measurements: &[Measurement],
     n_calibration: usize,
 ) -> Result<Report> {

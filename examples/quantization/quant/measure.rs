@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use breakers::cli::{
+use breakers_cli::{
     Error, LoadedModel, ModelArgs, Result, peak_memory, quantize_with_bar, reset_peak_memory,
 };
 use breakers_core::{LanguageModel, Output, Step, TokenId, Want};

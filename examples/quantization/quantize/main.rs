@@ -18,8 +18,8 @@
 
 use std::process::ExitCode;
 
-use breakers::cli::quantize::{QuantizeArgs, quantize};
-use breakers::cli::run;
+use breakers_cli::quantize::{QuantizeArgs, quantize};
+use breakers_cli::run;
 use clap::Parser;
 
 /// Quantizes a model.

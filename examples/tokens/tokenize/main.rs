@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use breakers::cli::{Error, ModelArgs, Result, print, print_json, read_text, run};
+use breakers_cli::{Error, ModelArgs, Result, print, print_json, read_text, run};
 use breakers_core::TokenId;
 use breakers_gguf as gguf;
 use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};

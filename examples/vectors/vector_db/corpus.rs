@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use breakers::cli::{Bar, Error, FetchBar, Result};
+use breakers_cli::{Bar, Error, FetchBar, Result};
 use breakers_core::Embedder as _;
 use breakers_embed::Bert;
 use breakers_hub::{FetchOptions, Hub};

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use breakers::cli::{Bar, Error, Result};
+use breakers_cli::{Bar, Error, Result};
 use breakers_retrieval::{
     Metric, distance,
     index::{DeviceScan, Exact, Graph, GraphConfig, HnswRs, Index, Ivf, IvfConfig, Rabitq, Search, TopK},

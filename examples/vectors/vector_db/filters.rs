@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use breakers::cli::Result;
+use breakers_cli::Result;
 use breakers_eval::stats;
 use breakers_retrieval::{
     Metric, distance,

@@ -20,8 +20,8 @@ mod scale;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use breakers::cli::{Result, print, print_json, run};
 use breakers_backend::device;
+use breakers_cli::{Result, print, print_json, run};
 use breakers_cpu::{self as cpu, pool};
 use breakers_eval::{Provenance, Report};
 use clap::{Parser, ValueEnum};

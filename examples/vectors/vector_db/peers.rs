@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use breakers::cli::{Error, Result};
+use breakers_cli::{Error, Result};
 use serde_json::Value;
 
 use crate::corpus::Corpus;

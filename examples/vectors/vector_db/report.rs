@@ -1,6 +1,6 @@
 //! Tables and charts of the measurements.
 
-use breakers::cli::Result;
+use breakers_cli::Result;
 use breakers_eval::{Cell, Column, LineChart, Provenance, Report, Table, stats};
 
 use crate::corpus::Corpus;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use breakers::cli::{Bar, Result};
+use breakers_cli::{Bar, Result};
 use breakers_eval::{Column, Provenance, Report, Table};
 use breakers_retrieval::{
     Metric,

@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use breakers::cli::{FetchBar, print, run};
+use breakers_cli::{FetchBar, print, run};
 use breakers_core::Embedder as _;
 use breakers_embed::Bert;
 use breakers_hub::{FetchOptions, Hub};

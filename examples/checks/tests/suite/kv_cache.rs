@@ -3,8 +3,8 @@
 
 use std::ops::ControlFlow;
 
-use breakers::cli::{cache_named, runner_over};
 use breakers_backend::{device, harness::model_path};
+use breakers_cli::{cache_named, runner_over};
 use breakers_core::{LanguageModel, Output, SequenceId, Step, TokenId, TokenLogprob, Want};
 use breakers_kv_cache::CacheKind;
 use breakers_model::{LoadOptions, Model, Runner};

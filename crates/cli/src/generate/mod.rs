@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use breakers_core::{FinishReason, LanguageModel as _, Message, TokenId};
+use breakers_core::{Constraint, FinishReason, LanguageModel as _, Message, TokenId};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 use serde_json::{Value, json};
@@ -22,6 +22,20 @@ use super::{
     CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, N_TOP, PromptArgs, Result, SamplingArgs, ScoredStep,
     print, print_json, read_text, step_json,
 };
+
+/// Makes the constraint of each answer.
+pub type MakeConstraint = Box<dyn Fn() -> Result<Box<dyn Constraint>>>;
+
+/// Says what the answers of a model must keep to; `None`: they may be any text.
+pub type Constrain<'a> = &'a dyn Fn(&LoadedModel) -> Result<Option<MakeConstraint>>;
+
+/// Answers may be any text.
+///
+/// # Errors
+/// None.
+pub fn unconstrained(_: &LoadedModel) -> Result<Option<MakeConstraint>> {
+    Ok(None)
+}
 
 /// Added to the logits of end tokens that must not be chosen: larger than any logit in magnitude, but finite.
 const NEVER: f32 = -1e30;
@@ -114,7 +128,7 @@ pub struct TextArgs {
 ///
 /// # Errors
 /// As [`generate`]; [`Error::Usage`] if standard input is piped and empty.
-pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
+pub fn run(arguments: &RunArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
     let mut generate = arguments.generate.clone();
     if let Some(name) = &arguments.name {
         generate.text.model.model.clone_from(name);
@@ -128,19 +142,19 @@ pub fn run(arguments: &RunArgs) -> Result<ExitCode> {
         };
         generate.prompt.prompt = join(piped.as_deref(), &arguments.words)?;
     }
-    self::generate(&generate)
+    self::generate(&generate, constrain)
 }
 
 /// Runs `breakers chat`: one message per line, until the input ends.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn chat(arguments: &ChatArgs) -> Result<ExitCode> {
+pub fn chat(arguments: &ChatArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
     let mut text = arguments.text.clone();
     if let Some(name) = &arguments.name {
         text.model.model.clone_from(name);
     }
-    generate(&GenerateArgs { text, prompt: PromptArgs::default(), json: false })
+    generate(&GenerateArgs { text, prompt: PromptArgs::default(), json: false }, constrain)
 }
 
 /// Answers the prompt; without one, chats over standard input and output.
@@ -148,7 +162,7 @@ pub fn chat(arguments: &ChatArgs) -> Result<ExitCode> {
 /// # Errors
 /// [`Error::Usage`] for flags that cannot be obeyed; those of loading the model, of its template and of
 /// decoding.
-pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
+pub fn generate(arguments: &GenerateArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
     let text = &arguments.text;
     let mut sampling = text.sampling.config()?;
     let prompt = arguments.prompt.read()?;
@@ -164,8 +178,14 @@ pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
     if template.is_none() && system.is_some() {
         return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
     }
+    let constraint = constrain(&loaded)?;
     let mut end_tokens = None;
     if text.ignore_eos {
+        if constraint.is_some() {
+            return Err(Error::Usage(
+                "--ignore-eos: an answer of a given form ends where the form ends".to_owned(),
+            ));
+        }
         let ends = &loaded.model.info().end_tokens;
         sampling.logit_bias.extend(ends.iter().map(|&token| (token, NEVER)));
         end_tokens = Some(Vec::new());
@@ -183,11 +203,11 @@ pub fn generate(arguments: &GenerateArgs) -> Result<ExitCode> {
     match prompt {
         Some(prompt) => {
             let prompt = encode(template.as_ref(), system.as_deref(), &loaded, &prompt)?;
-            answer(arguments, &loaded, prompt, &config, speculator)?;
+            answer(arguments, &loaded, prompt, &config, constraint, speculator)?;
         }
         None => {
             let runner = text.cache.runner(&loaded.model)?;
-            let session = Session::new(&loaded, runner, speculator, config, text.stop.clone())?;
+            let session = Session::new(&loaded, runner, speculator, config, text.stop.clone(), constraint)?;
             chat::run(&loaded, session, system.as_deref(), template.as_ref())?;
         }
     }
@@ -258,6 +278,7 @@ fn answer(
     loaded: &LoadedModel,
     prompt: Vec<TokenId>,
     config: &Config,
+    constraint: Option<MakeConstraint>,
     mut speculator: Speculator<Box<dyn Drafter + Send>>,
 ) -> Result {
     if prompt.is_empty() {
@@ -268,6 +289,9 @@ fn answer(
     let vocabulary = Arc::new(loaded.model.tokenizer().clone());
     let mut decoding =
         Decoding::new(&runner, sequence, &prompt, config)?.with_text(vocabulary, &arguments.text.stop);
+    if let Some(make) = constraint {
+        decoding = decoding.with_constraint(make()?);
+    }
     let (mut text, mut written) = (String::new(), Ok(()));
     speculator.drive(&mut runner, &mut decoding, |decoding, _| {
         let piece = decoding.take_text();

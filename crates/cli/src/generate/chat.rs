@@ -7,8 +7,8 @@ use breakers_tokenizer::ChatTemplate;
 
 use super::opening;
 use super::session::Session;
-use crate::cli::output::chain;
-use crate::cli::{Error, LoadedModel, Result};
+use crate::output::chain;
+use crate::{Error, LoadedModel, Result};
 
 const HELP: &str = "\"\"\" begins and ends several lines, /reset begins anew, /exit (or end of input) ends; \
     Ctrl-C ends an answer";

@@ -89,7 +89,7 @@ pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
 }
 
 /// An error and its causes; a cause that only repeats its effect is left out.
-pub(super) fn chain(error: &dyn std::error::Error, separator: &str) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error, separator: &str) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -8,8 +8,9 @@ use breakers_model::Runner;
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 
+use super::MakeConstraint;
 use super::interrupt::Interrupt;
-use crate::cli::{LoadedModel, Result, print};
+use crate::{LoadedModel, Result, print};
 
 pub(super) struct Session<'a> {
     loaded: &'a LoadedModel,
@@ -20,6 +21,7 @@ pub(super) struct Session<'a> {
     speculator: Speculator<Box<dyn Drafter + Send>>,
     config: Config,
     stop: Vec<String>,
+    constraint: Option<MakeConstraint>,
     interrupt: Interrupt,
 }
 
@@ -31,10 +33,21 @@ impl<'a> Session<'a> {
         speculator: Speculator<Box<dyn Drafter + Send>>,
         config: Config,
         stop: Vec<String>,
+        constraint: Option<MakeConstraint>,
     ) -> Result<Self> {
         let sequence = runner.open()?;
         let interrupt = Interrupt::new()?;
-        Ok(Self { loaded, runner, sequence, held: Vec::new(), speculator, config, stop, interrupt })
+        Ok(Self {
+            loaded,
+            runner,
+            sequence,
+            held: Vec::new(),
+            speculator,
+            config,
+            stop,
+            constraint,
+            interrupt,
+        })
     }
 
     /// Generates the next message of a conversation and prints it as it comes; `None` if there is no room for
@@ -82,6 +95,9 @@ impl<'a> Session<'a> {
         // holds its beginning.
         let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
         let mut decoding = decoding.with_text(vocabulary, &self.stop);
+        if let Some(make) = &self.constraint {
+            decoding = decoding.with_constraint(make()?);
+        }
         let (mut text, mut written) = (String::new(), Ok(()));
         self.interrupt.begin();
         let result = self.speculator.drive(&mut self.runner, &mut decoding, |decoding, _| {

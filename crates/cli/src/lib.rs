@@ -7,7 +7,7 @@
 //!
 //! # Example
 //! ```
-//! use breakers::cli::ModelArgs;
+//! use breakers_cli::ModelArgs;
 //! use clap::Parser;
 //!
 //! #[derive(Parser)]
