@@ -41,3 +41,8 @@ pub use error::{Error, Result};
 pub use load::{LoadOptions, Model};
 pub use runner::{CacheFactory, Runner};
 pub use site::{InputObserver, InputSite};
+
+/// The README, so that its example is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -57,6 +57,21 @@ impl Default for LoadOptions {
 }
 
 /// A causal language model: weights, tokenizer and chat template. Cheap to clone.
+///
+/// # Example
+/// ```no_run
+/// use breakers_model::{LoadOptions, Model};
+///
+/// # fn main() -> Result<(), breakers_model::Error> {
+/// let options = LoadOptions { max_context: Some(4096), ..LoadOptions::default() };
+/// let model = Model::load("model.gguf", &options)?;
+/// println!("{}: {} bytes of weights", model.architecture(), model.weight_bytes());
+/// // Runners share the weights; each has its own sequences.
+/// let runners = [model.runner(), model.runner()];
+/// assert_eq!(runners[0].model().path(), runners[1].model().path());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Model {
     inner: Arc<Inner>,

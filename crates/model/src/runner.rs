@@ -51,6 +51,20 @@ impl Runner {
     }
 
     /// A runner whose sequences use another cache, such as a quantized one.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use breakers_kv_cache::CacheSpec;
+    /// use breakers_model::{LoadOptions, Model};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let model = Model::load("model.gguf", &LoadOptions::default())?;
+    /// let device = model.device().clone();
+    /// let spec: CacheSpec = "water-4".parse()?;
+    /// let runner = model.runner().with_cache(move |shape| spec.make(shape, &device));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_cache(
         mut self,
         cache: impl Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send + 'static,
