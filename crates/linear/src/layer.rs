@@ -280,6 +280,23 @@ pub fn matmul_parts(
 }
 
 /// A table of embeddings, whose rows are decoded on demand. Clones share the table.
+///
+/// # Example
+/// ```
+/// use breakers_gguf::{Format, QuantizedMatrix};
+/// use breakers_linear::QuantizedEmbedding;
+/// use burn::tensor::Device;
+///
+/// # fn main() -> Result<(), breakers_linear::Error> {
+/// // Two embeddings of 32 values in Q8_0: a scale of 1 in half precision, then signed bytes.
+/// let row = |value: i8| [&[0x00, 0x3c][..], &[value as u8; 32]].concat();
+/// let table = QuantizedMatrix::from_bytes(Format::Q8_0, 2, 32, [row(1), row(-2)].concat())?;
+/// let embedding = QuantizedEmbedding::from_quantized(&table)?;
+/// assert_eq!((embedding.n_rows(), embedding.n_cols()), (2, 32));
+/// assert_eq!(embedding.lookup(&[1, 1, 0], &Device::flex())?.dims(), [3, 32]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct QuantizedEmbedding {
     table: Table,
