@@ -13,6 +13,21 @@ use crate::Error;
 /// says so: IQ4_NL for k-quants of two and three bits, Q5_0, Q5_1 and Q8_0 for four, five and six, as in
 /// files of llama.cpp; F16 if rows are not even whole blocks of 32; halves, quarters and so on of groups,
 /// down to 32.
+///
+/// # Example
+/// ```no_run
+/// use breakers_gguf::{File, Format};
+/// use breakers_quant::job::Plan;
+///
+/// # fn main() -> Result<(), breakers_quant::Error> {
+/// let file = File::open("model.gguf")?;
+/// let mut plan = Plan::uniform(&file, Format::Q4_K);
+/// plan.set("output.weight", Format::Q6_K, file.require("output.weight")?.n_cols());
+/// println!("{} bytes", plan.bytes(&file));
+/// plan.notes().iter().for_each(|note| println!("{note}"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     encodings: BTreeMap<String, Encoding>,

@@ -42,6 +42,24 @@ pub struct Choice {
 }
 
 /// The choices of each matrix of the blocks.
+///
+/// # Example
+/// ```no_run
+/// use breakers_gguf::{Encoding, File, Format};
+/// use breakers_quant::job::Sensitivities;
+///
+/// # fn main() -> Result<(), breakers_quant::Error> {
+/// let file = File::open("model.gguf")?;
+/// // Tokens of some text; `breakers_model::Model` has the tokenizer.
+/// let windows = vec![vec![1, 2, 3, 4]];
+/// let encodings: [Encoding; 2] = [Format::Q3_K.into(), Format::Q4_K.into()];
+/// let measured = Sensitivities::measure(&file, windows, &encodings, &mut |_, _| ())?;
+/// // The formats that lose least within 60 MB.
+/// let plan = measured.allocate(&file, 60_000_000)?;
+/// plan.iter().for_each(|(name, encoding)| println!("{name}: {encoding}"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sensitivities {
     /// By the matrix's name.

@@ -95,6 +95,31 @@ impl Default for GptqConfig {
 }
 
 /// Rounds columns one after the other; each takes over the errors of those before it.
+///
+/// # Example
+/// ```
+/// use breakers_gguf::GroupFormat;
+/// use breakers_quant::methods::{Gptq, GptqConfig};
+/// use breakers_quant::quantizer::{Quantizer, WeightMatrix};
+/// use breakers_quant::statistics::Statistics;
+///
+/// # fn main() -> Result<(), breakers_quant::Error> {
+/// let values: Vec<f32> = (0..4 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
+/// let weights = WeightMatrix::new(&values, 4, 64)?;
+/// // 128 rows of what the layer reads; a model's come from a text, as in `job::quantize`.
+/// let inputs: Vec<f32> = (0..128 * 64).map(|i| ((i * i % 997) as f32 * 0.37).sin()).collect();
+/// let gptq = Gptq::new(GptqConfig::default());
+/// let mut statistics = Statistics::new(64, gptq.needs().unwrap_or_default());
+/// statistics.observe(&inputs)?;
+/// statistics.finish();
+///
+/// let int3 = GroupFormat::Affine { bits: 3, group: 32 };
+/// let quantized = gptq.quantize(&weights, int3.into(), Some(&statistics))?;
+/// assert_eq!((quantized.matrix.n_rows(), quantized.matrix.n_cols()), (4, 64));
+/// println!("{:.4} of the weights' squares lost", quantized.report.weight_error);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Gptq {
     config: GptqConfig,

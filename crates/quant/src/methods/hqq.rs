@@ -44,6 +44,22 @@ impl Default for HqqConfig {
 /// Alternates between the codes, an error with a few large elements, and the offset that fits the rest.
 ///
 /// Only for integers with offsets ([`GroupFormat::Affine`]).
+///
+/// # Example
+/// ```
+/// use breakers_gguf::GroupFormat;
+/// use breakers_quant::methods::Hqq;
+/// use breakers_quant::quantizer::{Quantizer, WeightMatrix};
+///
+/// # fn main() -> Result<(), breakers_quant::Error> {
+/// let values: Vec<f32> = (0..4 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
+/// let weights = WeightMatrix::new(&values, 4, 64)?;
+/// let int4 = GroupFormat::Affine { bits: 4, group: 32 };
+/// let quantized = Hqq::default().quantize(&weights, int4.into(), None)?; // no text is needed
+/// assert!(quantized.report.weight_error < 0.1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Hqq {
     config: HqqConfig,
