@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     match Model::load(&path, &LoadOptions::default()) {
         Ok(model) => {
             let mut runner = model.runner();
-            let step = runner.open().map(|sequence| Step::last(sequence, vec![0], Want::Argmax));
+            let step = runner.open().map(|sequence| Step::last(sequence, vec![0], Want::ArgMax));
             black_box(step.and_then(|step| runner.forward(&mut [step])).is_ok());
         }
         Err(error) => drop(black_box(error.to_string())),
