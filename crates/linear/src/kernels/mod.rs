@@ -79,9 +79,9 @@ pub(crate) enum Scales {
     /// Per 8 blocks: half-precision factors of the scales, then of the minima; then per half block: a byte
     /// with the scale in its low four bits and the minimum in its high ones.
     HalvesNibbleMin,
-    /// Per so many blocks: half-precision scales. Of one block it is [`Half`](Self::Half).
+    /// Half-precision scales, each for this many blocks. For one block it is [`Half`](Self::Half).
     HalfOf(usize),
-    /// Per so many blocks: half-precision scales, half-precision minima.
+    /// Half-precision scales and minima, each for this many blocks.
     HalfMinOf(usize),
     /// Per 8 blocks (or what remains of a row): half-precision factors; then per half block: scales in E4M3,
     /// 2^10 times as large as they count.

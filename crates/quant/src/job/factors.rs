@@ -80,7 +80,7 @@ impl Job<'_> {
     }
 }
 
-/// Checks that all factors can be divided by, and that there is one for each column.
+/// Checks that there is a usable divisor for each column.
 fn check(factors: &[f32], n_cols: usize) -> Result<(), Error> {
     if factors.len() != n_cols {
         return Err(Error::Columns { expected: n_cols, found: factors.len() });

@@ -6,7 +6,7 @@
 //! | [`Hqq`] | nothing | offsets that minimize a robust norm of the error |
 //! | [`Awq`] | a sample of inputs | columns with large inputs are scaled up before they are rounded |
 //! | [`Gptq`] | the Hessian | each column compensates the errors of those before it |
-//! | [`Rotated`] | what the other method needs | a rotation of the inputs first, so that there are no outliers |
+//! | [`Rotated`] | what the other method needs | a rotation of the inputs first, which removes outliers |
 
 mod awq;
 mod gptq;

@@ -48,9 +48,9 @@ impl AttentionOps for CubeBackend {
         let seen = seen(&visible, &device);
         let (prefix, is_tree) = visible.tree.as_ref().map_or((0, false), |tree| (tree.prefix, true));
         let out = empty_device_contiguous_dtype(client.clone(), device, out_shape, DType::F32);
-        // SAFETY: `Visible` names keys that there are, since `attention` compared its size with the tensors',
-        // and so do the tables of spans and paths; other positions are limited by the tensors' own shapes.
-        // Loops end.
+        // SAFETY: `Visible` names only keys that exist, because `attention` compared its size with the
+        // tensors', and so do the tables of spans and paths; other positions are limited by the tensors' own
+        // shapes. Loops end.
         unsafe {
             attention_kernel::launch_unchecked(
                 &client,

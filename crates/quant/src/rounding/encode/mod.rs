@@ -49,7 +49,7 @@ enum Layout {
     HalfMin,
     /// A power of two for 32 values.
     Exponent,
-    /// Unsigned scales and minima up to the number for groups of so many values, and two factors.
+    /// Unsigned scales and minima up to the number, for groups of this many values, and two factors.
     Minima { most: u8, group: usize },
     /// Signed scales down to the number for groups of 16 values, and one factor.
     Signed { least: i8 },

@@ -98,7 +98,7 @@ pub(crate) fn turn(x: Tensor<3>, matrix: &Tensor<2>) -> Result<Tensor<3>> {
 }
 
 impl Spec {
-    /// Numbers of 32 bits that a cube shares, for a tile of so many queries.
+    /// 32-bit numbers of shared memory that a cube needs for a tile of this many queries.
     fn shared(&self, tile: usize) -> usize {
         let scales = self.value_groups * PAGE_TOKENS * if self.value_offsets { 2 } else { 1 };
         let steps = 2 * self.n_sets * self.n_coded;
@@ -195,8 +195,8 @@ impl Job<'_> {
             if from >= to {
                 continue;
             }
-            // SAFETY: rows see packed pages that there are, in pieces that are there; a region's places are
-            // those of the format, and after a piece there are words for units that look too far. Loops end.
+            // SAFETY: the packed pages that rows see exist, in pieces that exist; a region's places are those
+            // of the format, and after a piece there are words for units that look too far. Loops end.
             unsafe {
                 packed_kernel::launch_unchecked(
                     &coded.client,
