@@ -1,4 +1,4 @@
-//! Which room may depend on which: the drawing in ARCHITECTURE.md is the table.
+//! Which room may depend on which, checked against the drawing in ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,7 +21,7 @@ impl Arrows {
         Self::parse(&std::fs::read_to_string(root.join("ARCHITECTURE.md"))?)
     }
 
-    /// Reads `room ─► room, room` lines; a room that stands on nothing has a dash.
+    /// Reads `room ─► room, room` lines; a room that depends on nothing has a dash.
     pub(crate) fn parse(page: &str) -> Result<Self> {
         let section =
             page.split_once(HEADING).ok_or_else(|| format!("ARCHITECTURE.md lacks \"{HEADING}\""))?.1;

@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Numbers of threads.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
-    /// Rounds; each runs every program once.
+    /// Number of rounds; each runs every program once.
     #[arg(long, default_value_t = 5)]
     repeat: usize,
     /// Tokens of the prompt.
@@ -83,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result {
     }
     let out = workspace::root().join(&options.out);
     std::fs::create_dir_all(&out)?;
-    // Before the measurement, so that a history that cannot be added to is known of now.
+    // Before the measurement: a history that cannot be written is found out now.
     let mut history = open_history(&out.join("history.jsonl"))?;
     let peer = Peer::find(options.python.as_deref())?;
     let examples = Examples::build()?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::arrows::Arrows;
 use crate::licenses::Rules;
 use crate::workspace::{self, Package};
-use crate::{Result, bench, cuda, exact, fetch, pages};
+use crate::{Result, bench, cuda, docs, exact, fetch, pages};
 
 /// Features that choose a device; a crate with a kernel forwards them to all crates with kernels below it.
 const DEVICE_FEATURES: [&str; 5] = ["cube", "wgpu", "vulkan", "cuda", "metal"];
@@ -15,7 +15,7 @@ const DEVICE_FEATURES: [&str; 5] = ["cube", "wgpu", "vulkan", "cuda", "metal"];
 /// Packages that a build without device features must not compile.
 const GPU_PACKAGES: [&str; 5] = ["wgpu", "cudarc", "cubecl", "ash", "burn-cubecl"];
 
-/// Text that must not be committed. Split in two, so that this file does not hold it.
+/// Text that must not be committed. Split in two, so that this file does not contain it.
 const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("to", "do!(", "finish it"),
     ("unimple", "mented!(", "finish it"),
@@ -54,8 +54,8 @@ pub(crate) fn run(full: bool) -> Result {
     if full { run_full() } else { Ok(()) }
 }
 
-/// Compiles each package on its own without its default features; of those that need Burn, which takes
-/// minutes for each set of features, only if `with_burn`.
+/// Compiles each package on its own without its default features. Packages that need Burn, which take minutes
+/// for each set of features, are included only if `with_burn`.
 pub(crate) fn alone(with_burn: bool) -> Result {
     for package in workspace::packages()?.iter().filter(|p| p.is_member) {
         let selection = ["--no-default-features", "--package", &package.name];
@@ -68,8 +68,10 @@ pub(crate) fn alone(with_burn: bool) -> Result {
     Ok(())
 }
 
-/// Each crate alone, all models, the peer, and a real CUDA build: about two hours.
+/// The book, each crate alone, all models, the peer, and a real CUDA build: about two hours.
 fn run_full() -> Result {
+    // The quick check follows the links of the book's pages; only mdBook can say whether it can be built.
+    docs::book(&workspace::target().join("book"))?;
     alone(true)?;
     let names: Vec<&str> = fetch::GENERATORS.into_iter().chain(["minilm"]).collect();
     let folder = fetch::fetch(&names)?;
@@ -171,7 +173,7 @@ fn metadata_problems(members: &[&Package]) -> Vec<String> {
         match std::fs::read_to_string(&library) {
             Err(error) => problems.push(format!("{}: {error}", library.display())),
             Ok(source) => {
-                // A README that is the crate's documentation counts as such.
+                // A README that is included as the crate's documentation counts.
                 let readme = std::fs::read_to_string(package.folder().join("README.md")).unwrap_or_default();
                 let readme = if source.contains("include_str!(\"../README.md\")") { &readme } else { "" };
                 let lines = source.lines().filter_map(|l| l.strip_prefix("//! ")).chain(readme.lines());
@@ -208,7 +210,7 @@ fn gpu_problems(members: &[&Package]) -> Result<Vec<String>> {
 fn text_problems(root: &Path, files: &[&str]) -> Vec<String> {
     let mut problems = Vec::new();
     for file in files {
-        // A file that is deleted but not yet committed, or not text, holds no words.
+        // A file that is deleted but not yet committed, or is not text, has no words.
         if let Ok(text) = std::fs::read_to_string(root.join(file)) {
             problems.extend(words_in(file, &text));
             if file.ends_with(".rs") {
@@ -261,7 +263,7 @@ mod tests {
         const BOTTOM: Spec<'_> = ("b", &[], &[("vulkan", &[])]);
         let cases: &[(&[Spec<'_>], &[&str])] = &[
             (&[BOTTOM, ("m", &["b"], &[("vulkan", &["b/vulkan"])])], &[]),
-            // Through the middle is as good as directly.
+            // Through the middle crate is as good as directly.
             (
                 &[
                     BOTTOM,

@@ -1,8 +1,8 @@
-//! A CUDA build on a machine that reaches a package registry and nothing else.
+//! A CUDA build on a machine that can reach only a package registry.
 //!
 //! CubeCL compiles kernels for NVIDIA with LLVM. The build script of `tracel-llvm-bundler` downloads an LLVM
 //! of its own into the user's data folder, and does nothing if a marker file is there already. Debian carries
-//! an LLVM that is close enough, so [`setup`] lays out Debian's files as the bundle would lie, with an
+//! an LLVM that is close enough, so [`setup`] lays out Debian's files as the bundle's would be, with an
 //! `llvm-config` that answers for them:
 //!
 //! - `include/`: the headers; the lists of targets, which the bindings expand into calls, name only
@@ -40,7 +40,7 @@ pub(crate) fn setup() -> Result<PathBuf> {
         return Err(format!("{} is missing: {install}", system.display()).into());
     }
     let folder = bundle_folder()?;
-    // Built beside its place, so that an interrupted run leaves nothing that looks complete.
+    // Built beside its final place: an interrupted run leaves nothing that looks complete.
     let staging = folder.with_extension("new");
     remove(&staging)?;
     lay_out(&system, &staging, &folder)?;
@@ -80,7 +80,7 @@ pub(crate) fn build(small: bool, tests: bool) -> Result {
     Ok(())
 }
 
-/// Where the bundler of the version in `Cargo.lock` looks.
+/// The folder in which the bundler of the version in `Cargo.lock` looks.
 fn bundle_folder() -> Result<PathBuf> {
     let packages = workspace::packages()?;
     let bundler = packages.iter().find(|p| p.name == BUNDLER);
@@ -93,7 +93,7 @@ fn bundle_folder() -> Result<PathBuf> {
     Ok(data.join("tracel").join(format!("tracel-llvm-{version}")))
 }
 
-/// Fills `staging` with what will lie at `folder`.
+/// Fills `staging` with the content of `folder`.
 fn lay_out(system: &Path, staging: &Path, folder: &Path) -> Result {
     let [bin, lib, include] = ["bin", "lib", "include"].map(|part| staging.join(part));
     for part in [&bin, &lib, &include.join("llvm/Config")] {
@@ -124,7 +124,7 @@ fn lay_out(system: &Path, staging: &Path, folder: &Path) -> Result {
         let file = format!("lib{library}.a");
         let found = workspace::output(Command::new("g++").arg(format!("-print-file-name={file}")))?;
         let found = PathBuf::from(found.trim());
-        // The compiler repeats the bare name of what it does not find.
+        // For a file that it does not find, the compiler prints the bare name.
         if !found.is_absolute() {
             return Err(format!("{file} is missing: apt-get install {DEBIAN_PACKAGES}").into());
         }
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(keep_targets(list), expected);
     }
 
-    /// The layout from a small imitation of Debian's folder, and the script in it at work.
+    /// The layout from a small imitation of Debian's folder, and a run of the script in it.
     #[test]
     fn the_layout_answers() {
         let folder = tempfile::tempdir().unwrap();

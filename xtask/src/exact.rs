@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::peer::{self, Examples, Peer, number};
 use crate::{Result, fetch, workspace};
 
-/// Where llama.cpp prefers its first choice by more than this, ours must be the same. In nats.
+/// If llama.cpp prefers its first choice by more than this, in nats, ours must be the same.
 const MARGIN: f64 = 0.5;
 /// Allowed difference of the log-probability of its choice, in nats: median, and 95th percentile. Its own
 /// repacked, plain and f32 kernels differ by up to 0.016 and 0.17.
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Device that our side runs on.
     #[arg(long, default_value = "flex")]
     device: String,
-    /// Leave perplexity out.
+    /// Leave out perplexity.
     #[arg(long)]
     no_perplexity: bool,
     /// A Python with llama-cpp-python and numpy; otherwise one is set up in the build folder.
@@ -68,7 +68,7 @@ struct Agreement {
     deltas: Vec<f64>,
     /// Places where llama.cpp's margin is large.
     clear: usize,
-    /// Of these, places where our choice is another.
+    /// Of these, places where our choice differs.
     mismatches: usize,
 }
 

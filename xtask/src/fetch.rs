@@ -6,7 +6,7 @@ use breakers_hub::{FetchOptions, Hub, Progress};
 
 use crate::{Result, workspace};
 
-/// What the tests of a change use.
+/// The models that the tests of a change use.
 const TEST_MODELS: [&str; 3] = ["smollm2-135m", "gemma3-270m", "minilm"];
 
 /// The models that generate text.
@@ -70,7 +70,7 @@ fn replace_link(target: &Path, link: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A line on standard error for each tenth.
+/// Prints a line on standard error for each tenth.
 #[derive(Default)]
 struct Lines {
     name: String,

@@ -1,8 +1,8 @@
 //! The run book for a GPU: kernel tests, speed and exactness on a card in a few minutes, as a report.
 //!
 //! Programs are built beforehand (`cargo xtask cuda-build --tests`, or `--build` here for other devices),
-//! because a card is often lent for minutes. Each step has a time limit; a step that the time did not
-//! reach is listed as such.
+//! because a card is often lent for minutes only. Each step has a time limit; steps for which no time was
+//! left are listed as such.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::programs::{self, Kind, Program};
 use crate::{Result, fetch, workspace};
 
-/// How the card is tried.
+/// The options of a run.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
     /// Device, as the examples take it: cuda, wgpu, vulkan, metal; also the feature that the
@@ -27,7 +27,7 @@ pub(crate) struct Options {
     /// Build the programs first, with the device's feature.
     #[arg(long)]
     build: bool,
-    /// Folder with GGUF files of the models; those that are missing there are listed as skipped.
+    /// Folder with the models' GGUF files; missing ones are listed as skipped.
     #[arg(long, value_name = "FOLDER")]
     models: Option<PathBuf>,
     /// Seconds for everything.
@@ -54,9 +54,9 @@ enum Outcome {
     Failed,
     /// Stopped at its time limit.
     TimedOut,
-    /// The time for everything was over before it.
+    /// Not started, because the time for all steps was over.
     NotReached,
-    /// What it needs is not there.
+    /// Not started, because its model is missing.
     Skipped,
 }
 
@@ -72,7 +72,7 @@ impl Outcome {
     }
 }
 
-/// A program to run, and what for.
+/// A program to run, and its purpose.
 struct Step {
     name: String,
     program: PathBuf,
@@ -89,7 +89,7 @@ struct Done {
     seconds: f64,
     /// What it printed, where that is JSON.
     answer: Option<Value>,
-    /// A line that sums up, or says why not.
+    /// A line that sums up the step, or says why it failed.
     note: String,
 }
 
@@ -140,7 +140,7 @@ fn build(feature: &str) -> Result {
     programs::gather(&messages, feature).map(|_| ())
 }
 
-/// Everything that the time may suffice for, the most telling first.
+/// All steps, the most informative first, in case the time does not suffice.
 fn steps(options: &Options, list: &[Program], folder: &Path, models: &Path, out: &Path) -> Result<Vec<Step>> {
     let program = |name: &str| -> Result<PathBuf> {
         let found = list.iter().find(|p| p.kind == Kind::Example && p.name == name);
@@ -190,7 +190,7 @@ fn steps(options: &Options, list: &[Program], folder: &Path, models: &Path, out:
     Ok(steps)
 }
 
-/// Runs a step within what is left of the time; its output goes to files.
+/// Runs a step within the remaining time; its output goes to files.
 fn execute(
     step: &Step,
     index: usize,
@@ -288,7 +288,7 @@ fn answers<'a>(done: &'a [Done], program: &'a str) -> impl Iterator<Item = (&'a 
     done.iter().filter_map(move |d| Some((d.name.strip_prefix(program)?, d.answer.as_ref()?)))
 }
 
-/// A table of another report.
+/// A copy of a table of another report.
 fn copied(name: &str, model: &str, table: &Value) -> Result<Table> {
     let title = table["title"].as_str().unwrap_or(name);
     let mut copy = Table::new(name, format!("{model}: {title}"));
@@ -317,7 +317,7 @@ fn cell(value: &Value) -> Cell {
     }
 }
 
-/// What the driver calls the card; the name of the device where no tool tells.
+/// The driver's name for the card, or the name of the device if no tool tells.
 fn device_name(device: &str) -> String {
     let query = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"];
     let told = Command::new("nvidia-smi").args(query).stderr(Stdio::null()).output();

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::Result;
 use crate::workspace::Package;
 
-/// What is read of `deny.toml`.
+/// The part of `deny.toml` that is read.
 #[derive(Deserialize)]
 pub(crate) struct Rules {
     licenses: Licenses,

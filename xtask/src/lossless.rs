@@ -11,7 +11,7 @@ pub(crate) struct Options {
     /// Name of the model.
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
-    /// A draft model, to be compared beside n-grams.
+    /// A draft model to compare in addition to n-grams.
     #[arg(long)]
     draft: Option<String>,
     /// Numbers of threads.
@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Tokens of each text at most.
     #[arg(long, default_value_t = 320)]
     max_tokens: usize,
-    /// Where reports go.
+    /// The folder for reports.
     #[arg(long, default_value = "target/reports/lossless")]
     out: PathBuf,
 }
@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Options) -> Result {
             if let Some(draft) = &draft {
                 arguments.extend(["--draft", draft]);
             }
-            // A difference is an exit code, hence an error here.
+            // A difference sets the exit code, which is an error here.
             let report = examples.ask("spec_decode", &arguments)?;
             let rows = report["tables"]["speed"]["rows"].as_array().ok_or("a report without table")?;
             for row in rows.iter().filter(|row| row["drafter"] != "plain" && row["prompt"] != "all") {

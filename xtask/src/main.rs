@@ -37,7 +37,8 @@ enum Chore {
     /// Check what the compiler does not: dependency arrows, features, licenses, metadata,
     /// links, words, comments.
     Check {
-        /// Also what takes too long for every change: all models, the peer, a real CUDA build.
+        /// Also run the checks that take too long for every change: the book, all models, the peer, a real CUDA
+        /// build.
         #[arg(long)]
         full: bool,
     },
@@ -75,7 +76,7 @@ enum Chore {
     Api(api::Options),
     /// Build the documentation: the book if mdBook is installed, and the API pages.
     Docs {
-        /// Where the book goes.
+        /// The folder for the book.
         #[arg(long, default_value = "target/book")]
         out: PathBuf,
     },

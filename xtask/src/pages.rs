@@ -1,11 +1,11 @@
-//! Pages and comments: links that lead somewhere, and lines that fit.
+//! Pages and comments: every link has a target, and lines fit.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use crate::Result;
 
-/// Columns of a comment at most: the width that rustfmt is told in rustfmt.toml, which leaves comments alone.
+/// The greatest width of a comment: the width in rustfmt.toml, because rustfmt leaves comments alone.
 const WIDTH: usize = 110;
 
 /// Folders whose files pages name in backticks, as paths from the root.
@@ -15,7 +15,7 @@ const SOURCES: [&str; 4] = ["crates/", "docs/", "examples/", "benches/"];
 pub(crate) fn page_problems(root: &Path, files: &[&str]) -> Result<Vec<String>> {
     let known = with_folders(files);
     let mut problems = Vec::new();
-    // Among sources, Markdown is what a test expects.
+    // Markdown files among sources are the expected results of tests.
     for file in files.iter().filter(|file| file.ends_with(".md") && !file.contains("/src/")) {
         let page = root.join(file);
         // A file that is deleted but not yet committed has no links.
@@ -46,11 +46,17 @@ fn broken_links(file: &str, text: &str, known: &BTreeSet<PathBuf>) -> Vec<String
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
     for (n, target) in links(text) {
         let path = target.split('#').next().unwrap_or_default();
-        if !target.contains(':') && !path.is_empty() && !known.contains(&joined(folder, path)) {
+        if target.contains(':') || path.is_empty() {
+            continue;
+        }
+        let place = joined(folder, path);
+        if !known.contains(&place) {
             problems.push(format!("{file}:{n}: the link to {target} leads nowhere"));
+        } else if file.starts_with("docs/") && !place.starts_with("docs") {
+            problems.push(format!("{file}:{n}: the link to {target} leads out of the book"));
         }
     }
-    // What the changelog names may be gone by now.
+    // The changelog may name files that are gone by now.
     if file != "CHANGELOG.md" {
         for (n, path) in named_paths(text) {
             if !known.contains(Path::new(path.trim_end_matches('/'))) {
@@ -132,12 +138,14 @@ mod tests {
                     [b](b.md) is in `crates/core/src`, not in `crates/core/lib.rs`; `crates/*/x` is a pattern.\n\
                     ```text\n[c](c.md) `docs/c.md`\n```\n[d](../../d.md)";
         let expected = [
+            "docs/a.md:1: the link to ../README.md leads out of the book",
             "docs/a.md:2: the link to b.md leads nowhere",
             "docs/a.md:6: the link to ../../d.md leads nowhere",
             "docs/a.md:2: there is no crates/core/lib.rs",
         ];
         assert_eq!(broken_links("docs/a.md", text, &known), expected);
         assert_eq!(broken_links("CHANGELOG.md", "`crates/gone/a.rs` [x](docs/)", &known), [""; 0]);
+        assert_eq!(broken_links("README.md", "[a](docs/a.md)", &known), [""; 0]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The given Python, else that of `BREAKERS_PEER_PYTHON`, else one in the build folder, which is set up
+    /// The given Python, else that of `BREAKERS_PEER_PYTHON`, else one in the build folder, which is created
     /// if needed.
     pub(crate) fn find(python: Option<&Path>) -> Result<Self> {
         let given = python
@@ -63,8 +63,8 @@ pub(crate) struct Examples {
 
 impl Examples {
     pub(crate) fn build() -> Result<Self> {
-        // The whole workspace, as `cargo run --example` does: one package alone would get
-        // another set of features.
+        // The whole workspace, as `cargo run --example` does: a single package would get another set of
+        // features.
         workspace::run(workspace::cargo().args(["build", "--release", "--workspace", "--examples"]))?;
         Ok(Self { folder: workspace::target().join("release/examples") })
     }

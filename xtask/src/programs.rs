@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, workspace};
 
-/// The list of a folder's programs, beside them.
+/// The file that lists a folder's programs.
 const LIST: &str = "programs.json";
 
-/// What a program is for.
+/// The purpose of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -45,7 +45,8 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Program>> {
     Ok(serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
 }
 
-/// Gathers what cargo said that it built, as `--message-format json` prints it, and writes the list.
+/// Gathers the programs that cargo built, according to its output with `--message-format json`, and writes
+/// the list.
 pub(crate) fn gather(messages: &str, feature: &str) -> Result<Vec<(Program, PathBuf)>> {
     let folder = folder(feature);
     std::fs::create_dir_all(&folder)?;
@@ -54,7 +55,7 @@ pub(crate) fn gather(messages: &str, feature: &str) -> Result<Vec<(Program, Path
         let Some((program, built)) = built_program(&serde_json::from_str(line)?)? else { continue };
         let place = folder.join(&program.file);
         remove_file(&place)?;
-        // A link costs no disk; another file system needs the copy.
+        // A link takes no space; on another file system it must be a copy.
         std::fs::hard_link(&built, &place).or_else(|_| std::fs::copy(&built, &place).map(|_| ()))?;
         programs.push((program, place));
     }
@@ -73,7 +74,7 @@ fn remove_file(path: &Path) -> Result {
     }
 }
 
-/// The program that a message of cargo's tells of, if it does.
+/// The program that a message of cargo's describes, if it describes one.
 fn built_program(message: &serde_json::Value) -> Result<Option<(Program, PathBuf)>> {
     let Some(built) = message["executable"].as_str().map(PathBuf::from) else { return Ok(None) };
     let name = message["target"]["name"].as_str().ok_or("a program without name")?.to_owned();

@@ -18,7 +18,8 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
-    // What cargo tells this program about its own package would make build scripts run again that look at it.
+    // Build scripts that look at the variables with which cargo describes this program's own package would
+    // run again.
     for (name, _) in std::env::vars_os() {
         if name
             .to_str()
@@ -35,14 +36,15 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Runs a command to its end; its output goes to standard error, so that ours stays readable by programs.
+/// Runs a command to its end. Its output goes to standard error, which keeps standard output readable by
+/// programs.
 pub(crate) fn run(command: &mut Command) -> Result {
     eprintln!("$ {}", show(command));
     let status = command.stdout(std::io::stderr()).status().map_err(|e| cannot_start(command, &e))?;
     if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", show(command)).into()) }
 }
 
-/// Runs a command to its end and returns what it printed; standard error passes through.
+/// Runs a command to its end and returns its standard output; standard error passes through.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.stderr(Stdio::inherit()).output().map_err(|e| cannot_start(command, &e))?;
     if !output.status.success() {
@@ -92,7 +94,7 @@ impl Package {
     }
 }
 
-/// All packages that the workspace can pull in, whatever the features.
+/// All packages that the workspace can depend on, with any features.
 pub(crate) fn packages() -> Result<Vec<Package>> {
     let json = output(cargo().args(["metadata", "--format-version", "1", "--all-features"]))?;
     parse_metadata(&serde_json::from_str(&json)?)
