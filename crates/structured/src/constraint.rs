@@ -4,6 +4,8 @@ use std::sync::Arc;
 use breakers_core::{Constraint, ConstraintError, SharedError, TokenId, TokenMask};
 use llguidance::Matcher;
 
+use crate::completion::Ways;
+
 /// A text under a compiled grammar, token by token. Made by
 /// [`Compiler::constraint`](crate::Compiler::constraint).
 ///
@@ -12,12 +14,13 @@ use llguidance::Matcher;
 pub struct GrammarConstraint {
     matcher: Matcher,
     n_tokens: usize,
-    n_advanced: usize,
+    advanced: Vec<TokenId>,
+    ways: Ways,
 }
 
 impl GrammarConstraint {
     pub(crate) fn new(matcher: Matcher, n_tokens: usize) -> Self {
-        Self { matcher, n_tokens, n_advanced: 0 }
+        Self { matcher, n_tokens, advanced: Vec::new(), ways: Ways::default() }
     }
 
     /// Whether the text may end here.
@@ -31,7 +34,7 @@ impl GrammarConstraint {
 
 impl fmt::Debug for GrammarConstraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GrammarConstraint").field("n_advanced", &self.n_advanced).finish_non_exhaustive()
+        f.debug_struct("GrammarConstraint").field("n_advanced", &self.advanced.len()).finish_non_exhaustive()
     }
 }
 
@@ -62,18 +65,43 @@ impl Constraint for GrammarConstraint {
         {
             return Err(ConstraintError::NotAllowed { token });
         }
-        self.n_advanced += 1;
+        self.advanced.push(token);
         Ok(())
     }
 
     fn rollback(&mut self, n_tokens: usize) -> Result<(), ConstraintError> {
-        let available = self.n_advanced;
+        let available = self.advanced.len();
         let left = available.checked_sub(n_tokens);
-        self.n_advanced = left.ok_or(ConstraintError::Rollback { requested: n_tokens, available })?;
+        let left = left.ok_or(ConstraintError::Rollback { requested: n_tokens, available })?;
+        self.advanced.truncate(left);
+        self.ways.back_to(left);
         self.matcher.rollback(n_tokens).map_err(failed)
     }
 
+    /// What the characters determine, as the tokenizer spells it. Where the engine leaves it open how they are
+    /// spelled, without what may yet merge with the characters that follow.
     fn forced(&mut self) -> Result<Vec<TokenId>, ConstraintError> {
-        Ok(if self.matcher.is_stopped() { Vec::new() } else { self.matcher.compute_ff_tokens() })
+        if self.matcher.is_stopped() {
+            return Ok(Vec::new());
+        }
+        let tokens = self.matcher.compute_ff_tokens();
+        if !tokens.is_empty() {
+            return Ok(tokens);
+        }
+        let bytes = self.matcher.compute_ff_bytes();
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let environment = self.matcher.tok_env().map_err(failed)?;
+        let mut tokens = environment.tokenize_bytes(&bytes);
+        tokens.pop();
+        Ok(tokens)
+    }
+
+    fn completion(&mut self, within: usize) -> Result<Option<Vec<TokenId>>, ConstraintError> {
+        if self.may_end()? {
+            return Ok(Some(Vec::new()));
+        }
+        self.ways.find(&mut self.matcher, &self.advanced, within).map_err(failed)
     }
 }

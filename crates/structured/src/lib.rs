@@ -20,7 +20,10 @@
 //! that accepts the same instances. Properties come in the order in which the schema declares them, and
 //! between two tokens of JSON there is at most one space: a model that may write blanks without end does so.
 //!
-//! A text can still be cut short by a limit of tokens; whoever needs it whole looks at why it ended.
+//! A text can be cut short by a limit of tokens, unless its decoder keeps the end in reach:
+//! [`GrammarConstraint`] knows a short way to it from nearly everywhere
+//! ([`completion`](breakers_core::Constraint::completion)). It knows none where a text has to hold a certain
+//! word at any place, as under an expression without anchors.
 //!
 //! # Formats
 //! Formats that the specification of JSON Schema defines are enforced or refused. Any other is an annotation,
@@ -65,6 +68,7 @@
 //! ```
 
 mod compiler;
+mod completion;
 mod constraint;
 mod environment;
 mod error;

@@ -10,7 +10,7 @@ fn schema(text: &str) -> Grammar {
     Grammar::JsonSchema(Json::parse(text).unwrap())
 }
 
-fn grammars() -> Vec<Grammar> {
+pub(crate) fn grammars() -> Vec<Grammar> {
     vec![
         schema(
             r#"{"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}, "ok": {"type": "boolean"},

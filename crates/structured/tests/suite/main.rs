@@ -1,6 +1,7 @@
 //! Grammars over a vocabulary of bytes: what they accept, what they refuse, and masks that agree with it.
 
 mod bytes;
+mod completion;
 mod constraint;
 mod maskbench;
 mod schema;
