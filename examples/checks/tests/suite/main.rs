@@ -4,11 +4,19 @@
 //! unit tests are compiled here once more: `cargo test --examples` would link each example again.
 
 mod command_line;
+mod constrained;
 mod contract;
 mod golden;
 mod kv_cache;
 mod lossless;
 mod structured;
+
+#[allow(dead_code)] // Their own tests use more of them.
+#[path = "../../../../crates/structured/tests/suite/bytes.rs"]
+mod bytes;
+#[allow(dead_code)]
+#[path = "../../../../crates/spec-decode/tests/suite/toy.rs"]
+mod toy;
 
 #[allow(dead_code)] // The program uses what the tests do not.
 #[path = "../../../decode/roofline/machine.rs"]
