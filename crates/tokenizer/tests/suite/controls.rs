@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::models::model_path;
-use breakers_core::{ChatFormat, Json, Message, Part, TokenId, Tool, ToolCall};
+use breakers_core::{ChatFormat, Json, Message, Part, Role, TokenId, Tool, ToolCall};
 use breakers_gguf::{File, Metadata};
 use breakers_tokenizer::{ChatTemplate, DecodeOptions, Error, Tokenizer};
 use proptest::prelude::*;
@@ -60,6 +60,14 @@ fn conversations(text: &str) -> Vec<(Vec<Message>, Vec<Tool>)> {
                 Message::tool(text, text),
             ],
             vec![tool],
+        ),
+        // Roles that only some templates know, and one that a stranger has named.
+        (
+            ["developer", "ipython", "tool_results", text]
+                .iter()
+                .map(|&role| Message::new(Role::from(role), text))
+                .collect(),
+            Vec::new(),
         ),
     ]
 }
@@ -122,6 +130,127 @@ fn small() -> Tokenizer {
     metadata.insert("tokenizer.ggml.token_type", types).unwrap();
     metadata.insert("tokenizer.ggml.merges", Vec::<String>::new()).unwrap();
     Tokenizer::from_metadata(&metadata).unwrap()
+}
+
+/// Control tokens of the models whose forms of calls are known: ChatML, Llama 3, Mistral, Gemma 3 and 4.
+const CONTROLS: [&str; 25] = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|python_tag|>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|turn>",
+    "<turn|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|\"|>",
+];
+
+/// Templates of our own that write calls, results and tools as the models' do.
+const FORMS: [(&str, &str); 5] = [
+    (
+        "chatml",
+        "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools><|im_end|>{% endif %}\
+         {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n\
+         {\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}\
+         <|im_end|>{% endfor %}<|im_start|>assistant\n",
+    ),
+    (
+        "tags",
+        "{% for t in tools or [] %}<name>{{ t.function.name }}</name>{{ t.function.description }}\
+         {% for k, v in t.function.parameters | items %}<{{ k }}>{{ v | string }}</{{ k }}>{% endfor %}{% endfor %}\
+         {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}{% for c in m.tool_calls or [] %}\
+         <function={{ c.function.name }}>{% if c.function.arguments is mapping %}{% for k, v in c.function.arguments | items %}\
+         <parameter={{ k }}>{{ v | string }}</parameter>{% endfor %}{% else %}{{ c.function.arguments }}{% endif %}\
+         </function>{% endfor %}<|im_end|>{% endfor %}",
+    ),
+    (
+        "llama3",
+        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n\
+         {% if m.role in ['tool', 'ipython'] %}{{ {'output': m.content} | tojson }}{% else %}{{ m.content | trim }}{% endif %}\
+         {% for c in m.tool_calls or [] %}<|python_tag|>{\"name\": \"{{ c.function.name | trim }}\", \
+         \"parameters\": {{ c.function.arguments | tojson }}}<|eom_id|>{% endfor %}<|eot_id|>{% endfor %}",
+    ),
+    (
+        "mistral",
+        "<s>{% for m in messages %}{% if m.role == 'tool' %}[TOOL_RESULTS]{{ m.tool_call_id }}{{ m.content | string }}\
+         [/TOOL_RESULTS]{% else %}[INST]{{ m.content }}[/INST]{% endif %}{% for c in m.tool_calls or [] %}[TOOL_CALLS]\
+         {{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{{ (c.function | tojson)[:-1] }}\
+         {% endfor %}{% endfor %}</s>",
+    ),
+    (
+        "gemma4",
+        "{% macro value(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}{% for k, w in v | dictsort %}\
+         {{ k }}:{{ value(w) }},{% endfor %}{{ '}' }}{% elif v is sequence %}[{% for w in v %}{{ value(w) }},{% endfor %}]\
+         {% else %}{{ v }}{% endif %}{% endmacro %}{% for t in tools or [] %}declaration:{{ t.function.name }}\
+         {{ value(t.function.description) }}{{ value(t.function.parameters) }}{% endfor %}\
+         {% for m in messages %}<|turn>{{ m.role }}\n{{ m.content | trim }}{% for c in m.tool_calls or [] %}<|tool_call>call:\
+         {{ c.function.name }}{{ value(c.function.arguments) }}<tool_call|>{% endfor %}<turn|>{% endfor %}",
+    ),
+];
+
+/// Each byte is a token, and so is each control token.
+fn of_bytes_and_controls() -> Tokenizer {
+    let is_shown = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut hidden = 0x100..;
+    // The alphabet of byte-level vocabularies.
+    let bytes = (0..=255u8).map(|byte| match is_shown(byte) {
+        true => char::from(byte).to_string(),
+        false => hidden.next().and_then(char::from_u32).unwrap().to_string(),
+    });
+    let tokens: Vec<String> = bytes.chain(CONTROLS.map(str::to_owned)).collect();
+    let types: Vec<i32> = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let mut metadata = Metadata::new();
+    metadata.insert("tokenizer.ggml.model", "gpt2").unwrap();
+    metadata.insert("tokenizer.ggml.pre", "gpt-2").unwrap();
+    metadata.insert("tokenizer.ggml.tokens", tokens).unwrap();
+    metadata.insert("tokenizer.ggml.token_type", types).unwrap();
+    metadata.insert("tokenizer.ggml.merges", Vec::<String>::new()).unwrap();
+    Tokenizer::from_metadata(&metadata).unwrap()
+}
+
+/// Every control token's spelling, in every place, through every form of calls; no file of a model is needed.
+#[test]
+fn no_form_of_calls_lets_a_stranger_write_a_control_token() {
+    let tokenizer = of_bytes_and_controls();
+    let show = DecodeOptions { skip_special: false, continues: true };
+    for (name, source) in FORMS {
+        let template = ChatTemplate::new(source).unwrap();
+        let encode = |messages: &[Message], tools: &[Tool]| {
+            let ids = tokenizer.encode_chat(&template, messages, tools);
+            let ids = ids.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let text = ChatFormat::render(&template, messages, tools).unwrap();
+            assert_eq!(tokenizer.decode(&ids, show).unwrap(), text, "{name}");
+            ids.into_iter().filter(|&id| tokenizer.is_control(id)).collect::<Vec<_>>()
+        };
+        for control in CONTROLS {
+            // The marker itself, one within another, and one that a second would complete.
+            let (head, tail) = control.split_at(control.len() / 2);
+            for typed in [control.to_owned(), format!("x{head}{control}{tail} {control}{control}")] {
+                for ((messages, tools), (plain, plain_tools)) in
+                    conversations(&typed).iter().zip(conversations("xy"))
+                {
+                    let (found, expected) = (encode(messages, tools), encode(&plain, &plain_tools));
+                    assert_eq!(found, expected, "{name}: {typed:?} in {messages:?}");
+                }
+            }
+        }
+    }
 }
 
 const TURNS: &str = "{% for m in messages %}<e>{{ m.content }}{% endfor %}<e>";
