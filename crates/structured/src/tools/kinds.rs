@@ -4,6 +4,8 @@ use serde_json::{Map, Value};
 
 /// References that are followed, one after the other.
 const MOST_REFERENCES: usize = 16;
+/// Schemas that are looked at for one answer; beyond, any type is possible.
+const MOST_SCHEMAS: usize = 1000;
 
 /// Types that a value may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,21 +104,21 @@ impl Kinds {
 
     /// The types that a schema within a document leaves open, at most.
     pub(super) fn of(schema: &Value, root: &Value) -> Self {
-        Self::within(schema, root, MOST_REFERENCES)
+        Self::within(schema, root, MOST_REFERENCES, &mut 0)
     }
 
-    fn within(schema: &Value, root: &Value, left: usize) -> Self {
+    fn within(schema: &Value, root: &Value, left: usize, n_seen: &mut usize) -> Self {
+        *n_seen += 1;
         let schema = match schema {
             Value::Bool(false) => return Self::NONE,
-            Value::Object(schema) if left > 0 => schema,
+            Value::Object(schema) if left > 0 && *n_seen <= MOST_SCHEMAS => schema,
             _ => return Self::ANY,
-        };
-        let any_of = |list: &Value| -> Self {
-            let Value::Array(list) = list else { return Self::ANY };
-            list.iter().map(|part| Self::within(part, root, left - 1)).fold(Self::NONE, Self::or)
         };
         let mut kinds = Self::ANY;
         for (keyword, value) in schema {
+            let mut each = |list: &[Value]| -> Vec<Self> {
+                list.iter().map(|part| Self::within(part, root, left - 1, n_seen)).collect()
+            };
             let found = match (keyword.as_str(), value) {
                 ("type", Value::String(name)) => Self::named(name),
                 ("type", Value::Array(names)) => {
@@ -126,12 +128,10 @@ impl Kinds {
                 ("enum", Value::Array(values)) => {
                     values.iter().map(Self::of_value).fold(Self::NONE, Self::or)
                 }
-                ("anyOf" | "oneOf", list) => any_of(list),
-                ("allOf", Value::Array(list)) => {
-                    list.iter().map(|part| Self::within(part, root, left - 1)).fold(Self::ANY, Self::and)
-                }
+                ("anyOf" | "oneOf", Value::Array(list)) => each(list).into_iter().fold(Self::NONE, Self::or),
+                ("allOf", Value::Array(list)) => each(list).into_iter().fold(Self::ANY, Self::and),
                 ("$ref", Value::String(reference)) => match target(root, reference) {
-                    Some(target) => Self::within(target, root, left - 1),
+                    Some(target) => Self::within(target, root, left - 1, n_seen),
                     None => Self::ANY,
                 },
                 _ => Self::ANY,
@@ -252,6 +252,14 @@ mod tests {
         for any in [json!(true), json!({}), json!({ "$ref": "#/$defs/b" }), json!({ "type": "text" })] {
             check(any, true, &["number", "boolean", "null", "array", "object"]);
         }
+    }
+
+    #[test]
+    fn schemas_that_multiply_are_looked_at_in_part() {
+        let level = |n: usize| json!({ "anyOf": vec![json!({ "$ref": format!("#/$defs/{n}") }); 9] });
+        let levels: Map<String, Value> = (0..8).map(|n| (n.to_string(), level(n + 1))).collect();
+        let root = json!({ "$defs": levels });
+        assert_eq!(Kinds::of(&level(0), &root), Kinds::ANY);
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl<'a> Lark<'a> {
     /// A text, exactly.
     pub fn literal(&self, text: &str) -> String {
         // The dialect knows JSON's escapes; it wants this one escaped, too.
-        super::json::quoted(text).replace('\u{7f}', "\\u007f")
+        without_brackets(&super::json::quoted(text)).replace('\u{7f}', "\\u007f")
     }
 
     /// A marker: the control token of this spelling if there is one, otherwise its text.
@@ -126,7 +126,7 @@ impl<'a> Lark<'a> {
             // One space at most between two tokens of JSON.
             members.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": " " }));
         }
-        self.rule(&format!("%json {schema}"))
+        self.rule(&format!("%json {}", without_brackets(&schema.to_string())))
     }
 
     /// Marks and text between calls: a marker if it is one.
@@ -160,6 +160,29 @@ impl<'a> Lark<'a> {
         self.warnings.push(Warning { function, reason: source });
         Ok(())
     }
+}
+
+/// The same JSON with the brackets in its strings escaped. What a description says does not count as depth of
+/// the grammar.
+fn without_brackets(json: &str) -> String {
+    let (mut out, mut in_string, mut chars) = (String::with_capacity(json.len()), false, json.chars());
+    while let Some(c) = chars.next() {
+        match c {
+            '(' | ')' | '[' | ']' | '{' | '}' if in_string => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+                continue;
+            }
+            '"' => in_string = !in_string,
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// A function's parameters, as a schema of an object.

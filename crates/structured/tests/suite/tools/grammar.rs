@@ -254,6 +254,26 @@ fn values_are_held_to_their_schemas() {
     }
 }
 
+/// Hundreds of functions with descriptions of all kinds are within the limits of a grammar.
+#[test]
+fn descriptions_do_not_count_as_depth() {
+    let compiler = compiler();
+    let tool = |n: usize| {
+        let parameters = json!({ "type": "object", "description": ":( {[ \\( ", "properties": {
+            "a": { "type": "string", "description": "such as ((((([[[[[{{{{{" } }, "additionalProperties": false });
+        Tool::new(format!("f{n}"), Json::parse(&parameters.to_string()).unwrap())
+    };
+    let request = ChatRequest::new("x").with_tools((0..100).map(tool), ToolChoice::Auto);
+    for format in formats() {
+        let write = |name: &str| {
+            let text =
+                wire::answer(&format.to_string(), "", &[call(name, json!({ "a": "(" }))], Style::Spaced);
+            (text, name == "f99")
+        };
+        check(&compiler, format, &request, &[write("f99"), write("f100")]);
+    }
+}
+
 /// Walks through a grammar at random: whatever it lets end is an answer with calls of these functions.
 #[test]
 fn what_a_grammar_writes_is_what_the_parser_reads() {

@@ -1,5 +1,5 @@
 //! Generated calls: the grammar accepts them, and the parser gives them back, wherever the text is cut.
-//! `BREAKERS_TOOL_CALLS` says how many calls; 100,000 is the whole.
+//! `BREAKERS_TOOL_CALLS` says how many calls; 100,000 is the whole. `BREAKERS_TOOL_SEED` makes other ones.
 
 use std::sync::Arc;
 
@@ -14,8 +14,11 @@ use super::wire::{self, Style};
 use super::{formats, parse_pieces};
 use crate::bytes::Bytes;
 
-fn n_calls() -> usize {
-    std::env::var("BREAKERS_TOOL_CALLS").map_or(700, |n| n.parse().expect("BREAKERS_TOOL_CALLS is a number"))
+fn setting(name: &str, otherwise: usize) -> usize {
+    let value = std::env::var(name).ok();
+    value.map_or(otherwise, |value| {
+        value.parse().unwrap_or_else(|_| panic!("{name} is a number, found {value:?}"))
+    })
 }
 
 fn constraint(format: ToolFormatSpec, is_marked: bool) -> GrammarConstraint {
@@ -77,13 +80,14 @@ fn check_answer(expected: &Expected<'_>, pieces: &[&[u8]]) {
 
 #[test]
 fn calls_are_accepted_and_read_wherever_they_are_cut() {
-    let n_formats = formats().count();
+    let (n_formats, seed) = (formats().count(), setting("BREAKERS_TOOL_SEED", 0));
     let tools = generate::tools();
     for (number, format) in formats().enumerate() {
         let name = format.to_string();
         let mut constraints = [constraint(format, false), constraint(format, true)];
-        let mut chance = Chance(number as u64 + 1);
-        let (mut n_made, wanted) = (0, n_calls().div_ceil(n_formats));
+        let mut chance = Chance((seed * n_formats + number + 1) as u64);
+        let (mut n_made, wanted) = (0, setting("BREAKERS_TOOL_CALLS", 700).div_ceil(n_formats));
+        let mut n_cuts = 0;
         while n_made < wanted {
             let mut calls: Vec<Call> = (0..chance.below(4)).map(|_| generate::call(&mut chance)).collect();
             if chance.is(20) {
@@ -101,6 +105,7 @@ fn calls_are_accepted_and_read_wherever_they_are_cut() {
             let bytes = answer.as_bytes();
             check(&[bytes]);
             check(&bytes.chunks(1).collect::<Vec<_>>());
+            n_cuts += bytes.len().saturating_sub(1);
             for at in 1..bytes.len() {
                 check(&[&bytes[..at], &bytes[at..]]);
             }
@@ -117,6 +122,7 @@ fn calls_are_accepted_and_read_wherever_they_are_cut() {
                 }
             }
         }
+        eprintln!("{format}: {n_made} calls, {n_cuts} cuts");
     }
 }
 
