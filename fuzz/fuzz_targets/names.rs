@@ -1,5 +1,5 @@
-//! Any text is the name of a format, a source, a drafter or an instruction set, or nothing; a name that is read
-//! is written again.
+//! Any text is the name of a format, a source, a drafter or an instruction set, or nothing; a name that is
+//! read is written again.
 
 #![no_main]
 

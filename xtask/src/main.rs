@@ -37,8 +37,8 @@ enum Chore {
     /// Check what the compiler does not: dependency arrows, features, licenses, metadata,
     /// links, words, comments.
     Check {
-        /// Also run the checks that take too long for every change: the book, all models, the peer, a real CUDA
-        /// build.
+        /// Also run the checks that take too long for every change: the book, all models, the peer, a real
+        /// CUDA build.
         #[arg(long)]
         full: bool,
     },
