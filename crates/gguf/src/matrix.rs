@@ -4,6 +4,18 @@ use crate::{Encoding, Error, Format, GroupMatrix, Result, TensorView};
 use breakers_cpu::{hadamard::Rotation, pool};
 
 /// A quantized matrix: packed weights, and what is done to the inputs before the product.
+///
+/// # Example
+/// ```
+/// use breakers_gguf::{Format, QuantizedMatrix};
+///
+/// // A row of 32 columns in Q8_0: a scale of 1 in half precision, then signed bytes.
+/// let row = [&[0x00, 0x3c][..], &[2; 32]].concat();
+/// let matrix = QuantizedMatrix::from_bytes(Format::Q8_0, 1, 32, row)?;
+/// assert_eq!((matrix.n_rows(), matrix.n_cols(), matrix.bytes()), (1, 32, 34));
+/// assert_eq!(matrix.to_f32(), [2.0; 32]);
+/// # Ok::<(), breakers_gguf::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct QuantizedMatrix {
     n_rows: usize,

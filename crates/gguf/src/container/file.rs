@@ -327,6 +327,30 @@ fn place(tensors: &mut [TensorInfo], header_end: usize, file_end: usize, alignme
 }
 
 /// A tensor within a [`File`], its bytes borrowed from the mapping.
+///
+/// # Example
+/// ```
+/// use breakers_gguf::{File, Format, Writer};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("tiny.gguf");
+/// let mut plan = Writer::new();
+/// plan.declare("two.weight", Format::F32, &[2, 3])?;
+/// let mut file = plan.create(&path)?;
+/// for value in [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0] {
+///     file.write("two.weight", &value.to_le_bytes())?;
+/// }
+/// file.finish()?;
+///
+/// let file = File::open(&path)?;
+/// let tensor = file.require("two.weight")?;
+/// assert_eq!(tensor.n_rows() * tensor.n_cols(), tensor.n_values());
+/// assert_eq!(tensor.to_f32(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// assert_eq!(tensor.bytes().len(), 24);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     info: &'a TensorInfo,
