@@ -6,7 +6,7 @@
 //! buffer of the device are divided among several.
 
 use crate::{
-    Activations, Error, HostMatrices, LowRank, PackedMatrix, QuantizedLinearOps, Result,
+    Activations, Error, HostMatrices, LowRank, OutputTiles, PackedMatrix, QuantizedLinearOps, Result,
     adapter::Adapter,
     input_rotation::InputRotation,
     on_device::{self, DeviceMatrix, Rows},
@@ -207,6 +207,58 @@ impl QuantizedLinear {
         }
         let out = self.product(x.clone());
         self.adapters.iter().fold(out, |out, adapter| adapter.add(x.clone(), out))
+    }
+
+    /// Multiplies activations with the weights of some outputs. Their results have the same bits as those of
+    /// [`forward`](Self::forward); all others are −∞.
+    ///
+    /// It reads the weights of these outputs only. Where it would save nothing (weights on a GPU, adapters) it
+    /// is `forward`, with results for all outputs.
+    ///
+    /// # Shapes
+    /// `x`: `[n_rows, n_inputs]`; the result: `[n_rows, n_outputs]`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_linear::{OutputTiles, QuantizedLinear};
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// # fn main() -> Result<(), breakers_linear::Error> {
+    /// let device = Device::flex();
+    /// // Forty outputs, each its own number times the input.
+    /// let weights: Vec<f32> = (0..40u8).map(f32::from).collect();
+    /// let layer = QuantizedLinear::from_f32(40, 1, &weights, &device)?;
+    /// let x = Tensor::<2>::from_data([[2.0f32]], &device);
+    /// let out = layer.forward_tiles(x, &OutputTiles::from_words([1 << 20])).into_data();
+    /// let out = out.try_to_vec::<f32>().unwrap();
+    /// assert_eq!((out[20], out[0]), (40.0, f32::NEG_INFINITY));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn forward_tiles(&self, x: Tensor<2>, tiles: &OutputTiles) -> Tensor<2> {
+        let [n_rows, n_cols] = x.dims();
+        assert_eq!(n_cols, self.n_cols, "columns of the activations and inputs of the layer");
+        let (Weights::Host(matrices), true, true) = (&self.weights, self.adapters.is_empty(), n_rows > 0)
+        else {
+            return self.forward(x);
+        };
+        let device = x.device();
+        let x = match &self.rotation {
+            Some(rotation) => rotation.forward(x),
+            None => x,
+        };
+        let x = x.into_data().try_into_vec::<f32>().expect("activations on the CPU are floats");
+        let mut out = vec![f32::NEG_INFINITY; n_rows * self.n_outputs];
+        Activations::new(&x, n_cols)
+            .and_then(|x| {
+                let (tiles, out) = (Some(tiles.tiles()), product::as_uninit(&mut out));
+                product::multiply_tiles(matrices, &x, tiles, out, self.n_outputs)
+            })
+            .expect("activations have as many columns as the matrices");
+        Tensor::from_data(TensorData::new(out, [n_rows, self.n_outputs]), &device)
     }
 
     /// The product with the layer's own weights.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | have a linear layer over weights of a GGUF file or of [`QuantizedMatrix`](breakers_gguf::QuantizedMatrix), on any device | [`QuantizedLinear`] |
 //! | add a low-rank adapter (LoRA) to a layer | [`QuantizedLinear::with_adapter`] |
+//! | compute some outputs of a layer, with the bits that they have among all | [`QuantizedLinear::forward_tiles`] |
 //! | look up embeddings | [`QuantizedEmbedding`] |
 //! | multiply slices, without tensors | [`PackedMatrix`], [`Activations`], [`matmul_parts`] |
 //! | call the operation that Burn dispatches, or its reference | [`QuantizedLinearOps`], [`linear_reference`] |
@@ -37,6 +38,7 @@ mod kernels;
 mod layer;
 mod on_device;
 mod ops;
+mod output_tiles;
 mod packed_matrix;
 mod product;
 mod records;
@@ -46,4 +48,5 @@ pub use adapter::LowRank;
 pub use error::{Error, Result};
 pub use layer::{QuantizedEmbedding, QuantizedLinear, matmul_parts};
 pub use ops::{HostMatrices, MatrixSpec, QuantizedLinearOps, linear_on_device_reference, linear_reference};
+pub use output_tiles::OutputTiles;
 pub use packed_matrix::{Activations, PackedMatrix};

@@ -37,6 +37,18 @@ pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
     out: &mut [MaybeUninit<f32>],
     out_stride: usize,
 ) -> Result<()> {
+    multiply_tiles(parts, x, None, out, out_stride)
+}
+
+/// [`multiply`] for some tiles only, in ascending order and counted through all parts; `None`: for all.
+/// Nothing is written where the others' results would be. Tiles beyond the last are left out.
+pub(crate) fn multiply_tiles<M: Borrow<PackedMatrix>>(
+    parts: &[M],
+    x: &Activations<'_>,
+    tiles: Option<&[u32]>,
+    out: &mut [MaybeUninit<f32>],
+    out_stride: usize,
+) -> Result<()> {
     let parts: Vec<&PackedMatrix> = parts.iter().map(|part| part.borrow()).collect();
     let width: usize = parts.iter().map(|part| part.n_rows()).sum();
     for part in &parts {
@@ -78,7 +90,9 @@ pub(crate) fn multiply<M: Borrow<PackedMatrix>>(
             part
         })
         .collect();
-    Product { parts, x, quantized, out: DisjointMut::new(out), out_stride }.run();
+    let n_tiles: usize = parts.iter().map(|part| part.matrix.n_tiles()).sum();
+    let tiles = tiles.map(|tiles| &tiles[..tiles.partition_point(|tile| (*tile as usize) < n_tiles)]);
+    Product { parts, x, quantized, tiles, out: DisjointMut::new(out), out_stride }.run();
     Ok(())
 }
 
@@ -114,13 +128,16 @@ struct Product<'a> {
     parts: Vec<Part<'a>>,
     x: &'a Activations<'a>,
     quantized: Option<&'a QuantizedActivations>,
+    /// Those to multiply, ascending; `None`: all.
+    tiles: Option<&'a [u32]>,
     out: DisjointMut<'a, MaybeUninit<f32>>,
     out_stride: usize,
 }
 
 impl Product<'_> {
     fn run(&self) {
-        let n_tiles: usize = self.parts.iter().map(|part| part.matrix.n_tiles()).sum();
+        let n_all = || self.parts.iter().map(|part| part.matrix.n_tiles()).sum::<usize>();
+        let n_tiles: usize = self.tiles.map_or_else(n_all, <[u32]>::len);
         let n_panels = self.x.n_rows().div_ceil(PANEL_ROWS);
         let panel_bytes = (PANEL_ROWS * self.x.n_cols()) as f32 * BYTES_PER_VALUE;
         let panels_per_group = ((GROUP_BYTES as f32 / panel_bytes) as usize).max(2);
@@ -139,17 +156,28 @@ impl Product<'_> {
         });
     }
 
-    /// Multiplies some panels with some tiles, which are counted through all parts.
+    /// Multiplies some panels with some tiles of those that are to be multiplied.
     fn run_task(&self, panels: std::ops::Range<usize>, tiles: std::ops::Range<usize>) {
         let mut first = 0;
         for part in &self.parts {
-            let n_tiles = part.matrix.n_tiles();
-            for tile in tiles.start.max(first)..tiles.end.min(first + n_tiles) {
+            let end = first + part.matrix.n_tiles();
+            let multiply = |tile: usize| {
                 for panel in panels.clone() {
                     self.multiply_tile(part, tile - first, panel, panel == panels.start);
                 }
+            };
+            match self.tiles {
+                None => (tiles.start.max(first)..tiles.end.min(end)).for_each(multiply),
+                Some(selected) => {
+                    let of_part = |tile: &usize| (first..end).contains(tile);
+                    selected[tiles.clone()]
+                        .iter()
+                        .map(|&tile| tile as usize)
+                        .filter(of_part)
+                        .for_each(multiply);
+                }
             }
-            first += n_tiles;
+            first = end;
         }
     }
 

@@ -132,6 +132,7 @@ impl Model {
         info.n_layers = decoder.spec.layers.len();
         info.hidden_size = decoder.spec.width;
         info.end_tokens = tokenizer.end_tokens().to_vec();
+        info.masked_argmax = true;
         let options = options.clone();
         Ok(Self { inner: Arc::new(Inner { decoder, info, tokenizer, chat, path: path.to_owned(), options }) })
     }

@@ -1,13 +1,15 @@
 //! A model with its sequences: the [`LanguageModel`] that higher layers use.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use breakers_backend::device;
 use breakers_core::{
     Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
-    SequenceId, Step, StepError, TokenLogprob, Want, argmax, top_k,
+    SequenceId, Step, StepError, TokenLogprob, TokenMask, Want, argmax, argmax_within, top_k,
 };
 use breakers_kv_cache::{CacheShape, KvCache, PageMeter, PlainCache, Segment};
+use breakers_linear::OutputTiles;
 use burn::tensor::Tensor;
 
 use crate::ops::best::{MAX_K, MAX_VOCAB, best};
@@ -15,6 +17,9 @@ use crate::{Error, Model};
 
 /// Rows whose logits are computed at a time. This bounds the memory for a large vocabulary.
 const HEAD_ROWS: usize = 32;
+
+/// A head computes single tiles if these are less than this share of all: one part in so many.
+const SPARSE_PARTS: usize = 2;
 
 /// Makes the cache of a new sequence.
 pub type CacheFactory = dyn Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send;
@@ -27,7 +32,9 @@ pub type CacheFactory = dyn Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers
 /// # Cost
 /// A step of `n` rows reads the weights once for every
 /// [`LoadOptions::rows_per_pass`](crate::LoadOptions::rows_per_pass) rows. The head is computed only for rows
-/// that have an output.
+/// that have an output. On the CPU it is computed only for tokens that the rows' masks ([`Step::masks`]) allow,
+/// in tiles of 16, if all rows that are computed together have masks and these leave less than half of the
+/// tiles.
 pub struct Runner {
     model: Model,
     sequences: BTreeMap<SequenceId, Box<dyn KvCache>>,
@@ -268,7 +275,7 @@ fn answer(
             to += 1;
         }
         let rows = hidden.clone().narrow(0, wanted[from].0, to - from);
-        let wants: Vec<Want> = wanted[from..to].iter().map(|(_, k)| steps[k.1].want(k.2)).collect();
+        let wants: Vec<Asked> = wanted[from..to].iter().map(|(_, k)| Asked::of(&steps[k.1], k.2)).collect();
         let failed = |(row, error): (Option<usize>, Error)| match row {
             Some(row) => error.at_step(wanted[from + row].1.1),
             None => error,
@@ -283,63 +290,103 @@ fn answer(
     if tapped { to_vec(hidden) } else { Ok(Vec::new()) }
 }
 
+/// What is wanted of a row.
+#[derive(Clone)]
+struct Asked {
+    want: Want,
+    /// What the next token is chosen from, where that matters to the answer.
+    mask: Option<Arc<TokenMask>>,
+}
+
+impl Asked {
+    fn of(step: &Step, row: usize) -> Self {
+        let want = step.want(row);
+        // Log-probabilities are of the whole vocabulary.
+        let is_masked = matches!(want, Want::ArgMax | Want::Logits);
+        Self { want, mask: step.mask(row).filter(|_| is_masked).cloned() }
+    }
+}
+
+/// The tiles of the head that rows need, if these are few.
+fn sparse_tiles(asked: &[Asked], vocab_size: usize) -> Option<OutputTiles> {
+    let mut masks = asked.iter().map(|asked| asked.mask.as_deref());
+    let mut union = masks.next()??.clone();
+    for mask in masks {
+        union |= mask?;
+    }
+    // Masks may be of different lengths; the union reaches as far as the first.
+    let is_whole = asked.iter().flat_map(|asked| &asked.mask).all(|mask| mask.n_tokens() <= union.n_tokens());
+    let tiles = OutputTiles::from_words(union.words().iter().copied());
+    let n_all = vocab_size.div_ceil(OutputTiles::WIDTH);
+    (is_whole && tiles.n_tiles() * SPARSE_PARTS < n_all).then_some(tiles)
+}
+
 /// The output of each row `[n, width]`. An error names the row that caused it, if there is one.
-fn outputs(model: &Model, hidden: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
-    let logits = model.decoder().logits(hidden);
+fn outputs(model: &Model, hidden: Tensor<2>, asked: &[Asked]) -> Result<Vec<Output>, (Option<usize>, Error)> {
+    let (vocab_size, is_cpu) = (model.info().vocab_size, device::is_cpu(model.device()));
+    let tiles = if is_cpu { sparse_tiles(asked, vocab_size) } else { None };
+    let logits = model.decoder().logits(hidden, tiles.as_ref());
     let _span = tracing::trace_span!("choice").entered();
-    if !device::is_cpu(model.device()) && model.info().vocab_size <= MAX_VOCAB {
-        return outputs_on_device(logits, wants);
+    if !is_cpu && vocab_size <= MAX_VOCAB {
+        return outputs_on_device(logits, asked);
     }
     let logits = to_vec(logits).map_err(|error| (None, error))?;
-    let rows = logits.chunks_exact(model.info().vocab_size).zip(wants).enumerate();
-    rows.map(|(i, (row, want))| output(row, *want).map_err(|error| (Some(i), error))).collect()
+    let rows = logits.chunks_exact(vocab_size).zip(asked).enumerate();
+    rows.map(|(i, (row, asked))| output(row, asked).map_err(|error| (Some(i), error))).collect()
 }
 
 /// The output for a row of logits on the host.
-fn output(logits: &[f32], want: Want) -> Result<Output, Error> {
-    Ok(match want {
-        Want::ArgMax => Output::ArgMax(argmax(logits)?),
-        Want::TopK(k) => Output::TopK(top_k(logits, k)?),
-        Want::Logits => {
+fn output(logits: &[f32], asked: &Asked) -> Result<Output, Error> {
+    Ok(match (asked.want, &asked.mask) {
+        (Want::ArgMax, None) => Output::ArgMax(argmax(logits)?),
+        (Want::ArgMax, Some(mask)) => Output::ArgMax(argmax_within(logits, mask)?),
+        (Want::TopK(k), _) => Output::TopK(top_k(logits, k)?),
+        (Want::Logits, None) => {
             // The same check as for the other answers.
             argmax(logits)?;
             Output::Logits(logits.to_vec())
+        }
+        (Want::Logits, Some(mask)) => {
+            argmax_within(logits, mask)?;
+            let mut logits = logits.to_vec();
+            mask.apply(&mut logits);
+            Output::Logits(logits)
         }
         _ => Output::Nothing,
     })
 }
 
-/// The outputs for rows of logits. Only rows whose logits are wanted are copied from the device.
-fn outputs_on_device(logits: Tensor<2>, wants: &[Want]) -> Result<Vec<Output>, (Option<usize>, Error)> {
-    let n_best = |want: &Want| match *want {
-        Want::ArgMax => Some(1),
-        Want::TopK(k) if k <= MAX_K => Some(k),
+/// What is wanted of rows of logits, of which only those leave the device that are wanted whole, or by a mask.
+fn outputs_on_device(logits: Tensor<2>, asked: &[Asked]) -> Result<Vec<Output>, (Option<usize>, Error)> {
+    let n_best = |asked: &Asked| match (asked.want, &asked.mask) {
+        (Want::ArgMax, None) => Some(1),
+        (Want::TopK(k), _) if k <= MAX_K => Some(k),
         _ => None,
     };
-    let most = wants.iter().filter_map(n_best).max().unwrap_or(0).min(logits.dims()[1]);
+    let most = asked.iter().filter_map(n_best).max().unwrap_or(0).min(logits.dims()[1]);
     let all = |error| (None, error);
     let found = if most > 0 { to_vec(best(logits.clone(), most)).map_err(all)? } else { Vec::new() };
-    if wants.iter().all(|want| *want == Want::Logits) {
+    if asked.iter().all(|asked| asked.want == Want::Logits) {
         let vocab = logits.dims()[1];
         let rows = to_vec(logits).map_err(all)?;
-        let each = rows.chunks_exact(vocab).zip(wants).enumerate();
-        return each.map(|(i, (row, want))| output(row, *want).map_err(|error| (Some(i), error))).collect();
+        let each = rows.chunks_exact(vocab).zip(asked).enumerate();
+        return each.map(|(i, (row, asked))| output(row, asked).map_err(|error| (Some(i), error))).collect();
     }
-    let each = wants.iter().enumerate().map(|(row, want)| {
-        if let Some(k) = n_best(want).filter(|k| (1..=most).contains(k)) {
+    let each = asked.iter().enumerate().map(|(row, asked)| {
+        if let Some(k) = n_best(asked).filter(|k| (1..=most).contains(k)) {
             let (ids, logprobs) = found[row * 2 * most..(row + 1) * 2 * most].split_at(most);
             let (ids, logprobs) = (&ids[..k], &logprobs[..k]);
             // Otherwise the host finds out what is wrong with the logits.
             if ids[0] >= 0.0 && logprobs[0].is_finite() {
                 let token = |(&id, &logprob): (&f32, &f32)| TokenLogprob { token: id as u32, logprob };
-                return Ok(match want {
+                return Ok(match asked.want {
                     Want::ArgMax => Output::ArgMax(ids[0] as u32),
                     _ => Output::TopK(ids.iter().zip(logprobs).map(token).collect()),
                 });
             }
         }
         let logits = to_vec(logits.clone().narrow(0, row, 1)).map_err(all)?;
-        output(&logits, *want).map_err(|error| (Some(row), error))
+        output(&logits, asked).map_err(|error| (Some(row), error))
     });
     each.collect()
 }

@@ -5,7 +5,8 @@ use breakers_cpu::{self as cpu, pool};
 use breakers_gguf as gguf;
 use breakers_gguf::Format;
 use breakers_linear::{
-    Activations, Error, PackedMatrix, QuantizedEmbedding, QuantizedLinear, linear_reference, matmul_parts,
+    Activations, Error, OutputTiles, PackedMatrix, QuantizedEmbedding, QuantizedLinear, linear_reference,
+    matmul_parts,
 };
 use burn::{
     backend::Dispatch,
@@ -370,4 +371,53 @@ fn embeddings_decode_the_rows_asked_for() {
         let several = QuantizedLinear::new(file.tensors().collect(), &device).unwrap();
         assert!(matches!(QuantizedEmbedding::from_linear(&several), Err(Error::ManyMatrices { found: 2 })));
     }
+}
+
+#[test]
+fn some_outputs_have_the_bits_that_they_have_among_all() {
+    let device = Device::flex();
+    let mut random = Random(11);
+    for format in [Format::Q4_K, Format::Q8_0, Format::F32, Format::BF16] {
+        // Two matrices side by side, neither of whole tiles.
+        let n_cols = 512;
+        let parts = [37, 150].map(|n_rows| Arc::new(case(format, n_rows, n_cols).matrix));
+        for parts in [vec![parts[1].clone()], parts.to_vec()] {
+            let layer = QuantizedLinear::from_packed(parts.clone()).unwrap();
+            for n_x in [1, 3, 8, 17] {
+                let x = TensorData::new(random.floats(n_x * n_cols), [n_x, n_cols]);
+                let x = Tensor::<2>::from_data(x, &device);
+                let all = layer.forward(x.clone()).into_data().try_into_vec::<f32>().unwrap();
+                for sparse in [0, 1, 3, 1000] {
+                    // Words beyond the last output are left out.
+                    let words: Vec<u32> = (0..8)
+                        .map(|_| (0..sparse).fold(0, |word, _| word | 1 << (random.next() % 32)))
+                        .collect();
+                    let some =
+                        layer.forward_tiles(x.clone(), &OutputTiles::from_words(words.iter().copied()));
+                    assert_eq!(some.dims(), [n_x, layer.n_outputs()]);
+                    let some = some.into_data().try_into_vec::<f32>().unwrap();
+                    for (i, (some, all)) in some.iter().zip(&all).enumerate() {
+                        // Of several matrices each begins with a tile of its own.
+                        let output = i % layer.n_outputs();
+                        let is_second = parts.len() == 2 && output >= 37;
+                        let tile = if is_second { 3 + (output - 37) / 16 } else { output / 16 };
+                        let half = words.get(tile / 2).copied().unwrap_or(0) >> (16 * (tile % 2)) & 0xffff;
+                        let expected = if half == 0 { f32::NEG_INFINITY } else { *all };
+                        assert_eq!(
+                            some.to_bits(),
+                            expected.to_bits(),
+                            "{format}, {n_x} rows, output {output}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_outputs() {
+    let tiles = |words: &[u32]| OutputTiles::from_words(words.iter().copied()).n_tiles();
+    assert_eq!([tiles(&[]), tiles(&[0, 0]), tiles(&[1 << 15]), tiles(&[1 << 15 | 1 << 16])], [0, 0, 1, 2]);
+    assert_eq!(tiles(&[u32::MAX, 0, 1 << 31]), 3);
 }

@@ -3,7 +3,7 @@
 use breakers_gguf as gguf;
 use breakers_gguf::MatrixFile;
 use breakers_kv_cache::{CacheShape, LayerShape, Segment, attend_many};
-use breakers_linear::{QuantizedEmbedding, QuantizedLinear};
+use breakers_linear::{OutputTiles, QuantizedEmbedding, QuantizedLinear};
 use burn::tensor::{Device, Tensor, TensorData};
 use tracing::trace_span;
 
@@ -161,10 +161,18 @@ impl Decoder {
         Ok(Hidden { last: Some(hidden), taps: collect(tapped) })
     }
 
-    /// Logits `[rows, vocab]` of final hidden states `[rows, width]`.
-    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        trace_span!("head")
-            .in_scope(|| finish_logits(self.head.forward(hidden), self.vocab_size, self.spec.logit_cap))
+    /// Logits `[rows, vocab]` of final hidden states `[rows, width]`, of all tokens or of those in some tiles
+    /// at least.
+    pub(crate) fn logits(&self, hidden: Tensor<2>, tiles: Option<&OutputTiles>) -> Tensor<2> {
+        trace_span!("head").in_scope(|| {
+            // Tiles are counted by tokens, as those of one matrix are.
+            let is_one = self.head.matrices().is_some_and(|matrices| matrices.len() == 1);
+            let outputs = match tiles.filter(|_| is_one) {
+                Some(tiles) => self.head.forward_tiles(hidden, tiles),
+                None => self.head.forward(hidden),
+            };
+            finish_logits(outputs, self.vocab_size, self.spec.logit_cap)
+        })
     }
 
     /// The cost of the products with weights, in the order in which they first run.

@@ -1,7 +1,12 @@
 //! A row's logits have the same bits, whatever else is in the call. On real weights.
 
+use std::sync::Arc;
+
 use breakers_backend::harness::model_path;
-use breakers_core::{Error, LanguageModel, LayerTap, Output, SequenceId, Step, StepError, TokenId, Want};
+use breakers_core::{
+    Error, LanguageModel, LayerTap, Output, SequenceId, Step, StepError, TokenId, TokenMask, Want,
+    argmax_within,
+};
 use breakers_cpu::{self as cpu, pool};
 use breakers_model::{Model, Runner};
 
@@ -147,6 +152,67 @@ fn a_path_of_a_tree_equals_the_chain() {
         runner.retain(sequence, &[0, 2, 4]).unwrap();
         runner.commit(sequence, 3).unwrap();
         assert_same(&feed(&mut runner, sequence, &b[2..3]), &want_b[3..], &format!("{name}, behind path b"));
+    }
+}
+
+#[test]
+fn masks_leave_the_bits_of_what_they_allow() {
+    for name in MODELS {
+        let Some(model) = crate::support::load(name) else { continue };
+        assert!(model.info().masked_argmax);
+        let mut runner = model.runner();
+        let vocab_size = model.info().vocab_size;
+        let tokens = tokens(&model, 9);
+        let all = logits(&mut runner, &tokens, &[9]);
+        // One token, a few neighbors, a few far apart, most.
+        let masks: Vec<Arc<TokenMask>> = [
+            TokenMask::of(vocab_size, [5]),
+            TokenMask::of(vocab_size, 100..140),
+            TokenMask::of(vocab_size, (0..vocab_size as TokenId).step_by(997)),
+            TokenMask::of(vocab_size, (0..vocab_size as TokenId).filter(|id| id % 3 != 0)),
+        ]
+        .map(Arc::new)
+        .to_vec();
+        for (first, n_masks) in [(0, 1), (1, 1), (2, 1), (3, 1), (0, 3), (0, 4)] {
+            for want in [Want::Logits, Want::ArgMax] {
+                let sequence = runner.open().unwrap();
+                let mut step = Step::each(sequence, tokens.clone(), want);
+                step.masks = (0..9).map(|row| Some(masks[first + row % n_masks].clone())).collect();
+                let mut steps = [step];
+                runner.forward(&mut steps).unwrap();
+                runner.close(sequence);
+                for (row, output) in steps[0].outputs.iter().enumerate() {
+                    let mask = &masks[first + row % n_masks];
+                    match &output.output {
+                        Output::ArgMax(token) => assert_eq!(*token, argmax_within(&all[row], mask).unwrap()),
+                        Output::Logits(found) => {
+                            let mut expected = all[row].clone();
+                            mask.apply(&mut expected);
+                            let differ =
+                                found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits());
+                            assert_eq!((differ.count(), found.len()), (0, vocab_size), "{name}, row {row}");
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+        // A row without a mask, and one that wants log-probabilities, are computed whole.
+        let sequence = runner.open().unwrap();
+        let mut step = Step::each(sequence, tokens[..2].to_vec(), Want::Logits);
+        step.masks = vec![Some(masks[0].clone()), None];
+        let mut steps = [step];
+        runner.forward(&mut steps).unwrap();
+        assert_same(&rows(&steps[0])[1..], &all[1..2], name);
+        runner.truncate(sequence, 0).unwrap();
+        steps[0].wants = vec![Want::TopK(5); 2];
+        steps[0].masks = vec![Some(masks[0].clone()); 2];
+        runner.forward(&mut steps).unwrap();
+        for (row, output) in steps[0].outputs.iter().enumerate() {
+            let expected = breakers_core::top_k(&all[row], 5).unwrap();
+            assert_eq!(output.output, Output::TopK(expected), "{name}, row {row}");
+        }
+        runner.close(sequence);
     }
 }
 
