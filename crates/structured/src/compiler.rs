@@ -6,7 +6,9 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use crate::{Error, Grammar, GrammarConstraint, Result, environment, schema};
+use crate::check::{Check, Tokens};
+use crate::schema::{Looseness, Schemas, rewrite};
+use crate::{Error, Grammar, GrammarConstraint, Result, SchemaOptions, Warning, environment};
 
 /// The engine follows schemas by recursion, at some kilobytes a level. Only what is used takes memory.
 const STACK_BYTES: usize = 256 << 20;
@@ -33,9 +35,26 @@ impl Default for Limits {
 pub struct Compiler {
     factory: ParserFactory,
     n_tokens: usize,
+    tokens: Arc<Tokens>,
     limits: Limits,
     /// The one used last comes last.
-    cache: Mutex<Vec<(Grammar, Matcher)>>,
+    cache: Mutex<Vec<(Grammar, Compiled)>>,
+}
+
+/// A grammar, ready to be followed.
+pub(crate) struct Compiled {
+    pub(crate) matcher: Matcher,
+    /// What the matcher alone would let through.
+    pub(crate) check: Option<Arc<Check>>,
+    pub(crate) warnings: Arc<[Warning]>,
+}
+
+impl Compiled {
+    /// A copy of its own: what one text makes the engine remember must not count against another's limits.
+    fn copy(&self) -> Self {
+        let (check, warnings) = (self.check.clone(), self.warnings.clone());
+        Self { matcher: self.matcher.deep_clone(), check, warnings }
+    }
 }
 
 impl Compiler {
@@ -45,13 +64,14 @@ impl Compiler {
     /// [`Error::NoEndToken`], [`Error::Vocabulary`].
     pub fn new(tokenizer: Arc<dyn Tokenizer>) -> Result<Self> {
         let n_tokens = tokenizer.n_tokens();
-        let environment = environment::environment(tokenizer)?;
+        let (environment, tokens) = environment::environment(tokenizer)?;
         let factory = ParserFactory::new_simple(&environment);
         let mut factory = factory.map_err(|error| Error::Vocabulary { reason: error.to_string() })?;
         factory.quiet();
         // Or errors would quote the text so far.
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, n_tokens, limits: Limits::default(), cache: Mutex::default() })
+        let (tokens, limits) = (Arc::new(tokens), Limits::default());
+        Ok(Self { factory, n_tokens, tokens, limits, cache: Mutex::default() })
     }
 
     /// The same compiler with other limits.
@@ -66,36 +86,36 @@ impl Compiler {
     /// [`Error::Keyword`], [`Error::Json`], [`Error::Limit`], [`Error::NoChoice`], [`Error::Grammar`],
     /// [`Error::Thread`].
     pub fn constraint(&self, grammar: &Grammar) -> Result<GrammarConstraint> {
-        let matcher = match self.cached(grammar) {
-            Some(matcher) => matcher,
+        let compiled = match self.cached(grammar) {
+            Some(compiled) => compiled,
             None => {
-                let matcher = self.compile_apart(grammar)?;
-                self.keep(grammar, matcher.deep_clone());
-                matcher
+                let compiled = self.compile_apart(grammar)?;
+                compiled.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                self.keep(grammar, compiled.copy());
+                compiled
             }
         };
-        Ok(GrammarConstraint::new(matcher, self.n_tokens))
+        Ok(GrammarConstraint::new(compiled, self.tokens.clone(), self.n_tokens))
     }
 
-    fn cached(&self, grammar: &Grammar) -> Option<Matcher> {
+    fn cached(&self, grammar: &Grammar) -> Option<Compiled> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let place = cache.iter().position(|(other, _)| other == grammar)?;
         let entry = cache.remove(place);
-        // A copy of its own: what one text makes the engine remember must not count against another's limits.
-        let matcher = entry.1.deep_clone();
+        let compiled = entry.1.copy();
         cache.push(entry);
-        Some(matcher)
+        Some(compiled)
     }
 
-    fn keep(&self, grammar: &Grammar, matcher: Matcher) {
+    fn keep(&self, grammar: &Grammar, compiled: Compiled) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.retain(|(other, _)| other != grammar);
-        cache.push((grammar.clone(), matcher));
+        cache.push((grammar.clone(), compiled));
         let surplus = cache.len().saturating_sub(self.limits.cached);
         cache.drain(..surplus);
     }
 
-    fn compile_apart(&self, grammar: &Grammar) -> Result<Matcher> {
+    fn compile_apart(&self, grammar: &Grammar) -> Result<Compiled> {
         let limit = |what, limit, found| {
             if found > limit { Err(Error::Limit { what, limit, found }) } else { Ok(()) }
         };
@@ -109,9 +129,10 @@ impl Compiler {
         })
     }
 
-    fn compile(&self, grammar: &Grammar) -> Result<Matcher> {
+    fn compile(&self, grammar: &Grammar) -> Result<Compiled> {
         let top = match grammar {
-            Grammar::JsonSchema(json) => json_schema(schema::rewrite(&json.to()?)?),
+            Grammar::JsonSchema(json) => return self.json_schema(&json.to()?, SchemaOptions::default()),
+            Grammar::JsonSchemaWith(json, options) => return self.json_schema(&json.to()?, *options),
             Grammar::AnyJson => json_schema(json!({})),
             Grammar::AnyJsonObject => json_schema(json!({ "type": "object" })),
             Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
@@ -125,7 +146,42 @@ impl Compiler {
                 TopLevelGrammar::from_regex(&format!("(?:{})", options.join("|")))
             }
         };
-        let mut matcher = Matcher::new(Ok(self.factory.create_parser(top).map_err(refused)?));
+        Ok(Compiled { matcher: self.matcher(top)?, check: None, warnings: Arc::default() })
+    }
+
+    /// A schema, with less of it in the grammar and more of it in checks the less the engine takes.
+    fn json_schema(&self, schema: &Value, options: SchemaOptions) -> Result<Compiled> {
+        let schemas = Schemas::new(schema);
+        let mut first = None;
+        for looseness in [Looseness::Least, Looseness::Combinations, Looseness::Conditions] {
+            let rewritten = rewrite(&schemas, options, looseness)?;
+            let (check, unknown) = Check::new(&schemas, &rewritten.wider)?;
+            if let (Some(Warning { keyword, pointer, reason }), true) =
+                (unknown.first().cloned(), options.strict)
+            {
+                return Err(Error::Keyword { keyword, pointer, reason });
+            }
+            match self.matcher(json_schema(rewritten.schema)) {
+                Ok(matcher) => {
+                    let mut warnings = rewritten.warnings;
+                    let is_new = |new: &&Warning| {
+                        let is_same =
+                            |old: &Warning| (&old.keyword, &old.pointer) == (&new.keyword, &new.pointer);
+                        !warnings.iter().any(is_same)
+                    };
+                    let new: Vec<Warning> = unknown.iter().filter(is_new).cloned().collect();
+                    warnings.extend(new);
+                    let check = check.map(Arc::new);
+                    return Ok(Compiled { matcher, check, warnings: warnings.into() });
+                }
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or_else(|| refused("no attempt was made")))
+    }
+
+    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher> {
+        let mut matcher = Matcher::new(Ok(self.factory.create_parser(grammar).map_err(refused)?));
         // A grammar of no text, such as one that only refers to itself, shows at its first mask.
         matcher.compute_mask_or_eos().map_err(refused)?;
         Ok(matcher)
@@ -133,7 +189,9 @@ impl Compiler {
 }
 
 fn refused(error: impl fmt::Display) -> Error {
-    Error::Grammar { reason: error.to_string() }
+    let text = error.to_string();
+    let reason = if text.contains("NoExtensionBias") { "it accepts no text".to_owned() } else { text };
+    Error::Grammar { reason }
 }
 
 /// A schema with our whitespace: one space at most.

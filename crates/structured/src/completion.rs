@@ -10,7 +10,6 @@
 //! engine before a way is walked for anew.
 
 use breakers_core::{TokenId, TokenMask};
-use llguidance::Matcher;
 use llguidance::toktrie::{TokEnv, TokTrie};
 
 /// Tokens more than the way before that a new one may have. It bounds what a search costs where the text has
@@ -86,39 +85,6 @@ pub(crate) trait Engine: Clone {
     fn forced(&mut self) -> Option<TokenId>;
     /// Whether the text may end behind these tokens. The state stays as it is.
     fn leads_to_end(&mut self, way: &[TokenId]) -> Result<bool, String>;
-}
-
-impl Engine for Matcher {
-    fn environment(&self) -> Result<TokEnv, String> {
-        self.tok_env().map_err(|error| error.to_string())
-    }
-
-    fn may_end(&mut self) -> Result<bool, String> {
-        if let Some(error) = self.get_error() {
-            return Err(error);
-        }
-        Ok(self.is_stopped() || self.is_accepting().map_err(|error| error.to_string())?)
-    }
-
-    fn mask(&mut self) -> Result<TokenMask, String> {
-        let found = self.compute_mask().map_err(|error| error.to_string())?;
-        Ok(TokenMask::from_words(found.len(), found.as_slice().to_vec()))
-    }
-
-    fn follow(&mut self, token: TokenId) -> Result<(), String> {
-        self.consume_token(token).map_err(|error| error.to_string())
-    }
-
-    fn forced(&mut self) -> Option<TokenId> {
-        self.compute_ff_tokens().first().copied()
-    }
-
-    fn leads_to_end(&mut self, way: &[TokenId]) -> Result<bool, String> {
-        let end = self.environment()?.tok_trie().eos_token();
-        let whole = [way, &[end]].concat();
-        let n_valid = self.validate_tokens(&whole).map_err(|error| error.to_string())?;
-        Ok(n_valid == whole.len())
-    }
 }
 
 /// What is left of a way to the end after `tail` was put before it, if it is still one.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use breakers_core::{EncodeOptions, TokenId, Tokenizer};
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 
+use crate::check::Tokens;
 use crate::{Error, Result};
 
 /// Texts of the kind that grammars determine. A tokenizer that gives them back byte for byte adds nothing of
@@ -43,9 +44,11 @@ impl TokenizerEnv for Environment {
     }
 }
 
+/// With the bytes of the tokens that texts are made of.
+///
 /// # Errors
 /// [`Error::NoEndToken`].
-pub(crate) fn environment(tokenizer: Arc<dyn Tokenizer>) -> Result<TokEnv> {
+pub(crate) fn environment(tokenizer: Arc<dyn Tokenizer>) -> Result<(TokEnv, Tokens)> {
     let n_tokens = tokenizer.n_tokens();
     let end_tokens = tokenizer.end_tokens().to_vec();
     let Some(&end) = end_tokens.first() else { return Err(Error::NoEndToken { n_tokens }) };
@@ -60,7 +63,8 @@ pub(crate) fn environment(tokenizer: Arc<dyn Tokenizer>) -> Result<TokEnv> {
     };
     let words: Vec<Vec<u8>> = (0..n_tokens as TokenId).map(word).collect();
     let trie = TokTrie::from(&TokRxInfo::new(n_tokens as u32, end), &words).with_eos_tokens(&end_tokens);
+    let tokens = Tokens::new(words, end_tokens);
     let mut environment = Environment { tokenizer, trie, is_canonical: false };
     environment.is_canonical = PROBES.iter().all(|text| environment.encode(text).is_some());
-    Ok(Arc::new(environment))
+    Ok((Arc::new(environment), tokens))
 }

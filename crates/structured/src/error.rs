@@ -45,6 +45,14 @@ pub enum Error {
     /// A list of choices without a choice.
     #[error("no choice is given, expected at least one")]
     NoChoice,
+    /// A rule of a document that cannot be followed.
+    #[error("the rule of {name:?} cannot be followed: {reason}")]
+    Rule {
+        /// The element or attribute.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// No thread can be started to compile a grammar.
     #[error("no thread to compile the grammar on: {kind}")]
     Thread {

@@ -1,11 +1,16 @@
 use breakers_core::{Json, ResponseFormat};
 
+use crate::SchemaOptions;
+
 /// What a text may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Grammar {
-    /// JSON that a schema accepts, properties in the order in which the schema declares them.
+    /// JSON that a schema accepts, with the default [`SchemaOptions`]: all of it is enforced, properties in
+    /// the order in which the schema declares them.
     JsonSchema(Json),
+    /// JSON that a schema accepts, with other options.
+    JsonSchemaWith(Json, SchemaOptions),
     /// Any JSON value.
     AnyJson,
     /// Any JSON object.
@@ -34,7 +39,10 @@ impl Grammar {
     pub fn of_response(format: &ResponseFormat) -> Option<Self> {
         match format {
             ResponseFormat::JsonObject => Some(Self::AnyJsonObject),
-            ResponseFormat::JsonSchema(schema) => Some(Self::JsonSchema(schema.schema.clone())),
+            ResponseFormat::JsonSchema(schema) => {
+                let options = SchemaOptions::default().with_strict(schema.strict);
+                Some(Self::JsonSchemaWith(schema.schema.clone(), options))
+            }
             _ => None,
         }
     }
@@ -42,7 +50,7 @@ impl Grammar {
     /// Its text, for limits.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::JsonSchema(json) => json.as_str().len(),
+            Self::JsonSchema(json) | Self::JsonSchemaWith(json, _) => json.as_str().len(),
             Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
             Self::AnyJson | Self::AnyJsonObject => 0,
@@ -52,14 +60,15 @@ impl Grammar {
     /// Levels of brackets in its text, those in strings of JSON left out.
     pub(crate) fn depth(&self) -> usize {
         match self {
-            Self::JsonSchema(json) => depth(json.as_str(), true),
+            Self::JsonSchema(json) | Self::JsonSchemaWith(json, _) => depth(json.as_str(), true),
             Self::Regex(text) | Self::Lark(text) => depth(text, false),
             _ => 0,
         }
     }
 }
 
-fn depth(text: &str, has_strings: bool) -> usize {
+/// Levels of brackets in a text, those in strings of JSON left out.
+pub(crate) fn depth(text: &str, has_strings: bool) -> usize {
     let (mut now, mut most, mut in_string) = (0usize, 0, false);
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -7,32 +7,51 @@
 //!
 //! | to get | give |
 //! |---|---|
-//! | an object by a schema | [`Grammar::JsonSchema`] |
+//! | an object by a schema | [`Grammar::JsonSchema`]; with [`SchemaOptions`] [`Grammar::JsonSchemaWith`] |
 //! | whatever a request asks for | [`Grammar::of_response`] |
 //! | a date, a version, a number in a range | [`Grammar::Regex`] |
 //! | a language with nesting | [`Grammar::Lark`] |
+//! | XML by rules, a SQL `SELECT`, an expression of Python | [`grammars`] |
 //! | one of a few texts | [`Grammar::Choice`] |
 //! | calls of functions | [`tools`] |
 //!
 //! # What can go wrong
-//! A schema is enforced as a whole or refused by the keyword's name and place ([`Error::Keyword`]); it is
-//! never enforced in part without a word. What the engine does not know is rewritten into what it knows where
-//! that accepts the same instances. Properties come in the order in which the schema declares them, and
-//! between two tokens of JSON there is at most one space: a model that may write blanks without end does so.
+//! A schema is enforced as a whole or refused by the keyword's name and place ([`Error::Keyword`]). With
+//! [`SchemaOptions::strict`] off, the rest of it is enforced instead, and what is not is told:
+//! [`GrammarConstraint::warnings`], and as a warning of `tracing`. It is never enforced in part without a
+//! word.
 //!
 //! A text can be cut short by a limit of tokens, unless its decoder keeps the end in reach:
 //! [`GrammarConstraint`] knows a short way to it from nearly everywhere
 //! ([`completion`](breakers_core::Constraint::completion)). It knows none where a text has to hold a certain
 //! word at any place, as under an expression without anchors.
 //!
-//! # Formats
-//! Formats that the specification of JSON Schema defines are enforced or refused. Any other is an annotation,
-//! as the specification has it.
+//! # JSON Schema: three ways
+//! 1. What the engine knows is enforced by the grammar: types, numbers, texts, patterns, lists, objects,
+//!    `anyOf`, `allOf`, references.
+//! 2. What it does not know is rewritten into what it knows, where that accepts the same instances: `oneOf`
+//!    of options that exclude each other, `not`, `if`, dependencies, `propertyNames`, formats.
+//! 3. What is left is checked. The text is followed as JSON, and a token is forbidden if a value, a name or a
+//!    comma ends with it after which no valid instance can follow: `uniqueItems`, `contains`,
+//!    `unevaluatedProperties`, patterns of names that overlap, and `oneOf`, `not` and `if` that cannot be
+//!    rewritten. So an invalid instance is never finished. A text can come to a place where nothing is valid
+//!    any more: [`ConstraintError::DeadEnd`](breakers_core::ConstraintError::DeadEnd), from which one goes
+//!    back token by token. [`GrammarConstraint::is_checked`] tells whether a schema needs this.
+//!
+//! Refused are `$dynamicRef`, references to other documents or below an `$id` of their own, patterns that are
+//! not regular (they look around or refer back), and the formats `regex`, `iri`, `iri-reference`, `idn-email`
+//! and `idn-hostname`. Formats that the specification does not define are annotations, as it has it.
+//!
+//! Properties come in the order in which the schema declares them, or in any order: [`Order`]. Between two
+//! tokens of JSON there is at most one space: a model that may write blanks without end does so.
 //!
 //! # Deviations
-//! - Formats are expressions: a date may be 29 February in any year, a host name is not looked up in Unicode.
+//! - Formats are enforced, not annotations, and in the narrowest reading: no leap second but at the end of a
+//!   day in UTC, no host name with letters beyond ASCII, no year 0.
 //! - Keywords beside `$ref` count in every draft, also in those that ignore them.
-//! - Properties in another order than the declared one are not accepted, though they are valid.
+//! - Where a schema is checked, no name stands twice in an object and brackets go 256 deep.
+//! - In the declared order, valid properties in another order are not accepted.
+//! - Texts are written without escapes for printable characters.
 //!
 //! # Cost
 //! A vocabulary of 49,152 tokens is sorted into a tree once. Grammars are compiled on a thread of their own,
@@ -67,12 +86,16 @@
 //! # }
 //! ```
 
+mod check;
 mod compiler;
 mod completion;
 mod constraint;
 mod environment;
 mod error;
 mod grammar;
+pub mod grammars;
+pub mod maskbench;
+mod options;
 mod schema;
 pub mod tools;
 
@@ -80,6 +103,7 @@ pub use compiler::{Compiler, Limits};
 pub use constraint::GrammarConstraint;
 pub use error::{Error, Result};
 pub use grammar::Grammar;
+pub use options::{Order, SchemaOptions, Warning};
 
 /// The README, so that its example is compiled.
 #[cfg(doctest)]

@@ -463,6 +463,9 @@ fn negate_values(values: &[Value]) -> Option<Value> {
     Some(json!({ "anyOf": cases }))
 }
 
+/// Any character, the ends of lines among them.
+const ANY: &str = r"[\x{0}-\x{10ffff}]";
+
 /// An expression for all texts but some: where a text leaves the tree of these, anything may follow.
 fn other_texts(texts: &[&str]) -> String {
     fn node(texts: &[&str]) -> String {
@@ -472,7 +475,7 @@ fn other_texts(texts: &[&str]) -> String {
         // The end of the text, if no text of the list ends here.
         let mut options: Vec<String> = if texts.contains(&"") { Vec::new() } else { vec![String::new()] };
         let class: String = heads.iter().map(|head| format!("\\x{{{:x}}}", u32::from(*head))).collect();
-        options.push(if heads.is_empty() { "(?s:.)+".to_owned() } else { format!("[^{class}](?s:.)*") });
+        options.push(if heads.is_empty() { format!("{ANY}+") } else { format!("[^{class}]{ANY}*") });
         for head in heads {
             let rest: Vec<&str> = texts.iter().filter_map(|text| text.strip_prefix(head)).collect();
             options.push(format!("\\x{{{:x}}}{}", u32::from(head), node(&rest)));

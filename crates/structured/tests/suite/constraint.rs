@@ -225,3 +225,89 @@ fn a_vocabulary_needs_an_end() {
     let refused = Compiler::new(std::sync::Arc::new(Endless)).map(|_| ());
     assert!(matches!(refused, Err(Error::NoEndToken { n_tokens: 256 })), "{refused:?}");
 }
+
+/// Inputs that are made to take long, with what is found wrong; the last is the place.
+fn attacks() -> Vec<(&'static str, Grammar)> {
+    let nested =
+        |head: &str, n: usize, core: &str, tail: &str| format!("{}{core}{}", head.repeat(n), tail.repeat(n));
+    let doubling = |keyword: &str| {
+        let definition = |i: usize| {
+            format!(
+                r##""d{i}":{{"{keyword}":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}}"##,
+                i + 1
+            )
+        };
+        let definitions: Vec<String> = (0..40).map(definition).collect();
+        format!(
+            r##"{{"$ref":"#/$defs/d0","uniqueItems":true,"$defs":{{{},"d40":{{"type":"null"}}}}}}"##,
+            definitions.join(",")
+        )
+    };
+    vec![
+        ("groups", Grammar::Regex(nested("(", 60_000, "a", ")"))),
+        ("groups of a pattern", schema(&format!(r#"{{"pattern":"{}"}}"#, nested("(", 60_000, "a", ")")))),
+        ("groups of Lark", Grammar::Lark(format!("start: {}", nested("(", 60_000, "\"a\"", ")")))),
+        ("repetitions", Grammar::Regex("((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000}".to_owned())),
+        (
+            "repetitions of a pattern",
+            schema(r#"{"type": "string", "pattern": "^((a{1,500}b?){1,500}c?){1,500}$"}"#),
+        ),
+        ("choices without end", Grammar::Regex("(a|a|aa)*(a|b|ab)*c".repeat(200))),
+        ("a circle", schema(r##"{"$ref": "#"}"##)),
+        ("a circle with a check", schema(r##"{"$ref": "#", "uniqueItems": true}"##)),
+        (
+            "a circle of two",
+            schema(r##"{"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"anyOf":[{"$ref":"#"}]}}}"##),
+        ),
+        ("doubling", schema(&doubling("allOf"))),
+        ("doubling of options", schema(&doubling("anyOf"))),
+        ("doubling of one", schema(&doubling("oneOf"))),
+        (
+            "many values",
+            schema(
+                &serde_json::json!({ "enum": (0..150_000).map(|i| format!("v{i}")).collect::<Vec<_>>() })
+                    .to_string(),
+            ),
+        ),
+        ("deep", schema(&nested("{\"items\":", 500, "{}", "}"))),
+        ("deep not", schema(&nested("{\"not\":", 60, "{\"enum\":[1,2]}", "}"))),
+        (
+            "many items",
+            schema(r#"{"type": "array", "minItems": 4000000000, "items": {"minLength": 4000000000}}"#),
+        ),
+        ("long texts", schema(r#"{"type": "string", "minLength": 100000000, "maxLength": 4000000000}"#)),
+        ("rules in a circle", Grammar::Lark("start: a\na: b\nb: a".to_owned())),
+        ("rules of nothing", Grammar::Lark("start: a a a a a a a a\na: b*\nb: c*\nc: \"\"*".to_owned())),
+        (
+            "doubling rules",
+            Grammar::Lark(
+                (0..40).map(|i| format!("r{i}: r{0} r{0}\n", i + 1)).collect::<String>()
+                    + "r40: \"a\"\nstart: r0",
+            ),
+        ),
+        ("a huge repetition", Grammar::Lark("start: (\"a\"{1000000}){1000000}".to_owned())),
+    ]
+}
+
+/// Each ends with a typed error, or with a constraint that works: nothing hangs, and nothing runs out of
+/// stack.
+#[test]
+fn attacks_end() {
+    let compiler = compiler();
+    let mut mask = TokenMask::none(Bytes.n_tokens());
+    for (name, grammar) in attacks() {
+        let start = std::time::Instant::now();
+        let outcome = match compiler.constraint(&grammar) {
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.len() < 4096, "{name}: an error of {} bytes", text.len());
+                text
+            }
+            Ok(mut constraint) => match constraint.allowed(&mut mask) {
+                Ok(()) => "accepted".to_owned(),
+                Err(error) => error.to_string(),
+            },
+        };
+        eprintln!("{name}: {:?}, {}", start.elapsed(), outcome.chars().take(100).collect::<String>());
+    }
+}

@@ -2,16 +2,21 @@
 //! the file, lines of `{name, schema, tests: [{valid, data}]}`, compressed or not; without it, the part
 //! beside the project is taken if it is there. Every eighth schema is looked at, or all with
 //! `BREAKERS_MASKBENCH_ALL=1`.
+//!
+//! `tests/data/maskbench.tsv` holds the schemas of the part that are refused or refuse a valid instance, in
+//! either order of properties. It may only get shorter. `BREAKERS_RATCHET=write` writes it anew; take all
+//! schemas then.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use breakers_core::Json;
-use breakers_structured::Grammar;
-use serde_json::Value;
+use breakers_structured::maskbench::{Case, Outcome, Summary, run};
+use breakers_structured::{Order, SchemaOptions};
 
-use crate::{accepts, compiler};
+use crate::bytes::Bytes;
+use crate::{compiler, ratchet};
 
 pub(crate) fn file() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/maskbench/sample.jsonl.gz");
@@ -33,76 +38,64 @@ pub(crate) fn is_whole() -> bool {
     std::env::var_os("BREAKERS_MASKBENCH_ALL").is_some()
 }
 
-/// Names of properties in the order in which a schema declares them.
-fn declared(schema: &Value, names: &mut Vec<String>) {
-    match schema {
-        Value::Object(members) => {
-            for (keyword, value) in members {
-                let properties = value.as_object().filter(|_| keyword == "properties");
-                let new = properties.into_iter().flat_map(|properties| properties.keys());
-                let new: Vec<String> = new.filter(|name| !names.contains(name)).cloned().collect();
-                names.extend(new);
-                declared(value, names);
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| declared(item, names)),
-        _ => {}
-    }
-}
-
-/// The same value with properties in this order.
-fn reordered(value: &Value, names: &[String]) -> Value {
-    match value {
-        Value::Object(members) => {
-            let mut members: Vec<_> =
-                members.iter().map(|(name, value)| (name.clone(), reordered(value, names))).collect();
-            members
-                .sort_by_key(|(name, _)| names.iter().position(|other| other == name).unwrap_or(usize::MAX));
-            Value::Object(members.into_iter().collect())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(|item| reordered(item, names)).collect()),
-        value => value.clone(),
-    }
-}
-
-#[test]
-fn no_invalid_instance_is_accepted() {
+fn check(order: Order, least_refused: usize) {
     let Some(path) = file() else {
         eprintln!("skipped: no MaskBench, see BREAKERS_MASKBENCH");
         return;
     };
     let step = if is_whole() { 1 } else { 8 };
     let compiler = compiler();
-    let (mut n_schemas, mut n_compiled, mut n_valid, mut n_refused) = (0, 0, 0, 0);
-    let mut wrong = Vec::new();
-    for line in lines(&path).step_by(step) {
-        let row: Value = serde_json::from_str(&line).unwrap();
-        n_schemas += 1;
-        let grammar = Grammar::JsonSchema(Json::parse(&row["schema"].to_string()).unwrap());
-        if compiler.constraint(&grammar).is_err() {
-            continue;
-        }
-        n_compiled += 1;
-        let mut names = Vec::new();
-        declared(&row["schema"], &mut names);
-        for test in row["tests"].as_array().unwrap() {
-            let accepts =
-                |value: &Value| accepts(compiler.constraint(&grammar).unwrap(), &value.to_string()).unwrap();
-            let is_valid = test["valid"] == true;
-            let found = accepts(&test["data"]);
-            if found && !is_valid {
-                wrong.push(format!("{}: {}", row["name"], test["data"]));
-            }
-            n_valid += usize::from(is_valid);
-            n_refused += usize::from(is_valid && !found && !accepts(&reordered(&test["data"], &names)));
-        }
-    }
-    eprintln!(
-        "schemas {n_schemas}, compiled {n_compiled}, wrong_accepted {}, wrong_refused {n_refused} of {n_valid}",
-        wrong.len()
+    let options = SchemaOptions::default().with_order(order);
+    let outcomes: Vec<Outcome> = lines(&path)
+        .step_by(step)
+        .map(|line| run(&compiler, &Bytes, &Case::parse(&line).unwrap(), options, false).unwrap())
+        .collect();
+    let sum: Summary = outcomes.iter().collect();
+    eprintln!("{order:?}: {}", sum.to_json());
+    let wrong: Vec<&String> = outcomes.iter().flat_map(|outcome| &outcome.wrong_accepted).collect();
+    assert!(wrong.is_empty(), "{} invalid instances are accepted: {wrong:?}", wrong.len());
+    assert!(
+        sum.compiled * 100 >= sum.schemas * 98,
+        "{} of {} schemas are enforced",
+        sum.compiled,
+        sum.schemas
     );
-    assert!(wrong.is_empty(), "{} invalid instances are accepted:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(n_compiled * 100 >= n_schemas * 93, "{n_compiled} of {n_schemas} schemas are enforced");
-    // Orders of properties that are not the declared one, most of them.
-    assert!(n_refused * 100 <= n_valid * 3, "{n_refused} of {n_valid} valid instances are refused");
+    // In a thousand. Other orders of properties than the declared one are most of them.
+    let (n_refused, n_valid) = (sum.wrong_refused, sum.n_valid);
+    assert!(
+        n_refused * 1000 <= n_valid * least_refused,
+        "{n_refused} of {n_valid} valid instances are refused"
+    );
+    let named = std::env::var_os("BREAKERS_MASKBENCH").is_some();
+    if named {
+        return;
+    }
+    let found: BTreeMap<String, String> = outcomes
+        .iter()
+        .filter(|outcome| outcome.refused.is_some() || !outcome.wrong_refused.is_empty())
+        .map(|outcome| {
+            let n = if outcome.refused.is_some() {
+                "refused".to_owned()
+            } else {
+                outcome.wrong_refused.len().to_string()
+            };
+            (outcome.name.clone(), n)
+        })
+        .collect();
+    let file = match order {
+        Order::Declared => "maskbench-declared.tsv",
+        Order::Any => "maskbench-any.tsv",
+    };
+    let number = |text: &str| text.parse().unwrap_or(usize::MAX);
+    ratchet(file, &found, |old, new| number(new) <= number(old));
+}
+
+#[test]
+fn no_invalid_instance_is_accepted() {
+    check(Order::Declared, 50);
+}
+
+#[test]
+fn nearly_all_valid_instances_are_accepted_in_any_order() {
+    check(Order::Any, 12);
 }

@@ -1,9 +1,10 @@
 //! Keywords that are rewritten: what each schema accepts, what it refuses, and what is refused itself.
 
-use breakers_core::Json;
-use breakers_structured::{Error, Grammar};
+use breakers_core::{Constraint as _, ConstraintError, Json, TokenId, TokenMask, Vocabulary as _};
+use breakers_structured::{Error, Grammar, Order, SchemaOptions};
 
-use crate::{check, compiler};
+use crate::bytes::{Bytes, END};
+use crate::{accepts, check, compiler};
 
 /// A schema, instances that it accepts, and instances that it refuses.
 type Case = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -106,6 +107,80 @@ const CASES: &[Case] = &[
         &[r#"{"next":1}"#, r#"{"next":{"x":{}}}"#],
     ),
     (r#"{"type": "array", "items": {"type": "null"}, "uniqueItems": false}"#, &["[null,null]"], &["[1]"]),
+    // What the grammar cannot say is looked at when a value ends.
+    (
+        r#"{"type": "array", "uniqueItems": true}"#,
+        &["[]", r#"[1,2,"1",[1],[2],{"a":1},{"a":2}]"#, "[[[1],[1]]]"],
+        &["[1,1]", "[1,2,1.0]", r#"[{"a":1,"b":2},{"b":2,"a":1}]"#, "[[],[]]", r#"["a","a"]"#],
+    ),
+    (
+        r#"{"type": "array", "items": {"enum": ["red", "green"]}, "uniqueItems": true}"#,
+        &["[]", r#"["red"]"#, r#"["green","red"]"#],
+        &[r#"["red","red"]"#, r#"["red","green","red"]"#],
+    ),
+    (
+        r#"{"type": "array", "contains": {"type": "integer", "minimum": 5}, "minContains": 2, "maxContains": 3}"#,
+        &["[5,6]", "[1,5,2,6,7]"],
+        &["[]", "[5]", "[5,6,7,8]", "[1,2,3]"],
+    ),
+    (r#"{"items": {"type": "string", "not": {"pattern": "a"}}}"#, &[r#"["b",""]"#], &[r#"["b","ca"]"#]),
+    (
+        r#"{"type": "string", "oneOf": [{"pattern": "a"}, {"pattern": "b"}]}"#,
+        &[r#""xa""#, r#""b""#],
+        &[r#""ab""#, r#""c""#],
+    ),
+    (
+        r#"{"if": {"pattern": "a"}, "then": {"maxLength": 3}, "else": {"minLength": 3}, "type": "string"}"#,
+        &[r#""abc""#, r#""bbb""#, r#""bbbbb""#],
+        &[r#""abcd""#, r#""bb""#],
+    ),
+    (
+        r#"{"type": "object", "properties": {"a": {}, "b": {}}, "maxProperties": 3, "minProperties": 2}"#,
+        &[r#"{"a":1,"b":1}"#, r#"{"x":1,"y":1,"z":1}"#],
+        &["{}", r#"{"a":1}"#, r#"{"a":1,"b":1,"c":1,"d":1}"#, r#"{"x":1,"x":1}"#],
+    ),
+    (
+        r#"{"type": "object", "properties": {"a": {}}, "unevaluatedProperties": false,
+            "allOf": [{"properties": {"b": {}}}], "if": {"properties": {"a": {"const": 1}}, "required": ["a"]},
+            "then": {"properties": {"c": {}}}}"#,
+        &["{}", r#"{"a":2,"b":1}"#, r#"{"a":1,"b":1,"c":1}"#],
+        &[r#"{"a":2,"c":1}"#, r#"{"d":1}"#],
+    ),
+    (
+        r#"{"prefixItems": [{"type": "string"}], "unevaluatedItems": {"type": "integer"}, "type": "array"}"#,
+        &["[]", r#"["a",1,2]"#],
+        &[r#"["a","b"]"#],
+    ),
+    (r#"{"propertyNames": {"format": "ipv4"}, "type": "object"}"#, &[r#"{"1.2.3.4":1}"#], &[r#"{"a":1}"#]),
+    (
+        r#"{"type": "object", "patternProperties": {"a": {"type": "integer"}, "b": {"minimum": 3}}}"#,
+        &[r#"{"a":1}"#, r#"{"ab":3,"b":"x"}"#],
+        &[r#"{"ab":1}"#, r#"{"ab":"x"}"#],
+    ),
+    (
+        r#"{"type": "object", "properties": {"a": {}, "b": {}, "c": {}},
+            "dependentSchemas": {"a": {"uniqueItems": true, "properties": {"b": {"uniqueItems": true}}}}}"#,
+        &[r#"{"b":[1,1]}"#, r#"{"a":1,"b":[1,2]}"#],
+        &[r#"{"a":1,"b":[1,1]}"#],
+    ),
+    // Checks within options, behind references, and in a circle.
+    (
+        r##"{"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "object", "properties": {
+            "tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": true},
+            "left": {"$ref": "#/$defs/tree"}}, "additionalProperties": false}}}"##,
+        &["{}", r#"{"tags":["a","b"],"left":{"tags":["a"],"left":{}}}"#],
+        &[r#"{"left":{"left":{"tags":["a","a"]}}}"#],
+    ),
+    (
+        r#"{"anyOf": [{"type": "array", "uniqueItems": true}, {"type": "array", "items": {"const": 1}}]}"#,
+        &["[1,2]", "[1,1,1]", "[2]"],
+        &["[2,2]", "[1,2,1]"],
+    ),
+    (
+        r#"{"type": "array", "items": {"type": "string"}, "uniqueItems": true}"#,
+        &[r#"["a","b","a\n","\u0000"]"#],
+        &[r#"["a","b","a"]"#, r#"["\\","\\"]"#],
+    ),
     // Whoever writes a schema does not set the engine's options.
     (
         r#"{"type": "integer", "x-guidance": {"lenient": true}, "not": {"type": "string"}}"#,
@@ -126,22 +201,19 @@ fn rewritten_keywords_accept_what_they_mean() {
 fn what_is_not_enforced_is_refused_by_name_and_place() {
     let compiler = compiler();
     for (schema, keyword, pointer) in [
-        (r#"{"type": "array", "uniqueItems": true}"#, "uniqueItems", ""),
-        (r#"{"properties": {"a/b": {"contains": {"const": 1}}}}"#, "contains", "/properties/a~1b"),
-        (r#"{"items": {"type": "string", "not": {"pattern": "a"}}}"#, "not", "/items"),
-        (r#"{"anyOf": [{}, {"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}]}"#, "oneOf", "/anyOf/1"),
-        (r#"{"if": {"pattern": "a"}, "then": {"maxLength": 3}}"#, "if", ""),
         (r#"{"type": "string", "format": "regex"}"#, "format", ""),
+        (
+            r#"{"properties": {"a/b": {"type": "string", "pattern": "(?=a)b"}}}"#,
+            "pattern",
+            "/properties/a~1b",
+        ),
+        (r#"{"contains": {"items": {"pattern": "(?=a)b"}}}"#, "pattern", "/contains/items"),
+        (r#"{"patternProperties": {"(?!x)": {}}}"#, "patternProperties", ""),
         (r#"{"$ref": "http://example.com/other.json"}"#, "$ref", ""),
         (r##"{"$ref": "#/nowhere"}"##, "$ref", ""),
-        (
-            r#"{"properties": {"a": {}, "b": {}}, "maxProperties": 7, "minProperties": 2}"#,
-            "maxProperties",
-            "",
-        ),
-        (r#"{"unevaluatedProperties": false}"#, "unevaluatedProperties", ""),
-        (r#"{"propertyNames": {"format": "ipv4"}}"#, "propertyNames", ""),
-        (r##"{"$ref": "#/$defs/x", "$defs": {"x": {"uniqueItems": true}}}"##, "uniqueItems", "/$defs/x"),
+        (r##"{"items": {"$dynamicRef": "#x"}}"##, "$dynamicRef", "/items"),
+        (r##"{"$ref": "#/$defs/x", "$defs": {"x": {"minLength": -1}}}"##, "minLength", "/$defs/x"),
+        (r##"{"uniqueItems": true, "allOf": [{"$ref": "#"}]}"##, "$ref", ""),
     ] {
         let refused = compiler.constraint(&Grammar::JsonSchema(Json::parse(schema).unwrap())).map(|_| ());
         match refused {
@@ -152,4 +224,150 @@ fn what_is_not_enforced_is_refused_by_name_and_place() {
             other => panic!("{schema}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn what_is_not_enforced_is_a_warning_where_it_may_be() {
+    let compiler = compiler();
+    let lenient = SchemaOptions::default().with_strict(false);
+    for (schema, keyword, pointer, accepted, refused) in [
+        (r#"{"type": "string", "format": "regex"}"#, "format", "", r#""(""#, "1"),
+        (
+            r#"{"type": "array", "items": {"type": "string", "pattern": "(?=a)b", "maxLength": 1}, "uniqueItems": true}"#,
+            "pattern",
+            "/items",
+            r#"["x","y"]"#,
+            r#"["x","x"]"#,
+        ),
+        (r##"{"not": {"$dynamicRef": "#x"}, "type": "integer"}"##, "$dynamicRef", "/not", "1", "null"),
+    ] {
+        let grammar = Grammar::JsonSchemaWith(Json::parse(schema).unwrap(), lenient);
+        let constraint = compiler.constraint(&grammar).unwrap();
+        let [warning] = constraint.warnings() else { panic!("{schema}: {:?}", constraint.warnings()) };
+        assert_eq!((&*warning.keyword, &*warning.pointer), (keyword, pointer), "{schema}");
+        assert!(warning.to_string().contains(keyword));
+        check(&compiler, &grammar, &[accepted], &[refused]);
+    }
+    let all = Grammar::JsonSchemaWith(Json::parse(r#"{"uniqueItems": true}"#).unwrap(), lenient);
+    assert!(compiler.constraint(&all).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn properties_come_in_any_order_on_request() {
+    let compiler = compiler();
+    let any = SchemaOptions::default().with_order(Order::Any);
+    let of = |schema: &str| Grammar::JsonSchemaWith(Json::parse(schema).unwrap(), any);
+    let closed = r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}, "c.d": {}},
+        "required": ["a", "c.d"], "additionalProperties": false}"#;
+    check(
+        &compiler,
+        &of(closed),
+        &[r#"{"a":1,"c.d":2}"#, r#"{"c.d":1,"b":"","a":2}"#, r#"{"b":"","a":2,"c.d":1}"#],
+        &["{}", r#"{"a":1}"#, r#"{"a":1,"a":2,"c.d":1}"#, r#"{"a":"","c.d":1}"#, r#"{"a":1,"cxd":1}"#],
+    );
+    let open = r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+        "required": ["a", "z"]}"#;
+    check(
+        &compiler,
+        &of(open),
+        &[r#"{"z":1,"a":1}"#, r#"{"x":null,"a":1,"b":"","z":1}"#],
+        &[r#"{"a":1}"#, r#"{"z":1,"a":null}"#, r#"{"x":1,"x":1,"a":1,"z":1}"#],
+    );
+    let nested = r#"{"anyOf": [
+        {"type": "object", "properties": {"kind": {"const": "a"}, "n": {"type": "integer"}}, "required": ["kind", "n"],
+            "additionalProperties": false},
+        {"type": "object", "properties": {"kind": {"const": "b"}, "s": {"type": "string"}}, "required": ["kind", "s"],
+            "additionalProperties": false}]}"#;
+    check(
+        &compiler,
+        &of(nested),
+        &[r#"{"n":1,"kind":"a"}"#, r#"{"kind":"b","s":""}"#],
+        &[r#"{"n":1,"kind":"b"}"#, r#"{"kind":"a"}"#, r#"{"s":"","n":1}"#],
+    );
+    // No place of a closed object is without a way on.
+    let mut mask = TokenMask::none(Bytes.n_tokens());
+    let mut constraint = compiler.constraint(&of(closed)).unwrap();
+    for byte in br#"{"c.d":1,"b":"","#.iter().chain(br#""a":1"#) {
+        constraint.allowed(&mut mask).unwrap();
+        assert!(mask.is_allowed((*byte).into()), "{byte}");
+        constraint.advance((*byte).into()).unwrap();
+    }
+    constraint.allowed(&mut mask).unwrap();
+    assert!(!mask.is_allowed(b','.into()) && mask.is_allowed(b'}'.into()), "{mask:?}");
+}
+
+#[test]
+fn dead_ends_are_typed_and_can_be_left() {
+    let compiler = compiler();
+    let schema = r#"{"type": "array", "items": {"type": "string", "maxLength": 1, "pattern": "^[ab]$"},
+        "minItems": 2, "uniqueItems": true}"#;
+    let mut constraint = compiler.constraint(&Grammar::JsonSchema(Json::parse(schema).unwrap())).unwrap();
+    let mut mask = TokenMask::none(Bytes.n_tokens());
+    for byte in br#"["a","a"# {
+        constraint.allowed(&mut mask).unwrap();
+        assert!(mask.is_allowed((*byte).into()));
+        constraint.advance((*byte).into()).unwrap();
+    }
+    // A second "a" cannot end, and nothing else can follow.
+    let dead = constraint.allowed(&mut mask);
+    assert!(matches!(dead, Err(ConstraintError::DeadEnd { n_tokens: 7 })), "{dead:?}");
+    constraint.rollback(1).unwrap();
+    constraint.allowed(&mut mask).unwrap();
+    assert!(!mask.is_allowed(b'a'.into()) && mask.is_allowed(b'b'.into()));
+    assert!(matches!(constraint.advance(b'a'.into()), Err(ConstraintError::NotAllowed { .. })));
+    for byte in br#"b"]"# {
+        constraint.advance((*byte).into()).unwrap();
+    }
+    constraint.allowed(&mut mask).unwrap();
+    assert_eq!(mask.only(), Some(END));
+    // What was dead is forgotten with what led there.
+    constraint.rollback(7).unwrap();
+    constraint.allowed(&mut mask).unwrap();
+    assert!(accepts(constraint, r#"b","a"]"#).unwrap());
+}
+
+/// Masks under checks: each token that is allowed can be advanced, and each text that ends is valid.
+#[test]
+fn masks_and_checks_agree() {
+    let compiler = compiler();
+    let any = SchemaOptions::default().with_order(Order::Any);
+    let n_tokens = Bytes.n_tokens();
+    let (mut mask, mut n_ended) = (TokenMask::none(n_tokens), 0);
+    for (schema, _, _) in CASES {
+        for (seed, options) in [(1u64, SchemaOptions::default()), (2, any)] {
+            let grammar = Grammar::JsonSchemaWith(Json::parse(schema).unwrap(), options);
+            let mut constraint = compiler.constraint(&grammar).unwrap();
+            let (mut state, mut text, mut n_back) = (seed, Vec::new(), 0);
+            while text.len() < 80 {
+                match constraint.allowed(&mut mask) {
+                    Ok(()) => {}
+                    Err(ConstraintError::DeadEnd { .. }) if n_back < 200 => {
+                        n_back += 1;
+                        text.pop();
+                        constraint.rollback(1).unwrap();
+                        continue;
+                    }
+                    Err(ConstraintError::DeadEnd { .. }) => break,
+                    Err(error) => panic!("{schema}: {error} after {text:?}"),
+                }
+                for token in (0..n_tokens as TokenId).filter(|&token| token != END) {
+                    let found = constraint.advance(token).is_ok();
+                    assert!(found || !mask.is_allowed(token), "{schema}: {token} after {text:?}");
+                    if found {
+                        constraint.rollback(1).unwrap();
+                    }
+                }
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let next: Vec<TokenId> = mask.iter().collect();
+                let token = next[(state >> 33) as usize % next.len()];
+                if token == END {
+                    n_ended += 1;
+                    break;
+                }
+                constraint.advance(token).unwrap();
+                text.push(token);
+            }
+        }
+    }
+    assert!(n_ended > 10, "{n_ended}");
 }
