@@ -1,6 +1,6 @@
 //! How a query is answered, and why.
 
-use super::{Graph, GraphConfig, Index as _, Neighbor, Search, watch::Watch};
+use super::{Graph, GraphConfig, Index as _, Neighbor, Search, graph::Walked, watch::Watch};
 use crate::Result;
 use std::fmt;
 
@@ -10,13 +10,19 @@ const WALK_COST: f64 = 80.0;
 /// The cost of reading a single row, in rows scanned.
 const GATHER_COST: f64 = 2.0;
 
+/// What a walk costs for each vector that it looks at, in vectors of a scan: its codes lie apart, at twice the
+/// bits.
+fn look_cost(stride: usize) -> f64 {
+    (300.0 + stride as f64) / (12.0 + 0.3 * stride as f64)
+}
+
 /// A way to answer a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Strategy {
     /// Nothing can be found.
     Nothing,
-    /// The graph, among all points.
+    /// The graph, among all points; exactly if it turns out that codes cannot tell the nearest apart.
     Walk,
     /// All points, exactly.
     Scan,
@@ -87,7 +93,11 @@ impl Graph {
         // Wide enough to hold `effort` matching points if they are spread evenly.
         let slots = self.flat.n_slots() as f64;
         let wide = (effort as f64 * slots / n_matching.max(1) as f64).ceil().max(1.0);
-        let walk_cost = wide * WALK_COST;
+        let looked_at = watch.and_then(Watch::looked_at);
+        // A beam that had to be widened is held against a scan by what its walks look at.
+        let by_sample = looked_at.filter(|_| effort > self.config.effort);
+        let look_cost = look_cost(self.flat.codes.stride());
+        let walk_cost = wide * by_sample.map_or(WALK_COST, |n| WALK_COST.max(look_cost * n));
         let scan_cost = (GATHER_COST * n_matching as f64).min(slots);
         let (strategy, reason) = if k == 0 {
             (Strategy::Nothing, "no point matches, or none is wanted")
@@ -110,6 +120,7 @@ impl Graph {
                 .and_then(Watch::recall)
                 .map(|recall| format!("walks that were compared with a scan found {:.1} %", 100.0 * recall))
                 .into_iter()
+                .chain(looked_at.map(|n| format!("they looked at {n:.1} vectors for each of their beam")))
                 .collect(),
         }
     }
@@ -135,16 +146,22 @@ impl Graph {
             Strategy::Nothing => Ok(Vec::new()),
             Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, search),
             Strategy::Walk | Strategy::FilteredWalk => {
-                let found = self.walk(prepared, plan.effort, search)?;
+                let Walked { found, looked_at, is_blind } = self.walk(prepared, plan.effort, search)?;
                 if let Some(watch) = self.watch(search)
                     && watch.is_sample(plan.scan_cost / plan.walk_cost)
                 {
                     let truth = self.flat.scan(prepared, search)?;
                     watch.note(&found, &truth);
+                    watch.note_cost(looked_at, plan.effort);
                     return Ok(truth);
                 }
-                // The matching points may lie far from the query; then few of the beam match.
-                if found.len() < search.k { self.flat.scan(prepared, search) } else { Ok(found) }
+                // What matches may lie far from the query: then little of the beam does. Whoever chose the beam's
+                // width gets what it sees.
+                if found.len() < search.k || is_blind && search.effort.is_none() {
+                    self.flat.scan(prepared, search)
+                } else {
+                    Ok(found)
+                }
             }
         }
     }

@@ -31,6 +31,9 @@ pub(super) struct Watch {
     walks: AtomicU64,
     found: AtomicU64,
     wanted: AtomicU64,
+    /// Vectors that the samples of all widths looked at, and how wide their beams were together.
+    looked_at: AtomicU64,
+    widths: AtomicU64,
 }
 
 impl Watch {
@@ -47,7 +50,19 @@ impl Watch {
         walk < FIRST || walk.is_power_of_two() || walk.is_multiple_of(every)
     }
 
-    /// Records how much of the truth a walk found.
+    /// Takes in how many vectors a walk looked at.
+    pub(super) fn note_cost(&self, looked_at: usize, width: usize) {
+        self.looked_at.fetch_add(looked_at as u64, Relaxed);
+        self.widths.fetch_add(width as u64, Relaxed);
+    }
+
+    /// How many vectors walks look at for each of their beam's width, if there were any.
+    pub(super) fn looked_at(&self) -> Option<f64> {
+        let widths = self.widths.load(Relaxed);
+        (widths > 0).then(|| self.looked_at.load(Relaxed) as f64 / widths as f64)
+    }
+
+    /// Takes in what a walk found of the truth.
     pub(super) fn note(&self, walked: &[Neighbor], truth: &[Neighbor]) {
         // By distance, so any of several equally near vectors counts.
         let bound = truth.last().map_or(f32::NEG_INFINITY, |last| last.distance);

@@ -21,6 +21,8 @@ pub(super) struct Scratch {
     /// For each slot, the last walk that saw it.
     visited: Vec<u16>,
     walk: u16,
+    /// Vectors that the walk looked at.
+    pub(super) looked_at: usize,
     pub(super) ids: Vec<u32>,
     pub(super) dots: Vec<i32>,
     pub(super) distances: Vec<f32>,
@@ -48,6 +50,7 @@ impl Scratch {
     /// Forgets what was visited.
     fn begin(&mut self, n_slots: usize) {
         self.pool.clear();
+        self.looked_at = 0;
         if self.visited.len() < n_slots {
             self.visited.resize(n_slots.next_power_of_two(), 0);
         }
@@ -115,6 +118,7 @@ impl Graph {
             scratch.dots.resize(ids.len(), 0);
             scratch.distances.resize(ids.len(), 0.0);
             codes.gather(query, &ids, &mut scratch.dots, &mut scratch.distances);
+            scratch.looked_at += ids.len();
             next += 1;
             for (i, &id) in ids.iter().enumerate() {
                 if let Some(at) = scratch.offer(scratch.distances[i], id, effort) {

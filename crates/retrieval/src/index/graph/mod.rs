@@ -229,8 +229,8 @@ impl Graph {
         &links[..n]
     }
 
-    /// The nearest by codes in a beam of this width; those that are allowed are re-ranked in full precision.
-    pub(super) fn walk(&self, prepared: &[f32], effort: usize, search: &Search<'_>) -> Result<Vec<Neighbor>> {
+    /// The nearest by codes of a beam of this width, allowed ones re-ranked.
+    pub(super) fn walk(&self, prepared: &[f32], effort: usize, search: &Search<'_>) -> Result<Walked> {
         let (k, allowed) = (search.k, search.allowed);
         SCRATCH.with_borrow_mut(|scratch| {
             let codes = &self.flat.codes;
@@ -261,16 +261,36 @@ impl Graph {
                 }
             }
             let mut top = TopK::new(k);
+            let (mut least, mut most) = (f32::INFINITY, f32::NEG_INFINITY);
             for (i, &slot) in ids.iter().enumerate() {
                 if let Some(&next) = ids.get(i + 2) {
                     self.flat.vectors.prefetch(next);
                 }
-                top.push(slot, self.flat.vectors.distance(codes.metric(), prepared, slot, search.source)?);
+                let distance = self.flat.vectors.distance(codes.metric(), prepared, slot, search.source)?;
+                (least, most) = (least.min(distance), most.max(distance));
+                top.push(slot, distance);
             }
+            let is_blind = match (pool.first(), pool.last()) {
+                (Some(&first), Some(&last)) if pool.len() >= effort.max(k) => {
+                    least < most && distance_of(last) - distance_of(first) <= margin(slot_of(last))
+                }
+                _ => false,
+            };
             scratch.query = query;
-            Ok(top.into_neighbors())
+            Ok(Walked { found: top.into_neighbors(), looked_at: scratch.looked_at, is_blind })
         })
     }
+}
+
+/// What a walk found.
+#[derive(Debug)]
+pub(super) struct Walked {
+    pub(super) found: Vec<Neighbor>,
+    /// How many vectors were looked at.
+    pub(super) looked_at: usize,
+    /// Whether codes cannot tell the vectors of the beam apart, though they differ: then others, which did not
+    /// find room, may be nearer.
+    pub(super) is_blind: bool,
 }
 
 impl Index for Graph {
