@@ -23,15 +23,17 @@ def distances(base, query, metric):
     return -(base @ query)
 
 
-def recall(found, base, queries, metric, k):
-    hits = 0
-    for ids, query in zip(found, queries):
+def recalls(all_found, base, queries, metric, k):
+    """The share of the true nearest that each of the searches found."""
+    hits = [0] * len(all_found)
+    for i, query in enumerate(queries):
         all_distances = distances(base, query, metric)
         bound = np.partition(all_distances, k - 1)[k - 1]
-        ids = [i for i in ids if i >= 0]
         slack = 1e-6 * max(1e-30, abs(bound))
-        hits += min(k, int((all_distances[ids] <= bound + slack).sum()))
-    return hits / (k * len(queries))
+        for j, found in enumerate(all_found):
+            ids = [at for at in found[i] if at >= 0]
+            hits[j] += min(k, int((all_distances[ids] <= bound + slack).sum()))
+    return [n / (k * len(queries)) for n in hits]
 
 
 def by_hnswlib(base, queries, metric, k, beam):
@@ -68,11 +70,8 @@ def main():
             (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
             for x in (base, queries)
         )
-    cells = []
-    for search in (by_hnswlib, by_faiss):
-        found = search(base, queries, metric, k, beam)
-        share = recall(found, base.astype(np.float64), queries.astype(np.float64), metric, k)
-        cells.append(f"{share:.3f}")
+    found = [search(base, queries, metric, k, beam) for search in (by_hnswlib, by_faiss)]
+    cells = [f"{share:.3f}" for share in recalls(found, base.astype(np.float64), queries.astype(np.float64), metric, k)]
     print(" | ".join(cells) + " |")
 
 

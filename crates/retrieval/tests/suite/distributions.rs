@@ -32,6 +32,25 @@ fn times(vector: Vec<f32>, factor: f32) -> Vec<f32> {
     vector.into_iter().map(|x| factor * x).collect()
 }
 
+/// A vector of length 1 whose coordinates have falling scales, and a direction that all share.
+fn like_a_model(random: &mut StdRng, n: usize, seed: u64) -> Vec<f32> {
+    let mut shared = StdRng::seed_from_u64(seed);
+    let vector: Vec<f32> =
+        (0..n).map(|i| gauss(&mut shared) + 2.0 * gauss(random) / (1.0 + 0.2 * i as f32)).collect();
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    times(vector, 1.0 / length)
+}
+
+/// How often each of `n` words comes in a text of so many.
+fn bag_of_words(random: &mut StdRng, n: usize, n_words: usize) -> Vec<f32> {
+    let mut counts = vec![0.0; n];
+    for _ in 0..n_words {
+        let word = ((n as f32 + 1.0).powf(random.random_range(0.0..1.0)) - 1.0) as usize;
+        counts[word.min(n - 1)] += 1.0;
+    }
+    counts
+}
+
 /// Name, and what draws a vector.
 pub(crate) const ZOO: &[(&str, Draw)] = &[
     ("gaussian 8", |r| gaussian(r, 8)),
@@ -101,4 +120,98 @@ pub(crate) const ZOO: &[(&str, Draw)] = &[
     }),
     ("signs", |r| (0..64).map(|_| if r.random_bool(0.5) { 1.0 } else { -1.0 }).collect()),
     ("sparse", |r| (0..64).map(|_| if r.random_bool(0.1) { gauss(r) } else { 0.01 }).collect()),
+    ("words of short texts", |r| bag_of_words(r, 128, 12)),
+    ("ones and zeros", |r| {
+        let mut topic = StdRng::seed_from_u64(r.random_range(0..40));
+        (0..64)
+            .map(|_| f32::from(u8::from(topic.random_bool(0.3) ^ r.random_bool(0.1))))
+            .chain([1.0])
+            .collect()
+    }),
+    ("a huge coordinate now and then", |r| {
+        let mut v = gaussian(r, 24);
+        if r.random_bool(0.02) {
+            v[r.random_range(0..24usize)] = 1e6 * gauss(r);
+        }
+        v
+    }),
+    ("windows of a time series", |r| {
+        let (level, slope, phase) = (100.0 + 20.0 * gauss(r), 0.5 * gauss(r), r.random_range(0.0f32..6.3));
+        (0..48).map(|i| level + slope * i as f32 + 5.0 * (phase + i as f32 / 4.0).sin() + gauss(r)).collect()
+    }),
+    ("addresses of a country", |r| {
+        let mut town = StdRng::seed_from_u64((300.0 * r.random_range(0.0f32..1.0).powi(3)) as u64);
+        let (north, east) = (town.random_range(47.3f32..55.0), town.random_range(5.9f32..15.0));
+        vec![north + 0.02 * gauss(r), east + 0.03 * gauss(r)]
+    }),
+    ("two models", |r| {
+        if r.random_bool(0.5) { like_a_model(r, 64, 1) } else { times(like_a_model(r, 64, 2), 20.0) }
+    }),
+    ("rounded to eighths", |r| {
+        like_a_model(r, 24, 3).into_iter().map(|x| (8.0 * x).round() / 8.0).chain([0.125]).collect()
+    }),
+    ("one of 64 and noise", |r| {
+        let which = r.random_range(0..64usize);
+        (0..64).map(|i| f32::from(u8::from(i == which)) + 0.001 * gauss(r)).collect()
+    }),
+    ("a random walk", |r| {
+        let mut at = 0.0;
+        let step = |_| {
+            at += gauss(r);
+            at
+        };
+        (0..64).map(step).collect()
+    }),
+    ("heavy-tailed coordinates", |r| {
+        let sign = |r: &mut StdRng| if r.random_bool(0.5) { 1.0 } else { -1.0 };
+        (0..24).map(|_| sign(r) * r.random_range(1e-4f32..1.0).powf(-0.8)).collect()
+    }),
+    ("near copies", |r| {
+        let mut original = StdRng::seed_from_u64(r.random_range(0..800));
+        (0..32).map(|_| gauss(&mut original) + 1e-4 * gauss(r)).collect()
+    }),
+    ("seconds since 1970 and seven features", |r| {
+        let mut v = gaussian(r, 7);
+        v.push(1.7e9 + r.random_range(0.0f32..3e7));
+        v
+    }),
+    ("colors", |r| {
+        let base = r.random_range(0..256i32);
+        (0..3).map(|_| (base + r.random_range(-40..41)).clamp(0, 255) as f32 + 1.0).collect()
+    }),
+    ("probabilities of 40 classes", |r| {
+        let powers: Vec<f32> = (0..40).map(|_| (3.0 * gauss(r)).exp()).collect();
+        let sum: f32 = powers.iter().sum();
+        times(powers, 1.0 / sum)
+    }),
+    ("a tree of clusters", |r| {
+        let mut path = 0u64;
+        let mut v = vec![0.0; 24];
+        for scale in [100.0, 10.0, 1.0, 0.1] {
+            path = 8 * path + r.random_range(1..8u64);
+            let mut place = StdRng::seed_from_u64(path);
+            v.iter_mut().for_each(|x| *x += scale * gauss(&mut place));
+        }
+        v.iter_mut().for_each(|x| *x += 0.02 * gauss(r));
+        v
+    }),
+    ("a curve in 32", |r| {
+        let t = r.random_range(0.0f32..100.0);
+        (0..32).map(|i| (t * (1.0 + i as f32 / 9.0) / 5.0 + i as f32).sin()).collect()
+    }),
+    ("log-normal coordinates", |r| (0..32).map(|_| (2.0 * gauss(r)).exp()).collect()),
+    ("a lattice", |r| (0..5).map(|_| r.random_range(1..9i32) as f32).collect()),
+    ("two far ends", |r| {
+        let end = if r.random_bool(0.5) { 1000.0 } else { -1000.0 };
+        shifted(r, 24, end)
+    }),
+    ("one number of 64", |r| {
+        let mut v = vec![0.0; 64];
+        v[r.random_range(0..64usize)] = r.random_range(0.1f32..10.0);
+        v
+    }),
+    ("grams, meters and ages", |r| {
+        let (size, age) = (1.7 + 0.1 * gauss(r), r.random_range(0.0f32..90.0));
+        vec![1000.0 * (size - 1.0) * (90.0 + 10.0 * gauss(r)), size, age]
+    }),
 ];
