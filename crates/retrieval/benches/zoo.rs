@@ -1,8 +1,8 @@
 //! Recall and speed of the store on distributions of every kind, beside hnswlib and faiss at the same beam:
 //! `cargo bench -p breakers-retrieval --bench zoo -- [--python PYTHON] [--metric l2|cosine|dot]...
 //! [--points N] [--queries N] [NAME]...`, with all metrics unless some are named. One thread; rates are of
-//! processor time, where the system says it. `PYTHON` has numpy, hnswlib and faiss-cpu. Distances are compared,
-//! so that of equally near vectors any will do.
+//! processor time, where the system says it. `PYTHON` has numpy, hnswlib and faiss-cpu. Distances are
+//! compared, so that of equally near vectors any will do.
 #![allow(clippy::print_stdout)] // Its output is the result.
 
 #[path = "../tests/suite/distributions.rs"]

@@ -35,8 +35,8 @@ pub enum Durability {
 pub struct SqliteConfig {
     /// What is guaranteed once a write has returned.
     pub durability: Durability,
-    /// For how long to wait for other connections and processes, each time; at most 24 days, which is as much as
-    /// SQLite counts.
+    /// For how long to wait for other connections and processes, each time; at most 24 days, which is as much
+    /// as SQLite counts.
     pub busy_timeout: Duration,
     /// How many prepared statements a connection keeps.
     pub statement_cache: usize,

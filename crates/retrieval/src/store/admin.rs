@@ -55,8 +55,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Parameter`] for a file of the store itself, by any name, and for a database that has a log
-    /// beside it: of another store, which may be open. [`Error::Io`], [`Error::Sqlite`], [`Error::Corrupt`] if
-    /// the copy is not what it should be.
+    /// beside it: of another store, which may be open. [`Error::Io`], [`Error::Sqlite`], [`Error::Corrupt`]
+    /// if the copy is not what it should be.
     ///
     /// # Example
     /// ```

@@ -86,8 +86,8 @@ impl Collection {
     ///
     /// # Errors
     /// [`Error::Dimension`], [`Error::NotFinite`], [`Error::ZeroVector`], [`Error::ElementRange`],
-    /// [`Error::Parameter`] for an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`], [`Error::Io`]
-    /// if the database's file was removed or replaced.
+    /// [`Error::Parameter`] for an id above [`MAX_ID`], [`Error::PayloadDepth`], [`Error::Sqlite`],
+    /// [`Error::Io`] if the database's file was removed or replaced.
     pub fn upsert(&self, points: &[Point]) -> Result<()> {
         let config = &self.shared.config;
         // All are checked before anything is written; later they are prepared one by one, so a batch takes no

@@ -183,8 +183,8 @@ fn pack(numbers: impl Iterator<Item = u32>, bytes: usize, put: &mut dyn FnMut(&[
     put(&piece);
 }
 
-/// Links `[n, width]` and parents `[n]`, which a file has without room for links that there are not, and in as
-/// few bytes a slot as there need be.
+/// Links `[n, width]` and parents `[n]`, which a file has without room for links that there are not, and in
+/// as few bytes a slot as there need be.
 fn unpack<X: serde::de::DeserializeOwned>(
     file: &SectionFile<X>,
     n: usize,

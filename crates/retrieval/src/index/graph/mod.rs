@@ -288,8 +288,8 @@ pub(super) struct Walked {
     pub(super) found: Vec<Neighbor>,
     /// How many vectors were looked at.
     pub(super) looked_at: usize,
-    /// Whether codes cannot tell the vectors of the beam apart, though they differ: then others, which did not
-    /// find room, may be nearer.
+    /// Whether codes cannot tell the vectors of the beam apart, though they differ: then others, which did
+    /// not find room, may be nearer.
     pub(super) is_blind: bool,
 }
 
