@@ -162,6 +162,16 @@ pub fn force(isa: Isa) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::IsaUnavailable`] if the machine lacks the instructions; `f` is not called then.
+///
+/// # Example
+/// ```
+/// use breakers_cpu::{Isa, with_isa};
+///
+/// // The path that every machine can take; its results have the same bits as those of the others.
+/// assert!(Isa::Scalar.is_available());
+/// assert_eq!(with_isa(Isa::Scalar, breakers_cpu::isa)?, Isa::Scalar);
+/// # Ok::<(), breakers_cpu::Error>(())
+/// ```
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> Result<R> {
     struct Restore(Option<Isa>);
     impl Drop for Restore {

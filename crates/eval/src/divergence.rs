@@ -62,6 +62,23 @@ impl Divergence {
 /// # Errors
 /// [`StepError::OutOfRange`] if the vocabularies differ; and those of
 /// [`perplexity`](crate::score::perplexity).
+///
+/// # Example
+/// ```no_run
+/// use breakers_core::{LanguageModel, TokenId};
+/// use breakers_eval::divergence::divergence;
+///
+/// fn compare(
+///     source: &mut impl LanguageModel,
+///     quantized: &mut impl LanguageModel,
+///     text: &[TokenId],
+/// ) -> Result<(), breakers_eval::Error> {
+///     let found = divergence(source, quantized, text, 512, None, |_, _| ())?;
+///     println!("{:.4} nats, the same top token at {:.1} %", found.mean_kl(), 100.0 * found.top_agreement());
+///     println!("perplexity {:.2} after {:.2}", found.perplexity(), found.reference_perplexity());
+///     Ok(())
+/// }
+/// ```
 pub fn divergence(
     reference: &mut impl LanguageModel,
     candidate: &mut impl LanguageModel,

@@ -84,6 +84,27 @@ impl NeedleConfig {
 /// # Errors
 /// [`Error::Parameter`] for a depth above 100 %, [`Error::Length`] for an empty haystack, and
 /// those of the closures.
+///
+/// # Example
+/// ```no_run
+/// use breakers_core::{BoxError, LanguageModel, TokenId};
+/// use breakers_eval::needle::{NeedleConfig, found_by, needles};
+///
+/// fn measure(
+///     model: &mut impl LanguageModel,
+///     haystack: &[TokenId],
+///     encode: impl Fn(&str) -> Result<Vec<TokenId>, BoxError>,
+/// ) -> Result<(), breakers_eval::Error> {
+///     let config = NeedleConfig { lengths: vec![1024], depths: vec![0, 50, 100], n_facts: 2 };
+///     let answers = |prompt: &[TokenId], answer: &[TokenId]| {
+///         found_by(model, prompt, answer).map(|found| vec![found])
+///     };
+///     for needle in needles(&config, haystack, encode, answers, |_, _| ())? {
+///         println!("at {} %: {:.0} % found", needle.depth, 100.0 * needle.part(0));
+///     }
+///     Ok(())
+/// }
+/// ```
 pub fn needles<E: From<Error>>(
     config: &NeedleConfig,
     haystack: &[TokenId],

@@ -49,6 +49,19 @@ impl Default for DecodeOptions {
 }
 
 /// Turns text into token ids and back. Cheap to clone.
+///
+/// # Example
+/// ```
+/// use breakers_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer};
+///
+/// // A model's own comes from its file: `Tokenizer::from_gguf`. This one has a token for each byte.
+/// let tokenizer = Tokenizer::bytes();
+/// let tokens = tokenizer.encode("Hi!", EncodeOptions::default())?;
+/// assert_eq!(tokens, [72, 105, 33]);
+/// assert_eq!(tokenizer.decode(&tokens, DecodeOptions::default())?, "Hi!");
+/// assert_eq!(tokenizer.token_bytes(72), Some(&b"H"[..]));
+/// # Ok::<(), breakers_tokenizer::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tokenizer(Arc<Inner>);
 
