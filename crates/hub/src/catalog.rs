@@ -283,6 +283,17 @@ impl Entry {
 }
 
 /// Named entries.
+///
+/// # Example
+/// ```
+/// use breakers_hub::Catalog;
+///
+/// let catalog = Catalog::builtin()?;
+/// let entry = catalog.get("smollm2-135m").expect("it comes with this crate");
+/// println!("{}: {} bytes, {}", entry.title, entry.bytes(), entry.license);
+/// assert_eq!(entry.files.len(), 1);
+/// # Ok::<(), breakers_hub::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Catalog {
     entries: Vec<Entry>,
