@@ -1,5 +1,5 @@
-//! Any text is JSON or a typed error; arguments of a function that a model wrote are read as JSON, or as text;
-//! a filter of the vector store is read, applied and written again.
+//! Any text is JSON or a typed error; arguments of a function that a model wrote are read as JSON, or as
+//! text; a filter of the vector store is read, applied and written again.
 
 #![no_main]
 
