@@ -97,6 +97,7 @@ pub mod grammars;
 pub mod maskbench;
 mod options;
 mod schema;
+mod state;
 pub mod tools;
 
 pub use compiler::{Compiler, Limits};

@@ -376,7 +376,7 @@ fn embeddings_decode_the_rows_asked_for() {
 #[test]
 fn some_outputs_have_the_bits_that_they_have_among_all() {
     let device = Device::flex();
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for format in [Format::Q4_K, Format::Q8_0, Format::F32, Format::BF16] {
         // Two matrices side by side, neither of whole tiles.
         let n_cols = 512;

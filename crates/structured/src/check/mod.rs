@@ -122,6 +122,7 @@ impl Tokens {
 }
 
 /// A text under a check.
+#[derive(Clone)]
 pub(crate) struct Checked {
     check: Arc<Check>,
     tokens: Arc<Tokens>,

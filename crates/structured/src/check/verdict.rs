@@ -47,7 +47,7 @@ pub(super) enum View<'a> {
 }
 
 /// Verdicts about values that are finished, kept as long as the values are.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Memory {
     verdicts: HashMap<(NodeId, usize), (Arc<Data>, Verdict)>,
 }

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::lark::{self, ANY_TEXT, Lark};
 use super::{ToolError, ToolFormat};
-use crate::{Error, Grammar};
+use crate::{Error, Grammar, SchemaOptions, schema};
 
 /// Which calls an answer may or must hold.
 ///
@@ -124,8 +124,13 @@ pub(super) fn grammar(
     }
     match &answer {
         Some(schema) => {
-            let schema = crate::schema::rewrite(schema).map_err(ToolError::Grammar)?;
-            options.push(lark.any_json(schema));
+            let schemas = schema::Schemas::new(schema);
+            let rewritten = schema::rewrite(&schemas, SchemaOptions::default(), schema::Looseness::Least);
+            let rewritten = rewritten.map_err(ToolError::Grammar)?;
+            if !rewritten.wider.is_empty() {
+                return Err(ToolError::Grammar(lark::only_checked("response")));
+            }
+            options.push(lark.any_json(rewritten.schema));
         }
         None if !rules.is_forced() => {
             let text = lark.terminal(&format!("/(?s:.+)/ & ({body})"));

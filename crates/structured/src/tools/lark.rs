@@ -4,7 +4,7 @@ use breakers_core::{TokenId, Tool, Vocabulary};
 use serde_json::{Map, Value, json};
 
 use super::{ToolError, Warning};
-use crate::{Error, Grammar, schema};
+use crate::{Error, Grammar, SchemaOptions, schema};
 
 /// Writes the grammar of calls, in the dialect of Lark that the engine reads.
 ///
@@ -18,6 +18,12 @@ pub struct Lark<'a> {
     rules: HashMap<String, String>,
     n_rules: usize,
     warnings: Vec<Warning>,
+}
+
+/// What is refused because only checks could enforce it: the schema that a key of the request holds.
+pub(super) fn only_checked(keyword: &str) -> Error {
+    let reason = "a part of it can only be checked when a value ends, which answers with calls are not";
+    Error::Keyword { keyword: keyword.to_owned(), pointer: String::new(), reason: reason.to_owned() }
 }
 
 /// Any text, as a terminal.
@@ -106,8 +112,19 @@ impl<'a> Lark<'a> {
         schema: &Value,
         wider: impl FnOnce() -> Value,
     ) -> Result<String, ToolError> {
-        let schema = match schema::rewrite(schema) {
-            Ok(schema) => schema,
+        let schemas = schema::Schemas::new(schema);
+        let options = SchemaOptions::default().with_strict(tool.strict);
+        let schema = match schema::rewrite(&schemas, options, schema::Looseness::Least) {
+            Ok(rewritten) => {
+                for crate::Warning { keyword, pointer, reason } in rewritten.warnings {
+                    self.widen(tool, Error::Keyword { keyword, pointer, reason })?;
+                }
+                // A grammar of calls has no checks at the ends of values.
+                if !rewritten.wider.is_empty() {
+                    self.widen(tool, only_checked("parameters"))?;
+                }
+                rewritten.schema
+            }
             Err(error) => {
                 self.widen(tool, error)?;
                 wider()
