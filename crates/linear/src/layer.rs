@@ -212,8 +212,8 @@ impl QuantizedLinear {
     /// Multiplies activations with the weights of some outputs. Their results have the same bits as those of
     /// [`forward`](Self::forward); all others are −∞.
     ///
-    /// It reads the weights of these outputs only. Where it would save nothing (weights on a GPU, adapters) it
-    /// is `forward`, with results for all outputs.
+    /// It reads the weights of these outputs only. Where it would save nothing (weights on a GPU, adapters)
+    /// it is `forward`, with results for all outputs.
     ///
     /// # Shapes
     /// `x`: `[n_rows, n_inputs]`; the result: `[n_rows, n_outputs]`.

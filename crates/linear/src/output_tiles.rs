@@ -20,9 +20,9 @@ impl OutputTiles {
     /// Outputs in a tile.
     pub const WIDTH: usize = TILE;
 
-    /// The tiles that hold these outputs: bit `i % 32` of word `i / 32` stands for output `i`. In a layer over
-    /// several matrices each begins with a tile of its own, so that outputs are counted with what fills the
-    /// last tile of the matrices before.
+    /// The tiles that hold these outputs: bit `i % 32` of word `i / 32` stands for output `i`. In a layer
+    /// over several matrices each begins with a tile of its own, so that outputs are counted with what fills
+    /// the last tile of the matrices before.
     pub fn from_words(words: impl IntoIterator<Item = u32>) -> Self {
         const HALF: u32 = (1 << TILE) - 1;
         let mut tiles = Vec::new();

@@ -32,9 +32,9 @@ pub type CacheFactory = dyn Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers
 /// # Cost
 /// A step of `n` rows reads the weights once for every
 /// [`LoadOptions::rows_per_pass`](crate::LoadOptions::rows_per_pass) rows. The head is computed only for rows
-/// that have an output. On the CPU it is computed only for tokens that the rows' masks ([`Step::masks`]) allow,
-/// in tiles of 16, if all rows that are computed together have masks and these leave less than half of the
-/// tiles.
+/// that have an output. On the CPU it is computed only for tokens that the rows' masks ([`Step::masks`])
+/// allow, in tiles of 16, if all rows that are computed together have masks and these leave less than half of
+/// the tiles.
 pub struct Runner {
     model: Model,
     sequences: BTreeMap<SequenceId, Box<dyn KvCache>>,
@@ -356,7 +356,8 @@ fn output(logits: &[f32], asked: &Asked) -> Result<Output, Error> {
     })
 }
 
-/// What is wanted of rows of logits, of which only those leave the device that are wanted whole, or by a mask.
+/// What is wanted of rows of logits, of which only those leave the device that are wanted whole, or by a
+/// mask.
 fn outputs_on_device(logits: Tensor<2>, asked: &[Asked]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let n_best = |asked: &Asked| match (asked.want, &asked.mask) {
         (Want::ArgMax, None) => Some(1),

@@ -179,8 +179,8 @@ impl Decoding {
     /// Lets the constraint decide which tokens may be chosen, from the first token of the output on. To be
     /// called before the first step, and after [`with_text`](Self::with_text).
     ///
-    /// If the constraint knows ways to its end ([`Constraint::completion`]), the text ends within the limit of
-    /// its tokens, unless [`Config::at_limit`] has it cut.
+    /// If the constraint knows ways to its end ([`Constraint::completion`]), the text ends within the limit
+    /// of its tokens, unless [`Config::at_limit`] has it cut.
     pub fn with_constraint(mut self, constraint: Box<dyn Constraint>) -> Self {
         let leash = match self.config.at_limit {
             AtLimit::Complete => Leash::On,

@@ -1,9 +1,9 @@
 //! Short ways to the end of a text.
 //!
-//! A way is looked for by walking on from where the text stands, under the masks of the engine: closing what is
-//! open, where that is allowed; otherwise the shortest of what has to come; where characters are missing, long
-//! tokens, and each kind of character in turn, so that no expression is walked around in a circle. What was
-//! found is spelled anew in fewer tokens, if that is allowed. It is not always the shortest way there is.
+//! A way is looked for by walking on from where the text stands, under the masks of the engine: closing what
+//! is open, where that is allowed; otherwise the shortest of what has to come; where characters are missing,
+//! long tokens, and each kind of character in turn, so that no expression is walked around in a circle. What
+//! was found is spelled anew in fewer tokens, if that is allowed. It is not always the shortest way there is.
 //!
 //! From token to token a way is kept: it goes on where the text follows it, and mostly leads to the end, too,
 //! where the text does something else, because brackets close what they closed before. That is asked of the

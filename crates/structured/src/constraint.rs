@@ -145,8 +145,8 @@ impl Constraint for GrammarConstraint {
         self.state.rollback(n_tokens).map_err(failed)
     }
 
-    /// What the characters determine, as the tokenizer spells it. Where the engine leaves it open how they are
-    /// spelled, without what may yet merge with the characters that follow.
+    /// What the characters determine, as the tokenizer spells it. Where the engine leaves it open how they
+    /// are spelled, without what may yet merge with the characters that follow.
     fn forced(&mut self) -> Result<Vec<TokenId>, ConstraintError> {
         let matcher = &mut self.state.matcher;
         if matcher.is_stopped() {

@@ -34,8 +34,8 @@ pub(crate) struct Cost {
     pub(crate) is_valid: bool,
     /// Whether the answer without the schema is.
     is_valid_without: bool,
-    /// Whether its tokens are those of plain masked decoding; true also where that has not ended at the limit of
-    /// tokens, by which an answer under a schema must come to an end.
+    /// Whether its tokens are those of plain masked decoding; true also where that has not ended at the limit
+    /// of tokens, by which an answer under a schema must come to an end.
     pub(crate) is_exact: bool,
     n_tokens: usize,
     n_certain: usize,
@@ -132,8 +132,8 @@ fn answer(
     })
 }
 
-/// Masked decoding by the book: a pass for each token, all logits, the mask, the most likely one. `None` if the
-/// limit of tokens comes before the end.
+/// Masked decoding by the book: a pass for each token, all logits, the mask, the most likely one. `None` if
+/// the limit of tokens comes before the end.
 fn plain(
     arguments: &Arguments,
     loaded: &LoadedModel,

@@ -8,9 +8,9 @@
 //! cargo run --release --example structured -- --schemas maskbench.jsonl.gz --python python3
 //! ```
 //! Each task is a prompt with a schema. The answer under the schema is checked by a validator that knows
-//! nothing of how it came about; its tokens are compared with those of masked decoding that drafts nothing and
-//! forces nothing. A line of `--schemas` is `{name, schema, tests: [{valid, data}]}`. With `--python` the same
-//! file is given to the packages `llguidance` and `outlines-core`, with the same vocabulary.
+//! nothing of how it came about; its tokens are compared with those of masked decoding that drafts nothing
+//! and forces nothing. A line of `--schemas` is `{name, schema, tests: [{valid, data}]}`. With `--python` the
+//! same file is given to the packages `llguidance` and `outlines-core`, with the same vocabulary.
 //!
 //! JSON: the report, whose table `schemas` has the counts `schemas`, `compiled`, `refused`, `wrong_accepted`,
 //! `wrong_refused` and the times of masks for each engine.

@@ -329,7 +329,7 @@ fn a_step_that_fails_in_the_middle_can_be_repeated() {
         let rows = 0..steps[0].tokens.len();
         let asked = rows.into_iter().find(|&row| steps[0].want(row) != Want::Nothing);
         if let Some(asked) = asked.filter(|&asked| asked > 1 && n_failed % 2 == 0) {
-            // Two draft tokens at least are accepted, and the constraint has followed them, when the step fails.
+            // At least two draft tokens are accepted, and the constraint has followed them, when it fails.
             steps[0].outputs.truncate(asked);
             let error = text.absorb(&mut model, &mut NoDrafter, &steps[0], 0.0).unwrap_err();
             assert!(matches!(error, Error::MissingOutput { row, .. } if row == asked), "{error:?}");
