@@ -1,6 +1,7 @@
 //! The program `breakers` as its users see it.
 
 mod chat;
+mod form;
 mod program;
 mod run;
 
