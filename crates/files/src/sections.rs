@@ -76,11 +76,11 @@ pub fn write<H: Serialize>(disk: &dyn Disk, path: &Path, info: H, sections: &[(&
 /// Hands out the bytes of a section piece by piece, the same ones each time that it is called.
 pub type Pieces<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8]));
 
-/// As [`write`], for sections that never are in memory as a whole: they are asked for twice, since the
+/// As [`write()`], for sections that never are in memory as a whole: they are asked for twice, since the
 /// checksums stand before them.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_pieces<H: Serialize>(
     disk: &dyn Disk,
     path: &Path,

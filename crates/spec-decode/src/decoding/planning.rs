@@ -54,8 +54,9 @@ impl Decoding {
     /// The first steps are the prompt, in as many chunks as it takes, without a draft.
     ///
     /// # Errors
-    /// [`Error::TooFewTokens`] before anything is fed, if no text of the constraint fits into the limit.
-    /// Those of the drafter and of the constraint, and of [`Draft::validate`] for what the drafter proposes.
+    /// [`Error::TooFewTokens`](crate::Error::TooFewTokens) before anything is fed, if no text of the
+    /// constraint fits into the limit. Those of the drafter and of the constraint, and of [`Draft::validate`]
+    /// for what the drafter proposes.
     pub fn plan<D: Drafter + ?Sized>(&mut self, drafter: &mut D, max_rows: usize) -> Result<Option<Step>> {
         if self.finish.is_some() {
             return Ok(None);
