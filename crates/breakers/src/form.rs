@@ -36,6 +36,11 @@ pub(crate) struct FormArgs {
 impl FormArgs {
     /// The grammar that the flags ask for.
     fn grammar(&self) -> Result<Option<Grammar>> {
+        for (flag, is_given) in [("--any-order", self.any_order), ("--lenient", self.lenient)] {
+            if is_given && self.schema.is_none() {
+                return Err(Error::Usage(format!("{flag} needs a --schema")));
+            }
+        }
         if let Some(schema) = &self.schema {
             let is_schema = schema.trim_start().starts_with('{');
             let text = if is_schema { schema.clone() } else { read_text(schema)? };

@@ -7,7 +7,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::check::{Check, Tokens};
-use crate::schema::{Looseness, Schemas, rewrite};
+use crate::schema::{Looseness, PATTERN_BYTES, Schemas, rewrite};
 use crate::{Error, Grammar, GrammarConstraint, Result, SchemaOptions, Warning, environment};
 
 /// The engine follows schemas by recursion, at some kilobytes a level. Only what is used takes memory.
@@ -69,7 +69,10 @@ impl Compiler {
         let mut factory = factory.map_err(|error| Error::Vocabulary { reason: error.to_string() })?;
         factory.quiet();
         // Or errors would quote the text so far.
-        factory.limits_mut().verbose_errors = false;
+        let limits = factory.limits_mut();
+        limits.verbose_errors = false;
+        // A fifth of what it would take: schemas in use need less, and attacks end after a second.
+        limits.max_lexer_states = 50_000;
         let (tokens, limits) = (Arc::new(tokens), Limits::default());
         Ok(Self { factory, n_tokens, tokens, limits, cache: Mutex::default() })
     }
@@ -121,6 +124,9 @@ impl Compiler {
         };
         limit("bytes", self.limits.bytes, grammar.bytes())?;
         limit("levels of brackets", self.limits.depth, grammar.depth())?;
+        if let Grammar::Regex(expression) = grammar {
+            limit("bytes of an expression", PATTERN_BYTES, expression.len())?;
+        }
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
             let thread = thread.spawn_scoped(scope, || self.compile(grammar));

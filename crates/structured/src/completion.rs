@@ -15,8 +15,10 @@ use llguidance::toktrie::{TokEnv, TokTrie};
 /// Tokens more than the way before that a new one may have. It bounds what a search costs where the text has
 /// taken a turn that does not end.
 const DETOUR: usize = 256;
-/// Tokens of the longest way.
-const LONGEST: usize = 4096;
+/// Tokens of the longest way: a search that finds none costs a mask for each.
+const LONGEST: usize = 256;
+/// Dead ends that a walk goes back from, one token each.
+const DEAD_ENDS: usize = 64;
 /// Tokens at the front of a way that a turn of the text may have made superfluous.
 const SKIPPED: usize = 4;
 /// Printable characters that may come next where any text may: all but a quote and what escapes.
@@ -79,6 +81,8 @@ pub(crate) trait Engine: Clone {
     fn may_end(&mut self) -> Result<bool, String>;
     /// The tokens that may come next.
     fn mask(&mut self) -> Result<TokenMask, String>;
+    /// Takes back the token followed last.
+    fn back(&mut self) -> Result<(), String>;
     /// Follows a token of the mask.
     fn follow(&mut self, token: TokenId) -> Result<(), String>;
     /// The only token that may come next, where that takes no mask to see.
@@ -176,11 +180,22 @@ fn walk(
     // When a token that begins with each kind of byte was chosen the last time.
     let mut used = [0usize; 256];
     let mut is_behind_value = false;
+    // Tokens that led to a dead end, with the number of tokens before each.
+    let mut dead: Vec<(usize, TokenId)> = Vec::new();
     while !engine.may_end().ok()? {
-        if way.len() >= limit {
+        if way.len() >= limit || dead.len() > DEAD_ENDS {
             return None;
         }
-        let mask = engine.mask().ok()?;
+        let mut mask = engine.mask().ok()?;
+        dead.iter().filter(|(at, _)| *at == way.len()).for_each(|(_, token)| mask.forbid(*token));
+        if mask.is_empty() {
+            let token = way.pop()?;
+            engine.back().ok()?;
+            dead.retain(|(at, _)| *at <= way.len());
+            dead.push((way.len(), token));
+            is_behind_value = false;
+            continue;
+        }
         let token = match mask.only() {
             Some(only) => only,
             None => choose(&mask, trie, hints, manner, &used, is_behind_value)?,

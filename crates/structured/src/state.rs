@@ -75,6 +75,10 @@ impl Engine for State {
         Ok(mask)
     }
 
+    fn back(&mut self) -> Result<(), String> {
+        self.rollback(1)
+    }
+
     fn follow(&mut self, token: TokenId) -> Result<(), String> {
         match self.advance(token)? {
             true => Ok(()),

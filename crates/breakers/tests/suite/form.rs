@@ -62,6 +62,8 @@ fn forms_that_cannot_be_had_are_refused_before_anything_is_generated() {
     for (code, words, arguments) in [
         (2, "--schema", ["--schema", "{\"type\": ", "--raw"].as_slice()),
         (2, "cannot be used with", &["--schema", SCHEMA, "--regex", "a"]),
+        (2, "--schema", &["--any-order", "--json-object"]),
+        (2, "--schema", &["--lenient", "--choice", "a"]),
         (2, "--ignore-eos", &["--choice", "a", "--ignore-eos"]),
         (1, "/properties/a", &["--schema", r#"{"properties": {"a": {"$dynamicRef": "x"}}}"#]),
         (2, "no-such-file", &["--grammar", "no-such-file"]),

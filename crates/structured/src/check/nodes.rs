@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::data::Data;
 use super::number::Number;
-use crate::schema::{HOST_NAME, PATTERN_DEPTH, Schemas, Wider, expression_of_format};
+use crate::schema::{HOST_NAME, PATTERN_BYTES, PATTERN_DEPTH, Schemas, Wider, expression_of_format};
 
 pub(super) type NodeId = usize;
 
@@ -111,7 +111,7 @@ impl Type {
 /// An expression of a schema, searched for in a text; `None` if it is not regular or does not parse.
 pub(crate) fn expression(pattern: &str) -> Option<Regex> {
     let pattern = llguidance::regex_to_lark(&of_ecmascript(pattern), "dw");
-    if crate::grammar::depth(&pattern, false) > PATTERN_DEPTH {
+    if pattern.len() > PATTERN_BYTES || crate::grammar::depth(&pattern, false) > PATTERN_DEPTH {
         return None;
     }
     regex::RegexBuilder::new(&pattern).size_limit(EXPRESSION_BYTES).build().ok()

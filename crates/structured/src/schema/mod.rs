@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 pub(crate) use self::formats::{HOST_NAME, expression_of_format};
 use self::logic::ASSERTIONS;
 use self::rewriter::Rewriter;
-pub(crate) use self::rewriter::{Looseness, PATTERN_DEPTH};
+pub(crate) use self::rewriter::{Looseness, PATTERN_BYTES, PATTERN_DEPTH};
 use crate::{Result, SchemaOptions, Warning};
 
 /// A schema with all that its references can reach.

@@ -428,9 +428,14 @@ pub(super) fn escaped(c: char) -> String {
 
 /// Levels of groups in an expression.
 pub(crate) const PATTERN_DEPTH: usize = 64;
+/// Bytes of an expression: longer ones take the engine seconds.
+pub(crate) const PATTERN_BYTES: usize = 16 << 10;
 
 /// Whether the engine knows all of an expression.
 pub(super) fn is_searched_by_engine(pattern: &str) -> bool {
+    if pattern.len() > PATTERN_BYTES {
+        return false;
+    }
     let pattern = llguidance::regex_to_lark(&of_ecmascript(pattern), "dw");
     crate::grammar::depth(&pattern, false) <= PATTERN_DEPTH
         && llguidance::derivre::RegexBuilder::new().mk_regex_for_serach(&pattern).is_ok()

@@ -224,3 +224,19 @@ fn texts_are_valid_at_every_limit_from_the_shortest_on() {
     eprintln!("{n_schemas} schemas, {} without a known way: {unknown:?}", unknown.len());
     assert!(n_schemas > 15 && unknown.len() * 15 <= n_schemas, "{n_schemas}: {unknown:?}");
 }
+
+/// Where only checks see that nothing may follow, a walk goes back and takes another turn.
+#[test]
+fn ways_lead_around_dead_ends() {
+    let compiler = compiler();
+    for schema in [
+        r#"{"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 4}, "uniqueItems": true, "minItems": 4}"#,
+        r#"{"type": "array", "items": {"type": "boolean"}, "uniqueItems": true, "minItems": 2}"#,
+    ] {
+        let grammar = Grammar::JsonSchema(Json::parse(schema).unwrap());
+        let mut constraint = compiler.constraint(&grammar).unwrap();
+        let way = constraint.completion(ROOM).unwrap().unwrap_or_else(|| panic!("{schema}: no way"));
+        way.iter().for_each(|token| constraint.advance(*token).unwrap());
+        assert!(constraint.may_end().unwrap(), "{schema}");
+    }
+}
