@@ -10,7 +10,7 @@ use breakers_core::{
 };
 use breakers_eval::{BarChart, Cell, Column, Report, Table, stats};
 use breakers_spec_decode::{Config, Decoding, NoDrafter, Speculator};
-use breakers_structured::{Compiler, Grammar, Order, SchemaOptions};
+use breakers_structured::{Compiler, Grammar};
 use serde::Deserialize;
 
 use crate::Arguments;
@@ -59,8 +59,7 @@ pub(crate) fn measure(arguments: &Arguments, loaded: &LoadedModel) -> Result<Vec
     };
     let tasks: Vec<Task> = serde_json::from_str(&tasks)?;
     let compiler = Compiler::new(Arc::new(loaded.model.tokenizer().clone()))?;
-    let order = if arguments.any_order { Order::Any } else { Order::Declared };
-    let options = SchemaOptions::default().with_order(order).with_strict(!arguments.lenient);
+    let options = arguments.options();
     let bar = Bar::new(tasks.len(), "tasks");
     let mut costs = Vec::new();
     for task in tasks {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use breakers_cli::{Bar, Error, Result};
 use breakers_core::Tokenizer;
 use breakers_eval::{Cell, Column, Report, Table};
+use breakers_structured::Compiler;
 use breakers_structured::maskbench::{Case, Outcome, Summary, percentile, run};
-use breakers_structured::{Compiler, Order, SchemaOptions};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -39,18 +39,17 @@ pub(crate) fn measure(
     tokenizer: &(impl Tokenizer + Clone + 'static),
 ) -> Result<Vec<Coverage>> {
     let mut text = String::new();
-    let reader = BufReader::new(
+    let mut reader = BufReader::new(
         std::fs::File::open(file)
             .map_err(|error| Error::Usage(format!("--schemas {}: {error}", file.display())))?,
     );
     match file.extension().is_some_and(|extension| extension == "gz") {
         true => flate2::read::GzDecoder::new(reader).read_to_string(&mut text)?,
-        false => BufReader::new(reader).read_to_string(&mut text)?,
+        false => reader.read_to_string(&mut text)?,
     };
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let compiler = Compiler::new(Arc::new(tokenizer.clone()))?;
-    let order = if arguments.any_order { Order::Any } else { Order::Declared };
-    let options = SchemaOptions::default().with_order(order).with_strict(!arguments.lenient);
+    let options = arguments.options();
     let bar = Bar::new(lines.len(), "schemas");
     let mut outcomes: Vec<Outcome> = Vec::new();
     for (i, line) in lines.iter().enumerate() {

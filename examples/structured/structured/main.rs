@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use breakers_cli::{ModelArgs, print, print_json, run};
 use breakers_eval::Report;
+use breakers_structured::{Order, SchemaOptions};
 use clap::Parser;
 
 /// Answers that keep to a schema, and what that costs.
@@ -60,6 +61,14 @@ struct Arguments {
     /// Answer with one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    /// How schemas are enforced.
+    fn options(&self) -> SchemaOptions {
+        let order = if self.any_order { Order::Any } else { Order::Declared };
+        SchemaOptions::default().with_order(order).with_strict(!self.lenient)
+    }
 }
 
 fn main() -> ExitCode {

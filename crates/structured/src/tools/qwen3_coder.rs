@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::json::{Scan, Scanner, escape, is_space, quoted};
 use super::kinds::{self, Kinds};
-use super::{CallFault, Calls, IdForm, Lark, Layout, Reader, Step, ToolError, ToolFormat};
+use super::{CallFault, Calls, Hermes, Lark, Layout, Reader, Step, ToolError, ToolFormat};
 
 pub(super) const FUNCTION: &str = "<function=";
 pub(super) const FUNCTION_END: &str = "</function>";
@@ -45,17 +45,9 @@ pub(super) const MOST_SPACE: usize = 4;
 pub struct Qwen3Coder;
 
 impl ToolFormat for Qwen3Coder {
+    /// The same tags around a call.
     fn layout(&self) -> Layout {
-        Layout {
-            open: "<tool_call>",
-            prefix: "\n",
-            between: "\n",
-            reopens: true,
-            close: "\n</tool_call>",
-            is_bare: false,
-            is_parallel: true,
-            ids: IdForm::default(),
-        }
+        Hermes.layout()
     }
 
     fn call(&self, tool: &Tool, lark: &mut Lark<'_>) -> Result<String, ToolError> {
