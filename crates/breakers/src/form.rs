@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use breakers_cli::generate::MakeConstraint;
+use breakers_cli::generate::Form;
 use breakers_cli::{Error, LoadedModel, Result, read_text};
-use breakers_core::Json;
-use breakers_structured::{Compiler, Grammar, Order, SchemaOptions};
+use breakers_core::{
+    AnswerForms, AnswerPlan, CallError, ChatRequest, Json, JsonError, Tokenizer, Tool, ToolChoice,
+};
+use breakers_structured::tools::{FORMATS, ToolFormatSpec};
+use breakers_structured::{Compiler, Forms, Grammar, Order, SchemaOptions};
+use breakers_tokenizer::ChatTemplate;
 
 /// The form of an answer; without one of these flags it may be any text.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -31,6 +35,20 @@ pub(crate) struct FormArgs {
     /// Answer with one of these texts; to be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, group = "form")]
     choice: Vec<String>,
+    /// Let the model call the functions of this file: a JSON list as OpenAI's interface has it. Calls are
+    /// printed, a line of JSON each; a chat asks for their results.
+    #[arg(long, value_name = "FILE", group = "form")]
+    tools: Option<String>,
+    /// With --tools: what the model may do; auto, none, required, or the name of a function that it must
+    /// call.
+    #[arg(long, value_name = "CHOICE", requires = "tools")]
+    tool_choice: Option<String>,
+    /// With --tools: the form in which the model writes calls, if its template does not tell.
+    #[arg(long, value_name = "NAME", requires = "tools")]
+    tool_format: Option<ToolFormatSpec>,
+    /// With --tools: one call at most in an answer.
+    #[arg(long, requires = "tools")]
+    one_call: bool,
 }
 
 impl FormArgs {
@@ -40,6 +58,14 @@ impl FormArgs {
             if is_given && self.schema.is_none() {
                 return Err(Error::Usage(format!("{flag} needs a --schema")));
             }
+        }
+        let of_tools = [
+            ("--tool-choice", self.tool_choice.is_some()),
+            ("--tool-format", self.tool_format.is_some()),
+            ("--one-call", self.one_call),
+        ];
+        if let Some((flag, _)) = of_tools.iter().find(|(_, is_given)| *is_given && self.tools.is_none()) {
+            return Err(Error::Usage(format!("{flag} needs --tools")));
         }
         if let Some(schema) = &self.schema {
             let is_schema = schema.trim_start().starts_with('{');
@@ -58,12 +84,72 @@ impl FormArgs {
         })
     }
 
-    /// What makes the constraints of a model's answers. The grammar is compiled here, so that a bad one is an
-    /// error before anything is generated.
-    pub(crate) fn constraint(&self, loaded: &LoadedModel) -> Result<Option<MakeConstraint>> {
-        let Some(grammar) = self.grammar()? else { return Ok(None) };
-        let compiler = Compiler::new(Arc::new(loaded.model.tokenizer().clone()))?;
+    /// The form of a model's answers. A grammar is compiled here, so that a bad one is an error before
+    /// anything is generated.
+    pub(crate) fn of(&self, loaded: &LoadedModel, template: Option<&ChatTemplate>) -> Result<Option<Form>> {
+        let grammar = self.grammar()?;
+        let tokenizer = Arc::new(loaded.model.tokenizer().clone());
+        if let Some(file) = &self.tools {
+            return self.calls(file, tokenizer, &loaded.name, template).map(Some);
+        }
+        let Some(grammar) = grammar else { return Ok(None) };
+        let compiler = Compiler::new(tokenizer)?;
         compiler.constraint(&grammar)?;
-        Ok(Some(Box::new(move || Ok(Box::new(compiler.constraint(&grammar)?)))))
+        Ok(Some(Form { forms: Box::new(Fixed { compiler, grammar }), request: ChatRequest::new("") }))
+    }
+
+    /// The form of answers that may call functions.
+    fn calls(
+        &self,
+        file: &str,
+        tokenizer: Arc<dyn Tokenizer>,
+        model: &str,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Form> {
+        let Some(template) = template else {
+            return Err(Error::Usage(format!(
+                "--tools: functions are called in conversations, and {model} has no chat template here"
+            )));
+        };
+        let wrong = |error: JsonError| Error::Usage(format!("--tools: {file}: {error}"));
+        let list: Vec<Json> = Json::parse(&read_text(file)?).and_then(|json| json.to()).map_err(wrong)?;
+        let tools =
+            list.iter().map(|json| Tool::from_json(json).map_err(wrong)).collect::<Result<Vec<_>>>()?;
+        if tools.is_empty() {
+            return Err(Error::Usage(format!("--tools: {file} holds no function")));
+        }
+        let choice = match self.tool_choice.as_deref() {
+            None | Some("auto") => ToolChoice::Auto,
+            Some("none") => ToolChoice::None,
+            Some("required") => ToolChoice::Required,
+            Some(name) => ToolChoice::Function(name.to_owned()),
+        };
+        let format = self.tool_format.or_else(|| ToolFormatSpec::of_template(template.source()));
+        let format = format.ok_or_else(|| {
+            let names = FORMATS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
+            Error::Usage(format!("the template of {model} does not tell how it calls functions: name the form with --tool-format ({names})"))
+        })?;
+        let mut request = ChatRequest::new("").with_tools(tools, choice);
+        request.parallel_tool_calls = self.one_call.then_some(false);
+        let forms = Forms::new(tokenizer)?.with_calls(format);
+        forms.plan(&request, 0)?;
+        Ok(Form { forms: Box::new(forms), request })
+    }
+}
+
+/// One grammar for all answers.
+struct Fixed {
+    compiler: Compiler,
+    grammar: Grammar,
+}
+
+impl AnswerForms for Fixed {
+    fn plan(&self, _: &ChatRequest, _: u64) -> std::result::Result<AnswerPlan, CallError> {
+        let constraint = self.compiler.constraint(&self.grammar).map_err(CallError::failed)?;
+        Ok(AnswerPlan::constrained(Box::new(constraint)))
+    }
+
+    fn has_calls(&self) -> bool {
+        false
     }
 }

@@ -57,8 +57,8 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     run(|| match &command {
-        Command::Run { run, form } => generate::run(run, &|loaded| form.constraint(loaded)),
-        Command::Chat { chat, form } => generate::chat(chat, &|loaded| form.constraint(loaded)),
+        Command::Run { run, form } => generate::run(run, &|loaded, template| form.of(loaded, template)),
+        Command::Chat { chat, form } => generate::chat(chat, &|loaded, template| form.of(loaded, template)),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),

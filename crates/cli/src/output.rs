@@ -82,25 +82,10 @@ pub fn run(example: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
             ExitCode::from(2)
         }
         Err(Error::Failed(error)) => {
-            eprintln!("error: {}", chain(&*error, "\n  because: "));
+            eprintln!("error: {}", breakers_core::chain(&*error, "\n  because: "));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and its causes; a cause that only repeats its effect is left out.
-pub(crate) fn chain(error: &dyn std::error::Error, separator: &str) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.contains(&line) {
-            text += separator;
-            text += &line;
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Writes to standard output and flushes it.
@@ -140,33 +125,4 @@ pub fn finish(report: &Report, folder: &Path, json: Option<Value>) -> Result {
     }
     eprintln!("report: {}", folder.join("report.md").display());
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug)]
-    struct Layer(&'static str, Option<Box<Layer>>);
-
-    impl std::fmt::Display for Layer {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str(self.0)
-        }
-    }
-
-    impl std::error::Error for Layer {
-        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-            self.1.as_deref().map(|e| e as _)
-        }
-    }
-
-    #[test]
-    fn causes_are_listed_once() {
-        let disk = Layer("the disk is full", None);
-        let repeats = Layer("writing failed: the disk is full", Some(Box::new(disk)));
-        let top = Layer("no report", Some(Box::new(repeats)));
-        assert_eq!(chain(&top, ": "), "no report: writing failed: the disk is full");
-        assert_eq!(chain(&top, "\n  because: "), "no report\n  because: writing failed: the disk is full");
-    }
 }

@@ -318,6 +318,36 @@ impl ChatReply {
         }
     }
 
+    /// Adds a piece of the answer.
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_core::{ChatReply, Delta, FinishReason, ToolCallDelta};
+    ///
+    /// let mut reply = ChatReply::new("Let me ", FinishReason::ToolCalls);
+    /// reply.absorb(Delta::Text("see.".to_owned()));
+    /// reply.absorb(Delta::ToolCall(ToolCallDelta::start(0, "call_1", "weather")));
+    /// reply.absorb(Delta::ToolCall(ToolCallDelta::arguments(0, "{\"city\": ")));
+    /// reply.absorb(Delta::ToolCall(ToolCallDelta::arguments(0, "\"Oslo\"}")));
+    /// assert_eq!((reply.text.as_str(), reply.tool_calls[0].name.as_str()), ("Let me see.", "weather"));
+    /// assert_eq!(reply.tool_calls[0].arguments, r#"{"city": "Oslo"}"#);
+    /// ```
+    pub fn absorb(&mut self, delta: Delta) {
+        match delta {
+            Delta::Text(text) => self.text += &text,
+            Delta::Tokens(tokens) => self.tokens.extend(tokens),
+            Delta::ToolCall(part) => {
+                if part.index >= self.tool_calls.len() {
+                    let [id, name] = [part.id, part.name].map(Option::unwrap_or_default);
+                    self.tool_calls.push(ToolCall::new(id, name, ""));
+                }
+                if let Some(call) = self.tool_calls.last_mut() {
+                    call.arguments += &part.arguments;
+                }
+            }
+        }
+    }
+
     /// The answer as a turn of the conversation.
     pub fn message(&self) -> Message {
         let mut message = Message::assistant(self.text.clone());

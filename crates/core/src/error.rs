@@ -148,6 +148,29 @@ pub enum StepError {
     },
 }
 
+/// An error and its causes as one text; a cause that only repeats its effect is left out.
+///
+/// # Example
+/// ```
+/// use breakers_core::{CallError, chain};
+///
+/// let error = CallError::failed(std::io::Error::other("no power"));
+/// assert_eq!(chain(&error, ": "), "the model failed: no power");
+/// ```
+pub fn chain(error: &dyn std::error::Error, separator: &str) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text += separator;
+            text += &line;
+        }
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +186,29 @@ mod tests {
             error.to_string(),
             "step 2 of the pass, for sequence SequenceId(7): a step needs at least one token"
         );
+    }
+
+    #[derive(Debug)]
+    struct Layer(&'static str, Option<Box<Layer>>);
+
+    impl std::fmt::Display for Layer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl std::error::Error for Layer {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            self.1.as_deref().map(|e| e as _)
+        }
+    }
+
+    #[test]
+    fn causes_are_listed_once() {
+        let disk = Layer("the disk is full", None);
+        let repeats = Layer("writing failed: the disk is full", Some(Box::new(disk)));
+        let top = Layer("no report", Some(Box::new(repeats)));
+        assert_eq!(chain(&top, ": "), "no report: writing failed: the disk is full");
+        assert_eq!(chain(&top, "\n  because: "), "no report\n  because: writing failed: the disk is full");
     }
 }

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | driving an engine pass by pass | [`LanguageModel`], [`Step`], [`Want`] |
 //! | drawing tokens | [`Sampler`], [`SamplingConfig`], [`Distribution`], [`TokenMask`] |
-//! | keeping a text within a grammar | [`Constraint`] |
+//! | keeping a text within a grammar, reading calls of functions | [`Constraint`], [`AnswerForms`] |
 //! | text and tokens | [`Tokenizer`], [`Vocabulary`], [`ChatFormat`], [`Utf8Stream`] |
 //! | asking any model, here or remote | [`ChatModel`] with [`ChatRequest`], [`Prompt`], [`Message`], [`ChatReply`] |
 //! | likelihoods, scores of pairs, vectors | [`Likelihood`], [`PairScorer`], [`Embedder`] |
@@ -25,6 +25,7 @@
 //! assert_eq!(greedy.sample(&logits, &[]).unwrap(), 1);
 //! ```
 
+mod answer;
 mod call_error;
 mod card;
 mod chat;
@@ -41,13 +42,14 @@ mod scripted;
 pub mod testing;
 mod vocabulary;
 
+pub use answer::{AnswerForms, AnswerPlan, AnswerReader};
 pub use call_error::{CallError, TimeoutPhase};
 pub use card::{Capabilities, ModelCard, Price};
 pub use chat::{
     Alternative, ChatReply, ChatRequest, Delta, FinishReason, ScoredToken, Timings, ToolCallDelta, Usage,
 };
 pub use constraint::{Constraint, ConstraintError};
-pub use error::{BoxError, Error, Result, SharedError, StepError};
+pub use error::{BoxError, Error, Result, SharedError, StepError, chain};
 pub use json::{Json, JsonError};
 pub use language_model::{
     LanguageModel, LayerTap, ModelInfo, Output, RowOutput, SequenceId, Step, TokenLogprob, Want,

@@ -286,6 +286,55 @@ impl Tool {
         self
     }
 
+    /// Reads the form that [`to_json`](Self::to_json) writes, or the inner object alone. A function without
+    /// `parameters` takes none.
+    ///
+    /// # Errors
+    /// [`JsonError`] for another form, and for keys that nobody would read.
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_core::{Json, Tool};
+    ///
+    /// let json = Json::parse(r#"{"type": "function", "function": {"name": "now", "description": "The time"}}"#)?;
+    /// let now = Tool::from_json(&json)?;
+    /// assert_eq!(now.name, "now");
+    /// assert!(now.parameters.as_str().contains(r#""additionalProperties":false"#));
+    /// assert!(Tool::from_json(&Json::parse(r#"{"name": "now", "parametres": {}}"#)?).is_err());
+    /// # Ok::<(), breakers_core::JsonError>(())
+    /// ```
+    pub fn from_json(json: &Json) -> Result<Self, JsonError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Function {
+            name: String,
+            #[serde(default)]
+            description: Option<String>,
+            #[serde(default)]
+            parameters: Option<Json>,
+            #[serde(default)]
+            strict: Option<bool>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Kind {
+            Function,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Wrapped {
+            #[serde(rename = "type")]
+            _kind: Kind,
+            function: Function,
+        }
+        let is_wrapped = json.to::<std::collections::BTreeMap<String, Json>>()?.contains_key("function");
+        let function = if is_wrapped { json.to::<Wrapped>()?.function } else { json.to::<Function>()? };
+        let Function { name, description, parameters, strict } = function;
+        let nothing = r#"{"type":"object","properties":{},"additionalProperties":false}"#;
+        let parameters = parameters.map_or_else(|| Json::parse(nothing), Ok)?;
+        Ok(Self { name, description, parameters, strict: strict.unwrap_or_default() })
+    }
+
     /// The form that chat templates and OpenAI's interface use:
     /// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}`.
     pub fn to_json(&self) -> Json {

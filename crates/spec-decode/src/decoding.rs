@@ -176,6 +176,13 @@ impl Decoding {
         self
     }
 
+    /// Spells control tokens in the text, except those that end it, for whoever reads calls of functions out
+    /// of it. Call this after [`with_text`](Self::with_text).
+    pub fn with_controls(mut self) -> Self {
+        self.text = self.text.map(TextOutput::with_controls);
+        self
+    }
+
     /// Lets the constraint decide which tokens may be chosen, from the first token of the output on. To be
     /// called before the first step, and after [`with_text`](Self::with_text).
     ///

@@ -5,9 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use breakers_core::{
-    Alternative, CallError, ChatFormat, ChatModel, ChatReply, ChatRequest, Constraint, Delta, EncodeOptions,
-    FinishReason, LanguageModel, ModelCard, ModelInfo, OnDelta, Prompt, ResponseFormat, ScoredToken, Timings,
-    TokenId, Tokenizer, ToolChoice, Vocabulary,
+    Alternative, AnswerForms, AnswerPlan, AnswerReader, CallError, ChatFormat, ChatModel, ChatReply,
+    ChatRequest, Constraint, Delta, EncodeOptions, FinishReason, LanguageModel, ModelCard, ModelInfo,
+    OnDelta, Prompt, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer, ToolChoice, Vocabulary,
 };
 
 use self::driver::{Driver, Event, Job, Ticket};
@@ -36,8 +36,27 @@ impl Default for EngineConfig {
     }
 }
 
-/// Creates the constraint of a request; `None` if it needs none.
-type MakeConstraint = dyn Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync;
+/// Forms of answers from a function that makes constraints.
+struct Constraints<F>(F);
+
+impl<F> AnswerForms for Constraints<F>
+where
+    F: Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync,
+{
+    fn plan(&self, request: &ChatRequest, _: u64) -> Result<AnswerPlan, CallError> {
+        Ok((self.0)(request)?.map_or_else(AnswerPlan::text, AnswerPlan::constrained))
+    }
+
+    fn has_calls(&self) -> bool {
+        false
+    }
+}
+
+/// A request that is ready to run, and what reads its answer.
+struct Prepared {
+    job: Job,
+    reader: Option<Box<dyn AnswerReader>>,
+}
 
 /// Any language model as a [`ChatModel`], with any drafter and any constraint.
 ///
@@ -49,9 +68,10 @@ type MakeConstraint = dyn Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>
 /// The same seed gives the same answer, unless the drafter itself samples (see
 /// [`Proposal::Sampled`](crate::Proposal::Sampled)): in that case only the distribution is the same.
 ///
-/// # Limits
-/// Requests with tools are refused, because the format of function calls depends on the model family. Answers
-/// that follow a schema need [`with_constraints`](Self::with_constraints).
+/// # Forms of answers
+/// Answers that follow a schema, and calls of functions, need [`with_forms`](Self::with_forms): both depend on
+/// the vocabulary and on the model's family. Without it such requests are refused. Calls need a conversation,
+/// because only a chat template tells the model of its functions.
 ///
 /// # Example
 /// ```
@@ -77,7 +97,7 @@ pub struct Engine<M, D = NoDrafter> {
     config: EngineConfig,
     tokenizer: Arc<dyn Tokenizer>,
     format: Option<Arc<dyn ChatFormat>>,
-    make_constraint: Option<Box<MakeConstraint>>,
+    forms: Option<Arc<dyn AnswerForms>>,
     shared: Mutex<Shared<M, D>>,
     /// Signaled when results are delivered, and when the driver is free.
     wake: Condvar,
@@ -115,7 +135,7 @@ impl<M: LanguageModel> Engine<M> {
             config: EngineConfig::default(),
             tokenizer,
             format: None,
-            make_constraint: None,
+            forms: None,
             shared: Mutex::new(Shared::new(driver)),
             wake: Condvar::new(),
         }
@@ -125,11 +145,11 @@ impl<M: LanguageModel> Engine<M> {
 impl<M: LanguageModel, D: Drafter> Engine<M, D> {
     /// The same engine with drafters from a function, one for each text that runs at a time; they are reused.
     pub fn with_drafter<E: Drafter>(self, make: impl FnMut() -> Result<E> + Send + 'static) -> Engine<M, E> {
-        let Self { info, card, config, tokenizer, format, make_constraint, shared, wake } = self;
+        let Self { info, card, config, tokenizer, format, forms, shared, wake } = self;
         let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         let driver = shared.driver.map(|driver| driver.with_drafter(Box::new(make)));
         let shared = Mutex::new(Shared { driver, is_broken: shared.is_broken, ..Shared::empty() });
-        Engine { info, card, config, tokenizer, format, make_constraint, shared, wake }
+        Engine { info, card, config, tokenizer, format, forms, shared, wake }
     }
 
     /// The same engine, which can also answer conversations, in this chat format.
@@ -139,16 +159,21 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         self
     }
 
-    /// The same engine with constraints. The function is called for every request, so it can constrain by
-    /// [`ChatRequest::response`] or by anything else. A request for a format other than text is refused if
-    /// the function returns no constraint for it.
+    /// The same engine, whose answers can have these forms: JSON, a schema, calls of functions.
+    pub fn with_forms(mut self, forms: Arc<dyn AnswerForms>) -> Self {
+        (self.card.capabilities.json, self.card.capabilities.tools) = (true, forms.has_calls());
+        self.forms = Some(forms);
+        self
+    }
+
+    /// The same engine with constraints, in place of [`with_forms`](Self::with_forms). The function is called
+    /// for every request, so it can constrain by [`ChatRequest::response`] or by anything else. A request for
+    /// a format other than text is refused if the function returns no constraint for it.
     pub fn with_constraints(
-        mut self,
+        self,
         make: impl Fn(&ChatRequest) -> Result<Option<Box<dyn Constraint>>, CallError> + Send + Sync + 'static,
     ) -> Self {
-        self.make_constraint = Some(Box::new(make));
-        self.card.capabilities.json = true;
-        self
+        self.with_forms(Arc::new(Constraints(make)))
     }
 
     /// The same engine with other settings.
@@ -174,25 +199,33 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
     }
 
     /// Checks a request and turns it into what the driver needs.
-    fn prepare(&self, request: &ChatRequest, seed: u64) -> Result<Job, CallError> {
-        if request.tool_choice != ToolChoice::None && !request.tools.is_empty() {
+    fn prepare(&self, request: &ChatRequest, seed: u64) -> Result<Prepared, CallError> {
+        let may_call = request.tool_choice != ToolChoice::None && !request.tools.is_empty();
+        if may_call && !self.card.capabilities.tools {
             return Err(self.unsupported("calling functions"));
         }
-        if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+        if may_call && request.prompt.messages().is_none() {
+            return Err(CallError::bad_request("tools", "functions are called in conversations only"));
+        }
+        if !may_call && matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
             return Err(CallError::bad_request(
                 "tool_choice",
                 "a function is to be called, and none is given",
             ));
         }
         request.sampling.validate()?;
-        let constraint = match &self.make_constraint {
-            Some(make) => make(request)?,
-            None => None,
+        let plan = match &self.forms {
+            Some(forms) => forms.plan(request, seed)?,
+            None => AnswerPlan::text(),
         };
+        let AnswerPlan { constraint, reader, .. } = plan;
         if constraint.is_none() && request.response != ResponseFormat::Text {
             return Err(self.unsupported("answers of this form"));
         }
-        let prompt = self.encode(&request.prompt)?;
+        if may_call && reader.is_none() {
+            return Err(self.unsupported("calling functions"));
+        }
+        let prompt = self.encode(request)?;
         if prompt.is_empty() {
             return Err(CallError::bad_request("prompt", "it is empty"));
         }
@@ -206,30 +239,37 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
             at_limit: self.config.at_limit,
         };
         let vocabulary: Arc<dyn Vocabulary> = self.tokenizer.clone();
-        Ok(Job { prompt, config, stop: request.stop.clone(), constraint, vocabulary })
+        let (stop, has_controls) = (request.stop.clone(), reader.is_some());
+        Ok(Prepared { job: Job { prompt, config, stop, constraint, has_controls, vocabulary }, reader })
     }
 
-    fn encode(&self, prompt: &Prompt) -> Result<Vec<TokenId>, CallError> {
+    fn encode(&self, request: &ChatRequest) -> Result<Vec<TokenId>, CallError> {
         let failed = |error: breakers_core::BoxError| CallError::bad_request("prompt", error.to_string());
-        match prompt {
+        match &request.prompt {
             Prompt::Text(text) => self.tokenizer.encode(text, EncodeOptions::default()).map_err(failed),
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Chat(messages) => {
                 let format = self.format.as_ref().ok_or_else(|| self.unsupported("conversations"))?;
-                self.tokenizer.encode_chat(&**format, messages, &[]).map_err(failed)
+                let Some(forms) = self.forms.as_ref().filter(|forms| forms.has_calls()) else {
+                    return self.tokenizer.encode_chat(&**format, messages, &[]).map_err(failed);
+                };
+                // Also functions that may not be called now: the model may be asked about results.
+                let tools = &request.tools;
+                let messages = forms.conversation(&**format, messages, tools).map_err(failed)?;
+                self.tokenizer.encode_chat(&**format, &messages, tools).map_err(failed)
             }
             _ => Err(self.unsupported("prompts of this kind")),
         }
     }
 
     /// Puts a request into the queue.
-    fn submit(&self, job: Job) -> Waiting<'_, M, D> {
+    fn submit(&self, Prepared { job, reader }: Prepared) -> Waiting<'_, M, D> {
         let mut shared = self.lock();
         let ticket = Ticket(shared.n_tickets);
         shared.n_tickets += 1;
         shared.mail.insert(ticket, Vec::new());
         shared.queue.push_back((ticket, job));
-        Waiting { engine: self, ticket }
+        Waiting { engine: self, ticket, reader }
     }
 
     /// Waits for news of a request. If no other thread does, the waiting thread runs the next pass.
@@ -260,7 +300,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
     /// Follows an answer to its end.
     fn follow(
         &self,
-        ticket: Ticket,
+        mut waiting: Waiting<'_, M, D>,
         begun: Instant,
         on_delta: &mut OnDelta<'_>,
     ) -> Result<ChatReply, CallError> {
@@ -268,18 +308,21 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         reply.model.clone_from(&self.card.id);
         let mut first_token = None;
         loop {
-            for event in self.wait(ticket)? {
+            for event in self.wait(waiting.ticket)? {
                 if !event.tokens.is_empty() {
                     first_token.get_or_insert_with(|| begun.elapsed());
                 }
                 reply.usage = event.usage;
-                let flow = self.deliver(&mut reply, event.tokens, event.scores, event.text, on_delta);
-                let finish = match event.end {
-                    Some(end) => Some(end?),
-                    None => flow.is_break().then_some(FinishReason::Cancelled),
-                };
-                if let Some(finish) = finish {
-                    reply.finish = finish;
+                let mut deltas = self.scored(&event.tokens, event.scores);
+                reply.token_ids.extend(event.tokens);
+                let end = event.end.transpose()?;
+                let read = waiting.read(event.text, end, &mut deltas);
+                let flow = deliver(&mut reply, deltas, on_delta);
+                read?;
+                let end = end.filter(|_| flow.is_continue());
+                if let Some(finish) = end.or(flow.is_break().then_some(FinishReason::Cancelled)) {
+                    let has_called = finish == FinishReason::EndOfText && !reply.tool_calls.is_empty();
+                    reply.finish = if has_called { FinishReason::ToolCalls } else { finish };
                     reply.timings = Timings::new(first_token, begun.elapsed());
                     return Ok(reply);
                 }
@@ -287,15 +330,8 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         }
     }
 
-    /// Adds to an answer and calls its receiver.
-    fn deliver(
-        &self,
-        reply: &mut ChatReply,
-        tokens: Vec<TokenId>,
-        scores: Vec<TokenScore>,
-        text: String,
-        on_delta: &mut OnDelta<'_>,
-    ) -> ControlFlow<()> {
+    /// The tokens of an event with their log-probabilities, if these were asked for.
+    fn scored(&self, tokens: &[TokenId], scores: Vec<TokenScore>) -> Vec<Delta> {
         let bytes = |token: TokenId| self.tokenizer.token_bytes(token).unwrap_or_default();
         let scored = tokens.iter().zip(scores).map(|(&token, score)| {
             let mut scored = ScoredToken::new(Some(token), bytes(token), score.logprob);
@@ -304,18 +340,17 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
             scored
         });
         let scored: Vec<ScoredToken> = scored.collect();
-        reply.token_ids.extend(tokens);
-        reply.tokens.extend_from_slice(&scored);
-        reply.text += &text;
-        let mut flow = ControlFlow::Continue(());
-        if !scored.is_empty() {
-            flow = on_delta(Delta::Tokens(scored));
-        }
-        if flow.is_continue() && !text.is_empty() {
-            flow = on_delta(Delta::Text(text));
-        }
-        flow
+        if scored.is_empty() { Vec::new() } else { vec![Delta::Tokens(scored)] }
     }
+}
+
+/// Adds pieces to an answer and hands them to its receiver, until it has enough.
+fn deliver(reply: &mut ChatReply, deltas: Vec<Delta>, on_delta: &mut OnDelta<'_>) -> ControlFlow<()> {
+    for delta in deltas {
+        reply.absorb(delta.clone());
+        on_delta(delta)?;
+    }
+    ControlFlow::Continue(())
 }
 
 impl<M: LanguageModel, D: Drafter> Shared<M, D> {
@@ -339,6 +374,30 @@ impl<M: LanguageModel, D: Drafter> Shared<M, D> {
 struct Waiting<'e, M: LanguageModel, D: Drafter> {
     engine: &'e Engine<M, D>,
     ticket: Ticket,
+    /// What takes the answer apart.
+    reader: Option<Box<dyn AnswerReader>>,
+}
+
+impl<M: LanguageModel, D: Drafter> Waiting<'_, M, D> {
+    /// Appends what a piece of text, and the end of the answer if it ends, bring.
+    fn read(
+        &mut self,
+        text: String,
+        end: Option<FinishReason>,
+        out: &mut Vec<Delta>,
+    ) -> Result<(), CallError> {
+        let Some(reader) = &mut self.reader else {
+            out.extend((!text.is_empty()).then_some(Delta::Text(text)));
+            return Ok(());
+        };
+        reader.push(&text, out)?;
+        let Some(reader) = self.reader.take_if(|_| end.is_some()) else { return Ok(()) };
+        match reader.finish(out) {
+            // Cut off within a call: its finish reason says so.
+            Err(_) if end != Some(FinishReason::EndOfText) => Ok(()),
+            read => read,
+        }
+    }
 }
 
 impl<M: LanguageModel, D: Drafter> Drop for Waiting<'_, M, D> {
@@ -401,7 +460,7 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
         let begun = Instant::now();
         let seed = request.seed.unwrap_or_else(fresh_seed);
         let waiting = self.submit(self.prepare(request, seed)?);
-        let mut reply = self.follow(waiting.ticket, begun, on_delta)?;
+        let mut reply = self.follow(waiting, begun, on_delta)?;
         reply.seed = Some(seed);
         Ok(reply)
     }
@@ -416,7 +475,7 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
         let waiting: Vec<Result<_, CallError>> = requests.iter().map(submit).collect();
         let follow = |waiting: Result<(Waiting<'_, M, D>, u64), CallError>| {
             let (waiting, seed) = waiting?;
-            let mut reply = self.follow(waiting.ticket, begun, &mut |_| ControlFlow::Continue(()))?;
+            let mut reply = self.follow(waiting, begun, &mut |_| ControlFlow::Continue(()))?;
             reply.seed = Some(seed);
             Ok(reply)
         };

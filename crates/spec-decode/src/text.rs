@@ -6,12 +6,14 @@ use breakers_core::{TokenId, Utf8Stream, Vocabulary};
 /// Turns output tokens into text: whole characters, up to a stop string.
 ///
 /// Anything that may be the beginning of a stop string or of a character is held back until it is certain.
-/// Control tokens are not text.
+/// Control tokens are not text, unless [`with_controls`](Self::with_controls) has them spelled.
 #[derive(Clone)]
 pub struct TextOutput {
     vocabulary: Arc<dyn Vocabulary>,
     characters: Utf8Stream,
     stop: StopStrings,
+    /// Whether control tokens are spelled.
+    has_controls: bool,
     /// Text that is certain but has not been taken.
     ready: String,
 }
@@ -20,7 +22,13 @@ impl TextOutput {
     /// An empty output. Empty stop strings are ignored.
     pub fn new<S: AsRef<str>>(vocabulary: Arc<dyn Vocabulary>, stop: &[S]) -> Self {
         let (characters, ready) = (Utf8Stream::default(), String::new());
-        Self { vocabulary, characters, stop: StopStrings::new(stop), ready }
+        Self { vocabulary, characters, stop: StopStrings::new(stop), has_controls: false, ready }
+    }
+
+    /// The same output, in which control tokens appear by their spelling, except those that end a text.
+    pub fn with_controls(mut self) -> Self {
+        self.has_controls = true;
+        self
     }
 
     /// The tokens' vocabulary.
@@ -30,7 +38,8 @@ impl TextOutput {
 
     /// Adds a token, and returns whether it completes a stop string; the text then ends before that string.
     pub fn push(&mut self, token: TokenId) -> bool {
-        if self.vocabulary.is_control(token) {
+        let is_spelled = self.has_controls && !self.vocabulary.end_tokens().contains(&token);
+        if self.vocabulary.is_control(token) && !is_spelled {
             return false;
         }
         let bytes = self.vocabulary.token_bytes(token).unwrap_or_default();
@@ -115,6 +124,39 @@ impl StopStrings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Letters, a control token and one that ends a text.
+    struct Marked;
+
+    impl Vocabulary for Marked {
+        fn n_tokens(&self) -> usize {
+            4
+        }
+        fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
+            Some([b"a".as_slice(), b"b", b"<call>", b"<end>"].get(token as usize)?)
+        }
+        fn is_control(&self, token: TokenId) -> bool {
+            token >= 2
+        }
+        fn end_tokens(&self) -> &[TokenId] {
+            &[3]
+        }
+        fn begin_token(&self) -> Option<TokenId> {
+            None
+        }
+    }
+
+    #[test]
+    fn control_tokens_are_spelled_for_readers_of_calls() {
+        let read = |mut output: TextOutput| {
+            [0, 2, 1, 3].into_iter().for_each(|token| assert!(!output.push(token)));
+            output.finish();
+            output.take()
+        };
+        let output = || TextOutput::new(Arc::new(Marked), &["<end>"]);
+        assert_eq!(read(output()), "ab");
+        assert_eq!(read(output().with_controls()), "a<call>b");
+    }
 
     #[test]
     fn stop_strings_are_found_across_pieces_and_never_shown() {

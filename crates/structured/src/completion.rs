@@ -116,11 +116,14 @@ fn repaired(
     Ok(None)
 }
 
-/// Walks to the end in two manners, and gives the shorter way.
+/// Walks to the end in two manners, and gives the shorter way. If both walk in circles, there is a third.
 fn search(engine: &impl Engine, environment: &TokEnv, within: usize) -> Option<Vec<TokenId>> {
     let hints = Hints::new(environment.tok_trie());
     let mut best: Option<Vec<TokenId>> = None;
-    for manner in [Manner::SignsFirst, Manner::LettersFirst] {
+    for manner in [Manner::SignsFirst, Manner::LettersFirst, Manner::AnythingNew] {
+        if manner == Manner::AnythingNew && best.is_some() {
+            break;
+        }
         // Fewer tokens may say the same, so that a walk may be longer than the way may be.
         let limit = best.as_ref().map_or(within.saturating_mul(2).min(LONGEST), |best| best.len());
         let Some(way) = walk(engine, environment.tok_trie(), &hints, manner, limit) else { continue };
@@ -137,6 +140,9 @@ fn search(engine: &impl Engine, environment: &TokEnv, within: usize) -> Option<V
 enum Manner {
     SignsFirst,
     LettersFirst,
+    /// What has not come yet also comes before brackets, quotes and commas that have: lists without brackets
+    /// of their own end with it.
+    AnythingNew,
 }
 
 /// Tokens that are tried before others, as the vocabulary has them.
@@ -219,7 +225,11 @@ fn choose(
     is_behind_value: bool,
 ) -> Option<TokenId> {
     let first_of = |tokens: &[TokenId]| tokens.iter().copied().find(|&token| mask.is_allowed(token));
-    let joint = || first_of(&hints.joints);
+    let joint = || {
+        let first = first_of(&hints.joints)?;
+        let is_new = trie.token(first).first().is_some_and(|&byte| used[kind(byte)] == 0);
+        (is_new || manner != Manner::AnythingNew).then_some(first)
+    };
     let found = if hints.text.iter().all(|&token| mask.is_allowed(token)) {
         // Brackets are text here.
         first_of(&hints.closing_text)

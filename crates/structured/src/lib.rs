@@ -8,7 +8,7 @@
 //! | to get | give |
 //! |---|---|
 //! | an object by a schema | [`Grammar::JsonSchema`]; with [`SchemaOptions`] [`Grammar::JsonSchemaWith`] |
-//! | whatever a request asks for | [`Grammar::of_response`] |
+//! | whatever a request asks for | [`Forms`] for an engine; [`Grammar::of_response`] alone |
 //! | a date, a version, a number in a range | [`Grammar::Regex`] |
 //! | a language with nesting | [`Grammar::Lark`] |
 //! | XML by rules, a SQL `SELECT`, an expression of Python | [`grammars`] |
@@ -92,6 +92,7 @@ mod completion;
 mod constraint;
 mod environment;
 mod error;
+mod forms;
 mod grammar;
 pub mod grammars;
 pub mod maskbench;
@@ -103,6 +104,7 @@ pub mod tools;
 pub use compiler::{Compiler, Limits};
 pub use constraint::GrammarConstraint;
 pub use error::{Error, Result};
+pub use forms::Forms;
 pub use grammar::Grammar;
 pub use options::{Order, SchemaOptions, Warning};
 

@@ -14,7 +14,7 @@
 
 use std::process::ExitCode;
 
-use breakers_cli::generate::{GenerateArgs, TextArgs, generate, unconstrained};
+use breakers_cli::generate::{GenerateArgs, TextArgs, any_text, generate};
 use breakers_cli::{Result, bench, print_json, read_ids, run};
 use breakers_core::SamplingConfig;
 use clap::Parser;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     run(|| {
         let arguments = Arguments::parse();
         match &arguments.measure {
-            None => generate(&arguments.generate, &unconstrained),
+            None => generate(&arguments.generate, &any_text),
             Some(file) => {
                 print_json(&measure(&arguments.generate.text, file)?)?;
                 Ok(ExitCode::SUCCESS)

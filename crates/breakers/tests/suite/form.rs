@@ -1,5 +1,6 @@
 //! `breakers run` with an answer of a given form.
 
+use std::io::Write as _;
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
@@ -68,6 +69,75 @@ fn forms_that_cannot_be_had_are_refused_before_anything_is_generated() {
         (1, "/properties/a", &["--schema", r#"{"properties": {"a": {"$dynamicRef": "x"}}}"#]),
         (2, "no-such-file", &["--grammar", "no-such-file"]),
         (1, "tokens", &["--schema", SCHEMA, "-n", "4"]),
+    ] {
+        let output = run(&model, arguments);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert!(told.contains(words) && output.stdout.is_empty(), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
+fn functions_are_called_in_the_form_of_the_model() {
+    let Some(model) = small_model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name).to_str().unwrap().to_owned()
+    };
+    let tools = file(
+        "tools.json",
+        r#"[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"],
+            "additionalProperties": false}}}, {"name": "now", "description": "The time"}]"#,
+    );
+    let call = |arguments: &[&str]| {
+        let given = ["--tools", &tools, "--tool-format", "hermes"];
+        let answer = answer(&run(&model, &[&given, arguments].concat()));
+        let calls = answer["tool_calls"].as_array().unwrap().clone();
+        assert_eq!(answer["finish"], if calls.is_empty() { "end of text" } else { "tool calls" }, "{answer}");
+        calls
+    };
+    let weather = call(&["--tool-choice", "weather", "--one-call"]);
+    assert!(weather.len() == 1 && weather[0]["name"] == "weather", "{weather:?}");
+    assert!(weather[0]["arguments"]["city"].as_str().unwrap().chars().count() <= 12, "{weather:?}");
+    assert_eq!(
+        call(&["--tool-choice", "weather", "--one-call", "--draft", "ngram"])[0]["arguments"],
+        weather[0]["arguments"]
+    );
+    assert!(!call(&["--tool-choice", "required"]).is_empty());
+    assert!(call(&["--tool-choice", "none", "-n", "24"]).is_empty());
+
+    // A chat asks for results, and goes on with them.
+    let mut chat = program();
+    let chat = chat.args(["chat", &model, "--tools", &tools, "--tool-format", "hermes", "-n", "40"]);
+    let mut chat = chat
+        .args(["--tool-choice", "now", "--one-call"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The model has to call in each answer, so that the input ends before it may answer.
+    chat.stdin.take().unwrap().write_all(b"What time is it?\n12:30\n").unwrap();
+    let output = chat.wait_with_output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(told.matches("[result of now]").count(), 2, "{told}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let calls: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(calls.len() == 2 && calls.iter().all(|call| call["name"] == "now"), "{printed}");
+
+    let (empty, typo) =
+        (file("empty.json", "[]"), file("typo.json", r#"[{"name": "now", "parametres": {}}]"#));
+    for (code, words, arguments) in [
+        (2, "--tool-format", ["--tools", &tools].as_slice()),
+        (2, "hermes", &["--tools", &tools, "--tool-format", "hermits"]),
+        (2, "no chat template", &["--tools", &tools, "--tool-format", "hermes", "--raw"]),
+        (2, "no function", &["--tools", &empty, "--tool-format", "hermes"]),
+        (2, "parametres", &["--tools", &typo, "--tool-format", "hermes"]),
+        (1, "\"fly\"", &["--tools", &tools, "--tool-format", "hermes", "--tool-choice", "fly"]),
+        (2, "--tools", &["--tool-choice", "required"]),
+        (2, "--tools", &["--one-call", "--choice", "a"]),
     ] {
         let output = run(&model, arguments);
         let told = stderr(&output);

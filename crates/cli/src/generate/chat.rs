@@ -2,12 +2,11 @@
 
 use std::io::{BufRead, IsTerminal as _};
 
-use breakers_core::Message;
+use breakers_core::{FinishReason, Message, chain};
 use breakers_tokenizer::ChatTemplate;
 
 use super::opening;
 use super::session::Session;
-use crate::output::chain;
 use crate::{Error, LoadedModel, Result};
 
 const HELP: &str = "\"\"\" begins and ends several lines, /reset begins anew, /exit (or end of input) ends; \
@@ -85,9 +84,22 @@ fn turn(
         longer = opening(system, text);
         answer = session.answer(template, &longer)?;
     }
+    // Functions are the user's to run.
+    while let Some(reply) = answer.take_if(|reply| reply.finish == FinishReason::ToolCalls) {
+        longer.push(reply.message());
+        for call in &reply.tool_calls {
+            eprint!("[result of {}] ", call.name);
+            match read_message(&mut std::io::stdin().lock(), true)? {
+                Input::Message(text) => longer.push(Message::tool(&call.id, text)),
+                Input::NotUtf8 => longer.push(Message::tool(&call.id, "error: the result is not UTF-8")),
+                Input::End => return Ok(()),
+            }
+        }
+        answer = session.answer(template, &longer)?;
+    }
     match answer {
-        Some(answer) => {
-            longer.push(Message::new("assistant", answer));
+        Some(reply) => {
+            longer.push(reply.message());
             *messages = longer;
         }
         None => eprintln!("[the message alone is longer than the context; it is left out]"),

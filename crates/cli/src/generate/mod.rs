@@ -1,6 +1,7 @@
 //! Answers to prompts and conversations: what `breakers run`, `breakers chat` and the example `generate`
 //! share.
 
+mod answer;
 mod chat;
 mod interrupt;
 mod session;
@@ -11,11 +12,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use breakers_core::{Constraint, FinishReason, LanguageModel as _, Message, TokenId};
+use breakers_core::{
+    AnswerForms, AnswerPlan, ChatReply, ChatRequest, FinishReason, LanguageModel as _, Message, TokenId,
+};
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 use serde_json::{Value, json};
 
+use self::answer::{Answer, call_json};
 use self::session::Session;
 use super::input::at_home;
 use super::{
@@ -23,18 +27,30 @@ use super::{
     print, print_json, read_text, step_json,
 };
 
-/// Makes the constraint of each answer.
-pub type MakeConstraint = Box<dyn Fn() -> Result<Box<dyn Constraint>>>;
+/// The form that a model's answers must have.
+pub struct Form {
+    /// What holds answers to it, and reads them.
+    pub forms: Box<dyn AnswerForms>,
+    /// What each answer is asked for beside its prompt: functions, and which of them may be called.
+    pub request: ChatRequest,
+}
 
-/// Says what the answers of a model must keep to; `None`: they may be any text.
-pub type Constrain<'a> = &'a dyn Fn(&LoadedModel) -> Result<Option<MakeConstraint>>;
+/// Says which form the answers of a model must have, given its chat template if it uses one; `None`: they may
+/// be any text.
+pub type FormOf<'a> = &'a dyn Fn(&LoadedModel, Option<&ChatTemplate>) -> Result<Option<Form>>;
 
 /// Answers may be any text.
 ///
 /// # Errors
 /// None.
-pub fn unconstrained(_: &LoadedModel) -> Result<Option<MakeConstraint>> {
+pub fn any_text(_: &LoadedModel, _: Option<&ChatTemplate>) -> Result<Option<Form>> {
     Ok(None)
+}
+
+/// The plan of an answer.
+fn plan(form: Option<&Form>, seed: u64) -> Result<AnswerPlan> {
+    let Some(Form { forms, request }) = form else { return Ok(AnswerPlan::text()) };
+    Ok(forms.plan(request, seed)?)
 }
 
 /// Added to the logits of end tokens that must not be chosen: larger than any logit in magnitude, but finite.
@@ -128,7 +144,7 @@ pub struct TextArgs {
 ///
 /// # Errors
 /// As [`generate`]; [`Error::Usage`] if standard input is piped and empty.
-pub fn run(arguments: &RunArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
+pub fn run(arguments: &RunArgs, form_of: FormOf<'_>) -> Result<ExitCode> {
     let mut generate = arguments.generate.clone();
     if let Some(name) = &arguments.name {
         generate.text.model.model.clone_from(name);
@@ -142,19 +158,19 @@ pub fn run(arguments: &RunArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
         };
         generate.prompt.prompt = join(piped.as_deref(), &arguments.words)?;
     }
-    self::generate(&generate, constrain)
+    self::generate(&generate, form_of)
 }
 
 /// Runs `breakers chat`: one message per line, until the input ends.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn chat(arguments: &ChatArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
+pub fn chat(arguments: &ChatArgs, form_of: FormOf<'_>) -> Result<ExitCode> {
     let mut text = arguments.text.clone();
     if let Some(name) = &arguments.name {
         text.model.model.clone_from(name);
     }
-    generate(&GenerateArgs { text, prompt: PromptArgs::default(), json: false }, constrain)
+    generate(&GenerateArgs { text, prompt: PromptArgs::default(), json: false }, form_of)
 }
 
 /// Answers the prompt; without one, chats over standard input and output.
@@ -162,7 +178,7 @@ pub fn chat(arguments: &ChatArgs, constrain: Constrain<'_>) -> Result<ExitCode> 
 /// # Errors
 /// [`Error::Usage`] for flags that cannot be obeyed; those of loading the model, of its template and of
 /// decoding.
-pub fn generate(arguments: &GenerateArgs, constrain: Constrain<'_>) -> Result<ExitCode> {
+pub fn generate(arguments: &GenerateArgs, form_of: FormOf<'_>) -> Result<ExitCode> {
     let text = &arguments.text;
     let mut sampling = text.sampling.config()?;
     let prompt = arguments.prompt.read()?;
@@ -178,10 +194,10 @@ pub fn generate(arguments: &GenerateArgs, constrain: Constrain<'_>) -> Result<Ex
     if template.is_none() && system.is_some() {
         return Err(Error::Usage(format!("--system: {} has no chat template", loaded.name)));
     }
-    let constraint = constrain(&loaded)?;
+    let form = form_of(&loaded, template.as_ref())?;
     let mut end_tokens = None;
     if text.ignore_eos {
-        if constraint.is_some() {
+        if form.is_some() {
             return Err(Error::Usage(
                 "--ignore-eos: an answer of a given form ends where the form ends".to_owned(),
             ));
@@ -202,12 +218,17 @@ pub fn generate(arguments: &GenerateArgs, constrain: Constrain<'_>) -> Result<Ex
     let speculator = Speculator::new(text.draft.drafter(&text.model, &loaded)?);
     match prompt {
         Some(prompt) => {
-            let prompt = encode(template.as_ref(), system.as_deref(), &loaded, &prompt)?;
-            answer(arguments, &loaded, prompt, &config, constraint, speculator)?;
+            let prompt = match &template {
+                Some(template) => {
+                    encode(template, &opening(system.as_deref(), &prompt), &loaded, form.as_ref())?
+                }
+                None => loaded.model.tokenizer().encode(&prompt, EncodeOptions::default())?,
+            };
+            answer(arguments, &loaded, prompt, &config, form.as_ref(), speculator)?;
         }
         None => {
             let runner = text.cache.runner(&loaded.model)?;
-            let session = Session::new(&loaded, runner, speculator, config, text.stop.clone(), constraint)?;
+            let session = Session::new(&loaded, runner, speculator, config, text.stop.clone(), form)?;
             chat::run(&loaded, session, system.as_deref(), template.as_ref())?;
         }
     }
@@ -260,16 +281,20 @@ fn opening(system: Option<&str>, prompt: &str) -> Vec<Message> {
     system.into_iter().chain([Message::new("user", prompt)]).collect()
 }
 
-/// The tokens of a prompt, formatted by the chat template if there is one.
+/// The tokens of a conversation, which tells the model of its functions.
 fn encode(
-    template: Option<&ChatTemplate>,
-    system: Option<&str>,
+    template: &ChatTemplate,
+    messages: &[Message],
     loaded: &LoadedModel,
-    prompt: &str,
+    form: Option<&Form>,
 ) -> Result<Vec<TokenId>> {
     let tokenizer = loaded.model.tokenizer();
-    let Some(template) = template else { return Ok(tokenizer.encode(prompt, EncodeOptions::default())?) };
-    Ok(tokenizer.encode_chat(template, &opening(system, prompt), &[])?)
+    let Some(Form { forms, request }) = form else {
+        return Ok(tokenizer.encode_chat(template, messages, &[])?);
+    };
+    let messages = forms.conversation(template, messages, &request.tools);
+    let messages = messages.map_err(|error| Error::Failed(error))?;
+    Ok(tokenizer.encode_chat(template, &messages, &request.tools)?)
 }
 
 /// One prompt, one answer.
@@ -278,7 +303,7 @@ fn answer(
     loaded: &LoadedModel,
     prompt: Vec<TokenId>,
     config: &Config,
-    constraint: Option<MakeConstraint>,
+    form: Option<&Form>,
     mut speculator: Speculator<Box<dyn Drafter + Send>>,
 ) -> Result {
     if prompt.is_empty() {
@@ -289,20 +314,23 @@ fn answer(
     let vocabulary = Arc::new(loaded.model.tokenizer().clone());
     let mut decoding =
         Decoding::new(&runner, sequence, &prompt, config)?.with_text(vocabulary, &arguments.text.stop);
-    if let Some(make) = constraint {
-        decoding = decoding.with_constraint(make()?);
+    let AnswerPlan { constraint, reader, .. } = plan(form, config.seed)?;
+    if reader.is_some() {
+        decoding = decoding.with_controls();
     }
-    let (mut text, mut written) = (String::new(), Ok(()));
+    if let Some(constraint) = constraint {
+        decoding = decoding.with_constraint(constraint);
+    }
+    let (mut answer, mut written) = (Answer::new(reader), Ok(()));
+    let show = |text: String| if arguments.json { Ok(()) } else { print(&text) };
     speculator.drive(&mut runner, &mut decoding, |decoding, _| {
-        let piece = decoding.take_text();
-        match arguments.json {
-            true => text += &piece,
-            false => written = print(&piece),
-        }
+        written = answer.push(&decoding.take_text()).and_then(show);
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written?;
-    let finish = finish_name(decoding.finish());
+    answer.finish(decoding.finish().unwrap_or(FinishReason::Cancelled)).and_then(show)?;
+    let reply = answer.reply;
+    let finish = finish_name(reply.finish);
     let stats = decoding.stats();
     let (prefill, decode) = (stats.prefill_tokens_per_second(), stats.decode_tokens_per_second());
     if arguments.json {
@@ -311,17 +339,21 @@ fn answer(
         let steps: Vec<Value> = steps
             .map(|(&token, score)| step_json(ScoredStep { token, logprob: None, top: &score.top }))
             .collect();
-        return print_json(&json!({
+        let mut object = json!({
             "prompt_ids": prompt,
             "output_ids": output,
-            "text": text,
+            "text": reply.text,
             "finish": finish,
             "steps": steps,
             "prefill_tok_s": prefill,
             "decode_tok_s": decode,
-        }));
+        });
+        if form.is_some_and(|form| !form.request.tools.is_empty()) {
+            object["tool_calls"] = reply.tool_calls.iter().map(call_json).collect();
+        }
+        return print_json(&object);
     }
-    print("\n")?;
+    print_calls(&reply)?;
     let drafts = match stats.drafted {
         0 => String::new(),
         _ => format!("; {:.2} tokens a pass", stats.tokens_per_step()),
@@ -334,12 +366,21 @@ fn answer(
     Ok(())
 }
 
-fn finish_name(finish: Option<FinishReason>) -> &'static str {
+/// Ends the line of an answer whose text was printed, and prints its calls, a line of JSON each.
+fn print_calls(reply: &ChatReply) -> Result {
+    if !reply.text.is_empty() || reply.tool_calls.is_empty() {
+        print("\n")?;
+    }
+    reply.tool_calls.iter().try_for_each(|call| print(&format!("{}\n", call_json(call))))
+}
+
+fn finish_name(finish: FinishReason) -> &'static str {
     match finish {
-        Some(FinishReason::EndOfText) => "end of text",
-        Some(FinishReason::Stop) => "stop string",
-        Some(FinishReason::Length) => "length",
-        Some(FinishReason::ContextFull) => "context full",
+        FinishReason::EndOfText => "end of text",
+        FinishReason::ToolCalls => "tool calls",
+        FinishReason::Stop => "stop string",
+        FinishReason::Length => "length",
+        FinishReason::ContextFull => "context full",
         _ => "cancelled",
     }
 }

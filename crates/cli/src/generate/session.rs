@@ -3,13 +3,17 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use breakers_core::{Error as StepFailed, LanguageModel as _, Message, SequenceId, StepError, TokenId};
+use breakers_core::{
+    AnswerPlan, ChatReply, Error as StepFailed, FinishReason, LanguageModel as _, Message, SequenceId,
+    StepError, TokenId,
+};
 use breakers_model::Runner;
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 
-use super::MakeConstraint;
+use super::answer::Answer;
 use super::interrupt::Interrupt;
+use super::{Form, encode, plan, print_calls};
 use crate::{LoadedModel, Result, print};
 
 pub(super) struct Session<'a> {
@@ -21,7 +25,7 @@ pub(super) struct Session<'a> {
     speculator: Speculator<Box<dyn Drafter + Send>>,
     config: Config,
     stop: Vec<String>,
-    constraint: Option<MakeConstraint>,
+    form: Option<Form>,
     interrupt: Interrupt,
 }
 
@@ -33,27 +37,21 @@ impl<'a> Session<'a> {
         speculator: Speculator<Box<dyn Drafter + Send>>,
         config: Config,
         stop: Vec<String>,
-        constraint: Option<MakeConstraint>,
+        form: Option<Form>,
     ) -> Result<Self> {
         let sequence = runner.open()?;
         let interrupt = Interrupt::new()?;
-        Ok(Self {
-            loaded,
-            runner,
-            sequence,
-            held: Vec::new(),
-            speculator,
-            config,
-            stop,
-            constraint,
-            interrupt,
-        })
+        Ok(Self { loaded, runner, sequence, held: Vec::new(), speculator, config, stop, form, interrupt })
     }
 
     /// Generates the next message of a conversation and prints it as it comes; `None` if there is no room for
     /// it.
-    pub(super) fn answer(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Option<String>> {
-        let prompt = self.loaded.model.tokenizer().encode_chat(template, messages, &[])?;
+    pub(super) fn answer(
+        &mut self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> Result<Option<ChatReply>> {
+        let prompt = encode(template, messages, self.loaded, self.form.as_ref())?;
         if prompt.len() >= self.loaded.model.info().max_context {
             return Ok(None);
         }
@@ -86,7 +84,7 @@ impl<'a> Session<'a> {
         Ok(keep)
     }
 
-    fn generate(&mut self, prompt: &[TokenId]) -> Result<String> {
+    fn generate(&mut self, prompt: &[TokenId]) -> Result<ChatReply> {
         let equal = self.held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let keep = self.truncate(equal.min(prompt.len().saturating_sub(1)))?;
         self.held.truncate(keep);
@@ -95,15 +93,17 @@ impl<'a> Session<'a> {
         // holds its beginning.
         let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
         let mut decoding = decoding.with_text(vocabulary, &self.stop);
-        if let Some(make) = &self.constraint {
-            decoding = decoding.with_constraint(make()?);
+        let AnswerPlan { constraint, reader, .. } = plan(self.form.as_ref(), self.config.seed)?;
+        if reader.is_some() {
+            decoding = decoding.with_controls();
         }
-        let (mut text, mut written) = (String::new(), Ok(()));
+        if let Some(constraint) = constraint {
+            decoding = decoding.with_constraint(constraint);
+        }
+        let (mut answer, mut written) = (Answer::new(reader), Ok(()));
         self.interrupt.begin();
         let result = self.speculator.drive(&mut self.runner, &mut decoding, |decoding, _| {
-            let piece = decoding.take_text();
-            text += &piece;
-            written = print(&piece);
+            written = answer.push(&decoding.take_text()).and_then(|text| print(&text));
             let goes_on = written.is_ok() && !self.interrupt.is_pressed();
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
@@ -114,10 +114,12 @@ impl<'a> Session<'a> {
         self.held = tokens;
         result?;
         written?;
-        print("\n")?;
+        let finish = decoding.finish().unwrap_or(FinishReason::Cancelled);
+        answer.finish(finish).and_then(|text| print(&text))?;
+        print_calls(&answer.reply)?;
         if is_interrupted {
             eprintln!("[interrupted; Ctrl-C again ends the chat]");
         }
-        Ok(text)
+        Ok(answer.reply)
     }
 }

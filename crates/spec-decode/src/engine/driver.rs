@@ -16,6 +16,8 @@ pub(super) struct Job {
     pub(super) config: Config,
     pub(super) stop: Vec<String>,
     pub(super) constraint: Option<Box<dyn Constraint>>,
+    /// Whether the text spells control tokens.
+    pub(super) has_controls: bool,
     pub(super) vocabulary: Arc<dyn Vocabulary>,
 }
 
@@ -129,6 +131,9 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     fn begin(&mut self, sequence: breakers_core::SequenceId, job: Job) -> Result<TextId> {
         let text = Decoding::new(&self.model, sequence, &job.prompt, &job.config)?;
         let mut text = text.with_policy(self.policy.clone()).with_text(job.vocabulary, &job.stop);
+        if job.has_controls {
+            text = text.with_controls();
+        }
         if let Some(constraint) = job.constraint {
             text = text.with_constraint(constraint);
         }

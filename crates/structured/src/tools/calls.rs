@@ -153,15 +153,17 @@ pub(super) fn grammar(
             (_, false) => format!("{prefix} {call} {close}"),
         };
         let calls = lark.rule(&calls);
+        // Without a marker in front there is none behind.
+        let is_enclosed = !layout.close.is_empty();
         if layout.is_bare {
-            options.push(calls.clone());
+            options.push(if is_enclosed { call } else { calls.clone() });
         }
         if !rules.is_forced() && answer.is_none() {
             let any = if layout.is_bare { "~/[ \\t\\r\\n]*\\{(?s:.*)/" } else { ANY_TEXT };
             let before = lark.terminal(&format!("{ANY_TEXT} & {any}"));
             let before = lark.until(&before, layout.open);
             options.push(format!("{before} {calls}"));
-        } else if !layout.is_bare {
+        } else if !layout.is_bare || is_enclosed {
             options.push(format!("{open} {calls}"));
         }
     }

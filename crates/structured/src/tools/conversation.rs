@@ -25,7 +25,9 @@ pub trait Function: Send + Sync {
 /// A conversation in which a model calls functions until it answers.
 ///
 /// The model's own template makes the prompt of each round, the model writes calls, their results are added
-/// to the conversation, and so on up to an answer without calls.
+/// to the conversation, and so on up to an answer without calls. A model that calls the same functions with
+/// the same arguments again, or that has called in as many rounds as it may, is asked once more without
+/// functions that it could call: it answers with what it knows by then.
 ///
 /// # Example
 /// ```
@@ -64,6 +66,8 @@ pub struct Conversation<'m> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallRecord {
+    /// Which round it was made in, from 1 on.
+    pub round: usize,
     /// The call.
     pub call: ToolCall,
     /// Its result, or why there is none. The model was told either.
@@ -105,7 +109,7 @@ pub enum ConversationError {
         /// The name.
         name: String,
     },
-    /// The model goes on calling functions.
+    /// The model goes on calling functions, even where it may not.
     #[error("no answer after {limit} rounds of calls")]
     Rounds {
         /// Rounds that were allowed.
@@ -132,7 +136,7 @@ pub enum ConversationError {
 }
 
 impl<'m> Conversation<'m> {
-    /// A conversation with these functions, of 8 rounds at most.
+    /// A conversation with these functions, of 8 rounds of calls at most.
     pub fn new(model: &'m dyn ChatModel, functions: impl IntoIterator<Item = Box<dyn Function>>) -> Self {
         Self { model, functions: functions.into_iter().collect(), most_rounds: 8 }
     }
@@ -168,8 +172,14 @@ impl<'m> Conversation<'m> {
             }
             request.tools.push(tool);
         }
-        let (mut calls, mut usage) = (Vec::new(), Usage::default());
-        for round in 1..=self.most_rounds {
+        let (mut calls, mut usage) = (Vec::<CallRecord>::new(), Usage::default());
+        let mut round = 0;
+        loop {
+            round += 1;
+            let is_last = round > self.most_rounds || repeats(&calls);
+            if is_last {
+                request.tool_choice = ToolChoice::None;
+            }
             request.prompt = Prompt::Chat(messages);
             let reply = self.model.chat(&request, on_delta);
             let reply = reply.map_err(|source| ConversationError::Model { round, source })?;
@@ -180,6 +190,9 @@ impl<'m> Conversation<'m> {
             };
             if reply.tool_calls.is_empty() || reply.finish == FinishReason::Cancelled {
                 return Ok(Finished { reply, messages, calls, usage });
+            }
+            if is_last {
+                return Err(ConversationError::Rounds { limit: round - 1, calls });
             }
             let found = reply.tool_calls.len();
             match reply.finish {
@@ -197,14 +210,23 @@ impl<'m> Conversation<'m> {
                     Err(error) => format!("error: {error}"),
                 };
                 messages.push(Message::tool(&call.id, told));
-                calls.push(CallRecord { call, result });
+                calls.push(CallRecord { round, call, result });
             }
             if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
                 request.tool_choice = ToolChoice::Auto;
             }
         }
-        Err(ConversationError::Rounds { limit: self.most_rounds, calls })
     }
+}
+
+/// Whether the calls of the last round are those of the round before.
+fn repeats(calls: &[CallRecord]) -> bool {
+    let Some(last) = calls.last().map(|record| record.round) else { return false };
+    let of = |round| {
+        let calls = calls.iter().filter(move |record| record.round == round);
+        calls.map(|record| (&record.call.name, &record.call.arguments))
+    };
+    last > 1 && of(last).eq(of(last - 1))
 }
 
 fn result_of(call: &ToolCall, functions: &HashMap<String, &dyn Function>) -> Result<String, String> {

@@ -23,10 +23,20 @@ pub trait ToolFormat: fmt::Debug + Send + Sync {
     /// without a marker, and its brace comes first.
     fn reader(&self, tools: &Arc<[Tool]>, is_bare: bool) -> Box<dyn Reader>;
 
-    /// What tells a model of its functions, for models whose chat template does not: a part of the
-    /// instructions. `None` where the template does.
-    fn instructions(&self, _tools: &[Tool]) -> Option<String> {
-        None
+    /// A call as a model is to write it, with words in the place of the name and of the arguments.
+    fn example(&self) -> &'static str;
+
+    /// What tells a model of its functions if its chat template does not: a part of the instructions.
+    fn instructions(&self, tools: &[Tool]) -> String {
+        let mut text = "You can call these functions, each described by a JSON object:\n".to_owned();
+        for tool in tools {
+            text += tool.to_json().as_str();
+            text.push('\n');
+        }
+        text += "To call a function, end your answer with:\n";
+        text += self.example();
+        text += "\nIf no function helps, answer without it.";
+        text
     }
 }
 

@@ -47,15 +47,7 @@ impl ToolFormat for Gemma3 {
         Box::new(Enclosed::many("```"))
     }
 
-    fn instructions(&self, tools: &[Tool]) -> Option<String> {
-        let mut text = "You can call these functions, each described by a JSON object:\n".to_owned();
-        for tool in tools {
-            text += tool.to_json().as_str();
-            text.push('\n');
-        }
-        text += "To call functions, end your answer with a block of this form, one line for each call:\n\
-            ```tool_code\n{\"name\": the function's name, \"parameters\": an object of its arguments}\n```\n\
-            If no function helps, answer without such a block.";
-        Some(text)
+    fn example(&self) -> &'static str {
+        "```tool_code\n{\"name\": the function's name, \"parameters\": an object of its arguments}\n```"
     }
 }

@@ -53,6 +53,10 @@ impl ToolFormat for Gemma4 {
     fn reader(&self, _tools: &Arc<[Tool]>, _is_bare: bool) -> Box<dyn Reader> {
         Box::new(Marked { open: Vec::new(), part: String::new(), state: State::Call })
     }
+
+    fn example(&self) -> &'static str {
+        "<|tool_call>call:the function's name{a parameter's name:its value}<tool_call|>"
+    }
 }
 
 /// Reads a call and writes its arguments as JSON.

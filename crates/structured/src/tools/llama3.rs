@@ -45,4 +45,8 @@ impl ToolFormat for Llama3 {
     fn reader(&self, _tools: &Arc<[Tool]>, is_bare: bool) -> Box<dyn Reader> {
         Box::new(Enclosed::one("", is_bare))
     }
+
+    fn example(&self) -> &'static str {
+        "{\"name\": the function's name, \"parameters\": an object of its arguments}"
+    }
 }

@@ -46,6 +46,10 @@ impl ToolFormat for Mistral {
     fn reader(&self, _tools: &Arc<[Tool]>, _is_bare: bool) -> Box<dyn Reader> {
         Box::new(NamedObject { state: State::Name(String::new()) })
     }
+
+    fn example(&self) -> &'static str {
+        "[TOOL_CALLS]the function's name[ARGS]an object of its arguments"
+    }
 }
 
 /// Reads a name and an object.

@@ -43,4 +43,8 @@ impl ToolFormat for MistralList {
     fn reader(&self, _tools: &Arc<[Tool]>, _is_bare: bool) -> Box<dyn Reader> {
         Box::new(Enclosed::list())
     }
+
+    fn example(&self) -> &'static str {
+        "[TOOL_CALLS] [{\"name\": the function's name, \"arguments\": an object of its arguments}]"
+    }
 }

@@ -6,6 +6,7 @@
 //! | name | models | a call |
 //! |---|---|---|
 //! | `hermes` | Hermes, Qwen 2.5 and 3 | `<tool_call>` `{"name": …, "arguments": …}` `</tool_call>` |
+//! | `hermes-bare` | Qwen2.5-Coder | the same, or the object alone |
 //! | `qwen3-coder` | Qwen3-Coder | `<tool_call><function=…><parameter=…>…</parameter>…` |
 //! | `llama3` | Llama 3.1 to 3.3 | `{"name": …, "parameters": …}` |
 //! | `mistral` | Mistral Small 3.2, Magistral, Devstral | `[TOOL_CALLS]…[ARGS]{…}` |
@@ -14,7 +15,8 @@
 //! | `gemma4` | Gemma 4 | `<\|tool_call>call:…{…}<tool_call\|>` |
 //!
 //! [`ToolFormatSpec::of_template`] tells which one a model writes from its chat template, and says nothing
-//! where that is not plain. [`Conversation`] runs a conversation with functions to its answer.
+//! where that is not plain. [`Conversation`] runs a conversation with functions to its answer;
+//! [`Calculator`] and [`FileSearch`] are two functions to begin with.
 //!
 //! # What can go wrong
 //! A model that no grammar holds writes calls that are none. Such a call is an [`Event::Malformed`] with its
@@ -63,6 +65,7 @@ mod envelope;
 mod error;
 mod event;
 mod format;
+mod functions;
 mod gemma3;
 mod gemma4;
 mod gemma4_grammar;
@@ -83,9 +86,10 @@ pub use conversation::{CallRecord, Conversation, ConversationError, Finished, Fu
 pub use error::ToolError;
 pub use event::{Answer, CallFault, Event, MalformedCall};
 pub use format::{Layout, ToolFormat};
+pub use functions::{Calculator, FileSearch};
 pub use gemma3::Gemma3;
 pub use gemma4::Gemma4;
-pub use hermes::Hermes;
+pub use hermes::{Hermes, HermesBare};
 pub use lark::Lark;
 pub use llama3::Llama3;
 pub use mistral::Mistral;

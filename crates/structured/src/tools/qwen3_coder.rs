@@ -62,6 +62,11 @@ impl ToolFormat for Qwen3Coder {
             state: State::Open(String::new()),
         })
     }
+
+    fn example(&self) -> &'static str {
+        "<tool_call>\n<function=the function's name>\n<parameter=a parameter's name>\nits value\n\
+            </parameter>\n</function>\n</tool_call>"
+    }
 }
 
 /// Reads a function's tags.

@@ -8,7 +8,8 @@ use breakers_core::{Tool, Vocabulary};
 
 use super::calls::{self, CallRules, ToolGrammar};
 use super::{
-    Answer, Gemma3, Gemma4, Hermes, Llama3, Mistral, MistralList, Parser, Qwen3Coder, ToolError, ToolFormat,
+    Answer, Gemma3, Gemma4, Hermes, HermesBare, Llama3, Mistral, MistralList, Parser, Qwen3Coder, ToolError,
+    ToolFormat,
 };
 
 /// A format of calls, by name.
@@ -21,7 +22,7 @@ pub struct Entry {
     pub models: &'static str,
     /// Where it is set down.
     pub source: &'static str,
-    /// What a chat template holds, all of it, if its model writes the format.
+    /// What a chat template holds, all of it, if its model writes the format; nothing if no template tells.
     pub marks: &'static [&'static str],
     /// What it does not hold.
     pub not_marks: &'static [&'static str],
@@ -38,6 +39,15 @@ pub const FORMATS: &[Entry] = &[
         marks: &["<tool_call>", "\"arguments\": "],
         not_marks: &["<function=", "<arg_key>"],
         build: || Arc::new(Hermes),
+    },
+    Entry {
+        name: "hermes-bare",
+        models: "Qwen2.5-Coder",
+        source: "chat template of Qwen/Qwen2.5-Coder-1.5B-Instruct, and what the model writes",
+        // Nothing in the template tells them from Hermes, so that somebody has to name the format.
+        marks: &[],
+        not_marks: &[],
+        build: || Arc::new(HermesBare),
     },
     Entry {
         name: "qwen3-coder",
@@ -125,7 +135,10 @@ impl ToolFormatSpec {
         // Within a string of the template, quotes are escaped.
         let source = source.replace('\\', "");
         let holds = |marks: &[&str]| marks.iter().filter(|mark| source.contains(**mark)).count();
-        let fits = |entry: &&Entry| holds(entry.marks) == entry.marks.len() && holds(entry.not_marks) == 0;
+        let fits = |entry: &&Entry| {
+            let is_told = !entry.marks.is_empty() && holds(entry.marks) == entry.marks.len();
+            is_told && holds(entry.not_marks) == 0
+        };
         let mut found = FORMATS.iter().filter(fits);
         let entry = found.next()?;
         found.next().is_none().then_some(Self { entry })

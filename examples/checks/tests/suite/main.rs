@@ -3,6 +3,7 @@
 //! One program, because each program links all of Burn. For the same reason, modules of examples that have
 //! unit tests are compiled here once more: `cargo test --examples` would link each example again.
 
+mod calls;
 mod command_line;
 mod constrained;
 mod contract;

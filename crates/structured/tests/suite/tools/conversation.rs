@@ -1,14 +1,15 @@
 //! The loop: calls, results, answer, and all that can go wrong.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use breakers_core::{
     CallError, ChatReply, ChatRequest, Delta, FinishReason, Message, Role, Scripted, ScriptedModel, ToolCall,
     ToolChoice, Usage,
 };
-use breakers_structured::tools::{Conversation, ConversationError, Finished, Function, ToolFormatSpec};
-
-use super::functions::{Calculator, FileSearch};
+use breakers_structured::tools::{
+    Calculator, Conversation, ConversationError, FileSearch, Finished, Function, ToolFormatSpec,
+};
 
 fn functions() -> Vec<Box<dyn Function>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tools");
@@ -93,12 +94,28 @@ fn what_goes_wrong_in_a_function_is_told_to_the_model() {
 
 #[test]
 fn conversations_end() {
+    // A model that goes on is asked for an answer, without functions that it could call.
+    let expression = |n: usize| format!("{{\"expression\": \"{n}\"}}");
+    let choices = |model: &ScriptedModel| -> Vec<ToolChoice> {
+        model.requests().iter().map(|request| request.tool_choice.clone()).collect()
+    };
+    let n_calls = AtomicUsize::new(0);
+    let tireless = ScriptedModel::from_fn("m", move |request| match request.tool_choice {
+        ToolChoice::None => "Enough.".into(),
+        _ => calls(&[("1", "calculator", &expression(n_calls.fetch_add(1, Relaxed)))]),
+    });
+    let finished = run(&tireless, question("x")).unwrap();
+    assert_eq!((finished.reply.text.as_str(), finished.calls.len()), ("Enough.", 3));
+    assert!(finished.calls.iter().map(|record| record.round).eq(1..=3));
+    assert_eq!(choices(&tireless)[2..], [ToolChoice::Auto, ToolChoice::None]);
+
+    // So is one that repeats itself. One that even then calls gets no further.
     let endless = ScriptedModel::from_fn("m", |_| calls(&[("1", "calculator", r#"{"expression": "1"}"#)]));
     match run(&endless, question("x")) {
-        Err(ConversationError::Rounds { limit: 3, calls }) => assert_eq!(calls.len(), 3),
+        Err(ConversationError::Rounds { limit: 2, calls }) => assert_eq!(calls.len(), 2),
         other => panic!("{other:?}"),
     }
-    assert_eq!(endless.requests().len(), 3);
+    assert_eq!(choices(&endless)[1..], [ToolChoice::Auto, ToolChoice::None]);
 
     let busy = ScriptedModel::new(
         "m",

@@ -3,7 +3,6 @@
 mod conversation;
 mod detect;
 mod faults;
-mod functions;
 mod generate;
 mod grammar;
 mod roundtrip;

@@ -66,7 +66,9 @@ fn one(format: &str, call: &Call, style: Style) -> String {
     let arguments = json(&Value::Object(call.arguments.clone()), style);
     let name = Value::from(call.name.as_str());
     match format {
-        "hermes" => format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"),
+        "hermes" | "hermes-bare" => {
+            format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>")
+        }
         "llama3" | "gemma3" => format!("{{\"name\": {name}, \"parameters\": {arguments}}}"),
         "mistral-list" => format!("{{\"name\": {name}, \"arguments\": {arguments}}}"),
         "mistral" => format!("[TOOL_CALLS]{}[ARGS]{arguments}", call.name),
@@ -97,7 +99,8 @@ pub(super) fn answer(format: &str, text: &str, calls: &[Call], style: Style) -> 
     let each: Vec<String> = calls.iter().map(|call| one(format, call, style)).collect();
     match format {
         _ if calls.is_empty() => text.to_owned(),
-        "hermes" | "qwen3-coder" => format!("{text}{}", each.join("\n")),
+        "hermes-bare" if text.is_empty() && calls.len() == 1 => one("mistral-list", &calls[0], style),
+        "hermes" | "hermes-bare" | "qwen3-coder" => format!("{text}{}", each.join("\n")),
         "mistral" | "gemma4" => format!("{text}{}", each.concat()),
         "llama3" if text.is_empty() => each.join("; "),
         "llama3" => format!("{text}<|python_tag|>{}", each.join("; ")),
@@ -154,7 +157,7 @@ pub(super) fn can_write(format: &str, call: &Call) -> bool {
 /// Text before calls, with what looks like markers and is none.
 pub(super) fn text(format: &str, chance: &mut Chance) -> String {
     let marker = match format {
-        "hermes" | "qwen3-coder" => "<tool_call>",
+        "hermes" | "hermes-bare" | "qwen3-coder" => "<tool_call>",
         "llama3" => "<|python_tag|>",
         "mistral" | "mistral-list" => "[TOOL_CALLS]",
         "gemma3" => "```tool_code",
@@ -168,7 +171,8 @@ pub(super) fn text(format: &str, chance: &mut Chance) -> String {
         2 => format!("{}{part}", super::generate::text(chance)),
         _ => super::generate::text(chance),
     };
-    let is_brace = format == "llama3" && text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
+    let is_brace = ["llama3", "hermes-bare"].contains(&format)
+        && text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
     // The end of the text and the marker must not make one earlier.
     let is_first = format!("{text}{marker}").find(marker) == Some(text.len());
     if is_brace || !is_first { "Yes. ".to_owned() } else { text }

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::tools::{Function, FunctionError};
 use breakers_core::{Json, Tool};
-use breakers_structured::tools::{Function, FunctionError};
 
 /// Bytes of a file that are looked at.
 const MOST_BYTES: u64 = 1 << 20;
@@ -18,13 +18,20 @@ const MOST_CHARS: usize = 200;
 
 /// Finds lines that hold all of some words, in the text files of one folder and those below it.
 ///
-/// Symbolic links are not followed, so that nothing outside of the folder is read.
-pub(crate) struct FileSearch {
+/// Symbolic links are not followed, so that nothing outside of the folder is read. What is longer than 1 MiB is
+/// read up to there; 10,000 files are looked at, and 20 lines are given: the answer says so where there is
+/// more.
+#[derive(Clone, Debug)]
+pub struct FileSearch {
     folder: PathBuf,
 }
 
 impl FileSearch {
-    pub(crate) fn new(folder: impl AsRef<Path>) -> std::io::Result<Self> {
+    /// A search in this folder.
+    ///
+    /// # Errors
+    /// Those of the file system, for a folder that is not there.
+    pub fn new(folder: impl AsRef<Path>) -> std::io::Result<Self> {
         Ok(Self { folder: folder.as_ref().canonicalize()? })
     }
 
@@ -93,37 +100,42 @@ impl Function for FileSearch {
     }
 }
 
-#[test]
-fn lines_are_found_and_nothing_outside() {
-    let outside = tempfile::tempdir().unwrap();
-    let folder = outside.path().join("folder");
-    fs::create_dir_all(folder.join("below")).unwrap();
-    fs::write(outside.path().join("secret.txt"), "the apple outside\n").unwrap();
-    fs::write(folder.join("a.txt"), "An Apple a day\n\n  the red APPLE  \nno fruit\n").unwrap();
-    fs::write(folder.join("below/b.md"), "apple\u{e9} pie\n").unwrap();
-    fs::write(folder.join("c.bin"), b"apple\0apple\n").unwrap();
-    fs::write(folder.join("d.txt"), [b"apple \xff\n".as_slice(), "x".repeat(500).as_bytes()].concat())
-        .unwrap();
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::symlink(outside.path(), folder.join("link")).unwrap();
-        std::os::unix::fs::symlink(outside.path().join("secret.txt"), folder.join("link.txt")).unwrap();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_and_nothing_outside() {
+        let outside = tempfile::tempdir().unwrap();
+        let folder = outside.path().join("folder");
+        fs::create_dir_all(folder.join("below")).unwrap();
+        fs::write(outside.path().join("secret.txt"), "the apple outside\n").unwrap();
+        fs::write(folder.join("a.txt"), "An Apple a day\n\n  the red APPLE  \nno fruit\n").unwrap();
+        fs::write(folder.join("below/b.md"), "apple\u{e9} pie\n").unwrap();
+        fs::write(folder.join("c.bin"), b"apple\0apple\n").unwrap();
+        fs::write(folder.join("d.txt"), [b"apple \xff\n".as_slice(), "x".repeat(500).as_bytes()].concat())
+            .unwrap();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(outside.path(), folder.join("link")).unwrap();
+            std::os::unix::fs::symlink(outside.path().join("secret.txt"), folder.join("link.txt")).unwrap();
+        }
+        let search = FileSearch::new(&folder).unwrap();
+        let call = |json: &str| search.call(&Json::parse(json).unwrap()).map_err(|error| error.to_string());
+        let found = call(r#"{"words": "apple"}"#).unwrap();
+        let expected = ["a.txt:1: An Apple a day", "a.txt:3: the red APPLE", "d.txt:1: apple \u{fffd}"];
+        for line in
+            expected.iter().copied().chain([&*format!("{}: appleé pie", Path::new("below/b.md:1").display())])
+        {
+            assert!(found.contains(line), "{line} in {found}");
+        }
+        assert_eq!(found.lines().count(), 4, "{found}");
+        assert_eq!(call(r#"{"words": "apple red"}"#).unwrap(), "a.txt:3: the red APPLE\n");
+        assert_eq!(call(r#"{"words": "outside"}"#).unwrap(), "no line holds these words");
+        assert_eq!(call(r#"{"words": "../secret.txt"}"#).unwrap(), "no line holds these words");
+        assert!(call(r#"{"words": " "}"#).unwrap_err().contains("a word"));
+        assert!(call(r#"{"words": 3}"#).unwrap_err().contains("\"words\""));
+        fs::write(folder.join("e.txt"), "apple\n".repeat(100)).unwrap();
+        assert!(call(r#"{"words": "apple"}"#).unwrap().ends_with("(only the first 20 lines)\n"));
     }
-    let search = FileSearch::new(&folder).unwrap();
-    let call = |json: &str| search.call(&Json::parse(json).unwrap()).map_err(|error| error.to_string());
-    let found = call(r#"{"words": "apple"}"#).unwrap();
-    let expected = ["a.txt:1: An Apple a day", "a.txt:3: the red APPLE", "d.txt:1: apple \u{fffd}"];
-    for line in
-        expected.iter().copied().chain([&*format!("{}: appleé pie", Path::new("below/b.md:1").display())])
-    {
-        assert!(found.contains(line), "{line} in {found}");
-    }
-    assert_eq!(found.lines().count(), 4, "{found}");
-    assert_eq!(call(r#"{"words": "apple red"}"#).unwrap(), "a.txt:3: the red APPLE\n");
-    assert_eq!(call(r#"{"words": "outside"}"#).unwrap(), "no line holds these words");
-    assert_eq!(call(r#"{"words": "../secret.txt"}"#).unwrap(), "no line holds these words");
-    assert!(call(r#"{"words": " "}"#).unwrap_err().contains("a word"));
-    assert!(call(r#"{"words": 3}"#).unwrap_err().contains("\"words\""));
-    fs::write(folder.join("e.txt"), "apple\n".repeat(100)).unwrap();
-    assert!(call(r#"{"words": "apple"}"#).unwrap().ends_with("(only the first 20 lines)\n"));
 }

@@ -4,5 +4,5 @@
 mod calculator;
 mod file_search;
 
-pub(super) use calculator::Calculator;
-pub(super) use file_search::FileSearch;
+pub use calculator::Calculator;
+pub use file_search::FileSearch;

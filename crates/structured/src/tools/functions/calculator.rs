@@ -1,13 +1,24 @@
 //! Arithmetic.
 
+use crate::tools::{Function, FunctionError};
 use breakers_core::{Json, Tool};
-use breakers_structured::tools::{Function, FunctionError};
 
 /// Levels of brackets and signs.
 const MOST_LEVELS: usize = 100;
 
 /// Computes expressions of numbers, `+ - * / % ^`, brackets, `pi`, `e`, and functions of one number.
-pub(crate) struct Calculator;
+///
+/// # Example
+/// ```
+/// use breakers_core::Json;
+/// use breakers_structured::tools::{Calculator, Function};
+///
+/// let arguments = Json::parse(r#"{"expression": "2 * (3 + 4)^2"}"#)?;
+/// assert_eq!(Calculator.call(&arguments).unwrap(), "98");
+/// # Ok::<(), breakers_core::JsonError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Calculator;
 
 impl Function for Calculator {
     fn tool(&self) -> Tool {
@@ -26,7 +37,7 @@ impl Function for Calculator {
 }
 
 /// The value of an expression.
-pub(crate) fn evaluate(expression: &str) -> Result<f64, String> {
+fn evaluate(expression: &str) -> Result<f64, String> {
     let mut parser = Parser { rest: expression, levels: 0 };
     let value = parser.sum()?;
     parser.skip();
@@ -153,46 +164,51 @@ impl Parser<'_> {
     }
 }
 
-#[test]
-fn expressions() {
-    let check =
-        |expression: &str, expected: f64| assert_eq!(evaluate(expression), Ok(expected), "{expression}");
-    check("1 + 2 * 3", 7.0);
-    check("(1 + 2) * 3 - 4 / 8", 8.5);
-    check("2^3^2", 512.0);
-    check("-2^2", -4.0);
-    check("2^-1", 0.5);
-    check("7 % 4 % 2", 1.0);
-    check("--1", 1.0);
-    check(" 1.5e+2 + .5 ", 150.5);
-    check("sqrt(16) + abs(-2) + floor(2.9)", 8.0);
-    check("2 * pi", std::f64::consts::TAU);
-    check("10 - 3 - 2", 5.0);
-    let check = |expression: &str, expected: &str| {
-        let error = evaluate(expression).unwrap_err();
-        assert!(error.contains(expected), "{expression}: {error}");
-    };
-    check("", "end of the expression");
-    check("1 2", "an operator");
-    check("1 / 0", "division by zero");
-    check("1 / (2 - 2)", "division by zero");
-    check("5 % 0", "division by zero");
-    check("(1", "expected ')'");
-    check("f(1)", "neither a function");
-    check("sqrt 2", "expected '('");
-    check("sqrt(-1)", "finite");
-    check("10^1000", "finite");
-    check("1.2.3", "is no number");
-    check("1e", "is no number");
-    check("é", "found 'é'");
-    check(&"(".repeat(100_000), "levels");
-    check(&"-".repeat(100_000), "levels");
-    check(&format!("2{}", "^2".repeat(100_000)), "levels");
-}
+#[cfg(test)]
+mod tests {
+    use super::evaluate;
 
-proptest::proptest! {
     #[test]
-    fn any_text_is_a_value_or_an_error(text in "[-+*/%^() 0-9.esqrtpié]{0,30}") {
-        let _ = evaluate(&text);
+    fn expressions() {
+        let check =
+            |expression: &str, expected: f64| assert_eq!(evaluate(expression), Ok(expected), "{expression}");
+        check("1 + 2 * 3", 7.0);
+        check("(1 + 2) * 3 - 4 / 8", 8.5);
+        check("2^3^2", 512.0);
+        check("-2^2", -4.0);
+        check("2^-1", 0.5);
+        check("7 % 4 % 2", 1.0);
+        check("--1", 1.0);
+        check(" 1.5e+2 + .5 ", 150.5);
+        check("sqrt(16) + abs(-2) + floor(2.9)", 8.0);
+        check("2 * pi", std::f64::consts::TAU);
+        check("10 - 3 - 2", 5.0);
+        let check = |expression: &str, expected: &str| {
+            let error = evaluate(expression).unwrap_err();
+            assert!(error.contains(expected), "{expression}: {error}");
+        };
+        check("", "end of the expression");
+        check("1 2", "an operator");
+        check("1 / 0", "division by zero");
+        check("1 / (2 - 2)", "division by zero");
+        check("5 % 0", "division by zero");
+        check("(1", "expected ')'");
+        check("f(1)", "neither a function");
+        check("sqrt 2", "expected '('");
+        check("sqrt(-1)", "finite");
+        check("10^1000", "finite");
+        check("1.2.3", "is no number");
+        check("1e", "is no number");
+        check("é", "found 'é'");
+        check(&"(".repeat(100_000), "levels");
+        check(&"-".repeat(100_000), "levels");
+        check(&format!("2{}", "^2".repeat(100_000)), "levels");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_value_or_an_error(text in "[-+*/%^() 0-9.esqrtpié]{0,30}") {
+            let _ = evaluate(&text);
+        }
     }
 }
