@@ -103,6 +103,40 @@ fn rows_see_what_a_coder_decodes_and_the_rest_as_it_is() {
 }
 
 #[test]
+fn each_token_is_the_one_that_the_coder_was_given() {
+    let heads = heads(4, 2, 64);
+    let tokens = Tokens::random(heads, 300, 6);
+    let compression = Compression::new(Bytes);
+    let mut cache =
+        QuantizedCache::new(CacheShape::uniform(1, heads.layer(), 1000), &compression, &Device::flex())
+            .unwrap();
+    let out = tokens.feed(&mut cache, None);
+    let halves = |x: &[f32]| x.iter().map(|x| f16::from_f32(*x).to_f32()).collect::<Vec<_>>();
+    let dim = heads.head_dim;
+    // Head by head, each page's slots behind the exact ones, coded and decoded here.
+    let decoded = |x: &[f32]| {
+        let mut x = halves(x);
+        let coder = BytePage { head_dim: dim };
+        for (page, head) in (0..4).flat_map(|page| (0..heads.n_kv_heads).map(move |head| (page, head))) {
+            let slots = if page == 0 { compression.exact_tokens..PAGE_TOKENS } else { 0..PAGE_TOKENS };
+            let at = |slot: usize| ((page * PAGE_TOKENS + slot) * heads.n_kv_heads + head) * dim;
+            let rows: Vec<f32> = slots.clone().flat_map(|slot| x[at(slot)..][..dim].to_vec()).collect();
+            let (mut bytes, mut back) = (vec![0; coder.page_bytes()], vec![0.0; rows.len()]);
+            coder.encode(&rows, &mut bytes);
+            coder.decode(&bytes, &mut back);
+            for (slot, row) in slots.zip(back.chunks_exact(dim)) {
+                x[at(slot)..][..dim].copy_from_slice(row);
+            }
+        }
+        x.into_iter().map(f64::from).collect::<Vec<_>>()
+    };
+    let want = reference(&tokens, &decoded(&tokens.k), &decoded(&tokens.v));
+    let got = &out[out.len() - want.len()..];
+    let worst = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);
+    assert!(worst < 1e-3, "{worst}");
+}
+
+#[test]
 fn errors_of_a_coder_are_those_of_the_cache() {
     #[derive(Debug)]
     struct Wide;

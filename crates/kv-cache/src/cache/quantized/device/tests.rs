@@ -198,6 +198,9 @@ fn every_method_is_what_its_codes_say_on_every_device() {
             case("q8_0", [9, 1, 16]),
             Case { steps: &[200, 17, 1], ..case("kivi-2", [2, 1, 64]) },
             case("kvarn-4-2", [2, 1, 128]),
+            // Softmax is joined over more than one split of pages.
+            Case { steps: &[600, 30, 1], ..case("turbo-4", [3, 1, 64]) },
+            Case { steps: &[600, 30, 1], window: Some(300), ..case("water-4", [4, 2, 32]) },
         ],
         cpu,
         gpu: tolerance,
