@@ -286,6 +286,18 @@ pub trait LanguageModel {
     /// [`StepError::OutOfRange`] if it is shorter already,
     /// [`StepError::TruncateEvicted`] if the cache cannot go back that far.
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()>;
+
+    /// Whether another text with the same beginning may go on from a fork of this sequence, with the results
+    /// that it would have alone. A model that says nothing says no.
+    fn is_shareable(&self, sequence: SequenceId) -> bool {
+        let _ = sequence;
+        false
+    }
+
+    /// Bytes that all sequences hold, what they share counted once; 0 if that is not known.
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Passes every call on to the model behind a pointer.
@@ -321,6 +333,12 @@ macro_rules! forward_to_pointee {
             }
             fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
                 (**self).truncate(sequence, len)
+            }
+            fn is_shareable(&self, sequence: SequenceId) -> bool {
+                (**self).is_shareable(sequence)
+            }
+            fn held_bytes(&self) -> usize {
+                (**self).held_bytes()
             }
         }
     };

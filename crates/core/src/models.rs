@@ -23,6 +23,22 @@ pub trait ChatModel: Send + Sync {
     /// [`CallError`]. What `on_delta` received before the error is part of an unfinished answer.
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError>;
 
+    /// Answers a request of one of several tenants: of a tenant's requests, nothing shows in another one's
+    /// answers, nor in the time that they take. A model that remembers nothing of its requests, as the default
+    /// has it, does not tell tenants apart; [`chat`](Self::chat) is that of the tenant `""`.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    fn chat_as(
+        &self,
+        tenant: &str,
+        request: &ChatRequest,
+        on_delta: &mut OnDelta<'_>,
+    ) -> Result<ChatReply, CallError> {
+        let _ = tenant;
+        self.chat(request, on_delta)
+    }
+
     /// Answers several requests. Each answer is the one that the request would get alone. The default answers
     /// one request after the other; an engine that can batch forward passes is faster.
     ///
@@ -107,6 +123,14 @@ macro_rules! forward_to_pointee {
             }
             fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
                 (**self).chat(request, on_delta)
+            }
+            fn chat_as(
+                &self,
+                tenant: &str,
+                request: &ChatRequest,
+                on_delta: &mut OnDelta<'_>,
+            ) -> Result<ChatReply, CallError> {
+                (**self).chat_as(tenant, request, on_delta)
             }
             fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
                 (**self).chat_batch(requests)

@@ -463,6 +463,15 @@ impl LanguageModel for Runner {
         Ok(self.cache_mut(sequence)?.commit(n_tokens).map_err(Error::from)?)
     }
 
+    /// Not on GPUs, where the bits of a prompt depend on the chunks that it is fed in.
+    fn is_shareable(&self, sequence: SequenceId) -> bool {
+        device::is_cpu(self.model.device()) && self.cache(sequence).is_ok_and(|cache| cache.shareable())
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.page_bytes()
+    }
+
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> CoreResult<()> {
         Ok(self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?)
     }

@@ -128,10 +128,19 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
     }
 
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        self.chat_as("", request, on_delta)
+    }
+
+    fn chat_as(
+        &self,
+        tenant: &str,
+        request: &ChatRequest,
+        on_delta: &mut OnDelta<'_>,
+    ) -> Result<ChatReply, CallError> {
         let mut retry = 0;
         loop {
             let mut begun = false;
-            let result = self.model.chat(request, &mut |delta| {
+            let result = self.model.chat_as(tenant, request, &mut |delta| {
                 begun = true;
                 on_delta(delta)
             });

@@ -212,6 +212,16 @@ impl Decoding {
         self.sequence
     }
 
+    /// All tokens of the text so far: the prompt, and the tokens produced.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.context
+    }
+
+    /// Tokens that the sequence holds: those of the text but for what was not fed yet.
+    pub fn held(&self) -> &[TokenId] {
+        &self.context[..self.held]
+    }
+
     /// The tokens produced so far.
     pub fn output(&self) -> &[TokenId] {
         &self.context[self.n_prompt..]

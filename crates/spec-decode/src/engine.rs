@@ -10,10 +10,11 @@ use breakers_core::{
     OnDelta, Prompt, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer, ToolChoice, Vocabulary,
 };
 
-use self::driver::{Driver, Event, Job, Ticket};
+use self::driver::{Driver, Event, Job, Limits, Ticket};
 use crate::{AtLimit, Config, DraftLength, Drafter, NoDrafter, Result, TokenScore};
 
 mod driver;
+mod prefixes;
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug, PartialEq)]
@@ -27,12 +28,21 @@ pub struct EngineConfig {
     pub draft_length: DraftLength,
     /// What happens to a constrained answer at the limit of its tokens.
     pub at_limit: AtLimit,
+    /// Bytes up to which the sequences of texts that have ended are kept, running ones counted in. A text
+    /// that begins like one of them goes on from there (a prefix cache): the next turn of a conversation, or
+    /// another question behind the same instructions, reads only what is new. The sequence that was not used
+    /// for longest goes first. 0: none are kept.
+    ///
+    /// Answers are the same with and without, so that it is used only where the model promises that
+    /// ([`LanguageModel::is_shareable`]).
+    pub cache_bytes: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let draft_length = DraftLength::Adaptive { max: 16 };
-        Self { max_texts: 8, max_rows: 128, draft_length, at_limit: AtLimit::default() }
+        let at_limit = AtLimit::default();
+        Self { max_texts: 8, max_rows: 128, draft_length, at_limit, cache_bytes: 0 }
     }
 }
 
@@ -199,7 +209,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
     }
 
     /// Checks a request and turns it into what the driver needs.
-    fn prepare(&self, request: &ChatRequest, seed: u64) -> Result<Prepared, CallError> {
+    fn prepare(&self, tenant: &Arc<str>, request: &ChatRequest, seed: u64) -> Result<Prepared, CallError> {
         let may_call = request.tool_choice != ToolChoice::None && !request.tools.is_empty();
         if may_call && !self.card.capabilities.tools {
             return Err(self.unsupported("calling functions"));
@@ -240,7 +250,11 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         };
         let vocabulary: Arc<dyn Vocabulary> = self.tokenizer.clone();
         let (stop, has_controls) = (request.stop.clone(), reader.is_some());
-        Ok(Prepared { job: Job { prompt, config, stop, constraint, has_controls, vocabulary }, reader })
+        let tenant = tenant.clone();
+        Ok(Prepared {
+            job: Job { tenant, prompt, config, stop, constraint, has_controls, vocabulary },
+            reader,
+        })
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Vec<TokenId>, CallError> {
@@ -422,12 +436,18 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
     fn run(&mut self, gone: Vec<Ticket>, admitted: Vec<(Ticket, Job)>) -> driver::Done {
         let Some(driver) = &mut self.driver else { return driver::Done::default() };
         gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
-        driver.step(admitted, self.engine.config.max_rows)
+        let EngineConfig { max_rows, cache_bytes, .. } = self.engine.config;
+        driver.step(admitted, Limits { max_rows, cache_bytes })
     }
 
     /// Puts the driver back and delivers its results.
     fn give_back(mut self, done: driver::Done) -> MutexGuard<'e, Shared<M, D>> {
         let mut shared = self.engine.lock();
+        // Those that left during the pass: there need not be another one.
+        let gone = std::mem::take(&mut shared.gone);
+        if let Some(driver) = &mut self.driver {
+            gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
+        }
         shared.driver = self.driver.take();
         for (ticket, event) in done.events {
             // An abandoned request has no mailbox.
@@ -457,9 +477,20 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
     }
 
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        self.chat_as("", request, on_delta)
+    }
+
+    /// What is kept of a tenant's texts ([`EngineConfig::cache_bytes`]) serves that tenant alone: otherwise, the
+    /// time to an answer would tell one what others have asked.
+    fn chat_as(
+        &self,
+        tenant: &str,
+        request: &ChatRequest,
+        on_delta: &mut OnDelta<'_>,
+    ) -> Result<ChatReply, CallError> {
         let begun = Instant::now();
         let seed = request.seed.unwrap_or_else(fresh_seed);
-        let waiting = self.submit(self.prepare(request, seed)?);
+        let waiting = self.submit(self.prepare(&Arc::from(tenant), request, seed)?);
         let mut reply = self.follow(waiting, begun, on_delta)?;
         reply.seed = Some(seed);
         Ok(reply)
@@ -467,10 +498,10 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
 
     /// The requests share forward passes.
     fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
-        let begun = Instant::now();
+        let (begun, tenant) = (Instant::now(), Arc::from(""));
         let submit = |request: &ChatRequest| {
             let seed = request.seed.unwrap_or_else(fresh_seed);
-            Ok((self.submit(self.prepare(request, seed)?), seed))
+            Ok((self.submit(self.prepare(&tenant, request, seed)?), seed))
         };
         let waiting: Vec<Result<_, CallError>> = requests.iter().map(submit).collect();
         let follow = |waiting: Result<(Waiting<'_, M, D>, u64), CallError>| {

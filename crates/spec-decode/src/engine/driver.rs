@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use breakers_core::{CallError, Constraint, FinishReason, LanguageModel, TokenId, Usage, Vocabulary};
+use breakers_core::{
+    CallError, Constraint, FinishReason, LanguageModel, SequenceId, TokenId, Usage, Vocabulary,
+};
 
+use super::prefixes::{Holder, Prefixes, Start, start_of};
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, TextId, TokenScore};
 
 /// Names a request.
@@ -12,6 +15,8 @@ pub(super) struct Ticket(pub(super) u64);
 
 /// A request that is ready to run.
 pub(super) struct Job {
+    /// Whose it is: texts of one tenant never begin with what another one's hold.
+    pub(super) tenant: Arc<str>,
     pub(super) prompt: Vec<TokenId>,
     pub(super) config: Config,
     pub(super) stop: Vec<String>,
@@ -41,17 +46,36 @@ impl Event {
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) events: Vec<(Ticket, Event)>,
-    /// Requests for which the model has no room at present.
+    /// Requests that have to wait: the model has no room for them at present, or another text is reading
+    /// what they begin with.
     pub(super) refused: Vec<(Ticket, Job)>,
 }
 
 type MakeDrafter<D> = Box<dyn FnMut() -> Result<D> + Send>;
 
+/// A running text, and who waits for it.
+struct Owner {
+    ticket: Ticket,
+    text: TextId,
+    tenant: Arc<str>,
+}
+
+/// What a pass may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_rows: usize,
+    /// Bytes up to which sequences of ended texts are kept, running ones included.
+    pub(super) cache_bytes: usize,
+}
+
 /// The model and the running texts.
 pub(super) struct Driver<M, D> {
     model: M,
     batch: Batch<D>,
-    owners: Vec<(Ticket, TextId)>,
+    owners: Vec<Owner>,
+    prefixes: Prefixes,
+    /// Bytes up to which sequences of ended texts are kept, running ones included.
+    cache_bytes: usize,
     make_drafter: MakeDrafter<D>,
     /// Drafters of texts that have ended.
     idle: Vec<D>,
@@ -61,13 +85,15 @@ pub(super) struct Driver<M, D> {
 impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     pub(super) fn new(model: M, make_drafter: MakeDrafter<D>) -> Self {
         let (batch, owners, policy) = (Batch::new(1), Vec::new(), AdaptiveLength::new());
-        Self { model, batch, owners, make_drafter, idle: Vec::new(), policy }
+        let (prefixes, idle) = (Prefixes::default(), Vec::new());
+        Self { model, batch, owners, prefixes, cache_bytes: 0, make_drafter, idle, policy }
     }
 
     /// The same model with other drafters; running texts are dropped.
     pub(super) fn with_drafter<E: Drafter>(mut self, make_drafter: MakeDrafter<E>) -> Driver<M, E> {
         let owners = std::mem::take(&mut self.owners);
-        owners.into_iter().for_each(|(_, text)| self.close(text));
+        owners.into_iter().for_each(|owner| self.close(owner.text));
+        self.prefixes.clear(&mut self.model);
         Driver::new(self.model, make_drafter)
     }
 
@@ -78,19 +104,25 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Forgets a request; nothing happens if it has ended.
     pub(super) fn drop_text(&mut self, ticket: Ticket) {
-        if let Some(at) = self.owners.iter().position(|owner| owner.0 == ticket) {
-            let (_, text) = self.owners.remove(at);
-            self.close(text);
+        if let Some(at) = self.owners.iter().position(|owner| owner.ticket == ticket) {
+            let owner = self.owners.remove(at);
+            self.end(owner);
         }
     }
 
     /// Runs one pass, to which new texts are admitted.
-    pub(super) fn step(&mut self, admitted: Vec<(Ticket, Job)>, max_rows: usize) -> Done {
+    pub(super) fn step(&mut self, admitted: Vec<(Ticket, Job)>, limits: Limits) -> Done {
         let mut done = Done::default();
-        self.batch.set_max_rows(max_rows);
+        self.cache_bytes = limits.cache_bytes;
+        self.batch.set_max_rows(limits.max_rows);
         let mut admitted = admitted.into_iter();
         while let Some((ticket, job)) = admitted.next() {
-            match self.model.open() {
+            let start = self.start(&job);
+            if start == Start::Soon {
+                done.refused.push((ticket, job));
+                continue;
+            }
+            match self.open(start) {
                 // It waits for another text to end.
                 Err(_) if !self.batch.is_empty() => {
                     done.refused.push((ticket, job));
@@ -98,13 +130,16 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                     break;
                 }
                 Err(error) => done.events.push((ticket, Event::failed(error.into()))),
-                Ok(sequence) => match self.begin(sequence, job) {
-                    Ok(text) => self.owners.push((ticket, text)),
-                    Err(error) => {
-                        self.model.close(sequence);
-                        done.events.push((ticket, Event::failed(error.into())));
+                Ok(sequence) => {
+                    let tenant = job.tenant.clone();
+                    match self.begin(sequence, job) {
+                        Ok(text) => self.owners.push(Owner { ticket, text, tenant }),
+                        Err(error) => {
+                            self.model.close(sequence);
+                            done.events.push((ticket, Event::failed(error.into())));
+                        }
                     }
-                },
+                }
             }
         }
         match self.batch.pass(&mut self.model) {
@@ -119,13 +154,53 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
             Err(error) => {
                 // The same for all.
                 let error = CallError::from(error);
-                for (ticket, text) in std::mem::take(&mut self.owners) {
-                    self.close(text);
-                    done.events.push((ticket, Event::failed(error.clone())));
+                for owner in std::mem::take(&mut self.owners) {
+                    self.close(owner.text);
+                    done.events.push((owner.ticket, Event::failed(error.clone())));
                 }
             }
         }
+        self.shrink();
         done
+    }
+
+    /// What a request can begin with.
+    fn start(&self, job: &Job) -> Start {
+        if self.cache_bytes == 0 {
+            return Start::Empty;
+        }
+        let running = self.owners.iter().filter_map(|owner| {
+            let text = self.batch.get(owner.text)?;
+            let is_shareable = self.model.is_shareable(text.sequence());
+            let soon = if text.is_in_prompt() { text.tokens() } else { text.held() };
+            is_shareable.then(|| Holder {
+                tenant: &owner.tenant,
+                sequence: text.sequence(),
+                tokens: text.held(),
+                soon,
+            })
+        });
+        start_of(&job.tenant, &job.prompt, self.prefixes.holders().chain(running))
+    }
+
+    /// Opens a sequence for a new text. If there is no room, those that are only kept make some.
+    fn open(&mut self, start: Start) -> breakers_core::Result<SequenceId> {
+        if let Start::From(source, len) = start {
+            self.prefixes.touch(source);
+            if let Ok(copy) = self.model.fork(source) {
+                if self.model.truncate(copy, len).is_ok() {
+                    return Ok(copy);
+                }
+                // A cache that has evicted tokens cannot go back to any length.
+                self.model.close(copy);
+            }
+        }
+        loop {
+            match self.model.open() {
+                Err(_) if self.prefixes.evict(&mut self.model) => {}
+                result => return result,
+            }
+        }
     }
 
     fn begin(&mut self, sequence: breakers_core::SequenceId, job: Job) -> Result<TextId> {
@@ -151,7 +226,8 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Reports news of a text, and removes it if it has ended.
     fn report(&mut self, text: TextId, n_tokens: Result<usize>, done: &mut Done) {
-        let Some(&(ticket, _)) = self.owners.iter().find(|owner| owner.1 == text) else { return };
+        let Some(at) = self.owners.iter().position(|owner| owner.text == text) else { return };
+        let ticket = self.owners[at].ticket;
         let Some(decoding) = self.batch.get_mut(text) else { return };
         let mut event = match n_tokens {
             Err(error) => Event::failed(error.into()),
@@ -168,14 +244,40 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         let (has_ended, is_news) = (event.end.is_some(), !event.tokens.is_empty());
         if has_ended {
             self.policy = decoding.policy().clone();
-            self.owners.retain(|owner| owner.1 != text);
-            self.close(text);
+            let owner = self.owners.remove(at);
+            match &event.end {
+                Some(Err(_)) => self.close(text),
+                _ => self.end(owner),
+            }
         }
         if has_ended || is_news {
             done.events.push((ticket, event));
         }
     }
 
+    /// Ends a text. Its sequence is kept for others with the same beginning, where that is wanted and the
+    /// model allows it.
+    fn end(&mut self, owner: Owner) {
+        let Some((decoding, drafter)) = self.batch.leave(owner.text) else { return };
+        self.idle.push(drafter);
+        let (sequence, tokens) = (decoding.sequence(), decoding.held());
+        let is_final = self.model.committed(sequence).is_ok_and(|committed| committed == tokens.len());
+        // What is not counted would grow without end.
+        let is_counted = self.model.held_bytes() > 0;
+        if self.cache_bytes > 0 && is_final && is_counted && self.model.is_shareable(sequence) {
+            self.prefixes.keep(&mut self.model, &owner.tenant, sequence, tokens.to_vec());
+            self.shrink();
+        } else {
+            self.model.close(sequence);
+        }
+    }
+
+    /// Gives up kept sequences until all fit.
+    fn shrink(&mut self) {
+        while self.model.held_bytes() > self.cache_bytes && self.prefixes.evict(&mut self.model) {}
+    }
+
+    /// Ends a text and its sequence.
     fn close(&mut self, text: TextId) {
         if let Some((decoding, drafter)) = self.batch.leave(text) {
             self.model.close(decoding.sequence());

@@ -13,6 +13,7 @@ mod engine;
 mod enumeration;
 mod greedy;
 mod language;
+mod prefixes;
 mod sampling;
 mod support;
 mod table;

@@ -231,6 +231,15 @@ impl LanguageModel for Toy {
         Ok(())
     }
 
+    fn is_shareable(&self, _sequence: SequenceId) -> bool {
+        !self.evicts
+    }
+
+    /// A byte a token.
+    fn held_bytes(&self) -> usize {
+        self.sequences.values().map(|sequence| sequence.tokens.len()).sum()
+    }
+
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
         let evicts = self.evicts;
         let held = self.get_mut(sequence)?;

@@ -10,6 +10,7 @@ mod contract;
 mod golden;
 mod kv_cache;
 mod lossless;
+mod prefixes;
 mod structured;
 
 #[allow(dead_code)] // Their own tests use more of them.

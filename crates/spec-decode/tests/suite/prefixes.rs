@@ -1,0 +1,229 @@
+//! Texts that go on from what earlier ones have read: the same answers, fewer tokens read, bounded memory.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use breakers_core::{
+    ChatModel, ChatRequest, Delta, LanguageModel, ModelInfo, Prompt, Result, SamplingConfig, SequenceId,
+    Step, TokenId,
+};
+use breakers_spec_decode::{Config, DraftLength, Engine, EngineConfig, NgramDrafter};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::bytes::Bytes;
+use crate::support::plain;
+use crate::toy::{LogitsFn, Toy, repetitive};
+
+const VOCAB: usize = 256;
+
+fn go_on(_: Delta) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// A toy that can be looked at while an engine has it.
+#[derive(Clone)]
+struct Shared {
+    info: ModelInfo,
+    toy: Arc<Mutex<Toy>>,
+}
+
+impl Shared {
+    fn new(logits: LogitsFn) -> Self {
+        let toy = Toy::new(VOCAB, logits);
+        Self { info: toy.info.clone(), toy: Arc::new(Mutex::new(toy)) }
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Toy) -> T) -> T {
+        look(&mut self.toy.lock().unwrap())
+    }
+}
+
+impl LanguageModel for Shared {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+    fn open(&mut self) -> Result<SequenceId> {
+        self.with(|toy| toy.open())
+    }
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId> {
+        self.with(|toy| toy.fork(sequence))
+    }
+    fn close(&mut self, sequence: SequenceId) {
+        self.with(|toy| toy.close(sequence));
+    }
+    fn len(&self, sequence: SequenceId) -> Result<usize> {
+        self.with(|toy| toy.len(sequence))
+    }
+    fn committed(&self, sequence: SequenceId) -> Result<usize> {
+        self.with(|toy| toy.committed(sequence))
+    }
+    fn forward(&mut self, steps: &mut [Step]) -> Result<()> {
+        self.with(|toy| toy.forward(steps))
+    }
+    fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()> {
+        self.with(|toy| toy.retain(sequence, rows))
+    }
+    fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> Result<()> {
+        self.with(|toy| toy.commit(sequence, n_tokens))
+    }
+    fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
+        self.with(|toy| toy.truncate(sequence, len))
+    }
+    fn is_shareable(&self, sequence: SequenceId) -> bool {
+        self.with(|toy| toy.is_shareable(sequence))
+    }
+    fn held_bytes(&self) -> usize {
+        self.with(|toy| toy.held_bytes())
+    }
+}
+
+fn config(max_texts: usize, max_rows: usize, cache_bytes: usize) -> EngineConfig {
+    let mut config = EngineConfig::default();
+    (config.max_texts, config.max_rows, config.cache_bytes) = (max_texts, max_rows, cache_bytes);
+    config.draft_length = DraftLength::Fixed(4);
+    config
+}
+
+/// Plain decoding without any cache.
+fn expected(target: &LogitsFn, prompt: &[TokenId], request: &ChatRequest) -> Vec<TokenId> {
+    let config = Config {
+        max_tokens: request.max_tokens.unwrap(),
+        sampling: request.sampling.clone(),
+        seed: request.seed.unwrap(),
+        ..Config::default()
+    };
+    plain(target, prompt, &config, 1 << 20).0
+}
+
+fn tokens(text: &str) -> Vec<TokenId> {
+    text.bytes().map(TokenId::from).collect()
+}
+
+fn request(prompt: &str, n: usize, seed: u64) -> ChatRequest {
+    let sampling =
+        if seed.is_multiple_of(2) { SamplingConfig::greedy() } else { SamplingConfig::temperature(0.9) };
+    ChatRequest::new(prompt).with_max_tokens(n).with_sampling(sampling).with_seed(seed)
+}
+
+#[test]
+fn a_conversation_reads_only_what_is_new() {
+    let target = repetitive(VOCAB, 5);
+    let model = Shared::new(target.clone());
+    let engine = Engine::new(model.clone(), Arc::new(Bytes)).with_config(config(8, 128, 1 << 20));
+    let mut prompt = tokens(&"Instructions, long ones. ".repeat(20));
+    for turn in 0..5 {
+        let mut ask = request("", 30, turn);
+        ask.prompt = Prompt::Tokens(prompt.clone());
+        let before = model.with(|toy| toy.n_rows);
+        let reply = engine.chat(&ask, &mut go_on).unwrap();
+        assert_eq!(reply.token_ids, expected(&target, &prompt, &ask), "turn {turn}");
+        let n_read = model.with(|toy| toy.n_rows) - before;
+        // The last token of an answer was drawn and not fed.
+        let n_known = if turn == 0 { 0 } else { prompt.len() - 11 };
+        assert_eq!(reply.usage.cached_prompt, n_known as u64, "turn {turn}");
+        assert_eq!(n_read, prompt.len() - n_known + 29, "turn {turn}");
+        prompt.extend(&reply.token_ids);
+        prompt.extend(b" And now?\n".map(TokenId::from));
+        assert_eq!(model.with(|toy| toy.n_open()), 1, "one sequence for one conversation");
+    }
+}
+
+#[test]
+fn what_many_begin_with_is_read_once() {
+    let target = repetitive(VOCAB, 5);
+    let common = "The same instructions for all of them. ".repeat(30);
+    for max_rows in [16, 128, 4096] {
+        let model = Shared::new(target.clone());
+        let engine = Engine::new(model.clone(), Arc::new(Bytes)).with_config(config(8, max_rows, 1 << 20));
+        let prompts: Vec<String> = (0..12).map(|i| format!("{common}Question {i}?")).collect();
+        let requests: Vec<ChatRequest> = prompts.iter().map(|prompt| request(prompt, 10, 3)).collect();
+        for (prompt, (request, reply)) in
+            prompts.iter().zip(requests.iter().zip(engine.chat_batch(&requests)))
+        {
+            assert_eq!(
+                reply.unwrap().token_ids,
+                expected(&target, &tokens(prompt), request),
+                "{max_rows} rows"
+            );
+        }
+        let n_rows = model.with(|toy| toy.n_rows);
+        assert!(n_rows < common.len() + 12 * 64, "{n_rows} rows for a beginning of {} tokens", common.len());
+    }
+}
+
+#[test]
+fn tenants_share_nothing() {
+    let target = repetitive(VOCAB, 5);
+    let engine = Engine::new(Shared::new(target), Arc::new(Bytes)).with_config(config(8, 128, 1 << 20));
+    let ask = request(&"A secret that nobody should guess. ".repeat(9), 5, 2);
+    let cached = |tenant: &str| engine.chat_as(tenant, &ask, &mut go_on).unwrap().usage.cached_prompt;
+    assert_eq!((cached("a"), cached("b")), (0, 0));
+    assert!(cached("a") > 300 && cached("b") > 300);
+    assert_eq!(engine.chat(&ask, &mut go_on).unwrap().usage.cached_prompt, 0);
+}
+
+#[test]
+fn a_model_that_does_not_share_is_asked_for_nothing() {
+    let target = repetitive(VOCAB, 5);
+    let model = Shared::new(target.clone());
+    model.with(|toy| toy.evicts = true);
+    let engine = Engine::new(model.clone(), Arc::new(Bytes)).with_config(config(8, 128, 1 << 20));
+    let ask = request("The same thing twice, the same thing twice.", 9, 2);
+    for _ in 0..2 {
+        let reply = engine.chat(&ask, &mut go_on).unwrap();
+        assert_eq!((reply.usage.cached_prompt, model.with(|toy| toy.n_open())), (0, 0));
+    }
+}
+
+/// A request of a test: pieces of its prompt, new tokens, seed, tenant, and pieces after which its receiver
+/// has enough.
+type Job = (Vec<usize>, usize, u64, usize, usize);
+
+/// Prompts from few pieces, so that they begin alike in many ways; little memory, few places; some leave.
+#[test]
+fn answers_are_those_of_no_cache() {
+    const PIECES: [&str; 5] = ["You are brief. ", "la la la la ", "x", "A question about nothing? ", "\n"];
+    let job = (prop::collection::vec(0usize..5, 1..7), 0usize..24, 0u64..6, 0usize..3, 0usize..9);
+    let cases = (
+        prop::collection::vec(job, 1..24),
+        1usize..6,
+        1usize..40,
+        prop_oneof![Just(0usize), Just(1), 50usize..900, Just(1usize << 20)],
+        any::<bool>(),
+    );
+    let n_cached = AtomicU64::new(0);
+    let one = |jobs: Vec<Job>, max_texts, max_rows, cache_bytes, drafts| {
+        let target = repetitive(VOCAB, 9);
+        let model = Shared::new(target.clone());
+        let mut config = config(max_texts, max_rows, cache_bytes);
+        config.draft_length = DraftLength::Fixed(if drafts { 4 } else { 0 });
+        let engine = Engine::new(model.clone(), Arc::new(Bytes));
+        let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config);
+        let run = |(pieces, n, seed, tenant, most): &Job| {
+            let prompt: String = pieces.iter().map(|piece| PIECES[*piece]).collect();
+            let (ask, mut heard) = (request(&prompt, *n, *seed), 0);
+            let listen = &mut |_| {
+                heard += 1;
+                if heard > most + 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let reply = engine.chat_as(["", "a", "b"][*tenant], &ask, listen).unwrap();
+            let whole = expected(&target, &tokens(&prompt), &ask);
+            assert!(whole.starts_with(&reply.token_ids), "{prompt:?}");
+            assert!(reply.token_ids.len() == whole.len() || heard > most + 2);
+            n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
+        };
+        for group in jobs.chunks(6) {
+            std::thread::scope(|scope| group.iter().for_each(|job| drop(scope.spawn(|| run(job)))));
+            // With nothing running, what is kept fits: no further pass is needed for that.
+            let held = model.with(|toy| toy.held_bytes());
+            prop_assert!(held <= cache_bytes, "{held} of {cache_bytes}");
+        }
+        Ok(())
+    };
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(120));
+    runner.run(&cases, |(jobs, texts, rows, bytes, drafts)| one(jobs, texts, rows, bytes, drafts)).unwrap();
+    let n_cached = n_cached.into_inner();
+    assert!(n_cached > 1000, "only {n_cached} tokens came from sequences of earlier texts");
+}
