@@ -57,6 +57,8 @@ pub struct Progress {
 pub struct Batch<D> {
     texts: Vec<Text<D>>,
     max_rows: usize,
+    /// Rows of the last pass.
+    n_rows: usize,
     n_joined: u64,
 }
 
@@ -81,12 +83,17 @@ impl<D: Drafter> Batch<D> {
     /// An empty batch whose passes have at most `max_rows` rows, or one per text if there are more texts.
     /// Texts whose prompts have been read come first; prompts share the remaining rows, the oldest first.
     pub fn new(max_rows: usize) -> Self {
-        Self { texts: Vec::new(), max_rows: max_rows.max(1), n_joined: 0 }
+        Self { texts: Vec::new(), max_rows: max_rows.max(1), n_rows: 0, n_joined: 0 }
     }
 
     /// Sets how many rows a pass may have, from the next one on.
     pub fn set_max_rows(&mut self, max_rows: usize) {
         self.max_rows = max_rows.max(1);
+    }
+
+    /// Rows of the last pass.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
     }
 
     /// Adds a text. Its drafter must not be used for another text at the same time.
@@ -155,6 +162,7 @@ impl<D: Drafter> Batch<D> {
         let seconds = begun.elapsed().as_secs_f64();
 
         let n_rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        self.n_rows = n_rows;
         let mut pass = Pass::default();
         for (step, &i) in steps.iter().zip(&owners) {
             let share = seconds * step.tokens.len() as f64 / n_rows as f64;

@@ -2,7 +2,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use breakers_core::{
     Alternative, AnswerForms, AnswerPlan, AnswerReader, CallError, ChatFormat, ChatModel, ChatReply,
@@ -15,6 +15,7 @@ use crate::{AtLimit, Config, DraftLength, Drafter, NoDrafter, Result, TokenScore
 
 mod driver;
 mod prefixes;
+mod rows;
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug, PartialEq)]
@@ -22,8 +23,11 @@ mod prefixes;
 pub struct EngineConfig {
     /// How many texts are generated at a time; further requests wait for one to end.
     pub max_texts: usize,
-    /// The most rows of a forward pass. This bounds how long other texts wait while a prompt is read.
+    /// The most rows of a forward pass.
     pub max_rows: usize,
+    /// About how long a pass may take while texts are being written: a prompt is read in pieces that fit,
+    /// after how long earlier passes took. `None`: it is only bounded by its rows.
+    pub max_pass: Option<Duration>,
     /// How many tokens to draft.
     pub draft_length: DraftLength,
     /// What happens to a constrained answer at the limit of its tokens.
@@ -42,7 +46,8 @@ impl Default for EngineConfig {
     fn default() -> Self {
         let draft_length = DraftLength::Adaptive { max: 16 };
         let at_limit = AtLimit::default();
-        Self { max_texts: 8, max_rows: 128, draft_length, at_limit, cache_bytes: 0 }
+        let max_pass = Some(Duration::from_millis(80));
+        Self { max_texts: 8, max_rows: 128, max_pass, draft_length, at_limit, cache_bytes: 0 }
     }
 }
 
@@ -436,8 +441,8 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
     fn run(&mut self, gone: Vec<Ticket>, admitted: Vec<(Ticket, Job)>) -> driver::Done {
         let Some(driver) = &mut self.driver else { return driver::Done::default() };
         gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
-        let EngineConfig { max_rows, cache_bytes, .. } = self.engine.config;
-        driver.step(admitted, Limits { max_rows, cache_bytes })
+        let EngineConfig { max_rows, max_pass, cache_bytes, .. } = self.engine.config;
+        driver.step(admitted, Limits { max_rows, max_pass, cache_bytes })
     }
 
     /// Puts the driver back and delivers its results.

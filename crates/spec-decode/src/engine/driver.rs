@@ -1,12 +1,14 @@
 //! The driver, which owns the model and runs passes.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use breakers_core::{
     CallError, Constraint, FinishReason, LanguageModel, SequenceId, TokenId, Usage, Vocabulary,
 };
 
 use super::prefixes::{Holder, Prefixes, Start, start_of};
+use super::rows::RowBudget;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, TextId, TokenScore};
 
 /// Names a request.
@@ -64,6 +66,8 @@ struct Owner {
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     pub(super) max_rows: usize,
+    /// How long it may take while texts are being written.
+    pub(super) max_pass: Option<Duration>,
     /// Bytes up to which sequences of ended texts are kept, running ones included.
     pub(super) cache_bytes: usize,
 }
@@ -74,6 +78,7 @@ pub(super) struct Driver<M, D> {
     batch: Batch<D>,
     owners: Vec<Owner>,
     prefixes: Prefixes,
+    budget: RowBudget,
     /// Bytes up to which sequences of ended texts are kept, running ones included.
     cache_bytes: usize,
     make_drafter: MakeDrafter<D>,
@@ -85,8 +90,8 @@ pub(super) struct Driver<M, D> {
 impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     pub(super) fn new(model: M, make_drafter: MakeDrafter<D>) -> Self {
         let (batch, owners, policy) = (Batch::new(1), Vec::new(), AdaptiveLength::new());
-        let (prefixes, idle) = (Prefixes::default(), Vec::new());
-        Self { model, batch, owners, prefixes, cache_bytes: 0, make_drafter, idle, policy }
+        let (prefixes, budget, idle) = (Prefixes::default(), RowBudget::new(), Vec::new());
+        Self { model, batch, owners, prefixes, budget, cache_bytes: 0, make_drafter, idle, policy }
     }
 
     /// The same model with other drafters; running texts are dropped.
@@ -114,7 +119,6 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     pub(super) fn step(&mut self, admitted: Vec<(Ticket, Job)>, limits: Limits) -> Done {
         let mut done = Done::default();
         self.cache_bytes = limits.cache_bytes;
-        self.batch.set_max_rows(limits.max_rows);
         let mut admitted = admitted.into_iter();
         while let Some((ticket, job)) = admitted.next() {
             let start = self.start(&job);
@@ -142,7 +146,15 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 }
             }
         }
-        match self.batch.pass(&mut self.model) {
+        let Limits { max_rows, max_pass, .. } = limits;
+        let is_heard = self.batch.texts().any(|(_, text)| text.finish().is_none() && !text.is_in_prompt());
+        self.batch.set_max_rows(self.budget.rows(max_rows, max_pass, is_heard));
+        let begun = Instant::now();
+        let passed = self.batch.pass(&mut self.model);
+        if is_heard {
+            self.budget.note(self.batch.n_rows(), begun.elapsed(), max_pass, max_rows);
+        }
+        match passed {
             Ok(progress) => {
                 // A text with a limit of zero tokens ends before any pass.
                 let idle = self.ended_without_pass(progress.iter().map(|progress| progress.text).collect());
