@@ -1,0 +1,79 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a server cannot start. What goes wrong with a request is told to its client in OpenAI's form.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: Arc<std::io::Error>,
+    },
+    /// The threads or the signals of the server cannot be set up.
+    #[error("cannot set up {what}: {source}")]
+    Setup {
+        /// What was to be set up.
+        what: &'static str,
+        /// What the system says.
+        source: Arc<std::io::Error>,
+    },
+    /// Other machines could reach the server, and it has no keys.
+    #[error(
+        "{address} can be reached from other machines and there are no API keys; \
+         add keys, listen on 127.0.0.1, or allow access without keys"
+    )]
+    Unprotected {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Two models have the same name.
+    #[error("two models are called {id:?}")]
+    SameName {
+        /// The name.
+        id: String,
+    },
+    /// There is nothing to serve.
+    #[error("there is no model to serve")]
+    NoModel,
+    /// A setting is out of its range.
+    #[error("{name} is {found}; expected {expected}")]
+    Parameter {
+        /// The setting.
+        name: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+    /// A file with API keys cannot be read.
+    #[error("cannot read the keys in {path}: {source}")]
+    ReadKeys {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: Arc<std::io::Error>,
+    },
+    /// A file with API keys is wrong. Its text is not shown, since it may hold keys.
+    #[error("the keys are wrong{}: {message}", place(.entry))]
+    Keys {
+        /// Which entry, counted from 1.
+        entry: Option<usize>,
+        /// What is wrong.
+        message: String,
+    },
+    /// The server's thread has panicked.
+    #[error("the server has panicked")]
+    Panicked,
+}
+
+fn place(entry: &Option<usize>) -> String {
+    entry.map_or_else(String::new, |entry| format!(" (entry {entry})"))
+}

@@ -1,0 +1,79 @@
+//! Health, readiness and metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use breakers_core::{CallError, ChatReply, FinishReason, ScriptedModel, Usage};
+use serde_json::json;
+
+use crate::support::{Client, config, metric, server, until};
+
+#[test]
+fn a_server_is_ready_when_its_models_answer() {
+    let works = Arc::new(AtomicBool::new(false));
+    let inside = Arc::clone(&works);
+    let model = ScriptedModel::from_fn("m", move |_| match inside.load(Ordering::SeqCst) {
+        true => "ok".into(),
+        false => CallError::failed(std::io::Error::other("not yet")).into(),
+    });
+    let server = server(Arc::new(model), config());
+    let client = Client::new(&server);
+    until("it was tested", || client.get("/ready").text.contains("failing"));
+    assert_eq!((client.get("/ready").status, client.get("/health").status), (503, 200));
+    works.store(true, Ordering::SeqCst);
+    until("it was tested again", || client.get("/ready").status == 200);
+    assert_eq!(client.get("/ready").json(), json!({"status": "ready", "models": {"m": "ok"}}));
+    // An answer that fails is as good as a test that fails.
+    works.store(false, Ordering::SeqCst);
+    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}"#;
+    assert_eq!(client.post("/v1/chat/completions", body).status, 500);
+    assert_eq!(client.get("/ready").status, 503);
+}
+
+#[test]
+fn counters_add_up() {
+    let model = ScriptedModel::from_fn("m", |request| match &*request.prompt.messages().unwrap()[0].text() {
+        "fail" => CallError::failed(std::io::Error::other("broken")).into(),
+        "refuse" => CallError::bad_request("prompt", "no").into(),
+        _ => {
+            let mut reply = ChatReply::new("two words", FinishReason::Length);
+            reply.usage = Usage::new(7, 2);
+            reply.usage.cached_prompt = 4;
+            reply.into()
+        }
+    });
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::new(model), config);
+    let client = Client::new(&server);
+    for (text, n) in [("x", 1), ("x", 3), ("fail", 1), ("refuse", 1), ("x", 2)] {
+        let body =
+            json!({"model": "m", "messages": [{"role": "user", "content": text}], "n": n, "stream": n == 3});
+        client.post("/v1/chat/completions", &body.to_string());
+    }
+    client.post("/v1/chat/completions", "{}");
+    let answer = client.get("/metrics");
+    assert!(answer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let text = answer.text;
+    let value = |name: &str| metric(&text, name);
+    let ended = |reason: &str| {
+        value(&format!("breakers_request_ended_total{{model_name=\"m\",finished_reason=\"{reason}\"}}"))
+    };
+    assert_eq!([ended("length"), ended("failed"), ended("refused")], [6.0, 1.0, 1.0], "{text}");
+    let label = "{model_name=\"m\"}";
+    assert_eq!(value(&format!("breakers_requests_accepted_total{label}")), 8.0);
+    assert_eq!(value("breakers_num_requests_running{"), 0.0);
+    assert_eq!(value("breakers_num_requests_waiting{"), 0.0);
+    assert_eq!(value(&format!("breakers_prompt_tokens_total{label}")), 42.0);
+    assert_eq!(value(&format!("breakers_prompt_tokens_cached_total{label}")), 24.0);
+    assert_eq!(value(&format!("breakers_generation_tokens_total{label}")), 12.0);
+    for name in ["e2e_request_latency", "request_queue_time"] {
+        assert_eq!(value(&format!("breakers_{name}_seconds_count{label}")), 8.0, "{name}");
+    }
+    for name in ["time_to_first_token", "time_per_output_token"] {
+        assert_eq!(value(&format!("breakers_{name}_seconds_count{label}")), 6.0, "{name}");
+    }
+    let missing = "breakers_request_refused_total{status=\"400\",code=\"missing_required_parameter\"}";
+    assert_eq!(value(missing), 1.0, "{text}");
+    assert!(text.ends_with("# EOF\n"));
+}
