@@ -9,6 +9,7 @@ mod environment;
 mod error;
 mod keys;
 mod metrics;
+mod page;
 mod request;
 mod routes;
 mod server;

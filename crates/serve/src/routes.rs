@@ -17,6 +17,7 @@ use crate::api_error::ApiError;
 use crate::edge::Caller;
 use crate::environment::new_id;
 use crate::metrics;
+use crate::page;
 use crate::request::{Completion, Route};
 use crate::state::State;
 use crate::stream::EventStream;
@@ -33,6 +34,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/v1/embeddings", post(vectors::embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(show_metrics))

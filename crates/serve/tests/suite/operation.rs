@@ -77,3 +77,33 @@ fn counters_add_up() {
     assert_eq!(value(missing), 1.0, "{text}");
     assert!(text.ends_with("# EOF\n"));
 }
+
+#[test]
+fn the_page_loads_nothing_from_elsewhere() {
+    let mut config = config();
+    config.keys = Some(breakers_serve::Keys::from_plain(["k"]).unwrap());
+    let server = server(Arc::new(ScriptedModel::from_fn("m", |_| "ok".into())), config);
+    let answer = Client::new(&server).get("/");
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = answer.header("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'sha256-") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    // The hashes are those of what the page holds.
+    for tag in ["script", "style"] {
+        let (begin, end) = (format!("<{tag}>"), format!("</{tag}>"));
+        assert_eq!(answer.text.matches(&format!("<{tag}")).count(), 1);
+        let text = answer.text.split_once(&begin).unwrap().1.split_once(&end).unwrap().0;
+        let hash: [u8; 32] =
+            sha2::Digest::finalize(sha2::Digest::chain_update(sha2::Sha256::default(), text)).into();
+        let hash = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, hash);
+        assert!(policy.contains(&format!("{tag}-src 'sha256-{hash}'")), "{policy}");
+    }
+    // Attributes with code or style would be blocked, and so would be anything from another address.
+    for forbidden in
+        ["http:", "https:", "style=", "onclick", "src=", "innerHTML", "insertAdjacentHTML", "eval("]
+    {
+        assert!(!answer.text.contains(forbidden), "{forbidden}");
+    }
+}
