@@ -10,13 +10,13 @@ use breakers_model::{LoadOptions, Model};
 use breakers_remote::{Dialect, RemoteConfig, RemoteModel, testing::FakeEndpoint};
 use breakers_spec_decode::{Engine, NgramDrafter};
 
-fn probe() -> Probe {
+pub(crate) fn probe() -> Probe {
     let mut probe = Probe::new(Message::user("Tell me a long story about a lighthouse."));
     probe.tokens = Some(vec![1, 2, 3].into());
     probe
 }
 
-fn engine() -> Option<Engine<breakers_model::Runner>> {
+pub(crate) fn engine() -> Option<Engine<breakers_model::Runner>> {
     let path = model_path("smollm2-135m")?;
     // With a small context, a short prompt is already too long.
     let options = LoadOptions { max_context: Some(256), ..LoadOptions::default() };

@@ -11,6 +11,7 @@ mod golden;
 mod kv_cache;
 mod lossless;
 mod prefixes;
+mod serve;
 mod structured;
 
 #[allow(dead_code)] // Their own tests use more of them.
