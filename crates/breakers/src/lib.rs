@@ -15,6 +15,7 @@
 //! | quantize weights, of one matrix or a whole model | `quant` | `quant` |
 //! | fetch models by name | `hub` | `hub` |
 //! | talk to a model behind an OpenAI-compatible endpoint | `remote` | `remote` |
+//! | serve models over HTTP, in OpenAI's protocol | `serve` | `serve` |
 //! | find the nearest vectors | `retrieval` | `retrieval` |
 //! | turn texts into vectors | `embed` | `embed` |
 //! | compute statistics and write reports | `eval` | `eval` |
@@ -56,6 +57,8 @@ pub use breakers_quant as quant;
 pub use breakers_remote as remote;
 #[cfg(feature = "retrieval")]
 pub use breakers_retrieval as retrieval;
+#[cfg(feature = "serve")]
+pub use breakers_serve as serve;
 #[cfg(feature = "decode")]
 pub use breakers_spec_decode as decode;
 #[cfg(feature = "structured")]
