@@ -1,6 +1,7 @@
 //! The program `breakers`: local language models from the command line.
 
 mod form;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::form::FormArgs;
+use self::serve::ServeArgs;
 
 /// Local language models: fetch, run, measure, quantize.
 #[derive(Parser)]
@@ -36,6 +38,8 @@ enum Command {
         #[command(flatten)]
         form: FormArgs,
     },
+    /// Serve a model over HTTP, in OpenAI's protocol, until Ctrl-C.
+    Serve(ServeArgs),
     /// List models and data sets, and which of them are on this disk.
     #[command(visible_alias = "ls")]
     List(models::ListArgs),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
     run(|| match &command {
         Command::Run { run, form } => generate::run(run, &|loaded, template| form.of(loaded, template)),
         Command::Chat { chat, form } => generate::chat(chat, &|loaded, template| form.of(loaded, template)),
+        Command::Serve(arguments) => arguments.run(),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),

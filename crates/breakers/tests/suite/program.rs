@@ -38,6 +38,11 @@ fn impossible_command_lines_exit_with_2_and_say_why() {
         (&["quantize", "--job", "magic:Q4_0", "--out", "x.gguf"], "magic"),
         (&["quantize", "no/such/file.gguf", "--job", "rtn:Q4_0", "--out", "x.gguf"], "no/such/file.gguf"),
         (&["chat", "no/such/file.gguf"], "no/such/file.gguf"),
+        (&["serve", "no/such/file.gguf"], "no/such/file.gguf"),
+        (&["serve", "--host", "0.0.0.0"], "API keys"),
+        (&["serve", "--keys", "no/such/keys.toml"], "no/such/keys.toml"),
+        (&["serve", "--api-key", "k", "--no-keys"], "--no-keys"),
+        (&["serve", "--max-texts", "0"], "max_texts"),
     ] {
         let output = breakers(arguments);
         let stderr = stderr(&output);

@@ -1,0 +1,152 @@
+//! `breakers serve`: a model over HTTP.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
+use breakers_core::{ChatModel, ModelCard, Tokenizer};
+use breakers_serve::{Keys, ServeConfig, Server};
+use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig};
+use breakers_structured::Forms;
+use breakers_structured::tools::ToolFormatSpec;
+
+/// Flags of `breakers serve`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// The model, instead of --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    name: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
+    /// The address to listen on. One that other machines can reach needs keys.
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: IpAddr,
+    /// The port; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The name by which clients ask for the model [default: its own, or that of its file].
+    #[arg(long, value_name = "NAME")]
+    alias: Option<String>,
+    /// How many texts are generated at a time; further ones wait.
+    #[arg(long, visible_alias = "parallel", default_value_t = 8, value_name = "N")]
+    max_texts: usize,
+    /// How many texts may wait; further ones are refused [default: four times --max-texts].
+    #[arg(long, value_name = "N")]
+    max_waiting: Option<usize>,
+    /// A key that clients must send; may be given several times. Other users of this machine can see it:
+    /// --keys is better.
+    #[arg(long, value_name = "KEY", conflicts_with = "keys")]
+    api_key: Vec<String>,
+    /// A file of keys, or of their hashes, with limits (TOML; see docs/serving.md).
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Let everybody in who can reach the address.
+    #[arg(long, conflicts_with_all = ["api_key", "keys"])]
+    no_keys: bool,
+    /// A name by which clients may call this machine, beside localhost and addresses; may be given several
+    /// times.
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// The form in which the model calls functions [default: what its chat template tells].
+    #[arg(long, value_name = "NAME")]
+    tool_format: Option<ToolFormatSpec>,
+}
+
+impl ServeArgs {
+    /// Serves until the program is asked to end. Exit code 1 if answers were cut off then.
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        // What is wrong with flags is told before a model is loaded.
+        let config = self.config()?;
+        let mut model = self.model.clone();
+        if let Some(name) = &self.name {
+            model.model.clone_from(name);
+        }
+        let loaded = model.load()?;
+        let card = self.card(&model, &loaded)?;
+        let server = Server::new(config).with_model(self.engine(&model, loaded, card)?);
+        let ended = server.run(|address| eprintln!("listening on http://{address}/v1"))?;
+        if ended.n_cut > 0 {
+            eprintln!("{} connections were cut off", ended.n_cut);
+            return Ok(ExitCode::FAILURE);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn config(&self) -> Result<ServeConfig> {
+        let usage = |error: breakers_serve::Error| Error::Usage(error.to_string());
+        let mut config = ServeConfig::default();
+        config.address = (self.host, self.port).into();
+        config.keys = match &self.keys {
+            Some(file) => Some(Keys::read(file).map_err(usage)?),
+            None if self.api_key.is_empty() => None,
+            None => Some(Keys::from_plain(&self.api_key).map_err(usage)?),
+        };
+        config.allow_no_keys = self.no_keys;
+        config.hosts.clone_from(&self.allow_host);
+        config.limits.max_texts = self.max_texts;
+        config.limits.max_waiting = self.max_waiting.unwrap_or(self.max_texts.saturating_mul(4));
+        config.validate().map_err(usage)?;
+        Ok(config)
+    }
+
+    /// The model's card. Its revision names all that determines the answers.
+    fn card(&self, model: &ModelArgs, loaded: &LoadedModel) -> Result<ModelCard> {
+        let file = Path::new(&loaded.name);
+        // A name of the catalog may hold a dot, which begins no extension.
+        let name = match (file.extension(), file.file_stem()) {
+            (Some(extension), Some(stem)) if extension == "gguf" => stem.to_string_lossy().into_owned(),
+            _ => loaded.name.clone(),
+        };
+        let mut card = ModelCard::new(self.alias.clone().unwrap_or(name));
+        // Matrices of another file are not part of the model's hash.
+        if model.matrices.is_none() {
+            let file = model.provenance(&[loaded])?.models.into_iter().next();
+            let version = env!("CARGO_PKG_VERSION");
+            card.revision = file.map(|file| format!("{} {} {version}", file.sha256, self.cache.cache));
+        }
+        Ok(card)
+    }
+
+    fn engine(&self, model: &ModelArgs, loaded: LoadedModel, card: ModelCard) -> Result<Arc<dyn ChatModel>> {
+        let runner = self.cache.runner(&loaded.model)?;
+        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.model.tokenizer().clone());
+        let template = loaded.model.chat_template()?.cloned();
+        let mut forms = Forms::new(Arc::clone(&tokenizer))?;
+        let told = || ToolFormatSpec::of_template(template.as_ref()?.source());
+        match self.tool_format.or_else(told) {
+            Some(format) => forms = forms.with_calls(format),
+            None => eprintln!(
+                "note: the template of {} does not tell how it calls functions: requests with `tools` are refused; \
+                 --tool-format names a form",
+                loaded.name
+            ),
+        }
+        let mut config = EngineConfig::default();
+        config.max_texts = self.max_texts;
+        config.draft_length = self.draft.length();
+        let spec = self.draft.draft.clone().unwrap_or_default();
+        // Loaded once; each text drafts with sequences of its own.
+        let draft = spec.model().map(|name| model.load_other(name)).transpose()?;
+        let target = loaded;
+        let make = move |spec: &DrafterSpec| -> breakers_spec_decode::Result<_> {
+            spec.make(|_| Ok(draft_model(draft.as_ref().unwrap_or(&target), &target)))
+        };
+        // A drafter that does not fit the model is an error now, and not at the first request.
+        drop(make(&spec)?);
+        let mut engine = Engine::new(runner, tokenizer)
+            .with_drafter(move || make(&spec))
+            .with_forms(Arc::new(forms))
+            .with_config(config)
+            .with_card(card);
+        if let Some(template) = template {
+            engine = engine.with_format(Arc::new(template));
+        }
+        Ok(Arc::new(engine))
+    }
+}
