@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
 use breakers_core::{ChatModel, ModelCard, Tokenizer};
@@ -36,6 +37,14 @@ pub(crate) struct ServeArgs {
     /// How many texts are generated at a time; further ones wait.
     #[arg(long, visible_alias = "parallel", default_value_t = 8, value_name = "N")]
     max_texts: usize,
+    /// Megabytes of keys and values up to which what ended texts have read is kept, so that the next turn of
+    /// a conversation, or another question behind the same instructions, reads only what is new; 0 keeps none.
+    #[arg(long, default_value_t = 1024, value_name = "MB")]
+    cache_mb: usize,
+    /// About how many milliseconds a pass may take while texts are being written: longer prompts are read in
+    /// pieces.
+    #[arg(long, default_value_t = 80, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    max_pass: u64,
     /// How many texts may wait; further ones are refused [default: four times --max-texts].
     #[arg(long, value_name = "N")]
     max_waiting: Option<usize>,
@@ -130,6 +139,8 @@ impl ServeArgs {
         let mut config = EngineConfig::default();
         config.max_texts = self.max_texts;
         config.draft_length = self.draft.length();
+        config.cache_bytes = self.cache_mb.saturating_mul(1_000_000);
+        config.max_pass = Some(Duration::from_millis(self.max_pass));
         let spec = self.draft.draft.clone().unwrap_or_default();
         // Loaded once; each text drafts with sequences of its own.
         let draft = spec.model().map(|name| model.load_other(name)).transpose()?;

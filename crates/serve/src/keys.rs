@@ -103,6 +103,11 @@ impl Drop for Visit {
 }
 
 impl Visit {
+    /// Whose key it is.
+    pub(crate) fn tenant(&self) -> &str {
+        &self.key.tenant
+    }
+
     /// Counts the tokens of an answer.
     pub(crate) fn charge(&self, tokens: u64) {
         self.key.lock().tokens.taken += tokens as f64;

@@ -143,7 +143,9 @@ impl Text {
         }
         let mut request = Arc::unwrap_or_clone(request);
         request.seed = seed;
-        let result = hosted.model.chat(&request, &mut |delta| {
+        // Nothing that a client sends decides whose it is.
+        let tenant = visit.as_ref().map_or("", |visit| visit.tenant());
+        let result = hosted.model.chat_as(tenant, &request, &mut |delta| {
             record.piece();
             if !Self::is_wanted(&alive, &phase) {
                 return ControlFlow::Break(());
@@ -153,7 +155,7 @@ impl Text {
         });
         if let Ok(reply) = &result {
             record.usage = reply.usage;
-            if let Some(visit) = visit {
+            if let Some(visit) = &visit {
                 visit.charge(reply.usage.total());
             }
         }
