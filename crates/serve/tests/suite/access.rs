@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use breakers_core::{ScriptedModel, Usage};
+use breakers_core::{
+    CallError, ChatModel, ChatReply, ChatRequest, FinishReason, OnDelta, ScriptedModel, Usage,
+};
 use breakers_serve::{Error, Keys, Server};
 
 use crate::support::{Client, Endless, begin, config, raw, server, until};
@@ -12,7 +14,7 @@ const HI: &str = r#"{"model": "m", "messages": [{"role": "user", "content": "Hi"
 
 fn model() -> Arc<ScriptedModel> {
     Arc::new(ScriptedModel::from_fn("m", |_| {
-        let mut reply = breakers_core::ChatReply::new("ok", breakers_core::FinishReason::EndOfText);
+        let mut reply = ChatReply::new("ok", FinishReason::EndOfText);
         reply.usage = Usage::new(50, 50);
         reply.into()
     }))
@@ -92,6 +94,46 @@ fn keys_open_the_routes_and_have_limits() {
     assert_eq!(post("other").status, 404);
     let listed = client.get_with("/v1/models", &[("authorization", "Bearer other")]).json();
     assert_eq!(listed["data"], serde_json::json!([]));
+}
+
+/// A model that answers with the tenant it is called for.
+struct Tenants(breakers_core::ModelCard);
+
+impl ChatModel for Tenants {
+    fn card(&self) -> &breakers_core::ModelCard {
+        &self.0
+    }
+    fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        self.chat_as("", request, on_delta)
+    }
+    fn chat_as(
+        &self,
+        tenant: &str,
+        _request: &ChatRequest,
+        _on_delta: &mut OnDelta<'_>,
+    ) -> Result<ChatReply, CallError> {
+        Ok(ChatReply::new(format!("for {tenant:?}"), FinishReason::EndOfText))
+    }
+}
+
+#[test]
+fn the_model_is_told_the_tenant_of_the_key_and_no_other() {
+    let mut card = breakers_core::ModelCard::new("m");
+    card.capabilities.chat = true;
+    let model = Arc::new(Tenants(card));
+    // What a body says of its sender counts for nothing.
+    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "user": "b", "tenant": "b",
+        "prompt_cache_key": "b"}"#;
+    let told = |config, key: &str| {
+        let server = server(model.clone(), config);
+        let answer = Client::new(&server).post_with("/v1/chat/completions", body, &[("api-key", key)]);
+        answer.json()["choices"][0]["message"]["content"].clone()
+    };
+    let mut keyed = config();
+    let text = "[[key]]\ntenant = \"a\"\nkey = \"one\"\n[[key]]\ntenant = \"b\"\nkey = \"two\"\n";
+    keyed.keys = Some(Keys::parse(text).unwrap());
+    assert_eq!([told(keyed.clone(), "one"), told(keyed, "two")], ["for \"a\"", "for \"b\""]);
+    assert_eq!(told(config(), "one"), "for \"\"");
 }
 
 #[test]
