@@ -1,6 +1,10 @@
 //! How a query is answered, and why.
 
-use super::{Graph, GraphConfig, Index as _, Neighbor, Search, graph::Walked, watch::Watch};
+use super::{
+    Graph, GraphConfig, Index as _, Neighbor, Search,
+    graph::Walked,
+    watch::{Watch, Watches},
+};
 use crate::Result;
 use std::fmt;
 
@@ -84,7 +88,8 @@ impl Graph {
             }
         };
         let k = search.k.min(n_matching);
-        let watch = self.watch(search);
+        let watches = self.watches(search);
+        let watch = watches.map(|watches| &watches.all);
         let effort = match search.effort {
             Some(effort) => effort,
             None => watch.map_or(self.config.effort, |watch| watch.widened(self.config.effort)),
@@ -121,12 +126,15 @@ impl Graph {
                 .map(|recall| format!("walks that were compared with a scan found {:.1} %", 100.0 * recall))
                 .into_iter()
                 .chain(looked_at.map(|n| format!("they looked at {n:.1} vectors for each of their beam")))
+                .chain(watches.map(Watches::n_widened).filter(|&n| n > 0).map(|n| {
+                    format!("queries of {n} kinds, by the distance of the nearest, walk with a wider beam")
+                }))
                 .collect(),
         }
     }
 
-    /// The watch over walks of this kind, if the caller chose no width.
-    fn watch(&self, search: &Search<'_>) -> Option<&Watch> {
+    /// The watches over walks with a filter or over those without, if the caller chose no width.
+    fn watches(&self, search: &Search<'_>) -> Option<&Watches> {
         let is_filtered = search.allowed.is_some();
         let is_chosen = search.effort.is_some() || self.config.effort != GraphConfig::default().effort;
         (is_filtered || !is_chosen)
@@ -146,14 +154,26 @@ impl Graph {
             Strategy::Nothing => Ok(Vec::new()),
             Strategy::Scan | Strategy::FilteredScan => self.flat.scan(prepared, search),
             Strategy::Walk | Strategy::FilteredWalk => {
-                let Walked { found, looked_at, is_blind } = self.walk(prepared, plan.effort, search)?;
-                if let Some(watch) = self.watch(search)
-                    && watch.is_sample(plan.scan_cost / plan.walk_cost)
-                {
-                    let truth = self.flat.scan(prepared, search)?;
-                    watch.note(&found, &truth);
-                    watch.note_cost(looked_at, plan.effort);
-                    return Ok(truth);
+                let Walked { mut found, looked_at, mut is_blind } =
+                    self.walk(prepared, plan.effort, search)?;
+                if let Some(watches) = self.watches(search) {
+                    let kind = watches.kind(self.flat.metric(), prepared, found.first());
+                    let effort = kind.widened(plan.effort);
+                    let cost = plan.walk_cost * effort as f64 / plan.effort as f64;
+                    if cost > plan.scan_cost {
+                        return self.flat.scan(prepared, search);
+                    }
+                    let is_sample = kind.is_sample(plan.scan_cost / cost);
+                    let first = if is_sample { found.clone() } else { Vec::new() };
+                    if effort > plan.effort {
+                        Walked { found, is_blind, .. } = self.walk(prepared, effort, search)?;
+                    }
+                    if is_sample {
+                        let truth = self.flat.scan(prepared, search)?;
+                        watches.note(kind, &first, &found, &truth);
+                        watches.all.note_cost(looked_at, plan.effort);
+                        return Ok(truth);
+                    }
                 }
                 // What matches may lie far from the query: then little of the beam does. Whoever chose the
                 // beam's width gets what it sees.

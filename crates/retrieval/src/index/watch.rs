@@ -5,8 +5,14 @@
 //! Among others it may not: codes may not tell neighbors apart, because all vectors lie far from the origin
 //! or one coordinate drowns the others, or many vectors may be copies of each other. Only a comparison shows
 //! it.
+//!
+//! Queries are not all alike either: those that come from elsewhere than the vectors need a wider beam, and
+//! too few of them are compared to show among the others. So queries are told apart by the distance of the
+//! nearest that their walks find, and each kind is watched by itself. A walk of a kind that needs a wider
+//! beam than all of them together is repeated with it.
 
 use super::Neighbor;
+use crate::Metric;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// The first walks of a width, up to this number, are all compared.
@@ -21,6 +27,52 @@ const FAR_TOO_FEW: f64 = 0.9;
 const MIN_WANTED: u64 = 32;
 /// Each time that there are this many samples, older ones count half.
 const MEMORY: u64 = 4096;
+
+/// Kinds of queries that are told apart: powers of two of the distance, by its sign.
+const KINDS: usize = 64;
+
+/// A watch over all walks, and one over each kind of queries.
+#[derive(Debug)]
+pub(super) struct Watches {
+    pub(super) all: Watch,
+    kinds: [Watch; KINDS],
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self { all: Watch::default(), kinds: std::array::from_fn(|_| Watch::default()) }
+    }
+}
+
+impl Watches {
+    /// The watch over queries whose nearest is this far.
+    pub(super) fn kind(&self, metric: Metric, query: &[f32], nearest: Option<&Neighbor>) -> &Watch {
+        let distance = nearest.map_or(0.0, |nearest| f64::from(nearest.distance));
+        // A product grows with the query's length, which makes it no harder.
+        let unit = match metric {
+            Metric::Dot => query.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt(),
+            _ => 1.0,
+        };
+        let size = (distance.abs() / unit).max(f64::MIN_POSITIVE);
+        let power = (size.log2().floor() as i64).rem_euclid(KINDS as i64 / 2) as usize;
+        &self.kinds[2 * power + usize::from(distance < 0.0)]
+    }
+
+    /// Takes in what a walk with the beam for all found of the truth, and what the walk of its kind did.
+    pub(super) fn note(&self, kind: &Watch, first: &[Neighbor], walked: &[Neighbor], truth: &[Neighbor]) {
+        if self.all.note(first, truth) {
+            // What was seen of kinds was seen with a narrower beam.
+            self.kinds.iter().for_each(Watch::forget);
+        } else {
+            kind.note(walked, truth);
+        }
+    }
+
+    /// How many kinds of queries need a wider beam than all together.
+    pub(super) fn n_widened(&self) -> usize {
+        self.kinds.iter().filter(|kind| kind.widenings.load(Relaxed) > 0).count()
+    }
+}
 
 /// Samples of walks, and the width of the beam that follows from them.
 #[derive(Debug, Default)]
@@ -62,15 +114,24 @@ impl Watch {
         (widths > 0).then(|| self.looked_at.load(Relaxed) as f64 / widths as f64)
     }
 
-    /// Takes in what a walk found of the truth.
-    pub(super) fn note(&self, walked: &[Neighbor], truth: &[Neighbor]) {
+    /// Begins anew, with a beam as wide as that for all.
+    fn forget(&self) {
+        for count in [&self.walks, &self.found, &self.wanted] {
+            count.store(0, Relaxed);
+        }
+        self.widenings.store(0, Relaxed);
+    }
+
+    /// Takes in what a walk found of the truth. Returns whether the beam is wider now.
+    pub(super) fn note(&self, walked: &[Neighbor], truth: &[Neighbor]) -> bool {
         // By distance, so any of several equally near vectors counts.
         let bound = truth.last().map_or(f32::NEG_INFINITY, |last| last.distance);
         let found = walked.iter().filter(|n| n.distance <= bound).count().min(truth.len()) as u64;
         let found = self.found.fetch_add(found, Relaxed) + found;
         let wanted = self.wanted.fetch_add(truth.len() as u64, Relaxed) + truth.len() as u64;
         let share = found as f64 / wanted.max(1) as f64;
-        if wanted >= MIN_WANTED && share < ENOUGH {
+        let is_short = wanted >= MIN_WANTED && share < ENOUGH;
+        if is_short {
             // Threads that note at the same time may widen twice, which is only wider.
             let more = if share < FAR_TOO_FEW { 2 } else { 1 };
             self.widenings.fetch_update(Relaxed, Relaxed, |n| Some((n + more).min(48))).ok();
@@ -81,6 +142,7 @@ impl Watch {
             self.found.store(found / 2, Relaxed);
             self.wanted.store(wanted / 2, Relaxed);
         }
+        is_short
     }
 
     /// The recall of the samples of this width, if there are any.
@@ -120,8 +182,12 @@ mod tests {
         }
         // Of equally near ones any will do.
         let watch = Watch::default();
-        (0..4).for_each(|_| watch.note(&neighbors(&[0.0, 1.0, 3.0, 3.0]), &neighbors(&[0.0, 1.0, 2.0, 3.0])));
-        (0..100).for_each(|_| watch.note(&neighbors(&[]), &neighbors(&[])));
+        for _ in 0..4 {
+            watch.note(&neighbors(&[0.0, 1.0, 3.0, 3.0]), &neighbors(&[0.0, 1.0, 2.0, 3.0]));
+        }
+        for _ in 0..100 {
+            watch.note(&neighbors(&[]), &neighbors(&[]));
+        }
         assert_eq!((watch.widened(100), watch.recall()), (100, Some(1.0)));
     }
 
@@ -130,5 +196,28 @@ mod tests {
         let watch = Watch::default();
         let n = (0..100_000).filter(|_| watch.is_sample(2.0)).count();
         assert!((700..1000).contains(&n), "{n}");
+    }
+    #[test]
+    fn kinds_of_queries_are_judged_by_themselves() {
+        let watches = Watches::default();
+        let truth = neighbors(&[1.0; 10]);
+        let at = |distance: f32| watches.kind(Metric::L2, &[3.0], neighbors(&[distance]).first());
+        let (near, far) = (at(0.01), at(100.0));
+        assert!(std::ptr::eq(near, at(0.011)) && !std::ptr::eq(near, far));
+        // A product is far by its direction, not by the query's length.
+        let product = |query: f32, distance: f32| {
+            watches.kind(Metric::Dot, &[query, 0.0], neighbors(&[distance]).first())
+        };
+        assert!(std::ptr::eq(product(1.0, -5.0), product(1000.0, -5000.0)));
+        assert!(!std::ptr::eq(product(1.0, -5.0), product(1.0, 5.0)));
+        assert!(std::ptr::eq(at(0.0), watches.kind(Metric::L2, &[], None)));
+        // Many that find everything, and a few that find half: these walk with a wider beam.
+        (0..400).for_each(|_| watches.note(near, &truth, &truth, &truth));
+        (0..4).for_each(|_| watches.note(far, &truth[5..], &truth[5..], &truth));
+        assert_eq!((watches.all.widened(100), near.widened(100), far.widened(100)), (100, 100, 200));
+        // Once most find too little, the beam for all is widened, and kinds begin anew.
+        (0..80).for_each(|_| watches.note(far, &truth[5..], &truth, &truth));
+        assert!(watches.all.widened(100) > 100);
+        assert_eq!((near.widened(100), far.widened(100), watches.n_widened()), (100, 100, 0));
     }
 }

@@ -214,4 +214,167 @@ pub(crate) const ZOO: &[(&str, Draw)] = &[
         let (size, age) = (1.7 + 0.1 * gauss(r), r.random_range(0.0f32..90.0));
         vec![1000.0 * (size - 1.0) * (90.0 + 10.0 * gauss(r)), size, age]
     }),
+    ("five far places", |r| {
+        let mut place = StdRng::seed_from_u64(r.random_range(0..5));
+        (0..24).map(|_| 1e4 * gauss(&mut place) + gauss(r)).collect()
+    }),
+    ("scales from a millionth to a million", |r| scaled(r, 13, |i| 10f32.powi(i as i32 - 6))),
+    ("shells", |r| {
+        let radius = [1.0, 2.0, 5.0, 100.0][r.random_range(0..4usize)];
+        let vector = gaussian(r, 16);
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        times(vector, radius / length)
+    }),
+    ("histograms", |r| {
+        let mut peaks = StdRng::seed_from_u64(r.random_range(0..30));
+        let (a, b) = (peaks.random_range(0..32usize), peaks.random_range(0..32usize));
+        let mut counts = vec![0.0; 32];
+        for _ in 0..100 {
+            let at = if r.random_bool(0.6) { a } else { b } as f32 + 2.0 * gauss(r);
+            counts[at.clamp(0.0, 31.0) as usize] += 0.01;
+        }
+        counts
+    }),
+    ("a dense core and a wide halo", |r| {
+        let width = if r.random_bool(0.8) { 1e-3 } else { 10.0 };
+        scaled(r, 16, |_| width)
+    }),
+    ("clusters of every size and width", |r| {
+        let which = (400.0 * r.random_range(0.0f32..1.0).powi(4)) as u64;
+        let mut center = StdRng::seed_from_u64(7000 + which);
+        let width = 10f32.powf(center.random_range(-3.0..1.0));
+        (0..24).map(|_| 5.0 * gauss(&mut center) + width * gauss(r)).collect()
+    }),
+    ("nearly all the same", |r| {
+        let noise = if r.random_bool(0.97) { 0.0 } else { 1.0 };
+        (0..24).map(|i| (i as f32).sin() + noise * gauss(r)).collect()
+    }),
+    ("four directions and a little noise", |r| {
+        let weights = gaussian(r, 4);
+        let mut shared = StdRng::seed_from_u64(4);
+        let mut v = scaled(r, 64, |_| 1e-3);
+        for weight in weights {
+            v.iter_mut().for_each(|x| *x += weight * gauss(&mut shared));
+        }
+        v
+    }),
+    ("fingerprints", |r| {
+        let mut molecule = StdRng::seed_from_u64(r.random_range(0..500));
+        (0..256)
+            .map(|_| f32::from(u8::from(molecule.random_bool(0.05) ^ r.random_bool(0.02))))
+            .chain([1.0])
+            .collect()
+    }),
+    ("two cones, opposite", |r| {
+        let side = if r.random_bool(0.5) { 1.0 } else { -1.0 };
+        (0..24).map(|i| side * (i as f32).cos() + 0.03 * gauss(r)).collect()
+    }),
+    ("a direction so narrow that floats end", |r| {
+        (0..24).map(|i| if i == 0 { 1.0 } else { 1e-4 * gauss(r) }).collect()
+    }),
+    ("nine numbers of ten are zero", |r| {
+        (0..128).map(|_| if r.random_bool(0.1) { gauss(r).abs() } else { 0.0 }).chain([1e-3]).collect()
+    }),
+    ("places on the earth in meters", |r| {
+        let (a, b) = (r.random_range(0.0..std::f32::consts::TAU), r.random_range(-1.0f32..1.0));
+        let flat = (1.0 - b * b).sqrt();
+        [flat * a.cos(), flat * a.sin(), b].map(|x| 6_371_000.0 * x).to_vec()
+    }),
+    ("Gaussian, 200 numbers", |r| gaussian(r, 200)),
+    ("a Swiss roll", |r| {
+        let t = r.random_range(1.0f32..15.0);
+        vec![t * t.cos(), r.random_range(0.0..20.0), t * t.sin()]
+    }),
+    ("yes, no and unknown", |r| (0..20).map(|_| r.random_range(-1..2i32) as f32).chain([0.5]).collect()),
+    ("Cauchy coordinates", |r| {
+        (0..12).map(|_| gauss(r) / gauss(r).abs().max(1e-6)).map(|x: f32| x.clamp(-1e6, 1e6)).collect()
+    }),
+    ("tiny noise on three vectors", |r| {
+        let mut original = StdRng::seed_from_u64(r.random_range(0..3));
+        (0..48).map(|_| gauss(&mut original) + 1e-6 * gauss(r)).collect()
+    }),
+    ("lengths by direction", |r| {
+        let mut direction = StdRng::seed_from_u64(r.random_range(0..100));
+        let length = 30f32.powf(direction.random_range(-1.0..1.0));
+        (0..24).map(|_| length * (gauss(&mut direction) + 0.2 * gauss(r))).collect()
+    }),
+    ("bits of a counter", |r| {
+        let n = r.random_range(1..1u32 << 20);
+        (0..20).map(|i| (n >> i & 1) as f32).collect()
+    }),
+];
+
+/// Name, what draws a vector, and what draws a query that is of another kind.
+#[allow(dead_code)] // The benchmark has no use for it.
+pub(crate) const STRANGERS: &[(&str, Draw, Draw)] = &[
+    ("Gaussian, from far away", |r| gaussian(r, 24), |r| shifted(r, 24, 20.0)),
+    ("Gaussian, scaled down", |r| gaussian(r, 24), |r| scaled(r, 24, |_| 0.01)),
+    ("Gaussian, scaled up", |r| gaussian(r, 24), |r| scaled(r, 24, |_| 100.0)),
+    ("clusters, between them", |r| clustered(r, 32, 200, 0.05), |r| scaled(r, 32, |_| 3.0)),
+    ("clusters, far from all", |r| clustered(r, 32, 200, 0.05), |r| scaled(r, 32, |_| 300.0)),
+    ("two models, the other's", |r| like_a_model(r, 64, 1), |r| like_a_model(r, 64, 2)),
+    ("a model, any direction", |r| like_a_model(r, 64, 1), |r| gaussian(r, 64)),
+    ("a model, its opposite", |r| like_a_model(r, 64, 1), |r| times(like_a_model(r, 64, 1), -1.0)),
+    (
+        "falling scales, the scales reversed",
+        |r| scaled(r, 32, |i| 1.0 / (i + 1) as f32),
+        |r| scaled(r, 32, |i| 1.0 / (32 - i) as f32),
+    ),
+    (
+        "a plane, from outside of it",
+        |r| {
+            let (a, b) = (gauss(r), gauss(r));
+            (0..24).map(|i| a * (i as f32).sin() + b * (i as f32).cos()).collect()
+        },
+        |r| gaussian(r, 24),
+    ),
+    (
+        "a curve, from outside of it",
+        |r| {
+            let t = r.random_range(0.0f32..100.0);
+            (0..32).map(|i| (t * (1.0 + i as f32 / 9.0) / 5.0 + i as f32).sin()).collect()
+        },
+        |r| gaussian(r, 32),
+    ),
+    (
+        "long texts, one word",
+        |r| bag_of_words(r, 128, 60),
+        |r| {
+            let mut v = vec![0.0; 128];
+            v[r.random_range(0..128usize)] = 1.0;
+            v
+        },
+    ),
+    (
+        "a city, other cities",
+        |r| vec![52.5 + 0.05 * gauss(r), 13.4 + 0.08 * gauss(r)],
+        |r| vec![r.random_range(-60.0..70.0), r.random_range(-180.0..180.0)],
+    ),
+    (
+        "positive numbers, negative ones",
+        |r| (0..24).map(|_| r.random_range(0.01f32..1.0)).collect(),
+        |r| (0..24).map(|_| -r.random_range(0.01f32..1.0)).collect(),
+    ),
+    (
+        "shells, near the middle",
+        |r| {
+            let vector = gaussian(r, 16);
+            let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+            times(vector, 1.0 / length)
+        },
+        |r| scaled(r, 16, |_| 1e-3),
+    ),
+    (
+        "signs, halves",
+        |r| (0..64).map(|_| if r.random_bool(0.5) { 1.0 } else { -1.0 }).collect(),
+        |r| (0..64).map(|_| r.random_range(-2..3i32) as f32 / 2.0 + 0.1).collect(),
+    ),
+    (
+        "tight clusters, one of a kind in the middle",
+        |r| clustered(r, 32, 200, 0.01),
+        |r| {
+            let (a, b) = (clustered(r, 32, 200, 0.0), clustered(r, 32, 200, 0.0));
+            a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect()
+        },
+    ),
 ];

@@ -36,7 +36,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use super::{Exact, Index, Neighbor, Search, Strategy, TopK, watch::Watch};
+use super::{Exact, Index, Neighbor, Search, Strategy, TopK, watch::Watches};
 use crate::{
     Bitset, Error, Metric, Result,
     quantize::{CoarseCodes, ScalarCodes, Tail},
@@ -124,7 +124,7 @@ pub struct Graph {
     swept: u64,
     scratch: Option<Box<Scratch>>,
     /// One for walks among all vectors, one for walks among those that match a filter.
-    pub(super) watches: [Watch; 2],
+    pub(super) watches: [Watches; 2],
 }
 
 impl Graph {
@@ -272,7 +272,9 @@ impl Graph {
             }
             let is_blind = match (pool.first(), pool.last()) {
                 (Some(&first), Some(&last)) if pool.len() >= effort.max(k) => {
-                    least < most && distance_of(last) - distance_of(first) <= margin(slot_of(last))
+                    let spread = distance_of(last) - distance_of(first);
+                    // Copies of one vector are equal in codes and in full.
+                    (least < most || spread > 0.0) && spread <= margin(slot_of(last))
                 }
                 _ => false,
             };
