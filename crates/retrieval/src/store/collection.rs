@@ -42,6 +42,9 @@ const CHECK_REMOVALS: usize = 1000;
 /// This many removals, plus twice the number of points, are remembered.
 const KEPT_REMOVALS: i64 = 5000;
 
+/// How often a damaged point is looked for without one being found: another thread may have found it.
+const MOST_IN_VAIN: usize = 3;
+
 /// The checksum of a stored point.
 pub(super) fn change_crc(id: u64, vector: &[u8], payload: Option<&str>) -> i64 {
     let mut crc = crc32fast::Hasher::new();
@@ -385,8 +388,18 @@ impl Collection {
 
     pub(super) fn together<R>(
         &self,
-        f: impl FnMut(&Connection, RwLockReadGuard<'_, State>) -> Result<R>,
+        mut f: impl FnMut(&Connection, RwLockReadGuard<'_, State>) -> Result<R>,
     ) -> Result<R> {
-        self.shared.together(&self.store, f).map_err(|error| self.removed_or(error))
+        let mut n_in_vain = 0;
+        loop {
+            let result = self.shared.together(&self.store, &mut f);
+            let is_damage = matches!(result, Err(Error::Corrupt { .. } | Error::UnknownPoint { .. }));
+            if !is_damage || n_in_vain == MOST_IN_VAIN {
+                return result.map_err(|error| self.removed_or(error));
+            }
+            // A point that was damaged while the collection is open hides none of the others.
+            let n = self.shared.take_out_damaged(&self.store).map_err(|error| self.removed_or(error))?;
+            n_in_vain = if n == 0 { n_in_vain + 1 } else { 0 };
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Payload indexes in SQLite, and the evaluation of filters with them.
 
 use super::{
+    Config,
     filter::{Filter, Number, Payload, Scalar, visit_fields},
-    ids::Ids,
+    state::{State, stored_point},
 };
 use crate::{Bitset, Error, Result};
-use rusqlite::{Connection, ToSql, params_from_iter, types::Value as Sql};
+use rusqlite::{Connection, Row, ToSql, params_from_iter, types::Value as Sql};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
@@ -144,13 +145,12 @@ impl Drop for Expected<'_> {
     }
 }
 
-/// What filters are evaluated on.
+/// What filters are evaluated on: a database and an index of the same change.
 pub(super) struct Evaluation<'a> {
     pub(super) connection: &'a Connection,
     pub(super) collection: i64,
-    pub(super) indexed: &'a Indexed,
-    pub(super) ids: &'a Ids,
-    pub(super) live: &'a Bitset,
+    pub(super) config: &'a Config,
+    pub(super) state: &'a State,
 }
 
 /// A condition on one field in SQL: the end of a query over `fields`, its parameters, and whether matches
@@ -162,25 +162,41 @@ struct Leaf {
 }
 
 impl Evaluation<'_> {
+    fn live(&self) -> &Bitset {
+        &self.state.graph.flat.slots.live
+    }
+
+    /// Whether the payload of a row of id, vector, payload and checksum satisfies the filter.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a row that is not as it was written; its point is a suspect then.
+    fn row_matches(&self, filter: &Filter, row: &Row<'_>) -> Result<bool> {
+        let payload = payload_of(row, self.config);
+        if let Err(Error::Corrupt { .. }) = payload {
+            self.state.suspect(row.get::<_, i64>(0)? as u64);
+        }
+        Ok(filter.matches(&payload?.unwrap_or_default()))
+    }
+
     /// The slots whose payloads satisfy the filter.
     pub(super) fn matching(&self, filter: &Filter) -> Result<Bitset> {
         match filter {
             Filter::And(all) => {
-                let mut set = self.live.clone();
+                let mut set = self.live().clone();
                 for filter in all {
                     set.intersect(&self.matching(filter)?);
                 }
                 Ok(set)
             }
             Filter::Or(any) => {
-                let mut set = Bitset::new(self.live.len());
+                let mut set = Bitset::new(self.live().len());
                 for filter in any {
                     set.unite(&self.matching(filter)?);
                 }
                 Ok(set)
             }
             Filter::Not(filter) => {
-                let mut set = self.live.clone();
+                let mut set = self.live().clone();
                 set.subtract(&self.matching(filter)?);
                 Ok(set)
             }
@@ -188,7 +204,7 @@ impl Evaluation<'_> {
             | Filter::In { field, .. }
             | Filter::Range { field, .. }
             | Filter::Exists { field } => {
-                if self.indexed.covers(field) {
+                if self.config.indexed.covers(field) {
                     self.indexed_leaf(filter)
                 } else {
                     self.scanned_leaf(filter)
@@ -199,22 +215,32 @@ impl Evaluation<'_> {
 
     /// Reads every payload.
     fn scanned_leaf(&self, filter: &Filter) -> Result<Bitset> {
-        let mut set = Bitset::new(self.live.len());
-        let sql = format!("SELECT id, payload FROM points_{} WHERE payload IS NOT NULL", self.collection);
+        let mut set = Bitset::new(self.live().len());
+        let sql = format!("SELECT id, vector, payload, crc FROM points_{}", self.collection);
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([])?;
+        let (mut missing, mut damage) = (self.live().clone(), Ok(()));
         while let Some(row) = rows.next()? {
-            if let Some(slot) = self.ids.slot(row.get::<_, i64>(0)? as u64)
-                && filter.matches(&parse(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?)
-            {
-                set.insert(slot);
+            let Some(slot) = self.state.ids.slot(row.get::<_, i64>(0)? as u64) else { continue };
+            missing.remove(slot);
+            match self.row_matches(filter, row) {
+                Ok(true) => set.insert(slot),
+                Ok(false) => {}
+                // The rest is read as well, so that all suspects are taken out together.
+                Err(error @ Error::Corrupt { .. }) => damage = Err(error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(set)
+        for slot in missing.iter() {
+            let id = self.state.ids.of_slots()[slot as usize];
+            self.state.suspect(id);
+            damage = Err(Error::UnknownPoint { id });
+        }
+        damage.map(|()| set)
     }
 
     fn indexed_leaf(&self, filter: &Filter) -> Result<Bitset> {
-        let mut set = Bitset::new(self.live.len());
+        let mut set = Bitset::new(self.live().len());
         for leaf in leaves(filter) {
             let sql = format!("SELECT id FROM fields_{} WHERE {}", self.collection, leaf.condition);
             let mut statement = self.connection.prepare_cached(&sql)?;
@@ -222,7 +248,7 @@ impl Evaluation<'_> {
                 statement.query(params_from_iter(leaf.parameters.iter().map(|p| p as &dyn ToSql)))?;
             while let Some(row) = rows.next()? {
                 let id: i64 = row.get(0)?;
-                let Some(slot) = self.ids.slot(id as u64) else { continue };
+                let Some(slot) = self.state.ids.slot(id as u64) else { continue };
                 if !leaf.verify || self.verified(filter, id)? {
                     set.insert(slot);
                 }
@@ -232,15 +258,22 @@ impl Evaluation<'_> {
     }
 
     fn verified(&self, filter: &Filter, id: i64) -> Result<bool> {
-        let sql = format!("SELECT payload FROM points_{} WHERE id = ?1", self.collection);
-        let text: String = self.connection.prepare_cached(&sql)?.query_row([id], |row| row.get(0))?;
-        Ok(filter.matches(&parse(&text)?))
+        let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", self.collection);
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut rows = statement.query([id])?;
+        match rows.next()? {
+            Some(row) => self.row_matches(filter, row),
+            None => {
+                self.state.suspect(id as u64);
+                Err(Error::UnknownPoint { id: id as u64 })
+            }
+        }
     }
 
     /// About how many points satisfy the filter, from the index alone and with at most `limit` rows read for
     /// each condition; conditions are taken for independent.
     pub(super) fn estimate(&self, filter: &Filter, limit: usize) -> Result<f64> {
-        let n = self.ids.len() as f64;
+        let n = self.state.ids.len() as f64;
         let share = |count: f64| if n > 0.0 { (count / n).min(1.0) } else { 0.0 };
         Ok(match filter {
             Filter::And(all) => {
@@ -262,7 +295,7 @@ impl Evaluation<'_> {
             | Filter::In { field, .. }
             | Filter::Range { field, .. }
             | Filter::Exists { field } => {
-                if !self.indexed.covers(field) {
+                if !self.config.indexed.covers(field) {
                     return Ok(n / 3.0);
                 }
                 let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -376,6 +409,14 @@ fn large_bound((operator, bound): (&'static str, Number)) -> Option<(&'static st
             Some(_) => return None,
         },
     })
+}
+
+/// The payload of a row of id, vector, payload and checksum.
+///
+/// # Errors
+/// [`Error::Corrupt`] if the row is not as it was written.
+pub(super) fn payload_of(row: &Row<'_>, config: &Config) -> Result<Option<Payload>> {
+    stored_point(row, config)?.1.map(parse).transpose()
 }
 
 /// A payload as it is stored.

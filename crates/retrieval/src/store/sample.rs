@@ -16,7 +16,7 @@ use std::{cell::RefCell, fmt};
 /// The vectors of a state's slots, read from the database as of the state's change.
 pub(super) struct Stored<'a> {
     place: Place<'a>,
-    ids: &'a [u64],
+    state: &'a State,
     statement: RefCell<CachedStatement<'a>>,
 }
 
@@ -27,9 +27,9 @@ impl fmt::Debug for Stored<'_> {
 }
 
 impl<'a> Stored<'a> {
-    pub(super) fn new(connection: &'a Connection, place: Place<'a>, ids: &'a [u64]) -> Result<Self> {
+    pub(super) fn new(connection: &'a Connection, place: Place<'a>, state: &'a State) -> Result<Self> {
         let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", place.collection);
-        Ok(Self { place, ids, statement: RefCell::new(connection.prepare_cached(&sql)?) })
+        Ok(Self { place, state, statement: RefCell::new(connection.prepare_cached(&sql)?) })
     }
 
     /// The prepared vector of a point.
@@ -52,7 +52,12 @@ impl<'a> Stored<'a> {
 
 impl Source for Stored<'_> {
     fn read(&self, slot: u32) -> Result<Vec<f32>> {
-        self.point(self.ids[slot as usize])
+        let id = self.state.ids.of_slots()[slot as usize];
+        let vector = self.point(id);
+        if let Err(Error::Corrupt { .. } | Error::UnknownPoint { .. }) = vector {
+            self.state.suspect(id);
+        }
+        vector
     }
 }
 
@@ -81,7 +86,7 @@ impl State {
         coming: &[Vec<f32>],
     ) -> Result<Option<(ScalarCodes, Option<CoarseCodes>)>> {
         let ids = sample_of_ids(connection, place)?;
-        let stored = Stored::new(connection, place, self.ids.of_slots())?;
+        let stored = Stored::new(connection, place, self)?;
         let mut sample = coming.to_vec();
         for id in ids {
             sample.extend(stored.get(id)?);

@@ -10,7 +10,7 @@ use super::{
     state::State,
 };
 use crate::{
-    Bitset, Result,
+    Bitset, Error, Result,
     index::{Index as _, Neighbor, Plan, Search, Size, Strategy, Tuned, tune},
     metric,
 };
@@ -96,14 +96,34 @@ impl Collection {
         let hit = |n: &Neighbor| Hit { id: ids[n.slot as usize], distance: n.distance, payload: None };
         let mut hits: Vec<Hit> = found.iter().map(hit).collect();
         if let Some(connection) = connection.filter(|_| query.with_payload) {
-            let sql = format!("SELECT payload FROM points_{} WHERE id = ?1", self.shared.id);
-            let mut statement = connection.prepare_cached(&sql)?;
-            for hit in &mut hits {
-                let text: Option<String> = statement.query_row([hit.id as i64], |row| row.get(0))?;
-                hit.payload = text.as_deref().map(fields::parse).transpose()?;
-            }
+            self.add_payloads(connection, state, &mut hits)?;
         }
         Ok((plan, hits))
+    }
+
+    /// # Errors
+    /// [`Error::Corrupt`] and [`Error::UnknownPoint`] for points that are not as they were written; all of
+    /// them are suspects then.
+    fn add_payloads(&self, connection: &Connection, state: &State, hits: &mut [Hit]) -> Result<()> {
+        let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", self.shared.id);
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut damage = Ok(());
+        for hit in hits {
+            let mut rows = statement.query([hit.id as i64])?;
+            let payload = match rows.next()? {
+                Some(row) => fields::payload_of(row, &self.shared.config),
+                None => Err(Error::UnknownPoint { id: hit.id }),
+            };
+            match payload {
+                Ok(payload) => hit.payload = payload,
+                Err(error @ (Error::Corrupt { .. } | Error::UnknownPoint { .. })) => {
+                    state.suspect(hit.id);
+                    damage = Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        damage
     }
 
     /// The vectors that the index leaves in the database; `connection` sees it in the same state.
@@ -114,7 +134,7 @@ impl Collection {
     ) -> Result<Option<Stored<'a>>> {
         let connection = connection.filter(|_| self.store.options.vectors_on_disk);
         let place = self.shared.place(&self.store);
-        connection.map(|connection| Stored::new(connection, place, state.ids.of_slots())).transpose()
+        connection.map(|connection| Stored::new(connection, place, state)).transpose()
     }
 
     /// The slots that satisfy a filter in this state; `connection` sees the database in the same state.
@@ -133,13 +153,7 @@ impl Collection {
     }
 
     fn evaluation<'a>(&'a self, connection: &'a Connection, state: &'a State) -> Evaluation<'a> {
-        Evaluation {
-            connection,
-            collection: self.shared.id,
-            indexed: &self.shared.config.indexed,
-            ids: &state.ids,
-            live: &state.graph.exact().slots.live,
-        }
+        Evaluation { connection, collection: self.shared.id, config: &self.shared.config, state }
     }
 
     /// About how many points satisfy a filter, from at most `limit` index entries for each condition.

@@ -7,8 +7,8 @@
 //! So nobody waits for a thread that only reads `state`, however long its save or search takes.
 
 use super::{
-    Config, Inner,
-    state::{Pending, Place, State, collection_seq},
+    Config, Inner, fields,
+    state::{Pending, Place, State, collection_seq, point_of},
 };
 use crate::{
     Error, Result,
@@ -272,6 +272,40 @@ impl Shared {
                 Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
             }
         }
+    }
+
+    /// Takes the points out of the index that were not as they were written when they were read again, as
+    /// opening the collection would. Returns how many.
+    pub(super) fn take_out_damaged(&self, store: &Inner) -> Result<usize> {
+        let changing = self.change(store)?;
+        store.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            let suspects = self.state().take_suspects();
+            self.catch_up(store, &changing, &transaction)?;
+            let sql = format!("SELECT id, vector, payload, crc FROM points_{} WHERE id = ?1", self.id);
+            let mut statement = transaction.prepare_cached(&sql)?;
+            let mut pending = Pending::default();
+            for id in suspects {
+                let mut rows = statement.query([id as i64])?;
+                let Some(row) = rows.next()? else {
+                    tracing::warn!("point {id} of {:?} is gone from the database", self.name);
+                    pending.removed.push(id);
+                    continue;
+                };
+                match point_of(row, &self.config).and_then(|_| fields::payload_of(row, &self.config)) {
+                    // It was replaced in between.
+                    Ok(_) => {}
+                    Err(error @ Error::Corrupt { .. }) => {
+                        tracing::warn!("{:?} goes on without point {id}: {error}", self.name);
+                        pending.damaged.push(id);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let seq = self.state().seq;
+            self.finish(&changing, &pending, seq);
+            Ok(pending.removed.len() + pending.damaged.len())
+        })
     }
 
     /// Builds the index anew beside the one that is in use, and puts it in its place.

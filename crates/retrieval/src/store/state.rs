@@ -54,6 +54,8 @@ pub(super) struct State {
     pub(super) origin: Origin,
     /// Points that are not as they were written, and are therefore in no slot.
     pub(super) damaged: BTreeSet<u64>,
+    /// Points that still have a slot, but were not as they were written when they were read again.
+    suspects: Mutex<BTreeSet<u64>>,
     /// Changes since the file was written.
     unsaved: AtomicUsize,
     /// Sets of slots that satisfy filters. They live here because they are valid only for this numbering of
@@ -113,6 +115,7 @@ impl State {
             seq,
             origin: Origin::Empty,
             damaged: BTreeSet::new(),
+            suspects: Mutex::default(),
             unsaved: AtomicUsize::new(0),
             filters: Mutex::default(),
         }
@@ -125,6 +128,17 @@ impl State {
 
     pub(super) fn note_unsaved(&self, n: usize) {
         self.unsaved.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Notes a point whose row is not as it was written. The caller then returns an error, upon which
+    /// [`Collection::together`](super::Collection) takes the point out and asks again.
+    pub(super) fn suspect(&self, id: u64) {
+        lock(&self.suspects).insert(id);
+    }
+
+    /// The points noted since this was last called.
+    pub(super) fn take_suspects(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut *lock(&self.suspects))
     }
 
     /// The slots that satisfy a filter, if they are known.

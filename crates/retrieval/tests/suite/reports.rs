@@ -630,6 +630,93 @@ fn one_damaged_point_does_not_hide_the_others() {
     }
 }
 
+/// Rows are damaged while the collection is open: whatever reads them again goes on with the others.
+#[test]
+fn damage_to_an_open_store_does_not_hide_the_others() {
+    let all: [(&str, &str, Vec<u64>); 11] = [
+        ("another payload", "UPDATE points_1 SET payload = '{\"a\": 2}' WHERE id = 7", vec![7]),
+        ("a payload cut short", "UPDATE points_1 SET payload = '{\"a\"' WHERE id = 7", vec![7]),
+        ("no payload", "UPDATE points_1 SET payload = NULL WHERE id = 7", vec![7]),
+        ("bytes as payload", "UPDATE points_1 SET payload = x'7b7d' WHERE id = 7", vec![7]),
+        ("another vector", "UPDATE points_1 SET vector = zeroblob(8) WHERE id = 7", vec![7]),
+        ("a vector cut short", "UPDATE points_1 SET vector = zeroblob(7) WHERE id = 7", vec![7]),
+        ("text as vector", "UPDATE points_1 SET vector = 'text' WHERE id = 7", vec![7]),
+        ("another checksum", "UPDATE points_1 SET crc = crc + 1 WHERE id = 7", vec![7]),
+        ("three rows", "UPDATE points_1 SET crc = crc + 1 WHERE id IN (0, 7, 29)", vec![0, 7, 29]),
+        ("most rows", "UPDATE points_1 SET payload = '' WHERE id < 24", (0..24).collect()),
+        ("a row gone", "DELETE FROM points_1 WHERE id = 7", vec![7]),
+    ];
+    let text = "x".repeat(300);
+    type Ask = fn(&Collection, &str) -> BTreeSet<u64>;
+    let asks: [(&str, Indexed, bool, Ask); 7] = [
+        ("a filter that reads payloads", Indexed::Only(vec![]), false, |c, _| ids_of(c, Filter::eq("a", 1))),
+        ("its negation", Indexed::Only(vec![]), false, |c, _| ids_of(c, Filter::not(Filter::eq("a", 3)))),
+        ("a long text", Indexed::All, false, |c, text| ids_of(c, Filter::eq("text", text))),
+        ("counting", Indexed::Only(vec![]), false, |c, _| {
+            let n = c.count(&Filter::exists("a")).unwrap();
+            let ids = ids_of(c, Filter::exists("a"));
+            assert_eq!(ids.len(), n);
+            ids
+        }),
+        ("payloads of hits", Indexed::All, false, |c, _| {
+            let hits = c.search(&Query::new([0.0, 0.0], 30).with_payload()).unwrap();
+            assert!(hits.iter().all(|hit| hit.payload.as_ref().is_some_and(|p| p["a"] == json!(1))));
+            hits.iter().map(|hit| hit.id).collect()
+        }),
+        ("payloads of few hits", Indexed::All, false, |c, _| {
+            // As many as were asked for, as long as there are so many.
+            let n = c.search(&Query::new([0.0, 0.0], 30).with_payload()).unwrap().len();
+            let few = c.search(&Query::new([7.0, 0.0], 4).with_payload()).unwrap();
+            assert_eq!(few.len(), n.min(4));
+            c.search(&Query::new([0.0, 0.0], 30)).unwrap().iter().map(|hit| hit.id).collect()
+        }),
+        ("vectors on the disk", Indexed::All, true, |c, _| {
+            c.search(&Query::new([0.0, 0.0], 30)).unwrap().iter().map(|hit| hit.id).collect()
+        }),
+    ];
+    for (what, statement, damaged) in all {
+        for (ask_what, indexed, on_disk, ask) in &asks {
+            let context = format!("{what}, {ask_what}");
+            let folder = tempfile::tempdir().unwrap();
+            let mut options = plain();
+            options.vectors_on_disk = *on_disk;
+            let store = Store::open_with(folder.path(), options).unwrap();
+            let collection = store.create("c", &config(2).indexed(indexed.clone())).unwrap();
+            let points: Vec<Point> =
+                (0..30).map(|id| point(id, id as f32, json!({"a": 1, "text": text}))).collect();
+            collection.upsert(&points).unwrap();
+            let everything: BTreeSet<u64> = (0..30).collect();
+            assert_eq!(ask(&collection, &text), everything, "{context}");
+            // What was kept of filters was right when it was kept.
+            collection.upsert(&points[29..]).unwrap();
+            let database = rusqlite::Connection::open(folder.path().join("store.db")).unwrap();
+            database.execute_batch(statement).unwrap();
+            let others: BTreeSet<u64> = (0..30).filter(|id| !damaged.contains(id)).collect();
+            for _ in 0..2 {
+                assert_eq!(ask(&collection, &text), others, "{context}");
+            }
+            if what == "a row gone" {
+                assert!(collection.damaged().is_empty(), "{context}");
+                store.repair().unwrap();
+            } else {
+                assert_eq!(collection.damaged(), damaged, "{context}");
+                let named: Vec<u64> = store.repair().unwrap().removed.into_iter().map(|(_, id)| id).collect();
+                assert_eq!(named, damaged, "{context}");
+            }
+            store.verify().unwrap();
+            assert!(collection.damaged().is_empty(), "{context}");
+            assert_eq!(ask(&collection, &text), others, "{context}");
+            collection.upsert(&points).unwrap();
+            assert_eq!(ask(&collection, &text), everything, "{context}");
+        }
+    }
+}
+
+fn ids_of(collection: &Collection, filter: Filter) -> BTreeSet<u64> {
+    let hits = collection.search(&Query::new([0.0, 0.0], 1000).filter(filter)).unwrap();
+    hits.iter().map(|hit| hit.id).collect()
+}
+
 /// Tables of fields are derived from payloads: differences are found and repaired.
 #[test]
 fn tables_of_fields_are_verified() {
