@@ -105,7 +105,7 @@ impl Collection {
             point.payload.as_ref().map_or(Ok(()), check_depth)?;
         }
         if points.is_empty() {
-            return Ok(());
+            return self.read(|connection| collection_seq(connection, self.shared.id).map(|_| ()));
         }
         self.write(points, &[], |transaction, seq| {
             let id = self.shared.id;

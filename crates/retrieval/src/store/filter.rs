@@ -16,9 +16,9 @@ pub(super) use super::number::{Number, Scalar};
 /// A condition on a point's payload.
 ///
 /// Fields of nested objects are named by their path with dots (`author.name`). A field that is an array
-/// satisfies a condition if one of its elements does.
+/// satisfies a condition if one of its elements does. As JSON, a key that no condition has is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Filter {
     /// The field has this value.
@@ -52,7 +52,8 @@ pub enum Filter {
         #[serde(default)]
         below: Option<Number>,
     },
-    /// The field exists and is not null: it is a value, or an array that contains one.
+    /// The field is a truth value, a number or a text, or an array that contains one; not null, and not an
+    /// object, whose fields have paths of their own.
     Exists {
         /// Path of the field.
         field: String,

@@ -138,6 +138,7 @@ impl Options {
 
 /// Settings of a collection, fixed when it is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Numbers of a vector.
     pub dimension: usize,

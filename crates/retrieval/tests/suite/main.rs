@@ -10,6 +10,7 @@ mod filters;
 mod indexes;
 mod memory;
 mod model;
+mod odd;
 mod rabitq;
 mod reports;
 mod zoo;
