@@ -126,9 +126,12 @@ impl Graph {
                 .map(|recall| format!("walks that were compared with a scan found {:.1} %", 100.0 * recall))
                 .into_iter()
                 .chain(looked_at.map(|n| format!("they looked at {n:.1} vectors for each of their beam")))
-                .chain(watches.map(Watches::n_widened).filter(|&n| n > 0).map(|n| {
-                    format!("queries of {n} kinds, by the distance of the nearest, walk with a wider beam")
-                }))
+                .chain(
+                    watches
+                        .map(Watches::n_widened)
+                        .filter(|&n| n > 0)
+                        .map(|n| format!("queries of {n} kinds walk with a wider beam")),
+                )
                 .collect(),
         }
     }
@@ -157,7 +160,7 @@ impl Graph {
                 let Walked { mut found, looked_at, mut is_blind } =
                     self.walk(prepared, plan.effort, search)?;
                 if let Some(watches) = self.watches(search) {
-                    let kind = watches.kind(self.flat.metric(), prepared, found.first());
+                    let kind = watches.kind(self.flat.metric(), prepared, search.k, &found);
                     let effort = kind.widened(plan.effort);
                     let cost = plan.walk_cost * effort as f64 / plan.effort as f64;
                     if cost > plan.scan_cost {

@@ -7,9 +7,10 @@
 //! it.
 //!
 //! Queries are not all alike either: those that come from elsewhere than the vectors need a wider beam, and
-//! too few of them are compared to show among the others. So queries are told apart by the distance of the
-//! nearest that their walks find, and each kind is watched by itself. A walk of a kind that needs a wider
-//! beam than all of them together is repeated with it.
+//! so do those that want nearly as many as the beam holds; too few of them are compared to show among the
+//! others. So queries are told apart by the distance of the nearest that their walks find and by how many
+//! they want, and each kind is watched by itself. A walk of a kind that needs a wider beam than all of them
+//! together is repeated with it.
 
 use super::Neighbor;
 use crate::Metric;
@@ -28,8 +29,12 @@ const MIN_WANTED: u64 = 32;
 /// Each time that there are this many samples, older ones count half.
 const MEMORY: u64 = 4096;
 
-/// Kinds of queries that are told apart: powers of two of the distance, by its sign.
-const KINDS: usize = 64;
+/// Powers of two of distances that are told apart; after that they begin anew.
+const POWERS: i64 = 32;
+/// Queries that want at least so many are told apart from those that want fewer.
+const WANTED: [usize; 3] = [16, 64, 256];
+/// Kinds of queries: powers of two of the distance, its sign, and how many are wanted.
+const KINDS: usize = 2 * POWERS as usize * (WANTED.len() + 1);
 
 /// A watch over all walks, and one over each kind of queries.
 #[derive(Debug)]
@@ -45,17 +50,18 @@ impl Default for Watches {
 }
 
 impl Watches {
-    /// The watch over queries whose nearest is this far.
-    pub(super) fn kind(&self, metric: Metric, query: &[f32], nearest: Option<&Neighbor>) -> &Watch {
-        let distance = nearest.map_or(0.0, |nearest| f64::from(nearest.distance));
+    /// The watch over queries that want `k`, by what their walks found, nearest first.
+    pub(super) fn kind(&self, metric: Metric, query: &[f32], k: usize, found: &[Neighbor]) -> &Watch {
+        let distance = found.first().map_or(0.0, |nearest| f64::from(nearest.distance));
         // A product grows with the query's length, which makes it no harder.
         let unit = match metric {
             Metric::Dot => query.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt(),
             _ => 1.0,
         };
         let size = (distance.abs() / unit).max(f64::MIN_POSITIVE);
-        let power = (size.log2().floor() as i64).rem_euclid(KINDS as i64 / 2) as usize;
-        &self.kinds[2 * power + usize::from(distance < 0.0)]
+        let power = (size.log2().floor() as i64).rem_euclid(POWERS) as usize;
+        let wanted = WANTED.partition_point(|&least| least <= k);
+        &self.kinds[(wanted * POWERS as usize + power) * 2 + usize::from(distance < 0.0)]
     }
 
     /// Takes in what a walk with the beam for all found of the truth, and what the walk of its kind did.
@@ -201,16 +207,18 @@ mod tests {
     fn kinds_of_queries_are_judged_by_themselves() {
         let watches = Watches::default();
         let truth = neighbors(&[1.0; 10]);
-        let at = |distance: f32| watches.kind(Metric::L2, &[3.0], neighbors(&[distance]).first());
+        let at = |distance: f32| watches.kind(Metric::L2, &[3.0], 10, &neighbors(&[distance]));
         let (near, far) = (at(0.01), at(100.0));
         assert!(std::ptr::eq(near, at(0.011)) && !std::ptr::eq(near, far));
+        let want = |k: usize| watches.kind(Metric::L2, &[3.0], k, &neighbors(&[0.01]));
+        assert!(std::ptr::eq(near, want(1)) && std::ptr::eq(want(100), want(128)));
+        assert!(!std::ptr::eq(near, want(100)) && !std::ptr::eq(want(100), want(usize::MAX)));
         // A product is far by its direction, not by the query's length.
-        let product = |query: f32, distance: f32| {
-            watches.kind(Metric::Dot, &[query, 0.0], neighbors(&[distance]).first())
-        };
+        let product =
+            |query: f32, distance: f32| watches.kind(Metric::Dot, &[query, 0.0], 10, &neighbors(&[distance]));
         assert!(std::ptr::eq(product(1.0, -5.0), product(1000.0, -5000.0)));
         assert!(!std::ptr::eq(product(1.0, -5.0), product(1.0, 5.0)));
-        assert!(std::ptr::eq(at(0.0), watches.kind(Metric::L2, &[], None)));
+        assert!(std::ptr::eq(at(0.0), watches.kind(Metric::L2, &[], 0, &[])));
         // Many that find everything, and a few that find half: these walk with a wider beam.
         (0..400).for_each(|_| watches.note(near, &truth, &truth, &truth));
         (0..4).for_each(|_| watches.note(far, &truth[5..], &truth[5..], &truth));

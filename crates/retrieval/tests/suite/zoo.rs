@@ -39,17 +39,21 @@ impl Zoo {
         Some(Self { collection, _folder: folder })
     }
 
-    /// The share of the nearest that the default search finds, by distance.
     fn recall(&self, queries: impl IntoIterator<Item = Vec<f32>>) -> f64 {
+        self.recall_of(K, queries)
+    }
+
+    /// The share of the nearest `k` that the default search finds, by distance.
+    fn recall_of(&self, k: usize, queries: impl IntoIterator<Item = Vec<f32>>) -> f64 {
         let (mut found, mut wanted) = (0, 0);
         for query in queries {
-            let query = Query::new(query, K);
+            let query = Query::new(query, k);
             let near = self.collection.search(&query).unwrap();
             let truth = self.collection.search(&query.exact()).unwrap();
-            assert_eq!((near.len(), truth.len()), (K, K));
-            let bound = truth[K - 1].distance;
-            found += near.iter().filter(|hit| hit.distance <= bound).count().min(K);
-            wanted += K;
+            assert_eq!((near.len(), truth.len()), (k, k));
+            let bound = truth[k - 1].distance;
+            found += near.iter().filter(|hit| hit.distance <= bound).count().min(k);
+            wanted += k;
         }
         f64::from(found as u32) / f64::from(wanted as u32)
     }
@@ -111,6 +115,31 @@ fn queries_unlike_the_vectors_are_answered_as_well() {
                 eprintln!("{name}, {metric}: {own:.4}, {strange:.4}");
                 if own.min(strange) < 0.95 {
                     short.push(format!("{name}, {metric}: {own}, {strange}"));
+                }
+            }
+        }
+    }
+    assert!(short.is_empty(), "{short:#?}");
+}
+
+/// As many neighbors as the beam holds, and more, after many queries for few.
+#[test]
+fn many_neighbors_are_found_as_well_as_few() {
+    let soak = std::env::var_os("BREAKERS_SOAK").is_some();
+    let some = ["a cone", "clusters", "gaussian 8", "signs"];
+    let some = ZOO.iter().filter(|(name, _)| some.contains(name));
+    let mut short = Vec::new();
+    for (i, (name, draw)) in some.enumerate() {
+        for (j, metric) in Metric::ALL.into_iter().enumerate() {
+            if soak || (i + 1) % 3 == j {
+                let mut random = StdRng::seed_from_u64(80);
+                let zoo = Zoo::of((0..n_points()).map(|_| draw(&mut random)), metric, Element::F32).unwrap();
+                for (k, n) in [(10, 150), (100, 50), (130, 50), (40, 50)] {
+                    let recall = zoo.recall_of(k, (0..n).map(|_| draw(&mut random)));
+                    eprintln!("{name}, {metric}, {k}: {recall:.4}");
+                    if recall < 0.95 {
+                        short.push(format!("{name}, {metric}, {k}: {recall}"));
+                    }
                 }
             }
         }
