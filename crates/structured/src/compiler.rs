@@ -1,17 +1,27 @@
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use breakers_core::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::check::{Check, Tokens};
-use crate::schema::{Looseness, PATTERN_BYTES, Schemas, rewrite};
+use crate::cost::{STEPS, steps};
+use crate::schema::{
+    Looseness, PATTERN_BYTES, Schemas, as_meant, is_assertion, rewrite, rewrite_part, subschemas,
+};
+use crate::words::Words;
 use crate::{Error, Grammar, GrammarConstraint, Result, SchemaOptions, Warning, environment};
 
 /// The engine follows schemas by recursion, at some kilobytes a level. Only what is used takes memory.
 const STACK_BYTES: usize = 256 << 20;
+
+/// Attempts and time for the search of what the engine refuses.
+const ATTEMPTS: usize = 32;
+const SEARCH: Duration = Duration::from_millis(250);
 
 /// What a grammar may cost.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +29,9 @@ const STACK_BYTES: usize = 256 << 20;
 pub struct Limits {
     /// Bytes of a grammar's text.
     pub bytes: usize,
-    /// Levels of brackets in a grammar's text.
+    /// Levels of nesting: values within values that a schema describes, each of two brackets in its text;
+    /// brackets of an expression or a grammar of Lark. Readers of JSON stop at 127 brackets, so that more
+    /// than 63 are of no use to a schema.
     pub depth: usize,
     /// Compiled grammars that are kept, those that were used last.
     pub cached: usize,
@@ -27,7 +39,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 1 << 20, depth: 64, cached: 64 }
+        Self { bytes: 1 << 20, depth: 63, cached: 64 }
     }
 }
 
@@ -44,16 +56,20 @@ pub struct Compiler {
 /// A grammar, ready to be followed.
 pub(crate) struct Compiled {
     pub(crate) matcher: Matcher,
+    /// Whether a text is JSON.
+    pub(crate) is_json: bool,
     /// What the matcher alone would let through.
     pub(crate) check: Option<Arc<Check>>,
+    /// What a text may have to hold.
+    pub(crate) words: Arc<Words>,
     pub(crate) warnings: Arc<[Warning]>,
 }
 
 impl Compiled {
     /// A copy of its own: what one text makes the engine remember must not count against another's limits.
     fn copy(&self) -> Self {
-        let (check, warnings) = (self.check.clone(), self.warnings.clone());
-        Self { matcher: self.matcher.deep_clone(), check, warnings }
+        let (check, words, warnings) = (self.check.clone(), self.words.clone(), self.warnings.clone());
+        Self { matcher: self.matcher.deep_clone(), is_json: self.is_json, check, words, warnings }
     }
 }
 
@@ -123,9 +139,17 @@ impl Compiler {
             if found > limit { Err(Error::Limit { what, limit, found }) } else { Ok(()) }
         };
         limit("bytes", self.limits.bytes, grammar.bytes())?;
-        limit("levels of brackets", self.limits.depth, grammar.depth())?;
-        if let Grammar::Regex(expression) = grammar {
-            limit("bytes of an expression", PATTERN_BYTES, expression.len())?;
+        let (depth, what) = grammar.depth();
+        limit(what, self.limits.depth, depth)?;
+        match grammar {
+            Grammar::Regex(expression) => {
+                limit("bytes of an expression", PATTERN_BYTES, expression.len())?;
+                limit("steps with its repetitions written out", STEPS, steps(expression, false))?;
+            }
+            Grammar::Lark(text) => {
+                limit("steps with its repetitions written out", STEPS, steps(text, true))?;
+            }
+            _ => {}
         }
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
@@ -137,8 +161,12 @@ impl Compiler {
 
     fn compile(&self, grammar: &Grammar) -> Result<Compiled> {
         let top = match grammar {
-            Grammar::JsonSchema(json) => return self.json_schema(&json.to()?, SchemaOptions::default()),
-            Grammar::JsonSchemaWith(json, options) => return self.json_schema(&json.to()?, *options),
+            Grammar::JsonSchema(json) => {
+                return self.json_schema(&as_meant(json.to()?), SchemaOptions::default());
+            }
+            Grammar::JsonSchemaWith(json, options) => {
+                return self.json_schema(&as_meant(json.to()?), *options);
+            }
             Grammar::AnyJson => json_schema(json!({})),
             Grammar::AnyJsonObject => json_schema(json!({ "type": "object" })),
             Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
@@ -152,7 +180,12 @@ impl Compiler {
                 TopLevelGrammar::from_regex(&format!("(?:{})", options.join("|")))
             }
         };
-        Ok(Compiled { matcher: self.matcher(top)?, check: None, warnings: Arc::default() })
+        let is_json = matches!(grammar, Grammar::AnyJson | Grammar::AnyJsonObject);
+        let words = match grammar {
+            Grammar::Regex(expression) => Arc::new(Words::of_expression(expression)),
+            _ => Arc::default(),
+        };
+        Ok(Compiled { matcher: self.matcher(top)?, is_json, check: None, words, warnings: Arc::default() })
     }
 
     /// A schema, with less of it in the grammar and more of it in checks the less the engine takes.
@@ -178,12 +211,62 @@ impl Compiler {
                     let new: Vec<Warning> = unknown.iter().filter(is_new).cloned().collect();
                     warnings.extend(new);
                     let check = check.map(Arc::new);
-                    return Ok(Compiled { matcher, check, warnings: warnings.into() });
+                    let words = Arc::new(Words::of_schema(&schemas));
+                    return Ok(Compiled { matcher, is_json: true, check, words, warnings: warnings.into() });
                 }
                 Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(first.unwrap_or_else(|| refused("no attempt was made")))
+        let error = first.unwrap_or_else(|| refused("no attempt was made"));
+        Err(self.located(&schemas, options, error))
+    }
+
+    /// The keyword and the place of what the engine refuses, where taking things away tells that.
+    fn located(&self, schemas: &Schemas<'_>, options: SchemaOptions, error: Error) -> Error {
+        let (start, n_attempts) = (Instant::now(), Cell::new(0));
+        // Why a part is refused, or that it is not; `None` if that is not known in time.
+        let outcome = |schema: &Value, at: &str| -> Option<Option<String>> {
+            n_attempts.set(n_attempts.get() + 1);
+            if n_attempts.get() > ATTEMPTS || start.elapsed() > SEARCH {
+                return None;
+            }
+            let rewritten = rewrite_part(schemas, schema, at, options, Looseness::Conditions).ok()?;
+            match self.matcher(json_schema(rewritten.schema)) {
+                Ok(_) => Some(None),
+                Err(Error::Grammar { reason }) => Some(Some(reason)),
+                Err(_) => None,
+            }
+        };
+        let Error::Grammar { mut reason } = error else { return error };
+        let (mut pointer, mut schema) = (String::new(), schemas.root);
+        // The innermost schema that is refused for the same reason, or without which the outer one is not.
+        while let Some((at, inner, found)) = subschemas(schema).into_iter().find_map(|(step, inner)| {
+            let at = format!("{pointer}{step}");
+            let found = outcome(inner, &at)??;
+            let is_cause = || {
+                let mut without = schema.clone();
+                if let Some(part) = without.pointer_mut(&step) {
+                    *part = Value::Bool(true);
+                }
+                outcome(&without, &pointer) == Some(None)
+            };
+            (reason.contains(found.as_str()) || is_cause()).then_some((at, inner, found))
+        }) {
+            (pointer, schema, reason) = (at, inner, found);
+        }
+        let mut keywords: Vec<&String> = schema.as_object().into_iter().flat_map(Map::keys).collect();
+        // Without its type, a schema mostly accepts something.
+        keywords.sort_by_key(|keyword| *keyword == "type");
+        let keyword = keywords.into_iter().find(|keyword| {
+            let mut rest = schema.clone();
+            rest.as_object_mut().and_then(|rest| rest.shift_remove(keyword.as_str()));
+            is_assertion(keyword) && outcome(&rest, &pointer) == Some(None)
+        });
+        match keyword {
+            Some(keyword) => Error::Keyword { keyword: keyword.clone(), pointer, reason },
+            None if pointer.is_empty() => Error::Grammar { reason },
+            None => Error::Grammar { reason: format!("{reason}, at {pointer:?} of the schema") },
+        }
     }
 
     fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher> {

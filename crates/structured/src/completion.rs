@@ -3,20 +3,27 @@
 //! A way is looked for by walking on from where the text stands, under the masks of the engine: closing what
 //! is open, where that is allowed; otherwise the shortest of what has to come; where characters are missing,
 //! long tokens, and each kind of character in turn, so that no expression is walked around in a circle. What
-//! was found is spelled anew in fewer tokens, if that is allowed. It is not always the shortest way there is.
+//! a text may have to hold somewhere is given as a hint and tried (see [`words`](crate::words)). What was
+//! found is spelled anew in fewer tokens, if that is allowed. It is not always the shortest way there is.
 //!
 //! From token to token a way is kept: it goes on where the text follows it, and mostly leads to the end, too,
 //! where the text does something else, because brackets close what they closed before. That is asked of the
 //! engine before a way is walked for anew.
 
+use std::sync::Arc;
+
 use breakers_core::{TokenId, TokenMask};
 use llguidance::toktrie::{TokEnv, TokTrie};
+
+use crate::words::Words;
 
 /// Tokens more than the way before that a new one may have. It bounds what a search costs where the text has
 /// taken a turn that does not end.
 const DETOUR: usize = 256;
 /// Tokens of the longest way: a search that finds none costs a mask for each.
-const LONGEST: usize = 256;
+const LONGEST: usize = 4096;
+/// Words that one walk tries, from each of their characters on.
+const TRIED: usize = 2048;
 /// Dead ends that a walk goes back from, one token each.
 const DEAD_ENDS: usize = 64;
 /// Tokens at the front of a way that a turn of the text may have made superfluous.
@@ -87,6 +94,10 @@ pub(crate) trait Engine: Clone {
     fn follow(&mut self, token: TokenId) -> Result<(), String>;
     /// The only token that may come next, where that takes no mask to see.
     fn forced(&mut self) -> Option<TokenId>;
+    /// Whether these tokens may follow one after the other. The state stays as it is.
+    fn fits(&mut self, tokens: &[TokenId]) -> Result<bool, String>;
+    /// What a text may have to hold.
+    fn words(&self) -> Arc<Words>;
     /// Whether the text may end behind these tokens. The state stays as it is.
     fn leads_to_end(&mut self, way: &[TokenId]) -> Result<bool, String>;
 }
@@ -126,7 +137,7 @@ fn search(engine: &impl Engine, environment: &TokEnv, within: usize) -> Option<V
         }
         // Fewer tokens may say the same, so that a walk may be longer than the way may be.
         let limit = best.as_ref().map_or(within.saturating_mul(2).min(LONGEST), |best| best.len());
-        let Some(way) = walk(engine, environment.tok_trie(), &hints, manner, limit) else { continue };
+        let Some(way) = walk(engine, environment, &hints, manner, limit) else { continue };
         let way = respelled(engine, environment, way);
         if way.len() <= within && best.as_ref().is_none_or(|best| way.len() < best.len()) {
             best = Some(way);
@@ -170,16 +181,26 @@ impl Hints {
             text: tokens(&["x", "q", "k"]),
         }
     }
+
+    /// Whether brackets are text where this mask is.
+    fn is_text(&self, mask: &TokenMask) -> bool {
+        self.text.iter().all(|&token| mask.is_allowed(token))
+    }
 }
 
 /// Walks on to where the text may end, in at most `limit` tokens.
 fn walk(
     engine: &impl Engine,
-    trie: &TokTrie,
+    environment: &TokEnv,
     hints: &Hints,
     manner: Manner,
     limit: usize,
 ) -> Option<Vec<TokenId>> {
+    let trie = environment.tok_trie();
+    let words = engine.words();
+    let mut n_tried = 0;
+    // Words were tried at the place before, and nothing but characters has come since.
+    let mut is_among_words = false;
     // An engine need not come back from a dead end.
     let mut engine = engine.clone();
     let mut way = Vec::new();
@@ -202,10 +223,25 @@ fn walk(
             is_behind_value = false;
             continue;
         }
-        let token = match mask.only() {
-            Some(only) => only,
-            None => choose(&mask, trie, hints, manner, &used, is_behind_value)?,
+        // In the last manner, a bracket or a comma that has come before gives way to what has not.
+        let is_new = |token| trie.token(token).first().is_some_and(|&byte| used[kind(byte)] == 0);
+        let may_join = |token| manner != Manner::AnythingNew || is_new(token);
+        let chosen = mask.only().or_else(|| choose(&mask, hints, is_behind_value, may_join));
+        let is_text = hints.is_text(&mask);
+        let tried = match chosen {
+            Some(token) => (!is_text && hints.values.contains(&token)).then_some(Kind::Item),
+            None => (!is_among_words).then_some(Kind::Text),
         };
+        if let Some(run) = word(&mut engine, environment, &words, tried, &mut n_tried) {
+            for token in run {
+                engine.follow(token).ok()?;
+                way.push(token);
+            }
+            is_behind_value = chosen.is_some();
+            continue;
+        }
+        is_among_words = chosen.is_none();
+        let token = chosen.or_else(|| other(&mask, trie, manner, &used))?;
         is_behind_value = hints.values.contains(&token);
         way.push(token);
         if mask.only().is_none() {
@@ -216,28 +252,62 @@ fn walk(
     Some(way)
 }
 
+/// A token that takes a text on towards its end whatever it says.
 fn choose(
     mask: &TokenMask,
-    trie: &TokTrie,
     hints: &Hints,
-    manner: Manner,
-    used: &[usize; 256],
     is_behind_value: bool,
+    may_join: impl Fn(TokenId) -> bool,
 ) -> Option<TokenId> {
     let first_of = |tokens: &[TokenId]| tokens.iter().copied().find(|&token| mask.is_allowed(token));
-    let joint = || {
-        let first = first_of(&hints.joints)?;
-        let is_new = trie.token(first).first().is_some_and(|&byte| used[kind(byte)] == 0);
-        (is_new || manner != Manner::AnythingNew).then_some(first)
+    let joint = || first_of(&hints.joints).filter(|&token| may_join(token));
+    if hints.is_text(mask) {
+        return first_of(&hints.closing_text);
+    }
+    let closing = first_of(&hints.closing);
+    closing.or_else(|| if is_behind_value { joint() } else { first_of(&hints.values).or_else(joint) })
+}
+
+/// What a word stands for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Item,
+}
+
+/// The shortest of some words that may follow here, as a whole or from any character on.
+fn word<E: Engine>(
+    engine: &mut E,
+    environment: &TokEnv,
+    words: &Words,
+    kind: Option<Kind>,
+    n_tried: &mut usize,
+) -> Option<Vec<TokenId>> {
+    let mut best: Option<Vec<TokenId>> = None;
+    let (words_of_kind, is_item) = match kind? {
+        Kind::Text => (&words.texts, false),
+        Kind::Item => (&words.items, true),
     };
-    let found = if hints.text.iter().all(|&token| mask.is_allowed(token)) {
-        // Brackets are text here.
-        first_of(&hints.closing_text)
-    } else {
-        let closing = first_of(&hints.closing);
-        closing.or_else(|| if is_behind_value { joint() } else { first_of(&hints.values).or_else(joint) })
-    };
-    found.or_else(|| other(mask, trie, manner, used))
+    for word in words_of_kind {
+        let starts = 0..if is_item { 1 } else { word.len() };
+        for start in starts.rev() {
+            if *n_tried >= TRIED {
+                return best;
+            }
+            *n_tried += 1;
+            let tokens = environment.tokenize_bytes(&word[start..]);
+            let is_shorter = best.as_ref().is_none_or(|best| tokens.len() < best.len());
+            let mut fits = || match words.are_whole {
+                true => engine.leads_to_end(&tokens),
+                false => engine.fits(&tokens),
+            };
+            if is_shorter && !tokens.is_empty() && fits().unwrap_or(false) {
+                best = Some(tokens);
+                break;
+            }
+        }
+    }
+    best
 }
 
 /// Letters are of one kind and digits of another; each sign is of its own.

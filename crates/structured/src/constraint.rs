@@ -37,11 +37,11 @@ pub struct GrammarConstraint {
 
 impl GrammarConstraint {
     pub(crate) fn new(compiled: Compiled, tokens: Arc<Tokens>, n_tokens: usize) -> Self {
-        let Compiled { matcher, check, warnings } = compiled;
+        let Compiled { matcher, is_json, check, words, warnings } = compiled;
         let start = matcher.clone();
-        let checked = check.map(|check| Checked::new(check, tokens));
+        let checked = is_json.then(|| Checked::new(check, tokens));
         Self {
-            state: State { matcher, checked },
+            state: State { matcher, checked, words },
             start,
             warnings,
             n_tokens,
@@ -67,7 +67,7 @@ impl GrammarConstraint {
 
     /// Whether more than the grammar is needed: values are looked at when they end.
     pub fn is_checked(&self) -> bool {
-        self.state.checked.is_some()
+        self.state.checked.as_ref().is_some_and(Checked::has_check)
     }
 
     /// The engine does not go on from where its grammar ends nowhere: the text is fed to it again.

@@ -57,12 +57,15 @@ impl Grammar {
         }
     }
 
-    /// Levels of brackets in its text, those in strings of JSON left out.
-    pub(crate) fn depth(&self) -> usize {
+    /// Levels of nesting and what they are of: brackets, and for a schema the values that it describes. A
+    /// value within another takes two brackets, its own and that of `properties`.
+    pub(crate) fn depth(&self) -> (usize, &'static str) {
         match self {
-            Self::JsonSchema(json) | Self::JsonSchemaWith(json, _) => depth(json.as_str(), true),
-            Self::Regex(text) | Self::Lark(text) => depth(text, false),
-            _ => 0,
+            Self::JsonSchema(json) | Self::JsonSchemaWith(json, _) => {
+                (depth(json.as_str(), true).div_ceil(2), "levels of nested values")
+            }
+            Self::Regex(text) | Self::Lark(text) => (depth(text, false), "levels of brackets"),
+            _ => (0, ""),
         }
     }
 }

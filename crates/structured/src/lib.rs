@@ -23,8 +23,8 @@
 //!
 //! A text can be cut short by a limit of tokens, unless its decoder keeps the end in reach:
 //! [`GrammarConstraint`] knows a short way to it from nearly everywhere
-//! ([`completion`](breakers_core::Constraint::completion)). It knows none where a text has to hold a certain
-//! word at any place, as under an expression without anchors.
+//! ([`completion`](breakers_core::Constraint::completion)). It knows none that takes more than 4,096 tokens,
+//! and none where several keywords ask for different things of one text or list.
 //!
 //! # JSON Schema: three ways
 //! 1. What the engine knows is enforced by the grammar: types, numbers, texts, patterns, lists, objects,
@@ -48,10 +48,22 @@
 //! # Deviations
 //! - Formats are enforced, not annotations, and in the narrowest reading: no leap second but at the end of a
 //!   day in UTC, no host name with letters beyond ASCII, no year 0.
-//! - Keywords beside `$ref` count in every draft, also in those that ignore them.
-//! - Where a schema is checked, no name stands twice in an object and brackets go 256 deep.
+//! - Keywords beside `$ref` count, but in drafts before 2019-09, which ignore them.
+//! - Readers of JSON must all see the same. So no name stands twice in an object, names are spelled without
+//!   escapes that they do not need, brackets go 120 deep, and numbers have at most 19 digits (or fit 64 bits)
+//!   and are neither infinite nor zero for an `f64`; an integer is not `-0`.
+//! - Where ECMAScript and Python differ about blanks (`\s`), what either does not hold for one is not
+//!   written.
 //! - In the declared order, valid properties in another order are not accepted.
 //! - Texts are written without escapes for printable characters.
+//!
+//! What readers must see is not looked at within a grammar of Lark that takes in JSON.
+//!
+//! # Limits
+//! A schema has at most 1 MiB and describes 63 levels of nested values; an expression has 16 KiB, 64 levels
+//! of groups, and 200,000 steps with its repetitions written out. `minLength`, `minItems`, `minProperties`
+//! and `minContains` ask for at most 65,536. What is beyond is a typed error at once: [`Error::Limit`], or
+//! [`Error::Keyword`] with the keyword and its place.
 //!
 //! # Cost
 //! A vocabulary of 49,152 tokens is sorted into a tree once. Grammars are compiled on a thread of their own,
@@ -90,6 +102,7 @@ mod check;
 mod compiler;
 mod completion;
 mod constraint;
+mod cost;
 mod environment;
 mod error;
 mod forms;
@@ -100,6 +113,7 @@ mod options;
 mod schema;
 mod state;
 pub mod tools;
+mod words;
 
 pub use compiler::{Compiler, Limits};
 pub use constraint::GrammarConstraint;

@@ -7,8 +7,7 @@ pub enum Order {
     /// it, and most of the text is determined.
     #[default]
     Declared,
-    /// In any order. Objects of more than 64 declared properties, and those with `patternProperties`, keep to
-    /// the declared one.
+    /// In any order. Objects of more than 64 declared properties keep to the declared one.
     Any,
 }
 

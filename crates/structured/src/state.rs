@@ -1,17 +1,21 @@
 //! Where a text stands: in its grammar, and in the checks that some schemas need beside it.
 
+use std::sync::Arc;
+
 use breakers_core::{TokenId, TokenMask};
 use llguidance::Matcher;
 use llguidance::toktrie::TokEnv;
 
 use crate::check::Checked;
 use crate::completion::Engine;
+use crate::words::Words;
 
 /// A grammar's engine, and what looks at values when they end.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) matcher: Matcher,
     pub(crate) checked: Option<Checked>,
+    pub(crate) words: Arc<Words>,
 }
 
 impl State {
@@ -26,11 +30,27 @@ impl State {
         if self.matcher.is_stopped() || self.matcher.try_consume_tokens(&[token]).map_err(text)? == 0 {
             return Ok(false);
         }
-        let is_possible = self.checked.as_mut().is_none_or(|checked| checked.advance(token));
+        let mut is_possible = self.checked.as_mut().is_none_or(|checked| checked.advance(token));
+        if is_possible && !self.may_go_on()? {
+            if let Some(checked) = &mut self.checked {
+                checked.rollback(1);
+            }
+            is_possible = false;
+        }
         if !is_possible {
             self.matcher.rollback(1).map_err(text)?;
         }
         Ok(is_possible)
+    }
+
+    /// A zero below zero has to go on with a point, which it may not as an integer.
+    fn may_go_on(&mut self) -> Result<bool, String> {
+        if !self.checked.as_ref().is_some_and(Checked::is_below_zero) {
+            return Ok(true);
+        }
+        let environment = self.environment()?;
+        let Some(point) = environment.tok_trie().token_id(b".") else { return Ok(true) };
+        Ok(self.matcher.validate_tokens(&[point]).map_err(text)? == 1)
     }
 
     /// Takes tokens back.
@@ -69,8 +89,13 @@ impl Engine for State {
     fn mask(&mut self) -> Result<TokenMask, String> {
         let found = self.matcher.compute_mask_or_eos().map_err(text)?;
         let mut mask = TokenMask::from_words(found.len(), found.as_slice().to_vec());
-        if let Some(checked) = &mut self.checked {
-            checked.restrict(&mut mask);
+        let Some(checked) = &mut self.checked else { return Ok(mask) };
+        checked.restrict(&mut mask);
+        for token in checked.zeros(&mask) {
+            match self.advance(token)? {
+                true => self.rollback(1)?,
+                false => mask.forbid(token),
+            }
         }
         Ok(mask)
     }
@@ -88,6 +113,15 @@ impl Engine for State {
 
     fn forced(&mut self) -> Option<TokenId> {
         self.matcher.compute_ff_tokens().first().copied()
+    }
+
+    fn fits(&mut self, tokens: &[TokenId]) -> Result<bool, String> {
+        let fits = self.matcher.validate_tokens(tokens).map_err(text)? == tokens.len();
+        Ok(fits && self.n_possible(tokens) == tokens.len())
+    }
+
+    fn words(&self) -> Arc<Words> {
+        self.words.clone()
     }
 
     fn leads_to_end(&mut self, way: &[TokenId]) -> Result<bool, String> {

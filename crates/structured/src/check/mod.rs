@@ -1,14 +1,15 @@
-//! Checks at the ends of values, for schemas of which a grammar accepts too much.
+//! Checks of a text that is followed as JSON, for what a grammar cannot say.
 //!
-//! The grammar enforces what it can. Where that is more than the schema accepts, the text is followed as
-//! JSON, and each value, name or comma that ends is looked at: a token after which the text could not become
-//! a valid instance is forbidden. So an invalid instance is never finished.
+//! Of every text it is seen to that all readers of JSON see the same in it (see [`tracker`]). And where the
+//! grammar accepts more than the schema does, each value, name or comma that ends is looked at: a token after
+//! which the text could not become a valid instance is forbidden. So an invalid instance is never finished.
 
 mod data;
 mod evaluated;
 mod nodes;
 mod number;
 mod open;
+mod sound;
 mod tracker;
 mod verdict;
 
@@ -19,7 +20,8 @@ use breakers_core::{TokenId, TokenMask};
 use serde_json::Value;
 
 use self::nodes::{Keyword, Node, build, circle};
-pub(crate) use self::nodes::{expression, of_ecmascript};
+pub(crate) use self::nodes::{expression, of_ecmascript, of_either};
+use self::sound::Unsound;
 use self::tracker::{Event, Lexeme, Place};
 use self::verdict::{Look, Memory, Verdict, View};
 use crate::schema::{Schemas, Wider, step};
@@ -102,11 +104,13 @@ fn pointer(schema: &Value, wanted: *const Value) -> Option<String> {
     }
 }
 
-/// The bytes of a vocabulary's tokens, and which of them can end a value.
+/// The bytes of a vocabulary's tokens, and which of them have to be tried.
 pub(crate) struct Tokens {
     words: Vec<Vec<u8>>,
+    /// Those that can end a value.
     ends: TokenMask,
     end_tokens: Vec<TokenId>,
+    unsound: Unsound,
 }
 
 impl Tokens {
@@ -117,14 +121,16 @@ impl Tokens {
                 ends.allow(token as TokenId);
             }
         }
-        Self { words, ends, end_tokens }
+        let unsound = Unsound::new(&words);
+        Self { words, ends, end_tokens, unsound }
     }
 }
 
-/// A text under a check.
+/// A text of JSON that is followed.
 #[derive(Clone)]
 pub(crate) struct Checked {
-    check: Arc<Check>,
+    /// `None` if the grammar enforces all of the schema.
+    check: Option<Arc<Check>>,
     tokens: Arc<Tokens>,
     text: Vec<u8>,
     place: Place,
@@ -135,7 +141,7 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
-    pub(crate) fn new(check: Arc<Check>, tokens: Arc<Tokens>) -> Self {
+    pub(crate) fn new(check: Option<Arc<Check>>, tokens: Arc<Tokens>) -> Self {
         let (text, before) = (Vec::new(), Vec::new());
         Self {
             check,
@@ -146,6 +152,11 @@ impl Checked {
             memory: Memory::default(),
             reads: Reads::default(),
         }
+    }
+
+    /// Whether values are looked at when they end.
+    pub(crate) fn has_check(&self) -> bool {
+        self.check.is_some()
     }
 
     /// Takes note of a token, unless the text could not become valid after it.
@@ -173,13 +184,20 @@ impl Checked {
     /// Whether the text as it stands is a valid instance.
     pub(crate) fn is_valid(&mut self) -> bool {
         let mut place = self.place.clone();
-        place.finish(&self.text) != Event::Lost
-            && place.root.is_some()
-            && look(&self.check.nodes, &place, &self.text, &mut self.memory).0 != Verdict::Invalid
+        if place.finish(&self.text) == Event::Lost || place.root.is_none() {
+            return false;
+        }
+        let Some(check) = &self.check else { return true };
+        look(&check.nodes, &place, &self.text, &mut self.memory).0 != Verdict::Invalid
     }
 
     /// Forbids the tokens after which the text could not become valid.
     pub(crate) fn restrict(&mut self, mask: &mut TokenMask) {
+        self.restrict_to_sound(mask);
+        if self.is_below_zero() {
+            self.tokens.end_tokens.iter().for_each(|&token| mask.forbid(token));
+        }
+        let Some(check) = self.check.clone() else { return };
         let tokens = self.tokens.clone();
         if tokens.end_tokens.iter().any(|&token| mask.is_allowed(token)) && !self.is_valid() {
             tokens.end_tokens.iter().for_each(|&token| mask.forbid(token));
@@ -208,7 +226,7 @@ impl Checked {
                 let Lexeme::Text { start, is_name, is_escaped } = self.place.lexeme else { continue };
                 // Or the text goes on.
                 let Some(at) = end_of_text(word, is_escaped) else { continue };
-                if !is_name || self.is_other_name(start, &word[..at]) {
+                if !is_name || self.is_other_name(&check, start, &word[..at]) {
                     is_possible = *alike.entry(&word[at..]).or_insert_with(|| self.try_end(&word[at..]));
                 }
             }
@@ -219,12 +237,12 @@ impl Checked {
     }
 
     /// Whether a name, of which the end is given, is none that anybody asks for.
-    fn is_other_name(&self, start: usize, end: &[u8]) -> bool {
+    fn is_other_name(&self, check: &Check, start: usize, end: &[u8]) -> bool {
         let name = [&self.text[start..], end].concat();
         match std::str::from_utf8(&name) {
             Ok(name) if !name.contains('\\') => {
                 let has = |frame: &data::Frame| frame.has(name);
-                !self.check.names.contains(name) && !self.place.frame.as_deref().is_some_and(has)
+                !check.names.contains(name) && !self.place.frame.as_deref().is_some_and(has)
             }
             _ => false,
         }
@@ -254,7 +272,8 @@ impl Checked {
     }
 
     fn may_go_on(&mut self) -> bool {
-        let (verdict, reads) = look(&self.check.nodes, &self.place, &self.text, &mut self.memory);
+        let Some(check) = &self.check else { return true };
+        let (verdict, reads) = look(&check.nodes, &self.place, &self.text, &mut self.memory);
         self.reads.text |= reads.text;
         self.reads.prefix |= reads.prefix;
         self.reads.name |= reads.name;

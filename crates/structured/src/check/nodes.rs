@@ -110,6 +110,9 @@ impl Type {
 
 /// An expression of a schema, searched for in a text; `None` if it is not regular or does not parse.
 pub(crate) fn expression(pattern: &str) -> Option<Regex> {
+    if crate::cost::steps(pattern, false) > crate::cost::STEPS {
+        return None;
+    }
     let pattern = llguidance::regex_to_lark(&of_ecmascript(pattern), "dw");
     if pattern.len() > PATTERN_BYTES || crate::grammar::depth(&pattern, false) > PATTERN_DEPTH {
         return None;
@@ -119,15 +122,29 @@ pub(crate) fn expression(pattern: &str) -> Option<Regex> {
 
 /// An expression with the classes of ECMAScript, which the specification asks for: blanks and dots.
 pub(crate) fn of_ecmascript(pattern: &str) -> String {
-    const BLANK: &str =
-        r"\t\n\x0b\f\r \x{a0}\x{feff}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}";
+    with_blanks(pattern, [BLANKS, BLANKS])
+}
+
+/// The same for what is to be written: blanks are what ECMAScript and Python both hold for such, and other
+/// characters what neither does.
+pub(crate) fn of_either(pattern: &str) -> String {
+    let (least, most) = (BLANKS.replace(r"\x{feff}", ""), format!(r"{BLANKS}\x1c-\x1f\x85"));
+    with_blanks(pattern, [&least, &most])
+}
+
+const BLANKS: &str =
+    r"\t\n\x0b\f\r \x{a0}\x{feff}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}";
+
+/// `least` are blanks for certain, and what is not among `most` is none.
+fn with_blanks(pattern: &str, [least, most]: [&str; 2]) -> String {
     let mut out = String::with_capacity(pattern.len());
-    let (mut characters, mut is_in_class) = (pattern.chars(), false);
+    let (mut characters, mut is_in_class, mut is_negated) = (pattern.chars().peekable(), false, false);
     while let Some(c) = characters.next() {
+        let [blanks, others] = if is_negated { [most, least] } else { [least, most] };
         match c {
             '\\' => match characters.next() {
-                Some('s') => out.push_str(&format!("[{BLANK}]")),
-                Some('S') => out.push_str(&format!("[^{BLANK}]")),
+                Some('s') => out.push_str(&format!("[{blanks}]")),
+                Some('S') => out.push_str(&format!("[^{others}]")),
                 Some(other) => out.extend(['\\', other]),
                 None => out.push('\\'),
             },
@@ -135,11 +152,11 @@ pub(crate) fn of_ecmascript(pattern: &str) -> String {
             // A bracket within a class stands for itself there, and begins one within the class here.
             '[' if is_in_class => out.push_str("\\["),
             '[' => {
-                is_in_class = true;
+                (is_in_class, is_negated) = (true, characters.peek() == Some(&'^'));
                 out.push('[');
             }
             ']' => {
-                is_in_class = false;
+                (is_in_class, is_negated) = (false, false);
                 out.push(']');
             }
             _ => out.push(c),

@@ -1,14 +1,23 @@
 //! Where a text stands in the JSON that it is: which brackets are open, and what has just ended.
 //!
-//! The grammar sees to it that the text is JSON; here it is only followed.
+//! The grammar sees to it that the text is JSON. Here it is followed, and refused where readers of JSON
+//! would see something else than what was checked: a name that comes twice in an object, or that is spelled
+//! with escapes that it does not need and so passes for another; a number that readers round each in their
+//! way, or do not take; brackets within brackets, deeper than readers go.
 
 use std::sync::Arc;
 
 use super::data::{Child, Data, Frame};
 use super::verdict::Pending;
 
-/// Brackets within brackets. Whatever follows values goes as deep as they do.
-const DEPTH: usize = 256;
+/// Brackets within brackets: readers of JSON stop at 128, and whatever follows values goes as deep as they
+/// do.
+pub(super) const DEPTH: usize = 120;
+/// Bytes of a number that any reader takes as it is, if it has no exponent.
+pub(super) const PLAIN_NUMBER: usize = 18;
+/// Digits of a number, zeros before the others left out: those of an integer of 64 bits, and more than an
+/// `f64` needs to be told apart.
+const DIGITS: usize = 19;
 
 /// A place in a text.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +65,8 @@ impl Place {
                 if is_escaped || byte != b'"' {
                     let is_escaped = !is_escaped && byte == b'\\';
                     self.lexeme = Lexeme::Text { start, is_name, is_escaped };
-                    return Event::Nothing;
+                    let is_sound = !is_name || is_plain_escape(&text[start..]);
+                    return if is_sound { Event::Nothing } else { Event::Lost };
                 }
                 let Some(text) = unescaped(&before[start..]) else { return Event::Lost };
                 self.lexeme = Lexeme::None;
@@ -75,7 +85,8 @@ impl Place {
                     }
                     Event::Boundary
                 }
-                _ => Event::Nothing,
+                _ if is_held(&text[start..]) => Event::Nothing,
+                _ => Event::Lost,
             },
             Lexeme::None | Lexeme::Announced => self.between(byte, text.len()),
         }
@@ -90,6 +101,10 @@ impl Place {
     }
 
     fn end(&mut self, text: &[u8], start: usize) -> Event {
+        // An integer to some readers, and none to others.
+        if &text[start..] == b"-0" {
+            return Event::Lost;
+        }
         let data = std::str::from_utf8(&text[start..]).ok().and_then(Data::scalar);
         let Some(data) = data else { return Event::Lost };
         self.lexeme = Lexeme::None;
@@ -183,4 +198,48 @@ fn unescaped(bytes: &[u8]) -> Option<Arc<str>> {
     }
     let quoted = [b"\"", bytes, b"\""].concat();
     serde_json::from_slice::<String>(&quoted).ok().map(Arc::from)
+}
+
+/// The last digits of an escape by number, and how far the text is in it.
+pub(super) fn open_escape(name: &[u8]) -> Option<&[u8]> {
+    let at = name.iter().rposition(|byte| *byte == b'\\').filter(|at| name.len() - at <= 6)?;
+    // Behind an odd number of others, a backslash is a character of its own.
+    let n_before = name[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+    let digits = name[at + 1..].strip_prefix(b"u")?;
+    (n_before % 2 == 0).then_some(digits)
+}
+
+/// Whether an escape at the end of a name, if one is there, is or may become that of a character that cannot
+/// be spelled otherwise.
+fn is_plain_escape(name: &[u8]) -> bool {
+    let Some(digits) = open_escape(name) else { return true };
+    match digits {
+        [] | [b'0'] | [b'0', b'0'] | [b'0', b'0', b'0' | b'1'] => true,
+        [b'0', b'0', b'0', last] => matches!(last, b'0'..=b'7' | b'b' | b'e' | b'f'),
+        [b'0', b'0', b'1', last] => matches!(last, b'0'..=b'9' | b'a'..=b'f'),
+        _ => false,
+    }
+}
+
+/// Whether a number, as far as it is written, is one that readers take as it is: of few digits, neither
+/// infinite nor zero for want of smaller numbers. A word is no number.
+fn is_held(number: &[u8]) -> bool {
+    let has_exponent = number.iter().any(|byte| matches!(byte, b'e' | b'E'));
+    if !has_exponent && number.len() <= PLAIN_NUMBER {
+        return true;
+    }
+    // Without a sign or a letter that the rest is still to come for.
+    let end = number.iter().rposition(u8::is_ascii_digit).map_or(0, |last| last + 1);
+    let Some(text) = std::str::from_utf8(&number[..end]).ok().filter(|text| !text.is_empty()) else {
+        return true;
+    };
+    let digits = text.split(['e', 'E']).next().unwrap_or_default();
+    let significant = digits.trim_start_matches(['-', '0', '.']).bytes().filter(u8::is_ascii_digit).count();
+    if significant > DIGITS && text.parse::<u64>().is_err() {
+        return false;
+    }
+    match text.parse::<f64>() {
+        Ok(value) => value.is_finite() && (value != 0.0 || significant == 0),
+        Err(_) => true,
+    }
 }

@@ -17,6 +17,7 @@ mod formats;
 mod keywords;
 mod logic;
 mod rewriter;
+mod shape;
 
 use std::collections::HashMap;
 
@@ -53,15 +54,116 @@ pub(crate) fn rewrite(
     looseness: Looseness,
 ) -> Result<Rewritten> {
     let mut rewriter = Rewriter::new(schemas, options, looseness);
-    let schema = rewriter.document()?;
+    let schema = rewriter.document(schemas.root, "")?;
     // What is left over by a schema must be said exactly, and behind a reference it may not be.
     if rewriter.has_exact_reference && !rewriter.wider.is_empty() {
         rewriter = Rewriter::new(schemas, options, looseness);
         rewriter.refuses_exact_references = true;
-        let schema = rewriter.document()?;
+        let schema = rewriter.document(schemas.root, "")?;
         return Ok(Rewritten { schema, wider: rewriter.wider, warnings: rewriter.warnings });
     }
     Ok(Rewritten { schema, wider: rewriter.wider, warnings: rewriter.warnings })
+}
+
+/// A schema within the document, or a changed copy of one, as a schema of its own.
+///
+/// # Errors
+/// As [`rewrite`].
+pub(crate) fn rewrite_part(
+    schemas: &Schemas<'_>,
+    part: &Value,
+    at: &str,
+    options: SchemaOptions,
+    looseness: Looseness,
+) -> Result<Rewritten> {
+    let mut rewriter = Rewriter::new(schemas, options, looseness);
+    let schema = rewriter.document(part, at)?;
+    Ok(Rewritten { schema, wider: rewriter.wider, warnings: rewriter.warnings })
+}
+
+/// Whether a keyword can refuse an instance.
+pub(crate) fn is_assertion(keyword: &str) -> bool {
+    ASSERTIONS.contains(&keyword)
+}
+
+/// The schemas that a schema holds, with the steps of a JSON pointer to each.
+pub(crate) fn subschemas(schema: &Value) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (keyword, value) in schema.as_object().into_iter().flatten() {
+        match (keyword.as_str(), value) {
+            (
+                "properties" | "patternProperties" | "$defs" | "definitions" | "dependencies"
+                | "dependentSchemas",
+                Value::Object(members),
+            ) => {
+                found.extend(
+                    members.iter().map(|(name, inner)| (format!("/{keyword}/{}", step(name)), inner)),
+                );
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(list)) => {
+                found.extend(list.iter().enumerate().map(|(i, inner)| (format!("/{keyword}/{i}"), inner)));
+            }
+            (
+                "items"
+                | "additionalItems"
+                | "additionalProperties"
+                | "not"
+                | "if"
+                | "then"
+                | "else"
+                | "contains"
+                | "propertyNames"
+                | "unevaluatedItems"
+                | "unevaluatedProperties",
+                inner,
+            ) => found.push((format!("/{keyword}"), inner)),
+            _ => {}
+        }
+    }
+    found.retain(|(_, inner)| inner.is_object() || inner.is_boolean());
+    found
+}
+
+/// The document as its draft means it: those before 2019-09 ignore what stands beside `$ref`.
+pub(crate) fn as_meant(document: Value) -> Value {
+    const OLD: [&str; 4] = ["draft-03", "draft-04", "draft-06", "draft-07"];
+    let draft = document.get("$schema").and_then(Value::as_str).unwrap_or_default();
+    if !OLD.iter().any(|old| draft.contains(old)) {
+        return document;
+    }
+    let mut document = document;
+    forget_siblings(&mut document);
+    document
+}
+
+fn forget_siblings(schema: &mut Value) {
+    let Value::Object(members) = schema else { return };
+    if members.get("$ref").is_some_and(Value::is_string) {
+        members.retain(|keyword, _| keyword == "$ref" || !is_assertion(keyword));
+    }
+    for (keyword, value) in members {
+        match (keyword.as_str(), value) {
+            ("properties" | "patternProperties" | "definitions" | "dependencies", Value::Object(members)) => {
+                members.values_mut().for_each(forget_siblings)
+            }
+            ("allOf" | "anyOf" | "oneOf" | "items", Value::Array(list)) => {
+                list.iter_mut().for_each(forget_siblings);
+            }
+            (
+                "items"
+                | "additionalItems"
+                | "additionalProperties"
+                | "not"
+                | "if"
+                | "then"
+                | "else"
+                | "contains"
+                | "propertyNames",
+                inner,
+            ) => forget_siblings(inner),
+            _ => {}
+        }
+    }
 }
 
 impl<'a> Schemas<'a> {

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::formats::{HOST_NAME, Meaning, meaning};
 use super::logic::ASSERTIONS;
-use super::{Schemas, Wider, count, has_address, has_reference, step};
-use crate::check::{expression, of_ecmascript};
+use super::{Schemas, Wider, count, has_address, has_reference, shape, step};
+use crate::check::{expression, of_ecmascript, of_either};
+use crate::cost;
 use crate::{Error, Order, Result, SchemaOptions, Warning};
 
 /// How much is left to the checks.
@@ -64,9 +65,9 @@ impl<'a> Rewriter<'a> {
         }
     }
 
-    /// The whole document.
-    pub(super) fn document(&mut self) -> Result<Value> {
-        let mut out = self.rewrite(self.schemas.root, "")?;
+    /// The whole document, or a part of it as a document of its own.
+    pub(super) fn document(&mut self, schema: &Value, at: &str) -> Result<Value> {
+        let mut out = self.rewrite(schema, at)?;
         let mut definitions = Map::new();
         // Definitions name further ones while they are rewritten.
         let mut next = 0;
@@ -131,7 +132,11 @@ impl<'a> Rewriter<'a> {
     }
 
     pub(super) fn rewrite(&mut self, whole: &Value, at: &str) -> Result<Value> {
-        let Value::Object(schema) = whole else { return Ok(whole.clone()) };
+        let schema = match whole {
+            Value::Object(schema) => schema,
+            Value::Bool(_) => return Ok(whole.clone()),
+            _ => return shape::no_schema(whole, at),
+        };
         if has_address(schema) && !at.is_empty() && schema.values().any(has_reference) {
             self.unknown("$id", at, "references below an address of its own are not followed")?;
             return Ok(Value::Bool(true));
@@ -144,6 +149,15 @@ impl<'a> Rewriter<'a> {
         }
         if self.looseness >= Looseness::Combinations {
             self.loosen(whole, at, &mut out, &mut parts)?;
+        }
+        if self.options.order == Order::Any
+            && out.contains_key("patternProperties")
+            && (out.contains_key("properties") || out.contains_key("required"))
+        {
+            // A name in any order is a pattern, and patterns must not overlap.
+            out.shift_remove("patternProperties");
+            out.shift_remove("additionalProperties");
+            self.widen(whole, "patternProperties", at, "their order is free")?;
         }
         if self.options.order == Order::Any && any_order(&mut out) {
             self.widen(whole, "properties", at, "their order is free")?;
@@ -170,6 +184,7 @@ impl<'a> Rewriter<'a> {
         parts: &mut Vec<Value>,
     ) -> Result<()> {
         let here = format!("{at}/{keyword}");
+        shape::check(keyword, value, at)?;
         match keyword {
             "$ref" => {
                 let Some(reference) = value.as_str() else { return refused("$ref", at, "it is no text") };
@@ -188,6 +203,9 @@ impl<'a> Rewriter<'a> {
                 let Value::Object(members) = value else { return refused(keyword, at, "it is no object") };
                 let mut rewritten = Map::new();
                 for (name, schema) in members {
+                    if keyword == "patternProperties" && cost::steps(name, false) > cost::STEPS {
+                        return self.unknown(keyword, at, "the repetitions of a pattern are too many");
+                    }
                     if keyword == "patternProperties" && !is_searched_by_engine(name) {
                         if expression(name).is_none() {
                             return self.unknown(
@@ -237,8 +255,12 @@ impl<'a> Rewriter<'a> {
                 _ => {}
             },
             "pattern" => match value.as_str() {
+                Some(pattern) if cost::steps(pattern, false) > cost::STEPS => {
+                    self.unknown(keyword, at, "its repetitions are too many")?;
+                }
                 Some(pattern) if is_searched_by_engine(pattern) => {
-                    out.insert(keyword.to_owned(), of_ecmascript(pattern).into());
+                    let pattern = if self.is_exact { of_ecmascript(pattern) } else { of_either(pattern) };
+                    out.insert(keyword.to_owned(), pattern.into());
                 }
                 Some(pattern) if expression(pattern).is_some() => {
                     self.widen(whole, keyword, at, "it is more than the engine knows")?;
@@ -433,7 +455,7 @@ pub(crate) const PATTERN_BYTES: usize = 16 << 10;
 
 /// Whether the engine knows all of an expression.
 pub(super) fn is_searched_by_engine(pattern: &str) -> bool {
-    if pattern.len() > PATTERN_BYTES {
+    if pattern.len() > PATTERN_BYTES || cost::steps(pattern, false) > cost::STEPS {
         return false;
     }
     let pattern = llguidance::regex_to_lark(&of_ecmascript(pattern), "dw");

@@ -6,7 +6,10 @@ mod constraint;
 mod grammars;
 mod maskbench;
 mod official;
+mod random;
 mod schema;
+#[allow(dead_code)]
+mod texts;
 mod tools;
 
 use std::collections::BTreeMap;

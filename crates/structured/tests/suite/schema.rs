@@ -181,6 +181,55 @@ const CASES: &[Case] = &[
         &[r#"["a","b","a\n","\u0000"]"#],
         &[r#"["a","b","a"]"#, r#"["\\","\\"]"#],
     ),
+    // Readers of JSON all see the same: no name twice, or under another spelling, and numbers that they hold.
+    (
+        r#"{"type": "object", "properties": {"a": {"type": "integer"}}}"#,
+        &[r#"{"a":1,"x":1,"y\n":[{"x":1}]}"#, r#"{"x":1,"\u0001":2,"z\\u0061":3}"#],
+        &[
+            r#"{"x":1,"x":2}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"\u0061":"x"}"#,
+            r#"{"x":1,"\u0078":2}"#,
+            r#"{"a":1,"y":[{"x":1,"x":1}]}"#,
+            r#"{"\u000a":1}"#,
+            r#"{"\u001F":1}"#,
+        ],
+    ),
+    (
+        r#"{"type": "object", "patternProperties": {"^x": {"type": "integer"}}}"#,
+        &[r#"{"x":1,"xy":2,"z":null}"#],
+        &[r#"{"\u0078":null}"#, r#"{"xy":1,"xy":2}"#],
+    ),
+    (
+        r#"{"type": ["number", "array", "boolean"]}"#,
+        &["1e308", "-1E+02", "0e999", "0.000", "1e-300", "[1e2,2.5e-3]", "true", "false", "-0.5", "-0e1"],
+        &["2.7e730130", "1e309", "-1e400", "1e-400", "[1e999]", "0.1e-350", "-0", "[-0]"],
+    ),
+    (
+        r#"{"type": "array", "items": {"type": "integer"}}"#,
+        &["[0,-1,18446744073709551615,-1234567890123456789]"],
+        &["[-0]", "[100000000000000000000]", "[-18446744073709551616]"],
+    ),
+    // What one language holds for a blank and another does not is not written.
+    (
+        r#"{"type": "string", "pattern": "^\\s[^\\s]\\S$"}"#,
+        &[r#"" xx""#, "\"\u{a0}xx\""],
+        &["\"\u{feff}xx\"", "\" \u{feff}x\"", "\" x\u{85}\"", "\" \u{85}x\""],
+    ),
+    (r#"{"type": "string", "not": {"pattern": "\\s"}}"#, &[r#""x""#], &["\"\u{feff}\"", r#"" ""#]),
+    // Drafts before 2019-09 ignore what stands beside a reference.
+    (
+        r##"{"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {"type": "string"}},
+            "properties": {"$ref": {"minLength": 2}, "x": {"$ref": "#/definitions/a", "maxLength": 1}}}"##,
+        &[r#"{"x":"long"}"#, r#"{"$ref":"ab"}"#],
+        &[r#"{"x":1}"#, r#"{"$ref":"a"}"#],
+    ),
+    (
+        r##"{"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": {"a": {"type": "string"}},
+            "properties": {"x": {"$ref": "#/$defs/a", "maxLength": 1}}}"##,
+        &[r#"{"x":"l"}"#],
+        &[r#"{"x":"long"}"#],
+    ),
     // Whoever writes a schema does not set the engine's options.
     (
         r#"{"type": "integer", "x-guidance": {"lenient": true}, "not": {"type": "string"}}"#,
@@ -214,6 +263,34 @@ fn what_is_not_enforced_is_refused_by_name_and_place() {
         (r##"{"items": {"$dynamicRef": "#x"}}"##, "$dynamicRef", "/items"),
         (r##"{"$ref": "#/$defs/x", "$defs": {"x": {"minLength": -1}}}"##, "minLength", "/$defs/x"),
         (r##"{"uniqueItems": true, "allOf": [{"$ref": "#"}]}"##, "$ref", ""),
+        // What is no schema at all.
+        (r#"{"properties": {"a": {"type": "strng"}}}"#, "type", "/properties/a"),
+        (r#"{"items": {"type": ["string", "x"]}}"#, "type", "/items"),
+        (r#"{"multipleOf": 0}"#, "multipleOf", ""),
+        (r#"{"anyOf": [{}, {"multipleOf": "2"}]}"#, "multipleOf", "/anyOf/1"),
+        (r#"{"properties": {"a": {"enum": []}}}"#, "enum", "/properties/a"),
+        (r#"{"items": {"minimum": "3"}}"#, "minimum", "/items"),
+        (r#"{"properties": {"a": 3}}"#, "properties", ""),
+        (r#"{"items": {"allOf": [{}, null]}}"#, "allOf", "/items"),
+        (r#"{"required": "a"}"#, "required", ""),
+        // What no answer holds.
+        (r#"{"items": {"minLength": 1000000000}}"#, "minLength", "/items"),
+        (r#"{"minItems": 1e9}"#, "minItems", ""),
+        (r#"{"properties": {"a": {"minProperties": 1000000000}}}"#, "minProperties", "/properties/a"),
+        (r#"{"contains": {}, "minContains": 1000000}"#, "minContains", ""),
+        (r#"{"items": {"pattern": "(a{1000}){1000}"}}"#, "pattern", "/items"),
+        (r#"{"patternProperties": {"(a{1000}){1000}": {}}}"#, "patternProperties", ""),
+        // What the engine refuses.
+        (
+            r#"{"type": "object", "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 2}}, "required": ["a"]}"#,
+            "minLength",
+            "/properties/a",
+        ),
+        (
+            r#"{"allOf": [{"type": "object"}], "anyOf": [{"type": "integer", "minimum": 3, "maximum": 2}]}"#,
+            "minimum",
+            "/anyOf/0",
+        ),
     ] {
         let refused = compiler.constraint(&Grammar::JsonSchema(Json::parse(schema).unwrap())).map(|_| ());
         match refused {
@@ -370,4 +447,24 @@ fn masks_and_checks_agree() {
         }
     }
     assert!(n_ended > 10, "{n_ended}");
+}
+
+/// Where only the engine knows that a number is an integer, the mask knows it, too.
+#[test]
+fn no_integer_is_a_zero_below_zero() {
+    let compiler = compiler();
+    for (kind, expected) in [("integer", false), ("number", true)] {
+        let schema = format!(r#"{{"type": "{kind}"}}"#);
+        let mut constraint =
+            compiler.constraint(&Grammar::JsonSchema(Json::parse(&schema).unwrap())).unwrap();
+        constraint.advance(b'-'.into()).unwrap();
+        let mut mask = TokenMask::none(Bytes.n_tokens());
+        constraint.allowed(&mut mask).unwrap();
+        assert_eq!(mask.is_allowed(b'0'.into()), expected, "{kind}");
+        assert_eq!(constraint.advance(b'0'.into()).is_ok(), expected, "{kind}");
+        if expected {
+            constraint.allowed(&mut mask).unwrap();
+            assert!(mask.is_allowed(b'.'.into()) && !mask.is_allowed(END), "{mask:?}");
+        }
+    }
 }
