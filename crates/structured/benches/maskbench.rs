@@ -7,6 +7,9 @@
 #[path = "../tests/suite/bytes.rs"]
 #[allow(dead_code)]
 mod bytes;
+mod soak;
+#[path = "../tests/suite/texts.rs"]
+mod texts;
 mod words;
 
 use std::fs::File;
@@ -75,6 +78,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let order = if has("--any-order") { Order::Any } else { Order::Declared };
     let options = SchemaOptions::default().with_order(order).with_strict(!has("--lenient"));
     let compiler = Compiler::new(tokenizer.clone())?;
+    if has("--soak") {
+        let number = |name: &str, default| {
+            let at = arguments.iter().position(|argument| argument == name);
+            at.and_then(|at| arguments.get(at + 1)).map_or(Ok(default), |value| value.parse())
+        };
+        let texts = arguments.iter().position(|argument| argument == "--texts");
+        let texts = texts.and_then(|at| arguments.get(at + 1)).map(Path::new);
+        let lines: Vec<&String> = lines.iter().step_by(number("--step", 1)?).collect();
+        return soak::run(&compiler, &*tokenizer, &lines, options, number("--seed", 0)?, texts);
+    }
     let mut outcomes: Vec<Outcome> = Vec::new();
     for line in lines.iter().filter(|line| !line.trim().is_empty()) {
         let case = Case::parse(line)?;
