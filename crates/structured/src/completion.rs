@@ -22,6 +22,8 @@ use crate::words::Words;
 const DETOUR: usize = 256;
 /// Tokens of the longest way: a search that finds none costs a mask for each.
 const LONGEST: usize = 4096;
+/// The same where masks are slow, because values are looked at in them.
+const LONGEST_CHECKED: usize = 256;
 /// Words that one walk tries, from each of their characters on.
 const TRIED: usize = 2048;
 /// Dead ends that a walk goes back from, one token each.
@@ -57,7 +59,7 @@ impl Ways {
         within: usize,
     ) -> Result<Option<Vec<TokenId>>, String> {
         let environment = engine.environment()?;
-        let mut longest = LONGEST;
+        let mut longest = if engine.is_slow() { LONGEST_CHECKED } else { LONGEST };
         if let Some((at, way)) = self.known.last() {
             let tail = &text[*at..];
             if let Some(rest) = way.strip_prefix(tail).filter(|rest| rest.len() <= within) {
@@ -96,6 +98,8 @@ pub(crate) trait Engine: Clone {
     fn forced(&mut self) -> Option<TokenId>;
     /// Whether these tokens may follow one after the other. The state stays as it is.
     fn fits(&mut self, tokens: &[TokenId]) -> Result<bool, String>;
+    /// Whether masks take long.
+    fn is_slow(&self) -> bool;
     /// What a text may have to hold.
     fn words(&self) -> Arc<Words>;
     /// Whether the text may end behind these tokens. The state stays as it is.

@@ -120,6 +120,10 @@ impl Engine for State {
         Ok(fits && self.n_possible(tokens) == tokens.len())
     }
 
+    fn is_slow(&self) -> bool {
+        self.checked.as_ref().is_some_and(Checked::has_check)
+    }
+
     fn words(&self) -> Arc<Words> {
         self.words.clone()
     }

@@ -17,6 +17,8 @@ pub(super) struct Unsound {
     escapes: Vec<TokenId>,
     /// With an exponent of three digits or more, with many digits, or with `-0`.
     numbers: Vec<TokenId>,
+    /// Those of them that may end a text first.
+    numbers_behind_texts: Vec<TokenId>,
     /// Digits and points that one token begins with at most.
     most_digits: usize,
     brackets: Vec<TokenId>,
@@ -33,6 +35,10 @@ impl Unsound {
         };
         let quotes = |word: &[u8]| word.iter().filter(|byte| **byte == b'"').count();
         let brackets = |word: &[u8]| word.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+        let has_number = |word: &[u8]| {
+            let digits = word.iter().filter(|byte| byte.is_ascii_digit()).count();
+            digits >= PLAIN_NUMBER || has_long_exponent(word) || word.windows(2).any(|pair| pair == b"-0")
+        };
         let mut by_bytes: Vec<TokenId> = all().collect();
         by_bytes.sort_unstable_by_key(|&token| word(token));
         Self {
@@ -40,10 +46,8 @@ impl Unsound {
             two_quotes: of(&|word| quotes(word) >= 2),
             three_quotes: of(&|word| quotes(word) >= 3),
             escapes: of(&|word| word.windows(2).any(|pair| pair == b"\\u")),
-            numbers: of(&|word| {
-                let digits = word.iter().filter(|byte| byte.is_ascii_digit()).count();
-                digits >= PLAIN_NUMBER || has_long_exponent(word) || word.windows(2).any(|pair| pair == b"-0")
-            }),
+            numbers: of(&has_number),
+            numbers_behind_texts: of(&|word| quotes(word) > 0 && has_number(word)),
             most_digits: words.iter().map(|word| leading_digits(word)).max().unwrap_or(0),
             brackets: of(&|word| brackets(word) > 0),
             most_brackets: words.iter().map(|word| brackets(word)).max().unwrap_or(0),
@@ -76,7 +80,10 @@ impl Checked {
         let mut add = |tokens: &[TokenId]| {
             suspects.extend(tokens.iter().filter(|&&token| mask.is_allowed(token)));
         };
-        add(&unsound.numbers);
+        match self.place.lexeme {
+            Lexeme::Text { .. } => add(&unsound.numbers_behind_texts),
+            _ => add(&unsound.numbers),
+        }
         let depth = self.place.frame.as_ref().map_or(0, |frame| frame.depth + 1);
         if depth + unsound.most_brackets > DEPTH {
             add(&unsound.brackets);
@@ -146,7 +153,11 @@ impl Checked {
     /// The tokens of a mask that may make it so.
     pub(crate) fn zeros(&self, mask: &TokenMask) -> Vec<TokenId> {
         let is_signed = matches!(self.place.lexeme, Lexeme::Scalar { start } if &self.text[start..] == b"-");
-        let numbers = self.tokens.unsound.numbers.iter().copied();
+        let numbers = match self.place.lexeme {
+            Lexeme::Text { .. } => &self.tokens.unsound.numbers_behind_texts,
+            _ => &self.tokens.unsound.numbers,
+        };
+        let numbers = numbers.iter().copied();
         let minus_zeros = numbers.filter(|&token| mask.is_allowed(token));
         let word = |token: TokenId| &*self.tokens.words[token as usize];
         let mut found: Vec<TokenId> = minus_zeros.filter(|&token| word(token).ends_with(b"-0")).collect();
