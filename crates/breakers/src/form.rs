@@ -90,7 +90,7 @@ impl FormArgs {
         let grammar = self.grammar()?;
         let tokenizer = Arc::new(loaded.model.tokenizer().clone());
         if let Some(file) = &self.tools {
-            return self.calls(file, tokenizer, &loaded.name, template).map(Some);
+            return self.calls(file, tokenizer, loaded, template).map(Some);
         }
         let Some(grammar) = grammar else { return Ok(None) };
         let compiler = Compiler::new(tokenizer)?;
@@ -103,9 +103,10 @@ impl FormArgs {
         &self,
         file: &str,
         tokenizer: Arc<dyn Tokenizer>,
-        model: &str,
+        loaded: &LoadedModel,
         template: Option<&ChatTemplate>,
     ) -> Result<Form> {
+        let model = &loaded.name;
         let Some(template) = template else {
             return Err(Error::Usage(format!(
                 "--tools: functions are called in conversations, and {model} has no chat template here"
@@ -124,7 +125,9 @@ impl FormArgs {
             Some("required") => ToolChoice::Required,
             Some(name) => ToolChoice::Function(name.to_owned()),
         };
-        let format = self.tool_format.or_else(|| ToolFormatSpec::of_template(template.source()));
+        let format = self
+            .tool_format
+            .or_else(|| ToolFormatSpec::of_model(&loaded.model.info().name, template.source()));
         let format = format.ok_or_else(|| {
             let names = FORMATS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
             Error::Usage(format!("the template of {model} does not tell how it calls functions: name the form with --tool-format ({names})"))

@@ -38,7 +38,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, visible_alias = "parallel", default_value_t = 8, value_name = "N")]
     max_texts: usize,
     /// Megabytes of keys and values up to which what ended texts have read is kept, so that the next turn of
-    /// a conversation, or another question behind the same instructions, reads only what is new; 0 keeps none.
+    /// a conversation, or another question behind the same instructions, reads only what is new; 0 keeps
+    /// none.
     #[arg(long, default_value_t = 1024, value_name = "MB")]
     cache_mb: usize,
     /// About how many milliseconds a pass may take while texts are being written: longer prompts are read in
@@ -127,7 +128,7 @@ impl ServeArgs {
         let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.model.tokenizer().clone());
         let template = loaded.model.chat_template()?.cloned();
         let mut forms = Forms::new(Arc::clone(&tokenizer))?;
-        let told = || ToolFormatSpec::of_template(template.as_ref()?.source());
+        let told = || ToolFormatSpec::of_model(&loaded.model.info().name, template.as_ref()?.source());
         match self.tool_format.or_else(told) {
             Some(format) => forms = forms.with_calls(format),
             None => eprintln!(

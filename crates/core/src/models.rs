@@ -24,8 +24,8 @@ pub trait ChatModel: Send + Sync {
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError>;
 
     /// Answers a request of one of several tenants: of a tenant's requests, nothing shows in another one's
-    /// answers, nor in the time that they take. A model that remembers nothing of its requests, as the default
-    /// has it, does not tell tenants apart; [`chat`](Self::chat) is that of the tenant `""`.
+    /// answers, nor in the time that they take. A model that remembers nothing of its requests, as the
+    /// default has it, does not tell tenants apart; [`chat`](Self::chat) is that of the tenant `""`.
     ///
     /// # Errors
     /// As [`chat`](Self::chat).

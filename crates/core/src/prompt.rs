@@ -296,7 +296,8 @@ impl Tool {
     /// ```
     /// use breakers_core::{Json, Tool};
     ///
-    /// let json = Json::parse(r#"{"type": "function", "function": {"name": "now", "description": "The time"}}"#)?;
+    /// let text = r#"{"type": "function", "function": {"name": "now", "description": "The time"}}"#;
+    /// let json = Json::parse(text)?;
     /// let now = Tool::from_json(&json)?;
     /// assert_eq!(now.name, "now");
     /// assert!(now.parameters.as_str().contains(r#""additionalProperties":false"#));

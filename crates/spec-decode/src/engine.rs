@@ -84,9 +84,9 @@ struct Prepared {
 /// [`Proposal::Sampled`](crate::Proposal::Sampled)): in that case only the distribution is the same.
 ///
 /// # Forms of answers
-/// Answers that follow a schema, and calls of functions, need [`with_forms`](Self::with_forms): both depend on
-/// the vocabulary and on the model's family. Without it such requests are refused. Calls need a conversation,
-/// because only a chat template tells the model of its functions.
+/// Answers that follow a schema, and calls of functions, need [`with_forms`](Self::with_forms): both depend
+/// on the vocabulary and on the model's family. Without it such requests are refused. Calls need a
+/// conversation, because only a chat template tells the model of its functions.
 ///
 /// # Example
 /// ```
@@ -485,8 +485,8 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
         self.chat_as("", request, on_delta)
     }
 
-    /// What is kept of a tenant's texts ([`EngineConfig::cache_bytes`]) serves that tenant alone: otherwise, the
-    /// time to an answer would tell one what others have asked.
+    /// What is kept of a tenant's texts ([`EngineConfig::cache_bytes`]) serves that tenant alone: otherwise,
+    /// the time to an answer would tell one what others have asked.
     fn chat_as(
         &self,
         tenant: &str,

@@ -24,7 +24,8 @@
 //! A text can be cut short by a limit of tokens, unless its decoder keeps the end in reach:
 //! [`GrammarConstraint`] knows a short way to it from nearly everywhere
 //! ([`completion`](breakers_core::Constraint::completion)). It knows none that takes more than 4,096 tokens
-//! (256 where a schema needs checks), and none where several keywords ask for different things of one text or list.
+//! (256 where a schema needs checks), and none where several keywords ask for different things of one text or
+//! list.
 //!
 //! # JSON Schema: three ways
 //! 1. What the engine knows is enforced by the grammar: types, numbers, texts, patterns, lists, objects,

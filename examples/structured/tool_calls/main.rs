@@ -7,8 +7,8 @@
 //! cargo run --release --example tool_calls -- --folder docs "Which page is about KIVI?"
 //! ```
 //! Without a question, the built-in ones are asked three times each: without functions, with functions and
-//! without a grammar, with functions under the grammar, which can demand a call. The table says how many answers hold what they should,
-//! how many calls were made, and how many of them could not be read or made.
+//! without a grammar, with functions under the grammar, which can demand a call. The table says how many
+//! answers hold what they should, how many calls were made, and how many of them could not be read or made.
 //!
 //! JSON: the report, whose table `questions` has a line for each way.
 
@@ -38,7 +38,8 @@ const FILES: [(&str, &str); 3] = [
 ];
 
 /// The instructions of each conversation.
-const SYSTEM: &str = "You are a helpful assistant. Use the functions where they help, and answer briefly.";
+const SYSTEM: &str = "You are a helpful assistant. Call a function where it helps. When you have its result, say the answer in \
+    one sentence.";
 
 /// A model that calls functions.
 #[derive(Parser)]
@@ -190,7 +191,9 @@ fn engine(arguments: &Arguments, loaded: &LoadedModel, way: Way) -> Result<Box<d
     let Some(template) = loaded.model.chat_template()? else {
         return Err(Error::Usage(format!("{} has no chat template", loaded.name)));
     };
-    let format = arguments.tool_format.or_else(|| ToolFormatSpec::of_template(template.source()));
+    let format = arguments
+        .tool_format
+        .or_else(|| ToolFormatSpec::of_model(&loaded.model.info().name, template.source()));
     let Some(format) = format else {
         let name = &loaded.name;
         return Err(Error::Usage(format!(

@@ -20,8 +20,8 @@ impl RowBudget {
         Self { rows: LEAST * 4 }
     }
 
-    /// Rows of the next pass, at most `most`. `is_heard`: somebody waits for the next piece of a text; if not,
-    /// a long pass keeps nobody waiting.
+    /// Rows of the next pass, at most `most`. `is_heard`: somebody waits for the next piece of a text; if
+    /// not, a long pass keeps nobody waiting.
     pub(super) fn rows(&self, most: usize, limit: Option<Duration>, is_heard: bool) -> usize {
         if limit.is_none() || !is_heard { most } else { self.rows.min(most) }
     }

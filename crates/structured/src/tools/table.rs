@@ -144,6 +144,29 @@ impl ToolFormatSpec {
         found.next().is_none().then_some(Self { entry })
     }
 
+    /// The format that a model writes calls in, told from its chat template and from its name: a few models
+    /// do not write what their template asks for. `None` as for [`of_template`](Self::of_template).
+    ///
+    /// # Example
+    /// ```
+    /// use breakers_structured::tools::ToolFormatSpec;
+    ///
+    /// let template = r#"<tool_call>\n{"name": ..., "arguments": ...}"#;
+    /// let format = |name| ToolFormatSpec::of_model(name, template).unwrap().to_string();
+    /// assert_eq!(format("Qwen2.5 7B Instruct"), "hermes");
+    /// assert_eq!(format("Qwen2.5 Coder 0.5B Instruct GGUF"), "hermes-bare");
+    /// ```
+    pub fn of_model(name: &str, template: &str) -> Option<Self> {
+        let told = Self::of_template(template)?;
+        let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+        let leaves_markers_out = name.to_ascii_lowercase().contains("qwen25coder");
+        let bare = FORMATS.iter().find(|entry| entry.name == "hermes-bare");
+        match bare.filter(|_| told.entry.name == "hermes" && leaves_markers_out) {
+            Some(entry) => Some(Self { entry }),
+            None => Some(told),
+        }
+    }
+
     /// Its line in the table.
     pub fn entry(&self) -> &'static Entry {
         self.entry

@@ -18,8 +18,8 @@ const MOST_CHARS: usize = 200;
 
 /// Finds lines that hold all of some words, in the text files of one folder and those below it.
 ///
-/// Symbolic links are not followed, so that nothing outside of the folder is read. What is longer than 1 MiB is
-/// read up to there; 10,000 files are looked at, and 20 lines are given: the answer says so where there is
+/// Symbolic links are not followed, so that nothing outside of the folder is read. What is longer than 1 MiB
+/// is read up to there; 10,000 files are looked at, and 20 lines are given: the answer says so where there is
 /// more.
 #[derive(Clone, Debug)]
 pub struct FileSearch {
