@@ -3,6 +3,7 @@
 
 #![no_main]
 
+use breakers_core::Embedder as _;
 use std::hint::black_box;
 
 use breakers_embed::Bert;
