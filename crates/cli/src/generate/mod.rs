@@ -47,10 +47,18 @@ pub fn any_text(_: &LoadedModel, _: Option<&ChatTemplate>) -> Result<Option<Form
     Ok(None)
 }
 
-/// The plan of an answer.
-fn plan(form: Option<&Form>, seed: u64) -> Result<AnswerPlan> {
-    let Some(Form { forms, request }) = form else { return Ok(AnswerPlan::text()) };
-    Ok(forms.plan(request, seed)?)
+/// Holds a text to the form of its answer, and takes that answer apart.
+fn hold(mut decoding: Decoding, form: Option<&Form>) -> Result<(Decoding, Answer)> {
+    let seed = decoding.config().seed;
+    let plan = form.map(|Form { forms, request }| forms.plan(request, seed)).transpose()?;
+    let AnswerPlan { constraint, reader, .. } = plan.unwrap_or_default();
+    if reader.is_some() {
+        decoding = decoding.with_controls();
+    }
+    if let Some(constraint) = constraint {
+        decoding = decoding.with_constraint(constraint);
+    }
+    Ok((decoding, Answer::new(reader)))
 }
 
 /// Added to the logits of end tokens that must not be chosen: larger than any logit in magnitude, but finite.
@@ -312,16 +320,10 @@ fn answer(
     let mut runner = arguments.text.cache.runner(&loaded.model)?;
     let sequence = runner.open()?;
     let vocabulary = Arc::new(loaded.model.tokenizer().clone());
-    let mut decoding =
+    let decoding =
         Decoding::new(&runner, sequence, &prompt, config)?.with_text(vocabulary, &arguments.text.stop);
-    let AnswerPlan { constraint, reader, .. } = plan(form, config.seed)?;
-    if reader.is_some() {
-        decoding = decoding.with_controls();
-    }
-    if let Some(constraint) = constraint {
-        decoding = decoding.with_constraint(constraint);
-    }
-    let (mut answer, mut written) = (Answer::new(reader), Ok(()));
+    let (mut decoding, mut answer) = hold(decoding, form)?;
+    let mut written = Ok(());
     let show = |text: String| if arguments.json { Ok(()) } else { print(&text) };
     speculator.drive(&mut runner, &mut decoding, |decoding, _| {
         written = answer.push(&decoding.take_text()).and_then(show);

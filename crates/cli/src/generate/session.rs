@@ -4,16 +4,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use breakers_core::{
-    AnswerPlan, ChatReply, Error as StepFailed, FinishReason, LanguageModel as _, Message, SequenceId,
-    StepError, TokenId,
+    ChatReply, Error as StepFailed, FinishReason, LanguageModel as _, Message, SequenceId, StepError, TokenId,
 };
 use breakers_model::Runner;
 use breakers_spec_decode::{Config, Decoding, Drafter, Speculator};
 use breakers_tokenizer::{ChatTemplate, EncodeOptions};
 
-use super::answer::Answer;
 use super::interrupt::Interrupt;
-use super::{Form, encode, plan, print_calls};
+use super::{Form, encode, hold, print_calls};
 use crate::{LoadedModel, Result, print};
 
 pub(super) struct Session<'a> {
@@ -92,15 +90,9 @@ impl<'a> Session<'a> {
         // The whole conversation is the prompt, because penalties look at all of it. The sequence already
         // holds its beginning.
         let decoding = Decoding::new(&self.runner, self.sequence, prompt, &self.config)?;
-        let mut decoding = decoding.with_text(vocabulary, &self.stop);
-        let AnswerPlan { constraint, reader, .. } = plan(self.form.as_ref(), self.config.seed)?;
-        if reader.is_some() {
-            decoding = decoding.with_controls();
-        }
-        if let Some(constraint) = constraint {
-            decoding = decoding.with_constraint(constraint);
-        }
-        let (mut answer, mut written) = (Answer::new(reader), Ok(()));
+        let (mut decoding, mut answer) =
+            hold(decoding.with_text(vocabulary, &self.stop), self.form.as_ref())?;
+        let mut written = Ok(());
         self.interrupt.begin();
         let result = self.speculator.drive(&mut self.runner, &mut decoding, |decoding, _| {
             written = answer.push(&decoding.take_text()).and_then(|text| print(&text));
