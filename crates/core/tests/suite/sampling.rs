@@ -13,11 +13,13 @@ use crate::reference::{self, Noise, Shape, row};
 fn check(config: &SamplingConfig, logits: &[f32], history: &[TokenId]) {
     let expected = reference::distribution(config, logits, history);
     let found = config.distribution(logits, history).unwrap();
+    // Probabilities below the range of normal numbers are not kept; what stands near its end may be.
+    let likely =
+        |entries: &[(TokenId, f64)]| entries.iter().copied().filter(|e| e.1 > 1e-300).collect::<Vec<_>>();
     let tokens = |entries: &[(TokenId, f64)]| entries.iter().map(|e| e.0).collect::<Vec<_>>();
-    // Probabilities below the range of normal numbers are not kept.
-    let expected: reference::Entries = expected.into_iter().filter(|e| e.1 > 1e-300).collect();
-    assert_eq!(tokens(found.entries()), tokens(&expected), "{config:?}");
-    for (&(token, p), &(_, want)) in found.entries().iter().zip(&expected) {
+    let (kept, expected) = (likely(found.entries()), likely(&expected));
+    assert_eq!(tokens(&kept), tokens(&expected), "{config:?}");
+    for (&(token, p), &(_, want)) in kept.iter().zip(&expected) {
         assert!((p / want - 1.0).abs() < 1e-12, "{config:?}, token {token}: {p} for {want}");
     }
     let mut noise = Noise(1);
@@ -68,6 +70,19 @@ fn the_largest_vocabularies_are_those_of_the_reference() {
         let logits = row(shape, vocab, 3);
         check(&SamplingConfig { top_p: 0.95, ..SamplingConfig::temperature(1.0) }, &logits, &[]);
         check(&SamplingConfig::temperature(1.0), &logits, &[]);
+    }
+}
+
+/// At a low temperature the least likely tokens stand about the end of the normal numbers.
+#[test]
+fn tokens_of_no_weight_are_left_out() {
+    for exponent in [-700.0f32, -706.0, -708.0, -710.0, -745.0, -1000.0] {
+        let config = SamplingConfig::temperature(0.0625);
+        let mut logits = vec![0.0; 20];
+        logits[1] = exponent * 0.0625;
+        check(&config, &logits, &[]);
+        let held = config.distribution(&logits, &[]).unwrap().entries().iter().any(|e| e.0 == 1);
+        assert_eq!(held, f64::from(exponent).exp() >= f64::MIN_POSITIVE, "{exponent}");
     }
 }
 
