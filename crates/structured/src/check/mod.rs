@@ -109,20 +109,31 @@ pub(crate) struct Tokens {
     words: Vec<Vec<u8>>,
     /// Those that can end a value.
     ends: TokenMask,
+    /// Those with a quote, which alone can end a text.
+    quotes: Vec<TokenId>,
+    /// The place of each among all, sorted by their bytes.
+    ranks: Vec<u32>,
     end_tokens: Vec<TokenId>,
     unsound: Unsound,
 }
 
 impl Tokens {
     pub(crate) fn new(words: Vec<Vec<u8>>, end_tokens: Vec<TokenId>) -> Self {
-        let mut ends = TokenMask::none(words.len());
-        for (token, word) in words.iter().enumerate() {
+        let (mut ends, mut quotes) = (TokenMask::none(words.len()), Vec::new());
+        for (token, word) in (0..).zip(&words) {
             if word.iter().any(|byte| b"\",]}{[ \t\n\r".contains(byte)) {
-                ends.allow(token as TokenId);
+                ends.allow(token);
+            }
+            if word.contains(&b'"') {
+                quotes.push(token);
             }
         }
         let unsound = Unsound::new(&words);
-        Self { words, ends, end_tokens, unsound }
+        let mut ranks = vec![0; words.len()];
+        for (rank, &token) in (0..).zip(unsound.by_bytes()) {
+            ranks[token as usize] = rank;
+        }
+        Self { words, ends, quotes, ranks, end_tokens, unsound }
     }
 }
 
@@ -214,11 +225,16 @@ impl Checked {
                 _ => false,
             },
         );
-        let candidates: Vec<TokenId> = match is_few {
-            true => mask.iter().filter(|token| !tokens.end_tokens.contains(token)).collect(),
-            false => mask.iter().filter(|&token| tokens.ends.is_allowed(token)).collect(),
+        let mut candidates: Vec<TokenId> = match self.place.lexeme {
+            _ if is_few => mask.iter().filter(|token| !tokens.end_tokens.contains(token)).collect(),
+            Lexeme::Text { .. } => {
+                tokens.quotes.iter().copied().filter(|&token| mask.is_allowed(token)).collect()
+            }
+            _ => mask.iter().filter(|&token| tokens.ends.is_allowed(token)).collect(),
         };
+        candidates.sort_unstable_by_key(|&token| tokens.ranks[token as usize]);
         let mut alike: HashMap<&[u8], Option<bool>> = HashMap::new();
+        let mut walk = Walk::new(self.place.clone());
         for token in candidates {
             let Some(word) = tokens.words.get(token as usize) else { continue };
             let mut is_possible = None;
@@ -230,10 +246,36 @@ impl Checked {
                     is_possible = *alike.entry(&word[at..]).or_insert_with(|| self.try_end(&word[at..]));
                 }
             }
-            if !is_possible.unwrap_or_else(|| self.try_word(word, is_few)) {
+            if !is_possible.unwrap_or_else(|| self.try_next(&mut walk, word, is_few)) {
                 mask.forbid(token);
             }
         }
+    }
+
+    /// The same as [`try_word`](Self::try_word), without what the word has in common with the one before.
+    fn try_next<'w>(&mut self, walk: &mut Walk<'w>, word: &'w [u8], is_few: bool) -> bool {
+        let n_common = walk.word.iter().zip(word).take_while(|(one, other)| one == other).count();
+        walk.word = word;
+        // The word before had come to its end, or to the byte that must not be there.
+        if n_common > walk.places.len() - 1 {
+            return false;
+        }
+        walk.places.truncate(n_common + 1);
+        let (start, length) = (self.place.clone(), self.text.len());
+        self.place.clone_from(&walk.places[n_common]);
+        self.text.extend_from_slice(&word[..n_common]);
+        let mut is_possible = true;
+        for &byte in &word[n_common..] {
+            is_possible = self.push(byte);
+            if !is_possible {
+                break;
+            }
+            walk.places.push(self.place.clone());
+        }
+        is_possible = is_possible && (!is_few || self.may_go_on());
+        self.place = start;
+        self.text.truncate(length);
+        is_possible
     }
 
     /// Whether a name, of which the end is given, is none that anybody asks for.
@@ -281,18 +323,29 @@ impl Checked {
     }
 
     fn extend(&mut self, word: &[u8]) -> bool {
-        for &byte in word {
-            self.text.push(byte);
-            let is_possible = match self.place.push(&self.text) {
-                Event::Nothing => true,
-                Event::Boundary => self.may_go_on(),
-                Event::Lost => false,
-            };
-            if !is_possible {
-                return false;
-            }
+        word.iter().all(|&byte| self.push(byte))
+    }
+
+    fn push(&mut self, byte: u8) -> bool {
+        self.text.push(byte);
+        match self.place.push(&self.text) {
+            Event::Nothing => true,
+            Event::Boundary => self.may_go_on(),
+            Event::Lost => false,
         }
-        true
+    }
+}
+
+/// The bytes of a word that was tried, and where each led.
+struct Walk<'w> {
+    word: &'w [u8],
+    /// The place before the word, and that behind each byte that may stand there.
+    places: Vec<Place>,
+}
+
+impl Walk<'_> {
+    fn new(start: Place) -> Self {
+        Self { word: &[], places: vec![start] }
     }
 }
 

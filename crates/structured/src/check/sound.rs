@@ -53,6 +53,11 @@ impl Unsound {
             most_brackets: words.iter().map(|word| brackets(word)).max().unwrap_or(0),
         }
     }
+
+    /// All tokens, by their bytes.
+    pub(super) fn by_bytes(&self) -> &[TokenId] {
+        &self.by_bytes
+    }
 }
 
 fn leading_digits(word: &[u8]) -> usize {

@@ -1,8 +1,10 @@
 //! What a schema says about a value that may still be open, in three-valued logic: valid and invalid hold
 //! whatever follows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::data::{Data, Frame};
 use super::nodes::{Keyword, Node, NodeId, Type};
@@ -50,6 +52,8 @@ pub(super) enum View<'a> {
 #[derive(Clone, Default)]
 pub(super) struct Memory {
     verdicts: HashMap<(NodeId, usize), (Arc<Data>, Verdict)>,
+    /// Those of the look that is being taken.
+    now: HashMap<(NodeId, usize, bool), Verdict>,
 }
 
 /// Verdicts that are kept at most.
@@ -62,7 +66,6 @@ pub(super) struct Look<'a> {
     pub(super) brackets: Vec<&'a Frame>,
     pub(super) pending: Pending<'a>,
     memory: &'a mut Memory,
-    now: HashMap<(NodeId, usize, bool), Verdict>,
     /// Whether a verdict hung on what a text says, or on how it goes on.
     pub(super) has_read_text: bool,
     pub(super) has_read_prefix: bool,
@@ -77,13 +80,12 @@ impl<'a> Look<'a> {
         pending: Pending<'a>,
         memory: &'a mut Memory,
     ) -> Self {
-        let now = HashMap::new();
+        memory.now.clear();
         Self {
             nodes,
             brackets,
             pending,
             memory,
-            now,
             has_read_text: false,
             has_read_prefix: false,
             has_read_name: false,
@@ -102,7 +104,7 @@ impl<'a> Look<'a> {
             View::Bracket(depth) => depth,
             View::End => usize::MAX,
         };
-        if let Some(&verdict) = self.now.get(&(id, place, trusted)) {
+        if let Some(&verdict) = self.memory.now.get(&(id, place, trusted)) {
             return verdict;
         }
         let kept = match view {
@@ -120,7 +122,7 @@ impl<'a> Look<'a> {
             if is_trusted { Valid } else { self.keyword(id, keyword, view, trusted && !node.is_untold) }
         });
         let verdict = all(verdicts);
-        self.now.insert((id, place, trusted), verdict);
+        self.memory.now.insert((id, place, trusted), verdict);
         if let Some(data) = kept {
             if self.memory.verdicts.len() > KEPT {
                 self.memory.verdicts.clear();
@@ -313,9 +315,9 @@ impl<'a> Look<'a> {
     pub(super) fn name(&mut self, schema: NodeId, name: &Arc<str>) -> Verdict {
         let data = Arc::new(Data::Text(name.clone()));
         // Its place in memory is free again afterwards.
-        let now = std::mem::take(&mut self.now);
+        let now = std::mem::take(&mut self.memory.now);
         let verdict = self.node(schema, View::Done(&data), false);
-        self.now = now;
+        self.memory.now = now;
         verdict
     }
 
