@@ -18,9 +18,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use breakers_core::{Constraint as _, Json, TokenMask, Tokenizer};
+use breakers_core::{
+    AnswerForms as _, AnswerPlan, ChatRequest, Constraint as _, Message, TokenMask, Tokenizer, Tool,
+    ToolChoice,
+};
 use breakers_structured::maskbench::{Case, Outcome, Summary, percentile, run};
-use breakers_structured::{Compiler, Grammar, Order, SchemaOptions};
+use breakers_structured::{Compiler, Forms, Grammar, Order, SchemaOptions};
+use serde_json::Value;
 
 fn lines(path: &Path) -> std::io::Result<Vec<String>> {
     let file = File::open(path)?;
@@ -31,33 +35,47 @@ fn lines(path: &Path) -> std::io::Result<Vec<String>> {
     BufReader::new(reader).lines().collect()
 }
 
-/// One call of many functions, `{name, arguments}` by the schemas of the file that are enforced: the time to
-/// the first mask, and once more from the cache.
-fn tools(compiler: &Compiler, lines: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+/// Calls of many functions, with the schemas of the file that are enforced as their parameters: the time to
+/// the first mask, and once more with the grammar kept.
+fn tools(tokenizer: &Arc<dyn Tokenizer>, lines: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     const TOOLS: usize = 400;
-    let mut options = Vec::new();
+    let compiler = Compiler::new(tokenizer.clone())?;
+    let mut tools = Vec::new();
     for (i, line) in lines.iter().enumerate() {
-        let case = Case::parse(line)?;
+        let schema = Case::parse(line)?.schema;
+        let is_object = schema.to::<Value>()?["type"] == "object";
         // References are meant from the root of a schema of its own.
-        let text = case.schema.as_str();
-        let is_object = text.starts_with(r#"{"type":"object""#) && !text.contains(r#""$ref""#);
-        if is_object && compiler.constraint(&Grammar::JsonSchema(case.schema.clone())).is_ok() {
-            options.push(format!(
-                r#"{{"type":"object","properties":{{"name":{{"const":"tool_{i}"}},"arguments":{}}},"required":["name","arguments"],"additionalProperties":false}}"#,
-                case.schema.as_str()
-            ));
+        if is_object
+            && !schema.as_str().contains(r#""$ref""#)
+            && compiler.constraint(&Grammar::JsonSchema(schema.clone())).is_ok()
+        {
+            tools.push(Tool::new(format!("tool_{i}"), schema));
         }
-        if options.len() == TOOLS {
+        if tools.len() == TOOLS {
             break;
         }
     }
-    let text = format!(r#"{{"anyOf":[{}]}}"#, options.join(","));
-    let grammar = Grammar::JsonSchema(Json::parse(&text)?);
-    for name in ["cold", "cached"] {
-        let start = Instant::now();
-        let mut constraint = compiler.constraint(&grammar)?;
-        constraint.allowed(&mut TokenMask::none(1 << 18))?;
-        println!("{} tools, {} bytes, {name}: {:.2?}", options.len(), text.len(), start.elapsed());
+    let (n_tools, bytes) =
+        (tools.len(), tools.iter().map(|tool| tool.parameters.as_str().len()).sum::<usize>());
+    let request = ChatRequest::new(Message::user("?")).with_tools(tools, ToolChoice::Auto);
+    for format in ["hermes", "qwen3-coder", "llama3", "mistral"] {
+        let forms = Forms::new(tokenizer.clone())?.with_calls(format.parse()?);
+        for name in ["cold", "kept"] {
+            let start = Instant::now();
+            match forms.plan(&request, 0) {
+                Ok(AnswerPlan { constraint: Some(mut constraint), .. }) => {
+                    let mut mask = TokenMask::none(tokenizer.n_tokens());
+                    constraint.allowed(&mut mask)?;
+                    println!(
+                        "{n_tools} functions, {bytes} bytes of parameters, {format}, {name}: {:.2?}, {} tokens allowed",
+                        start.elapsed(),
+                        mask.count()
+                    );
+                }
+                Ok(_) => println!("{format}: not constrained"),
+                Err(error) => println!("{format}: {error}, after {:.2?}", start.elapsed()),
+            }
+        }
     }
     Ok(())
 }
@@ -88,6 +106,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let lines: Vec<&String> = lines.iter().step_by(number("--step", 1)?).collect();
         return soak::run(&compiler, &*tokenizer, &lines, options, number("--seed", 0)?, texts);
     }
+    if has("--tools") {
+        return tools(&tokenizer, &lines);
+    }
     let mut outcomes: Vec<Outcome> = Vec::new();
     for line in lines.iter().filter(|line| !line.trim().is_empty()) {
         let case = Case::parse(line)?;
@@ -110,9 +131,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
         }
         outcomes.push(outcome);
-    }
-    if has("--tools") {
-        tools(&compiler, &lines)?;
     }
     let sum: Summary = outcomes.iter().collect();
     if has("--json") {

@@ -5,7 +5,7 @@ use breakers_core::{
     AnswerForms, AnswerPlan, AnswerReader, CallError, ChatRequest, Delta, Tokenizer, Tool, chain,
 };
 
-use crate::tools::{CallRules, Event, Parser, ToolFormatSpec};
+use crate::tools::{CallGrammars, CallRules, Event, Parser, ToolFormatSpec};
 use crate::{Compiler, Grammar, Result};
 
 /// The forms of answers that requests ask a model for: JSON, a schema, calls of functions.
@@ -43,7 +43,7 @@ use crate::{Compiler, Grammar, Result};
 pub struct Forms {
     compiler: Compiler,
     tokenizer: Arc<dyn Tokenizer>,
-    calls: Option<ToolFormatSpec>,
+    calls: Option<CallGrammars>,
 }
 
 impl Forms {
@@ -57,7 +57,7 @@ impl Forms {
 
     /// The same forms for a model that writes calls in this format.
     pub fn with_calls(mut self, format: ToolFormatSpec) -> Self {
-        self.calls = Some(format);
+        self.calls = Some(CallGrammars::new(format, self.tokenizer.clone()));
         self
     }
 
@@ -73,20 +73,15 @@ impl AnswerForms for Forms {
             let constraint = self.compiler.constraint(grammar);
             constraint.map_err(|error| CallError::bad_request("response_format", chain(&error, ": ")))
         };
-        let Some(format) = self.calls.as_ref().filter(|_| !request.tools.is_empty()) else {
+        let Some(calls) = self.calls.as_ref().filter(|_| !request.tools.is_empty()) else {
             let grammar = Grammar::of_response(&request.response);
             let constraint = grammar.map(|grammar| compile(&grammar)).transpose()?;
             let plan = constraint.map(|constraint| AnswerPlan::constrained(Box::new(constraint)));
             return Ok(plan.unwrap_or_default());
         };
-        let wrong = |error: &dyn std::error::Error| CallError::bad_request("tools", chain(error, ": "));
-        let grammar = format.grammar(&CallRules::of(request), &*self.tokenizer);
-        let grammar = grammar.map_err(|error| wrong(&error))?;
-        for warning in &grammar.warnings {
-            tracing::warn!("{}", chain(warning, ": "));
-        }
-        let constraint = self.compiler.constraint(&grammar.grammar).map_err(|error| wrong(&error))?;
-        let reader = CallReader { parser: format.parser(&request.tools, seed) };
+        let constraint = calls.constraint(&self.compiler, &CallRules::of(request));
+        let constraint = constraint.map_err(|error| CallError::bad_request("tools", chain(&error, ": ")))?;
+        let reader = CallReader { parser: calls.format().parser(&request.tools, seed) };
         Ok(AnswerPlan::constrained(Box::new(constraint)).with_reader(Box::new(reader)))
     }
 
@@ -95,13 +90,15 @@ impl AnswerForms for Forms {
     }
 
     fn instructions(&self, tools: &[Tool]) -> Option<String> {
-        Some(self.calls?.format().instructions(tools))
+        Some(self.calls.as_ref()?.format().format().instructions(tools))
     }
 }
 
 impl fmt::Debug for Forms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Forms").field("calls", &self.calls).finish_non_exhaustive()
+        f.debug_struct("Forms")
+            .field("calls", &self.calls.as_ref().map(CallGrammars::format))
+            .finish_non_exhaustive()
     }
 }
 

@@ -80,6 +80,7 @@ mod parser;
 mod qwen3_coder;
 mod qwen3_coder_grammar;
 mod table;
+mod wider;
 
 pub use calls::{CallRules, ToolGrammar, Warning};
 pub use conversation::{CallRecord, Conversation, ConversationError, Finished, Function, FunctionError};
@@ -97,3 +98,4 @@ pub use mistral_list::MistralList;
 pub use parser::{Calls, IdForm, Parser, Reader, Step};
 pub use qwen3_coder::Qwen3Coder;
 pub use table::{Entry, FORMATS, ToolFormatSpec};
+pub(crate) use wider::CallGrammars;

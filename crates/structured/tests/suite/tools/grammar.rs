@@ -1,11 +1,13 @@
 //! What each format's grammar lets through: choices of tools, parallel calls, parameters, answers of a form.
 
+use std::sync::Arc;
+
 use breakers_core::{
-    ChatRequest, Constraint, Json, ResponseFormat, ResponseSchema, TokenMask, Tool, ToolChoice,
-    Vocabulary as _,
+    AnswerForms as _, ChatRequest, Constraint, Json, ResponseFormat, ResponseSchema, TokenMask, Tool,
+    ToolChoice, Vocabulary as _,
 };
 use breakers_structured::tools::{CallRules, ToolError, ToolFormatSpec, ToolGrammar};
-use breakers_structured::{Compiler, Error, Grammar};
+use breakers_structured::{Compiler, Error, Forms, Grammar};
 use serde_json::{Value, json};
 
 use super::generate::{Call, Chance, tools};
@@ -345,5 +347,49 @@ fn calls_can_be_ended_from_everywhere() {
             constraint.rollback(way.len()).unwrap();
             constraint.advance(byte.into()).unwrap();
         }
+    }
+}
+
+/// Parameters that the engine does not take are found among others: a strict function is refused by its name,
+/// another one is called with wider parameters, and the rest are enforced as before.
+#[test]
+fn one_function_that_cannot_be_enforced_does_not_spoil_the_others() {
+    let json = |value: Value| Json::parse(&value.to_string()).unwrap();
+    // Two patterns of names that are not disjoint.
+    let patterns = json!({ "^[^b]{1,3}$": { "type": "integer" }, "a": { "type": "string" } });
+    let value = json!({ "type": "object", "patternProperties": patterns, "additionalProperties": false });
+    let odd = json(json!({ "type": "object", "properties": { "v": value } }));
+    let even = json(json!({
+        "type": "object",
+        "properties": { "n": { "type": "integer" } },
+        "required": ["n"],
+        "additionalProperties": false,
+    }));
+    for format in formats() {
+        let forms = Forms::new(Arc::new(Bytes)).unwrap().with_calls(format);
+        let tools = [Tool::new("odd", odd.clone()), Tool::new("even", even.clone())];
+        let ask = |tools: [Tool; 2]| ChatRequest::new("x").with_tools(tools, ToolChoice::Required);
+        // Once with a search, once with what it found.
+        for _ in 0..2 {
+            for (function, arguments, expected) in [
+                ("even", json!({ "n": 1 }), true),
+                ("even", json!({ "n": true }), false),
+                ("even", json!({}), false),
+                ("odd", json!({}), true),
+            ] {
+                let plan =
+                    forms.plan(&ask(tools.clone()), 0).unwrap_or_else(|error| panic!("{format}: {error}"));
+                let text = wire::answer(&format.to_string(), "", &[call(function, arguments)], Style::Spaced);
+                let mut constraint = plan.constraint.unwrap();
+                let is_taken = text.bytes().all(|byte| constraint.advance(byte.into()).is_ok());
+                let mut mask = TokenMask::none(Bytes.n_tokens());
+                let may_end = is_taken && constraint.allowed(&mut mask).is_ok() && mask.is_allowed(END);
+                assert_eq!(may_end, expected, "{format}: {text}");
+            }
+        }
+        let [odd, even] = tools;
+        let refused = forms.plan(&ask([odd.with_strict(), even]), 0);
+        let message = refused.err().unwrap_or_else(|| panic!("{format}: not refused")).to_string();
+        assert!(message.contains(r#"the function "odd""#) && !message.contains('\n'), "{format}: {message}");
     }
 }
