@@ -44,6 +44,27 @@ pub struct ChatRequest {
     /// `Some(n)`: report the log-probability of each token and the `n` most likely alternatives in its place.
     /// `None`: report neither.
     pub top_logprobs: Option<usize>,
+    /// Whether somebody waits for the answer.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+}
+
+/// How urgent an answer is, for models that answer many at a time. It does not change the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Normal,
+    /// It can wait, and be interrupted, while others are answered.
+    Background,
+}
+
+impl Priority {
+    fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
 }
 
 impl ChatRequest {
@@ -60,7 +81,14 @@ impl ChatRequest {
             parallel_tool_calls: None,
             response: ResponseFormat::Text,
             top_logprobs: None,
+            priority: Priority::Normal,
         }
+    }
+
+    /// The same request, this urgent.
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
     }
 
     /// The same request, limited to this many new tokens.
@@ -140,6 +168,25 @@ pub enum Delta {
     Tokens(Vec<ScoredToken>),
     /// A part of a function call.
     ToolCall(ToolCallDelta),
+    /// Nothing of the answer yet: how far its prompt has been read. Who has enough can say so here, too.
+    Progress(PromptProgress),
+}
+
+/// How far a prompt has been read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PromptProgress {
+    /// Tokens that have been read; 0 while the request waits for its turn.
+    pub read: usize,
+    /// Tokens of the prompt.
+    pub total: usize,
+}
+
+impl PromptProgress {
+    /// So many tokens of so many.
+    pub fn new(read: usize, total: usize) -> Self {
+        Self { read, total }
+    }
 }
 
 /// A part of a function call.
@@ -336,6 +383,7 @@ impl ChatReply {
         match delta {
             Delta::Text(text) => self.text += &text,
             Delta::Tokens(tokens) => self.tokens.extend(tokens),
+            Delta::Progress(_) => {}
             Delta::ToolCall(part) => {
                 if part.index >= self.tool_calls.len() {
                     let [id, name] = [part.id, part.name].map(Option::unwrap_or_default);

@@ -46,7 +46,8 @@ pub use answer::{AnswerForms, AnswerPlan, AnswerReader};
 pub use call_error::{CallError, TimeoutPhase};
 pub use card::{Capabilities, ModelCard, Price};
 pub use chat::{
-    Alternative, ChatReply, ChatRequest, Delta, FinishReason, ScoredToken, Timings, ToolCallDelta, Usage,
+    Alternative, ChatReply, ChatRequest, Delta, FinishReason, Priority, PromptProgress, ScoredToken, Timings,
+    ToolCallDelta, Usage,
 };
 pub use constraint::{Constraint, ConstraintError};
 pub use error::{BoxError, Error, Result, SharedError, StepError, chain};

@@ -79,6 +79,10 @@ fn answer(model: &dyn ChatModel, request: &ChatRequest) -> ChatReply {
                 assert_eq!((part.index + 1, part.id, part.name), (calls.len(), None, None));
                 calls[part.index].arguments += &part.arguments;
             }
+            Delta::Progress(progress) => {
+                assert!(progress.read <= progress.total, "{progress:?}");
+                assert!(text.is_empty() && tokens.is_empty() && calls.is_empty(), "a prompt is read before");
+            }
         }
         ControlFlow::Continue(())
     });

@@ -81,7 +81,7 @@ struct Planned {
 
 impl<D: Drafter> Batch<D> {
     /// An empty batch whose passes have at most `max_rows` rows, or one per text if there are more texts.
-    /// Texts whose prompts have been read come first; prompts share the remaining rows, the oldest first.
+    /// Texts that are being written come first; those that are read share the remaining rows, the oldest first.
     pub fn new(max_rows: usize) -> Self {
         Self { texts: Vec::new(), max_rows: max_rows.max(1), n_rows: 0, n_joined: 0 }
     }
@@ -186,7 +186,7 @@ impl<D: Drafter> Batch<D> {
     fn plan(&mut self) -> Planned {
         let goes_on = |i: &usize| self.texts[*i].decoding.finish().is_none();
         let (prompts, running): (Vec<usize>, Vec<usize>) =
-            (0..self.texts.len()).filter(goes_on).partition(|&i| self.texts[i].decoding.is_in_prompt());
+            (0..self.texts.len()).filter(goes_on).partition(|&i| self.texts[i].decoding.is_reading());
         let mut planned = Planned::default();
         let mut left = self.max_rows;
         for (n_before, &i) in running.iter().enumerate() {
@@ -211,7 +211,7 @@ impl<D: Drafter> Batch<D> {
         match decoding.plan(drafter, max_rows) {
             Ok(Some(step)) => {
                 let n_rows = step.tokens.len();
-                *rows = if decoding.is_in_prompt() { 1 } else { n_rows };
+                *rows = if decoding.is_reading() { 1 } else { n_rows };
                 planned.steps.push(step);
                 planned.owners.push(i);
                 n_rows

@@ -248,6 +248,33 @@ impl Decoding {
         self.n_prompt.saturating_sub(self.held)
     }
 
+    /// Whether the next step only reads: a part of the prompt, or of a text that goes on in another sequence.
+    pub fn is_reading(&self) -> bool {
+        self.is_in_prompt() || self.held + 1 < self.context.len()
+    }
+
+    /// Goes on in another sequence, as if it had been this one from the beginning: what it does not hold of
+    /// the text is fed to it first. So a text can leave a batch, give up its sequence, and come back.
+    ///
+    /// The model must be able to share sequences ([`LanguageModel::is_shareable`]); otherwise the text may be
+    /// another one from here on.
+    ///
+    /// # Errors
+    /// [`Error::NothingToFeed`] if the sequence holds the whole text; [`Error::ProvisionalTokens`];
+    /// [`Error::Target`] for an unknown sequence.
+    pub fn move_to<M: LanguageModel + ?Sized>(&mut self, model: &M, sequence: SequenceId) -> Result<()> {
+        let held = model.len(sequence).map_err(Error::Target)?;
+        let committed = model.committed(sequence).map_err(Error::Target)?;
+        if committed != held {
+            return Err(Error::ProvisionalTokens { committed, held });
+        }
+        if held >= self.context.len() {
+            return Err(Error::NothingToFeed { held, prompt: self.context.len() });
+        }
+        (self.sequence, self.held) = (sequence, held);
+        Ok(())
+    }
+
     /// The text's settings.
     pub fn config(&self) -> &Config {
         &self.config
@@ -348,7 +375,7 @@ impl Decoding {
         }
     }
 
-    /// Processes a chunk of the prompt that is not the last.
+    /// Processes a chunk of what is only read, behind which no token is chosen.
     fn settle_chunk<M: LanguageModel + ?Sized>(
         &mut self,
         model: &mut M,
@@ -371,7 +398,8 @@ impl Decoding {
         let begun = Instant::now();
         let in_prompt = self.is_in_prompt();
         let n_rows = step.tokens.len();
-        if in_prompt && self.held + n_rows < self.n_prompt {
+        let has_more = if in_prompt { self.held + n_rows < self.n_prompt } else { self.is_reading() };
+        if has_more {
             return self.settle_chunk(model, n_rows, seconds);
         }
         let verdict = self.verify(step)?;

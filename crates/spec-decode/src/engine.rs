@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use breakers_core::{
     Alternative, AnswerForms, AnswerPlan, AnswerReader, CallError, ChatFormat, ChatModel, ChatReply,
     ChatRequest, Constraint, Delta, EncodeOptions, FinishReason, LanguageModel, ModelCard, ModelInfo,
-    OnDelta, Prompt, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer, ToolChoice, Vocabulary,
+    OnDelta, Prompt, PromptProgress, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer, ToolChoice,
+    Usage, Vocabulary,
 };
 
 use self::driver::{Driver, Event, Job, Limits, Ticket};
@@ -40,6 +41,13 @@ pub struct EngineConfig {
     /// Answers are the same with and without, so that it is used only where the model promises that
     /// ([`LanguageModel::is_shareable`]).
     pub cache_bytes: usize,
+    /// Bytes that the sequences of all texts may take; `None`: what the model has room for. A text waits until
+    /// it fits in. If running ones grow beyond the limit, the latest pauses, one of
+    /// [`Priority::Background`](breakers_core::Priority::Background) first: it gives up its sequence, and goes
+    /// on later as if nothing had been. One text always runs.
+    ///
+    /// Only texts of models that share sequences pause ([`LanguageModel::is_shareable`]).
+    pub max_bytes: Option<usize>,
 }
 
 impl Default for EngineConfig {
@@ -47,7 +55,15 @@ impl Default for EngineConfig {
         let draft_length = DraftLength::Adaptive { max: 16 };
         let at_limit = AtLimit::default();
         let max_pass = Some(Duration::from_millis(80));
-        Self { max_texts: 8, max_rows: 128, max_pass, draft_length, at_limit, cache_bytes: 0 }
+        Self {
+            max_texts: 8,
+            max_rows: 128,
+            max_pass,
+            draft_length,
+            at_limit,
+            cache_bytes: 0,
+            max_bytes: None,
+        }
     }
 }
 
@@ -126,6 +142,8 @@ struct Shared<M, D> {
     gone: Vec<Ticket>,
     mail: HashMap<Ticket, Vec<Event>>,
     n_tickets: u64,
+    /// How often a text was paused.
+    n_paused: u64,
     /// A pass has panicked, so the model cannot be used anymore.
     is_broken: bool,
 }
@@ -205,6 +223,12 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         self
     }
 
+    /// How often a text has paused for others: for a more urgent one, or for want of memory
+    /// ([`EngineConfig::max_bytes`]).
+    pub fn n_paused(&self) -> u64 {
+        self.lock().n_paused
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared<M, D>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -257,7 +281,17 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         let (stop, has_controls) = (request.stop.clone(), reader.is_some());
         let tenant = tenant.clone();
         Ok(Prepared {
-            job: Job { tenant, prompt, config, stop, constraint, has_controls, vocabulary },
+            job: Job {
+                tenant,
+                priority: request.priority,
+                n_overtaken: 0,
+                prompt,
+                config,
+                stop,
+                constraint,
+                has_controls,
+                vocabulary,
+            },
             reader,
         })
     }
@@ -306,11 +340,10 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
                 continue;
             };
             let gone = std::mem::take(&mut shared.gone);
-            let room = self.config.max_texts.max(1).saturating_sub(driver.len());
-            let admitted: Vec<(Ticket, Job)> = (0..room).map_while(|_| shared.queue.pop_front()).collect();
+            let waiting = shared.queue.drain(..).collect();
             drop(shared);
             let mut driving = Driving { engine: self, driver: Some(driver) };
-            let done = driving.run(gone, admitted);
+            let done = driving.run(gone, waiting);
             shared = driving.give_back(done);
             self.wake.notify_all();
         }
@@ -331,8 +364,11 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
                 if !event.tokens.is_empty() {
                     first_token.get_or_insert_with(|| begun.elapsed());
                 }
-                reply.usage = event.usage;
+                if event.usage != Usage::default() {
+                    reply.usage = event.usage;
+                }
                 let mut deltas = self.scored(&event.tokens, event.scores);
+                deltas.extend(event.progress.map(Delta::Progress));
                 reply.token_ids.extend(event.tokens);
                 let end = event.end.transpose()?;
                 let read = waiting.read(event.text, end, &mut deltas);
@@ -380,6 +416,7 @@ impl<M: LanguageModel, D: Drafter> Shared<M, D> {
             gone: Vec::new(),
             mail: HashMap::new(),
             n_tickets: 0,
+            n_paused: 0,
             is_broken: false,
         }
     }
@@ -438,11 +475,12 @@ struct Driving<'e, M: LanguageModel, D: Drafter> {
 }
 
 impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
-    fn run(&mut self, gone: Vec<Ticket>, admitted: Vec<(Ticket, Job)>) -> driver::Done {
+    fn run(&mut self, gone: Vec<Ticket>, waiting: Vec<(Ticket, Job)>) -> driver::Done {
         let Some(driver) = &mut self.driver else { return driver::Done::default() };
         gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
-        let EngineConfig { max_rows, max_pass, cache_bytes, .. } = self.engine.config;
-        driver.step(admitted, Limits { max_rows, max_pass, cache_bytes })
+        let EngineConfig { max_texts, max_rows, max_pass, cache_bytes, max_bytes, .. } = self.engine.config;
+        let max_texts = max_texts.max(1);
+        driver.step(waiting, Limits { max_texts, max_rows, max_pass, cache_bytes, max_bytes })
     }
 
     /// Puts the driver back and delivers its results.
@@ -460,8 +498,16 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
                 mail.push(event);
             }
         }
-        for job in done.refused.into_iter().rev() {
-            shared.queue.push_front(job);
+        shared.n_paused += done.n_paused;
+        let Shared { queue, mail, .. } = &mut *shared;
+        for job in done.refused.into_iter().rev().filter(|(ticket, _)| mail.contains_key(ticket)) {
+            queue.push_front(job);
+        }
+        // Who still waits is asked after each pass whether it wants to.
+        for (ticket, job) in queue {
+            if let Some(mail) = mail.get_mut(ticket).filter(|mail| mail.is_empty()) {
+                mail.push(Event::progress(PromptProgress::new(0, job.prompt.len())));
+            }
         }
         shared
     }

@@ -90,6 +90,11 @@ impl Decoding {
             self.ask(&mut step);
             return Ok(step);
         }
+        if self.is_reading() {
+            let chunk = &self.context[self.held..self.context.len() - 1];
+            let chunk = chunk[..chunk.len().min(max_rows)].to_vec();
+            return Ok(Step::last(self.sequence, chunk, Want::Nothing));
+        }
         self.draft(drafter, max_rows - 1)?;
         let mut tokens = vec![self.context[self.held]];
         tokens.extend_from_slice(&self.draft.tokens()[..self.n_fed]);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use breakers_core::{
-    CallError, Constraint, FinishReason, LanguageModel, SequenceId, TokenId, Usage, Vocabulary,
+    CallError, Constraint, FinishReason, LanguageModel, Priority, PromptProgress, SequenceId, TokenId, Usage,
+    Vocabulary,
 };
 
 use super::prefixes::{Holder, Prefixes, Start, start_of};
@@ -12,13 +13,16 @@ use super::rows::RowBudget;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, TextId, TokenScore};
 
 /// Names a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Ticket(pub(super) u64);
 
 /// A request that is ready to run.
 pub(super) struct Job {
     /// Whose it is: texts of one tenant never begin with what another one's hold.
     pub(super) tenant: Arc<str>,
+    pub(super) priority: Priority,
+    /// Others that were admitted before it, though they came later.
+    pub(super) n_overtaken: usize,
     pub(super) prompt: Vec<TokenId>,
     pub(super) config: Config,
     pub(super) stop: Vec<String>,
@@ -34,13 +38,24 @@ pub(super) struct Event {
     pub(super) scores: Vec<TokenScore>,
     pub(super) text: String,
     pub(super) usage: Usage,
+    /// How far the prompt has been read, as long as there is nothing else to tell.
+    pub(super) progress: Option<PromptProgress>,
     pub(super) end: Option<Result<FinishReason, CallError>>,
 }
 
 impl Event {
     fn failed(error: CallError) -> Self {
+        Self { end: Some(Err(error)), ..Self::nothing() }
+    }
+
+    /// A request still waits, or its prompt is being read.
+    pub(super) fn progress(progress: PromptProgress) -> Self {
+        Self { progress: Some(progress), ..Self::nothing() }
+    }
+
+    fn nothing() -> Self {
         let (tokens, scores, text) = (Vec::new(), Vec::new(), String::new());
-        Self { tokens, scores, text, usage: Usage::default(), end: Some(Err(error)) }
+        Self { tokens, scores, text, usage: Usage::default(), progress: None, end: None }
     }
 }
 
@@ -51,6 +66,8 @@ pub(super) struct Done {
     /// Requests that have to wait: the model has no room for them at present, or another text is reading
     /// what they begin with.
     pub(super) refused: Vec<(Ticket, Job)>,
+    /// How often a text was paused.
+    pub(super) n_paused: u64,
 }
 
 type MakeDrafter<D> = Box<dyn FnMut() -> Result<D> + Send>;
@@ -60,17 +77,39 @@ struct Owner {
     ticket: Ticket,
     text: TextId,
     tenant: Arc<str>,
+    priority: Priority,
+    /// Others that were admitted while it was paused.
+    n_overtaken: usize,
+}
+
+/// A text without a sequence, and who waits for it.
+struct Paused<D> {
+    ticket: Ticket,
+    tenant: Arc<str>,
+    priority: Priority,
+    n_overtaken: usize,
+    decoding: Decoding,
+    drafter: D,
 }
 
 /// What a pass may take.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Limits {
+    /// Texts that run at a time.
+    pub(super) max_texts: usize,
     pub(super) max_rows: usize,
     /// How long it may take while texts are being written.
     pub(super) max_pass: Option<Duration>,
     /// Bytes up to which sequences of ended texts are kept, running ones included.
     pub(super) cache_bytes: usize,
+    /// Bytes that all sequences may take.
+    pub(super) max_bytes: Option<usize>,
 }
+
+/// Texts that are let by while a text that nobody waits for does not run.
+const PATIENCE: usize = 32;
+/// Tokens of which the bytes are counted to know what one takes.
+const ENOUGH: usize = 256;
 
 /// The model and the running texts.
 pub(super) struct Driver<M, D> {
@@ -79,8 +118,11 @@ pub(super) struct Driver<M, D> {
     owners: Vec<Owner>,
     prefixes: Prefixes,
     budget: RowBudget,
-    /// Bytes up to which sequences of ended texts are kept, running ones included.
-    cache_bytes: usize,
+    limits: Limits,
+    /// Texts that have begun and left the batch to others.
+    paused: Vec<Paused<D>>,
+    /// What a token takes; 0 as long as that is not known.
+    bytes_per_token: f64,
     make_drafter: MakeDrafter<D>,
     /// Drafters of texts that have ended.
     idle: Vec<D>,
@@ -91,20 +133,29 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     pub(super) fn new(model: M, make_drafter: MakeDrafter<D>) -> Self {
         let (batch, owners, policy) = (Batch::new(1), Vec::new(), AdaptiveLength::new());
         let (prefixes, budget, idle) = (Prefixes::default(), RowBudget::new(), Vec::new());
-        Self { model, batch, owners, prefixes, budget, cache_bytes: 0, make_drafter, idle, policy }
+        let (limits, paused, bytes_per_token) = (Limits::default(), Vec::new(), 0.0);
+        Self {
+            model,
+            batch,
+            owners,
+            prefixes,
+            budget,
+            limits,
+            paused,
+            bytes_per_token,
+            make_drafter,
+            idle,
+            policy,
+        }
     }
 
     /// The same model with other drafters; running texts are dropped.
     pub(super) fn with_drafter<E: Drafter>(mut self, make_drafter: MakeDrafter<E>) -> Driver<M, E> {
         let owners = std::mem::take(&mut self.owners);
         owners.into_iter().for_each(|owner| self.close(owner.text));
+        self.paused.clear();
         self.prefixes.clear(&mut self.model);
         Driver::new(self.model, make_drafter)
-    }
-
-    /// Number of running texts.
-    pub(super) fn len(&self) -> usize {
-        self.batch.len()
     }
 
     /// Forgets a request; nothing happens if it has ended.
@@ -112,42 +163,20 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         if let Some(at) = self.owners.iter().position(|owner| owner.ticket == ticket) {
             let owner = self.owners.remove(at);
             self.end(owner);
+        } else if let Some(at) = self.paused.iter().position(|paused| paused.ticket == ticket) {
+            // It has no sequence.
+            self.idle.push(self.paused.remove(at).drafter);
         }
     }
 
-    /// Runs one pass, to which new texts are admitted.
-    pub(super) fn step(&mut self, admitted: Vec<(Ticket, Job)>, limits: Limits) -> Done {
+    /// Runs one pass. Of those that wait, in the order in which they came, some are admitted to it.
+    pub(super) fn step(&mut self, waiting: Vec<(Ticket, Job)>, limits: Limits) -> Done {
         let mut done = Done::default();
-        self.cache_bytes = limits.cache_bytes;
-        let mut admitted = admitted.into_iter();
-        while let Some((ticket, job)) = admitted.next() {
-            let start = self.start(&job);
-            if start == Start::Soon {
-                done.refused.push((ticket, job));
-                continue;
-            }
-            match self.open(start) {
-                // It waits for another text to end.
-                Err(_) if !self.batch.is_empty() => {
-                    done.refused.push((ticket, job));
-                    done.refused.extend(admitted);
-                    break;
-                }
-                Err(error) => done.events.push((ticket, Event::failed(error.into()))),
-                Ok(sequence) => {
-                    let tenant = job.tenant.clone();
-                    match self.begin(sequence, job) {
-                        Ok(text) => self.owners.push(Owner { ticket, text, tenant }),
-                        Err(error) => {
-                            self.model.close(sequence);
-                            done.events.push((ticket, Event::failed(error.into())));
-                        }
-                    }
-                }
-            }
-        }
+        self.limits = limits;
+        self.resume(&mut done);
+        self.admit(waiting, &mut done);
         let Limits { max_rows, max_pass, .. } = limits;
-        let is_heard = self.batch.texts().any(|(_, text)| text.finish().is_none() && !text.is_in_prompt());
+        let is_heard = self.batch.texts().any(|(_, text)| text.finish().is_none() && !text.is_reading());
         self.batch.set_max_rows(self.budget.rows(max_rows, max_pass, is_heard));
         let begun = Instant::now();
         let passed = self.batch.pass(&mut self.model);
@@ -172,19 +201,182 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 }
             }
         }
+        self.relieve(&mut done);
         self.shrink();
+        for Paused { ticket, decoding, .. } in &self.paused {
+            let n_prompt = decoding.tokens().len() - decoding.output().len();
+            let progress = PromptProgress::new(n_prompt - decoding.n_unread(), n_prompt);
+            done.events.push((*ticket, Event::progress(progress)));
+        }
         done
     }
 
-    /// What a request can begin with.
-    fn start(&self, job: &Job) -> Start {
-        if self.cache_bytes == 0 {
+    /// Admits what waits, as far as there is room: who came first is admitted first, but what nobody waits for
+    /// lets a number of others by.
+    fn admit(&mut self, waiting: Vec<(Ticket, Job)>, done: &mut Done) {
+        let is_patient =
+            |(_, job): &(Ticket, Job)| job.priority == Priority::Background && job.n_overtaken < PATIENCE;
+        let (patient, first): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_patient);
+        let (mut is_full, mut n_overtaking) = (false, 0);
+        for (ticket, job) in first.into_iter().chain(patient) {
+            let has_room = !is_full && self.has_room(job.priority, job.prompt.len(), done);
+            if !has_room {
+                is_full = true;
+                done.refused.push((ticket, job));
+                continue;
+            }
+            let start = self.start(&job.tenant, &job.prompt);
+            if start == Start::Soon {
+                done.refused.push((ticket, job));
+                continue;
+            }
+            match self.open(start) {
+                // It waits for another text to end.
+                Err(_) if !self.batch.is_empty() => {
+                    is_full = true;
+                    done.refused.push((ticket, job));
+                }
+                Err(error) => done.events.push((ticket, Event::failed(error.into()))),
+                Ok(sequence) => {
+                    // What has let enough others by is not interrupted for more of them.
+                    let is_urgent = job.n_overtaken >= PATIENCE;
+                    let priority = if is_urgent { Priority::Normal } else { job.priority };
+                    let (tenant, is_new) = (job.tenant.clone(), job.priority == Priority::Normal);
+                    match self.begin(sequence, job) {
+                        Ok(text) => {
+                            n_overtaking += usize::from(is_new);
+                            self.owners.push(Owner { ticket, text, tenant, priority, n_overtaken: 0 });
+                        }
+                        Err(error) => {
+                            self.model.close(sequence);
+                            done.events.push((ticket, Event::failed(error.into())));
+                        }
+                    }
+                }
+            }
+        }
+        done.refused.sort_unstable_by_key(|(ticket, _)| *ticket);
+        for (_, job) in done.refused.iter_mut().filter(|(_, job)| job.priority == Priority::Background) {
+            job.n_overtaken += n_overtaking;
+        }
+        for paused in &mut self.paused {
+            paused.n_overtaken += n_overtaking;
+            if paused.n_overtaken >= PATIENCE {
+                paused.priority = Priority::Normal;
+            }
+        }
+    }
+
+    /// Whether another text can run that begins with so many tokens. If somebody waits for it, what nobody
+    /// waits for makes room.
+    fn has_room(&mut self, priority: Priority, n_tokens: usize, done: &mut Done) -> bool {
+        while self.batch.len() >= self.limits.max_texts {
+            let is_urgent = priority == Priority::Normal;
+            if !is_urgent || !self.pause(|owner| owner.priority == Priority::Background, done) {
+                return false;
+            }
+        }
+        let Some(limit) = self.limits.max_bytes else { return true };
+        // What they will hold when all have been read.
+        let unread: usize = self.batch.texts().map(|(_, text)| text.tokens().len() - text.held().len()).sum();
+        let wanted = (self.bytes_per_token * (unread + n_tokens) as f64) as usize;
+        while self.model.held_bytes() + wanted > limit {
+            if !self.prefixes.evict(&mut self.model) {
+                return self.batch.is_empty();
+            }
+        }
+        true
+    }
+
+    /// Takes the latest of certain texts out of the batch; it goes on when there is room. False if there is
+    /// none. Only where the model shares sequences is it the same text afterwards.
+    fn pause(&mut self, is_one: impl Fn(&Owner) -> bool, done: &mut Done) -> bool {
+        let can_pause = |owner: &&Owner| {
+            let text = self.batch.get(owner.text).filter(|text| text.finish().is_none());
+            text.is_some_and(|text| self.model.is_shareable(text.sequence())) && is_one(owner)
+        };
+        let latest = self.owners.iter().filter(can_pause).max_by_key(|owner| owner.ticket);
+        let Some(ticket) = latest.map(|owner| owner.ticket) else { return false };
+        let Some(at) = self.owners.iter().position(|owner| owner.ticket == ticket) else { return false };
+        let Owner { text, tenant, priority, n_overtaken, .. } = self.owners.remove(at);
+        let Some((decoding, drafter)) = self.batch.leave(text) else { return false };
+        self.keep(&tenant, &decoding);
+        done.n_paused += 1;
+        self.paused.push(Paused { ticket, tenant, priority, n_overtaken, decoding, drafter });
+        true
+    }
+
+    /// Lets paused texts go on: those first that somebody waits for, of them the first first.
+    fn resume(&mut self, done: &mut Done) {
+        let first = |paused: &&Paused<D>| (paused.priority == Priority::Background, paused.ticket);
+        while let Some(next) = self.paused.iter().min_by_key(first) {
+            let (ticket, priority, n_tokens) = (next.ticket, next.priority, next.decoding.tokens().len());
+            if !self.has_room(priority, n_tokens, done) {
+                break;
+            }
+            let Some(at) = self.paused.iter().position(|paused| paused.ticket == ticket) else { break };
+            let Paused { tenant, n_overtaken, mut decoding, drafter, .. } = self.paused.remove(at);
+            let start = match self.start(&tenant, decoding.tokens()) {
+                Start::Soon => Start::Empty,
+                start => start,
+            };
+            let moved = self.open(start).and_then(|sequence| {
+                let moved = decoding.move_to(&self.model, sequence);
+                moved.inspect_err(|_| self.model.close(sequence)).map_err(|error| match error {
+                    Error::Target(error) => error,
+                    error => breakers_core::Error::Engine(error.into()),
+                })
+            });
+            match moved {
+                Ok(()) => {
+                    let text = self.batch.join(decoding, drafter);
+                    self.owners.push(Owner { ticket, text, tenant, priority, n_overtaken });
+                }
+                Err(_) if !self.batch.is_empty() => {
+                    self.paused.push(Paused { ticket, tenant, priority, n_overtaken, decoding, drafter });
+                    break;
+                }
+                Err(error) => {
+                    self.idle.push(drafter);
+                    done.events.push((ticket, Event::failed(error.into())));
+                }
+            }
+        }
+    }
+
+    /// Makes sequences fit into their bytes: those that are only kept go, then the latest texts pause, those
+    /// first that nobody waits for. One text runs, whatever it takes.
+    fn relieve(&mut self, done: &mut Done) {
+        let n_tokens: usize = self.batch.texts().map(|(_, text)| text.held().len()).sum::<usize>()
+            + self.prefixes.holders().map(|holder| holder.tokens.len()).sum::<usize>();
+        // Of few tokens, pages that are begun would count for too much.
+        if n_tokens >= ENOUGH {
+            self.bytes_per_token = self.model.held_bytes() as f64 / n_tokens as f64;
+        }
+        let Some(limit) = self.limits.max_bytes else { return };
+        while self.model.held_bytes() > limit {
+            let goes_on = self.batch.texts().filter(|(_, text)| text.finish().is_none()).count();
+            if self.prefixes.evict(&mut self.model) {
+                continue;
+            }
+            let has_paused = goes_on > 1
+                && (self.pause(|owner| owner.priority == Priority::Background, done)
+                    || self.pause(|_| true, done));
+            if !has_paused {
+                break;
+            }
+        }
+    }
+
+    /// What a text can begin with.
+    fn start(&self, tenant: &str, tokens: &[TokenId]) -> Start {
+        if self.limits.cache_bytes == 0 {
             return Start::Empty;
         }
         let running = self.owners.iter().filter_map(|owner| {
             let text = self.batch.get(owner.text)?;
             let is_shareable = self.model.is_shareable(text.sequence());
-            let soon = if text.is_in_prompt() { text.tokens() } else { text.held() };
+            let soon = if text.is_reading() { text.tokens() } else { text.held() };
             is_shareable.then(|| Holder {
                 tenant: &owner.tenant,
                 sequence: text.sequence(),
@@ -192,7 +384,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 soon,
             })
         });
-        start_of(&job.tenant, &job.prompt, self.prefixes.holders().chain(running))
+        start_of(tenant, tokens, self.prefixes.holders().chain(running))
     }
 
     /// Opens a sequence for a new text. If there is no room, those that are only kept make some.
@@ -249,11 +441,17 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 let scores = decoding.scores();
                 let scores = scores[scores.len() - n.min(scores.len())..].to_vec();
                 let end = decoding.finish().map(Ok);
-                Event { tokens, scores, text: decoding.take_text(), usage: Usage::default(), end }
+                let text = decoding.take_text();
+                let n_unread = decoding.n_unread();
+                let n_prompt = decoding.tokens().len() - decoding.output().len();
+                let progress =
+                    (n == 0 && n_unread > 0).then(|| PromptProgress::new(n_prompt - n_unread, n_prompt));
+                Event { tokens, scores, text, usage: Usage::default(), progress, end }
             }
         };
         event.usage = decoding.usage();
-        let (has_ended, is_news) = (event.end.is_some(), !event.tokens.is_empty());
+        let (has_ended, is_news) =
+            (event.end.is_some(), !event.tokens.is_empty() || event.progress.is_some());
         if has_ended {
             self.policy = decoding.policy().clone();
             let owner = self.owners.remove(at);
@@ -272,12 +470,17 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     fn end(&mut self, owner: Owner) {
         let Some((decoding, drafter)) = self.batch.leave(owner.text) else { return };
         self.idle.push(drafter);
+        self.keep(&owner.tenant, &decoding);
+    }
+
+    /// Keeps the sequence of a text that has left, or closes it.
+    fn keep(&mut self, tenant: &Arc<str>, decoding: &Decoding) {
         let (sequence, tokens) = (decoding.sequence(), decoding.held());
         let is_final = self.model.committed(sequence).is_ok_and(|committed| committed == tokens.len());
         // What is not counted would grow without end.
         let is_counted = self.model.held_bytes() > 0;
-        if self.cache_bytes > 0 && is_final && is_counted && self.model.is_shareable(sequence) {
-            self.prefixes.keep(&mut self.model, &owner.tenant, sequence, tokens.to_vec());
+        if self.limits.cache_bytes > 0 && is_final && is_counted && self.model.is_shareable(sequence) {
+            self.prefixes.keep(&mut self.model, tenant, sequence, tokens.to_vec());
             self.shrink();
         } else {
             self.model.close(sequence);
@@ -286,7 +489,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Gives up kept sequences until all fit.
     fn shrink(&mut self) {
-        while self.model.held_bytes() > self.cache_bytes && self.prefixes.evict(&mut self.model) {}
+        while self.model.held_bytes() > self.limits.cache_bytes && self.prefixes.evict(&mut self.model) {}
     }
 
     /// Ends a text and its sequence.
@@ -311,3 +514,6 @@ impl From<Error> for CallError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
-//! Texts that go on from what earlier ones have read: the same answers, fewer tokens read, bounded memory.
+//! Texts that go on from what earlier ones have read, and texts that pause for others: the same answers, fewer
+//! tokens read, bounded memory.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use breakers_core::{
-    ChatModel, ChatRequest, Delta, LanguageModel, ModelInfo, Prompt, Result, SamplingConfig, SequenceId,
-    Step, TokenId,
+    ChatModel, ChatRequest, Delta, FinishReason, LanguageModel, ModelInfo, Priority, Prompt, Result,
+    SamplingConfig, SequenceId, Step, TokenId,
 };
 use breakers_spec_decode::{Config, DraftLength, Engine, EngineConfig, NgramDrafter};
 use proptest::prelude::*;
@@ -27,12 +28,14 @@ fn go_on(_: Delta) -> ControlFlow<()> {
 struct Shared {
     info: ModelInfo,
     toy: Arc<Mutex<Toy>>,
+    /// The most bytes that were held after a pass.
+    peak: Arc<AtomicUsize>,
 }
 
 impl Shared {
     fn new(logits: LogitsFn) -> Self {
         let toy = Toy::new(VOCAB, logits);
-        Self { info: toy.info.clone(), toy: Arc::new(Mutex::new(toy)) }
+        Self { info: toy.info.clone(), toy: Arc::new(Mutex::new(toy)), peak: Arc::default() }
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Toy) -> T) -> T {
@@ -60,7 +63,11 @@ impl LanguageModel for Shared {
         self.with(|toy| toy.committed(sequence))
     }
     fn forward(&mut self, steps: &mut [Step]) -> Result<()> {
-        self.with(|toy| toy.forward(steps))
+        self.with(|toy| {
+            toy.forward(steps)?;
+            self.peak.fetch_max(toy.held_bytes(), Relaxed);
+            Ok(())
+        })
     }
     fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> Result<()> {
         self.with(|toy| toy.retain(sequence, rows))
@@ -177,6 +184,50 @@ fn a_model_that_does_not_share_is_asked_for_nothing() {
     }
 }
 
+/// Who has enough while a prompt is read is heard there, and leaves nothing behind.
+#[test]
+fn a_prompt_that_nobody_wants_is_not_read_to_its_end() {
+    let target = repetitive(VOCAB, 5);
+    let model = Shared::new(target);
+    let engine = Engine::new(model.clone(), Arc::new(Bytes)).with_config(config(2, 16, 0));
+    let ask = request(&"A long prompt. ".repeat(100), 10, 2);
+    let mut seen = Vec::new();
+    let reply = engine.chat(&ask, &mut |delta| {
+        let Delta::Progress(progress) = delta else { panic!("{delta:?}") };
+        seen.push((progress.read, progress.total));
+        if seen.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(reply.unwrap().finish, FinishReason::Cancelled);
+    assert_eq!(seen, [(16, 1500), (32, 1500), (48, 1500)]);
+    assert_eq!(model.with(|toy| (toy.n_rows, toy.n_open(), toy.held_bytes())), (48, 0, 0));
+}
+
+/// Texts pause where they would take more than they may; each is what it is alone.
+#[test]
+fn texts_fit_into_their_bytes() {
+    let target = repetitive(VOCAB, 5);
+    for (cache_bytes, drafts) in [(0, 0), (1 << 20, 0), (300, 4)] {
+        let model = Shared::new(target.clone());
+        let mut config = config(8, 16, cache_bytes);
+        (config.max_bytes, config.draft_length) = (Some(600), DraftLength::Fixed(drafts));
+        let engine = Engine::new(model.clone(), Arc::new(Bytes));
+        let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config);
+        let prompts: Vec<String> = (0..10).map(|i| format!("{i}. {}", "word ".repeat(i))).collect();
+        let requests: Vec<ChatRequest> =
+            prompts.iter().enumerate().map(|(i, prompt)| request(prompt, 150, i as u64)).collect();
+        for (prompt, (request, reply)) in
+            prompts.iter().zip(requests.iter().zip(engine.chat_batch(&requests)))
+        {
+            assert_eq!(reply.unwrap().token_ids, expected(&target, &tokens(prompt), request));
+        }
+        assert!(engine.n_paused() > 3, "{} pauses", engine.n_paused());
+        let peak = model.peak.load(Relaxed);
+        // A pass may go beyond it by its own rows, or one long text.
+        assert!(peak <= 600 + 8 * 16, "{peak} bytes");
+        assert!(model.with(|toy| toy.held_bytes()) <= cache_bytes);
+    }
+}
+
 /// A request of a test: pieces of its prompt, new tokens, seed, tenant, and pieces after which its receiver
 /// has enough.
 type Job = (Vec<usize>, usize, u64, usize, usize);
@@ -191,19 +242,28 @@ fn answers_are_those_of_no_cache() {
         1usize..6,
         1usize..40,
         prop_oneof![Just(0usize), Just(1), 50usize..900, Just(1usize << 20)],
+        prop_oneof![Just(None), (20usize..300).prop_map(Some)],
         any::<bool>(),
     );
-    let n_cached = AtomicU64::new(0);
-    let one = |jobs: Vec<Job>, max_texts, max_rows, cache_bytes, drafts| {
+    let (n_cached, n_paused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let one = |jobs: Vec<Job>, max_texts, max_rows, cache_bytes, max_bytes, drafts| {
         let target = repetitive(VOCAB, 9);
         let model = Shared::new(target.clone());
         let mut config = config(max_texts, max_rows, cache_bytes);
         config.draft_length = DraftLength::Fixed(if drafts { 4 } else { 0 });
+        config.max_bytes = max_bytes;
         let engine = Engine::new(model.clone(), Arc::new(Bytes));
         let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config);
-        let run = |(pieces, n, seed, tenant, most): &Job| {
+        let ask = |(pieces, n, seed, ..): &Job| {
             let prompt: String = pieces.iter().map(|piece| PIECES[*piece]).collect();
-            let (ask, mut heard) = (request(&prompt, *n, *seed), 0);
+            let mut ask = request(&prompt, *n, *seed);
+            if (n + pieces.len()).is_multiple_of(3) {
+                ask.priority = Priority::Background;
+            }
+            (prompt, ask)
+        };
+        let run = |job: &Job| {
+            let ((prompt, ask), (_, _, _, tenant, most), mut heard) = (ask(job), job, 0);
             let listen = &mut |_| {
                 heard += 1;
                 if heard > most + 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -220,10 +280,20 @@ fn answers_are_those_of_no_cache() {
             let held = model.with(|toy| toy.held_bytes());
             prop_assert!(held <= cache_bytes, "{held} of {cache_bytes}");
         }
+        let (prompts, asks): (Vec<String>, Vec<ChatRequest>) = jobs.iter().map(ask).unzip();
+        for (prompt, (ask, reply)) in prompts.iter().zip(asks.iter().zip(engine.chat_batch(&asks))) {
+            let reply = reply.unwrap();
+            prop_assert_eq!(&reply.token_ids, &expected(&target, &tokens(prompt), ask));
+            n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
+        }
+        n_paused.fetch_add(engine.n_paused(), Relaxed);
         Ok(())
     };
     let mut runner = TestRunner::new(ProptestConfig::with_cases(120));
-    runner.run(&cases, |(jobs, texts, rows, bytes, drafts)| one(jobs, texts, rows, bytes, drafts)).unwrap();
-    let n_cached = n_cached.into_inner();
+    runner
+        .run(&cases, |(jobs, texts, rows, bytes, max, drafts)| one(jobs, texts, rows, bytes, max, drafts))
+        .unwrap();
+    let (n_cached, n_paused) = (n_cached.into_inner(), n_paused.into_inner());
     assert!(n_cached > 1000, "only {n_cached} tokens came from sequences of earlier texts");
+    assert!(n_paused > 100, "only {n_paused} pauses");
 }
