@@ -42,6 +42,10 @@ pub(crate) struct ServeArgs {
     /// none.
     #[arg(long, default_value_t = 1024, value_name = "MB")]
     cache_mb: usize,
+    /// Megabytes of keys and values that all texts may take, kept ones included: further texts wait until
+    /// they fit in, and the latest pause where running ones grow [default: what there is].
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
+    max_mb: Option<u32>,
     /// About how many milliseconds a pass may take while texts are being written: longer prompts are read in
     /// pieces.
     #[arg(long, default_value_t = 80, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -141,6 +145,7 @@ impl ServeArgs {
         config.max_texts = self.max_texts;
         config.draft_length = self.draft.length();
         config.cache_bytes = self.cache_mb.saturating_mul(1_000_000);
+        config.max_bytes = self.max_mb.map(|mb| (mb as usize).saturating_mul(1_000_000));
         config.max_pass = Some(Duration::from_millis(self.max_pass));
         let spec = self.draft.draft.clone().unwrap_or_default();
         // Loaded once; each text drafts with sequences of its own.

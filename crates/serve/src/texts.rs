@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use breakers_core::{CallError, ChatReply, ChatRequest, FinishReason, Usage};
+use breakers_core::{CallError, ChatReply, ChatRequest, Delta, FinishReason, Usage};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, watch};
@@ -146,7 +146,9 @@ impl Text {
         // Nothing that a client sends decides whose it is.
         let tenant = visit.as_ref().map_or("", |visit| visit.tenant());
         let result = hosted.model.chat_as(tenant, &request, &mut |delta| {
-            record.piece();
+            if !matches!(delta, Delta::Progress(_)) {
+                record.piece();
+            }
             if !Self::is_wanted(&alive, &phase) {
                 return ControlFlow::Break(());
             }

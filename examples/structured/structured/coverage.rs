@@ -76,13 +76,13 @@ pub(crate) fn measure(
         first_mask_p99_us: micros(percentile(&sum.first_masks, 0.99)),
     }];
     if let Some(python) = &arguments.python {
-        found.extend(peers(python, &text, tokenizer)?);
+        found.extend(peers(python, &arguments.engines, &text, tokenizer)?);
     }
     Ok(found)
 }
 
 /// The peers over the same lines and the same vocabulary; their progress goes to standard error.
-fn peers(python: &Path, lines: &str, tokenizer: &impl Tokenizer) -> Result<Vec<Coverage>> {
+fn peers(python: &Path, engines: &str, lines: &str, tokenizer: &impl Tokenizer) -> Result<Vec<Coverage>> {
     let script = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/peer_structured.py"));
     let folder = tempfile::tempdir()?;
     let (schemas, vocabulary) = (folder.path().join("schemas.jsonl"), folder.path().join("vocabulary.json"));
@@ -100,6 +100,7 @@ fn peers(python: &Path, lines: &str, tokenizer: &impl Tokenizer) -> Result<Vec<C
         .arg(&schemas)
         .arg("--vocabulary")
         .arg(&vocabulary)
+        .args(["--engines", engines])
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| Error::Usage(format!("--python {}: {error}", python.display())))?;

@@ -55,6 +55,9 @@ struct Arguments {
     /// A Python with the packages `llguidance` and `outlines-core`, to measure beside ours.
     #[arg(long, value_name = "PROGRAM", requires = "schemas")]
     python: Option<PathBuf>,
+    /// The packages to measure. `outlines-core` takes seconds for a schema.
+    #[arg(long, value_name = "NAMES", requires = "python", default_value = "llguidance,outlines-core")]
+    engines: String,
     /// The folder for the report.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,

@@ -181,3 +181,24 @@ fn flags_hold_in_a_conversation() {
         "{continued:?}"
     );
 }
+
+#[test]
+fn a_turn_that_the_template_refuses_is_left_out() {
+    let Some(model) = small_model() else { return };
+    let template = "{% for m in messages %}{% if 'raise' in m.content %}{{ raise_exception('not this') }}{% endif %}\
+        {% if 'divide' in m.content %}{{ 1 // 0 }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+        {% endfor %}<|im_start|>assistant\n";
+    let flags = ["-n", "6", "--chat-template", template];
+    let right = converse(&model, &flags, b"Say hello.\nAgain.\n").0;
+    for (input, n) in [
+        ("raise\nSay hello.\nAgain.\n", 1),
+        ("Say hello.\nraise\nAgain.\n", 1),
+        ("Say hello.\nAgain.\nraise\n", 1),
+        ("divide\nraise\nSay hello.\ndivide\nAgain.\n", 3),
+        ("Say hello.\n\"\"\"two lines,\nraise\"\"\"\nAgain.\n", 1),
+    ] {
+        let (answers, notes) = converse(&model, &flags, input.as_bytes());
+        assert_eq!(notes.matches("the message is left out").count(), n, "{input}: {notes}");
+        assert_eq!(answers, right, "{input}");
+    }
+}

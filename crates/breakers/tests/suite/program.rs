@@ -24,6 +24,10 @@ fn impossible_command_lines_exit_with_2_and_say_why() {
         (&["pull"], "NAME"),
         (&["bench", "--model", "no/such/file.gguf"], "no/such/file.gguf"),
         (&["bench", "-n", "0"], "0"),
+        (&["bench", "-p", "0"], "0"),
+        (&["bench", "-r", "0"], "0"),
+        (&["quantize", "--window", "0", "--job", "rtn:Q4_0", "--out", "x.gguf"], "--window"),
+        (&["run", "--draft", "ngram", "--draft-length", "0", "x"], "--draft-length"),
         (&["completions", "tcsh"], "bash"),
         (&["run", "no/such/file.gguf", "x"], "no/such/file.gguf"),
         (&["run", "--prompt", "x", "smollm2-135m", "y"], "--prompt"),
@@ -105,4 +109,30 @@ fn a_quantized_file_runs() {
     let output = breakers(&["quantize", &model, "--job", "gptq:Q4_0", "--out", out]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--text"), "{}", stderr(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_needs_no_cache_folder() {
+    let Some(model) = small_model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf").to_str().unwrap().to_owned();
+    for (name, value) in [
+        ("HOME", "relative"),
+        ("HOME", "/no/such/home"),
+        ("XDG_CACHE_HOME", "/dev/null/x"),
+        ("BREAKERS_CACHE", "/dev/null/x"),
+    ] {
+        for arguments in [
+            &["run", &model, "--raw", "-n", "1", "-p", "x"][..],
+            &["chat", &model, "-n", "1"],
+            &["bench", "--model", &model, "-p", "4", "-n", "2", "-r", "1", "--json"],
+            &["quantize", &model, "--job", "rtn:Q4_0", "--out", &out],
+        ] {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_breakers"));
+            command.env_remove("BREAKERS_CACHE").env_remove("XDG_CACHE_HOME").env(name, value);
+            let output = command.args(arguments).stdin(std::process::Stdio::null()).output().unwrap();
+            assert!(output.status.success(), "{name}={value} {arguments:?}: {}", stderr(&output));
+        }
+    }
 }

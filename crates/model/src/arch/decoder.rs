@@ -255,7 +255,11 @@ pub(crate) fn finish_logits(mut outputs: Tensor<2>, vocab_size: usize, cap: Opti
         outputs = outputs.narrow(1, 0, vocab_size);
     }
     match cap {
-        Some(cap) => outputs.div_scalar(cap).tanh().mul_scalar(cap),
+        Some(cap) => {
+            // A cap makes numbers of infinities, which are a fault to be seen: they become NaN here.
+            let faults = outputs.clone() - outputs.clone();
+            outputs.div_scalar(cap).tanh().mul_scalar(cap) + faults
+        }
         None => outputs,
     }
 }

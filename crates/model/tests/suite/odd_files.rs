@@ -355,3 +355,131 @@ fn a_walk_ends_in_the_models_logits() {
         assert!(off < TOLERANCE, "{architecture}, {n_rows} rows, {cap:?}: {off}");
     }
 }
+
+/// What loading refuses by name, the walk that `quantize` reads files with refuses too.
+#[test]
+fn walks_refuse_what_loading_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.gguf");
+    let names = [
+        "fewer_blocks_than_tensors",
+        "scale_of_a_matrix",
+        "unknown_tensor",
+        "norms_of_heads",
+        "norms_behind_layers",
+        "long_factors",
+        "logit_scale",
+        "two_unknown_keys",
+        "type_yarn",
+    ];
+    let mut n = 0;
+    for Case { name, architecture, change, verdict } in cases() {
+        let Refused(words) = verdict else { continue };
+        if architecture != "llama" || !names.contains(&name) {
+            continue;
+        }
+        let mut draft = Draft::new(architecture);
+        change(&mut draft);
+        draft.write(&path);
+        let file = breakers_gguf::File::open(&path).unwrap();
+        let error = BlockWalk::new(&file, vec![PROMPT.to_vec()]).map(|_| ()).unwrap_err();
+        assert!(text(&error).contains(words), "{name}: {}", text(&error));
+        n += 1;
+    }
+    assert_eq!(n, names.len());
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_an_error_of_every_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.gguf");
+    for (architecture, tensor, at, value) in [
+        ("llama", "output_norm.weight", 0, f32::INFINITY),
+        ("llama", "output_norm.weight", 5, f32::NAN),
+        ("llama", "output.weight", 7 * WIDTH, f32::NAN),
+        // Token 8 is in the prompt.
+        ("llama", "token_embd.weight", 8 * WIDTH, f32::NAN),
+        ("llama", "blk.0.attn_k.weight", 3, f32::INFINITY),
+        ("llama", "blk.2.ffn_down.weight", 9, f32::NAN),
+        ("gemma3", "output_norm.weight", 0, f32::INFINITY),
+    ] {
+        for is_capped in [false, true] {
+            let mut draft = Draft::new(architecture);
+            if is_capped {
+                if architecture != "gemma3" {
+                    continue;
+                }
+                draft.set("final_logit_softcapping", 30.0f32);
+            }
+            draft.tensors.get_mut(tensor).unwrap().1[at] = value;
+            draft.write(&path);
+            let model = load(&path).unwrap();
+            for want in [Want::Logits, Want::ArgMax, Want::TopK(3)] {
+                let mut runner = model.runner();
+                let sequence = runner.open().unwrap();
+                let result = runner.forward(&mut [Step::last(sequence, PROMPT.to_vec(), want)]);
+                assert!(result.is_err(), "{architecture} {is_capped} {tensor}[{at}] = {value}, {want:?}");
+                assert_eq!(runner.len(sequence).unwrap(), 0, "{tensor}");
+            }
+        }
+    }
+}
+
+/// Warnings that a program would print.
+#[derive(Clone, Default)]
+struct Heard(std::sync::Arc<std::sync::Mutex<String>>);
+
+impl tracing::field::Visit for Heard {
+    fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        *self.0.lock().unwrap() += &format!("{value:?}\n");
+    }
+}
+
+impl tracing::Subscriber for Heard {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn what_is_left_out_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.gguf");
+    let hear = |change: fn(&mut Draft)| {
+        let (mut draft, heard) = (Draft::new("llama"), Heard::default());
+        change(&mut draft);
+        draft.write(&path);
+        tracing::subscriber::with_default(heard.clone(), || load(&path).unwrap());
+        let told = heard.0.lock().unwrap().clone();
+        told
+    };
+    let plain = hear(|_| {});
+    let cases: [(fn(&mut Draft), &str); 6] = [
+        (|d| d.plain_set("tokenizer.ggml.padding_token_id", u32::MAX), "padding_token_id is 4294967295"),
+        (|d| d.plain_set("tokenizer.ggml.bos_token_id", 1000u32), "bos_token_id is 1000"),
+        (|d| d.plain_set("tokenizer.ggml.eot_token_id", -1i32), "eot_token_id is -1"),
+        (|d| d.plain_remove("tokenizer.ggml.pre"), "tokenizer.ggml.pre"),
+        (|d| d.plain_set("tokenizer.chat_template", "Hello"), "does not look at the conversation"),
+        (
+            |d| {
+                d.tensor("token_embd.weight", &[N_TOKENS + 8, WIDTH]);
+                d.tensor("output.weight", &[N_TOKENS + 8, WIDTH]);
+            },
+            "40 rows for 32 tokens",
+        ),
+    ];
+    for (change, words) in cases {
+        let told = hear(change);
+        assert!(told.contains(words) && !plain.contains(words), "{words:?}: {told}");
+    }
+}

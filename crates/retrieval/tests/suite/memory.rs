@@ -105,7 +105,7 @@ fn child() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_budget_holds_while_writing_and_saving() {
-    for batch in [100, N] {
+    for batch in [100, 1000, 7000, N] {
         let folder = tempfile::tempdir().unwrap();
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "memory::child", "--nocapture", "--test-threads", "1"])

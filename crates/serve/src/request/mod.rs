@@ -9,7 +9,9 @@ mod text;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use breakers_core::{Capabilities, ChatRequest, ModelCard, Prompt, ResponseFormat, SamplingConfig, TokenId};
+use breakers_core::{
+    Capabilities, ChatRequest, ModelCard, Priority, Prompt, ResponseFormat, SamplingConfig, TokenId,
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -120,6 +122,7 @@ struct Common {
     sampling: SamplingConfig,
     seed: Option<u64>,
     stop: Vec<String>,
+    priority: Priority,
     ignored: Vec<&'static str>,
 }
 
@@ -169,6 +172,7 @@ impl Common {
                 return Err(fields.unsupported(name, "it is not supported"));
             }
         }
+        let mut priority = Priority::default();
         // Hints: for accounts, caches and speed, but never for what is answered.
         for name in [
             "metadata",
@@ -180,14 +184,19 @@ impl Common {
             "service_tier",
             "user",
         ] {
-            if fields.raw(name).is_some() {
-                ignored.push(name);
+            match fields.raw(name) {
+                // The tier that OpenAI sells for what can wait.
+                Some(value) if name == "service_tier" && value.get() == "\"flex\"" => {
+                    priority = Priority::Background;
+                }
+                Some(_) => ignored.push(name),
+                None => {}
             }
         }
         let sampling = sampling(fields)?;
         let seed = fields.get::<i64>("seed")?.map(i64::cast_unsigned);
         let stop = stop(fields, limits)?;
-        Ok(Self { model, n, stream, include_usage, sampling, seed, stop, ignored })
+        Ok(Self { model, n, stream, include_usage, sampling, seed, stop, priority, ignored })
     }
 
     /// One prompt's request.
@@ -196,6 +205,7 @@ impl Common {
         request.sampling = self.sampling.clone();
         request.seed = self.seed;
         request.stop.clone_from(&self.stop);
+        request.priority = self.priority;
         request
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use breakers_core::{ModelCard, ScriptedModel};
+use breakers_core::{ModelCard, Priority, ScriptedModel};
 use serde_json::{Value, json};
 
 use crate::support::{Client, config, raw, server};
@@ -144,6 +144,31 @@ fn hints_are_named_as_ignored() {
         (answer.status, answer.header("x-breakers-ignored")),
         (200, Some("metadata, prediction, service_tier"))
     );
+}
+
+#[test]
+fn the_tier_for_what_can_wait_reaches_the_model() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let model = ScriptedModel::from_fn("m", {
+        let seen = Arc::clone(&seen);
+        move |request| {
+            seen.lock().unwrap().push(request.priority);
+            "ok".into()
+        }
+    });
+    let server = server(Arc::new(model), config());
+    let client = Client::new(&server);
+    for (tier, priority) in [
+        (json!("flex"), Priority::Background),
+        (json!("auto"), Priority::Normal),
+        (json!(null), Priority::Normal),
+    ] {
+        let body = json!({"model": "m", "prompt": "Hi", "service_tier": tier});
+        let answer = client.post("/v1/completions", &body.to_string());
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("x-breakers-ignored").is_some(), tier == "auto", "{tier}");
+        assert_eq!(seen.lock().unwrap().pop(), Some(priority), "{tier}");
+    }
 }
 
 #[test]

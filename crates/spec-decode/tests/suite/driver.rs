@@ -394,3 +394,43 @@ fn calibration_measures_and_leaves_nothing_behind() {
     assert!(matches!(speculator.calibrate(&mut model, &[1; 15], 4), Err(Error::Target(_))));
     assert_eq!(model.n_open(), 0);
 }
+
+/// Penalties look at the whole conversation, whatever of it the sequence held already.
+#[test]
+fn penalties_look_back_over_earlier_turns() {
+    let target = markov(VOCAB, 1, 2.0, 8);
+    let greedy = SamplingConfig::greedy;
+    for sampling in [
+        SamplingConfig { repetition_penalty: 1.6, ..greedy() },
+        SamplingConfig { frequency_penalty: 0.7, ..greedy() },
+        SamplingConfig { presence_penalty: 1.5, ..greedy() },
+        SamplingConfig { repetition_penalty: 1.6, repetition_window: usize::MAX, ..greedy() },
+        SamplingConfig { presence_penalty: 1.0, ..SamplingConfig::temperature(0.8) },
+    ] {
+        for length in [0, 5] {
+            let config = Config { sampling: sampling.clone(), ..config(12, length) };
+            let mut model = Toy::new(VOCAB, target.clone());
+            let sequence = model.open().unwrap();
+            let mut speculator = Speculator::new(NgramDrafter::default());
+            let (mut text, mut bites): (Vec<TokenId>, bool) = (vec![1, 2, 3], false);
+            for turn in 0..4 {
+                let expected = plain(&target, &text, &config, ROOM).0;
+                let found =
+                    speculator.continue_sequence(&mut model, sequence, &text, &config, go_on).unwrap();
+                assert_eq!(found.tokens, expected, "turn {turn}, {sampling:?}, drafts of {length}");
+                // What a penalty over the newly fed tokens alone would give.
+                let from = if turn == 0 { 0 } else { text.len() - 3 };
+                let mut sampler = breakers_core::Sampler::new(sampling.clone(), config.seed);
+                let mut short = text.clone();
+                for _ in 0..expected.len() {
+                    let next = sampler.sample(&target(&short), &short[from..]).unwrap();
+                    short.push(next);
+                }
+                bites |= short[text.len()..] != expected[..];
+                text.extend(found.tokens);
+                text.extend([7, 8]);
+            }
+            assert!(bites, "the case shows nothing: {sampling:?}");
+        }
+    }
+}

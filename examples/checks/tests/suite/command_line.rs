@@ -34,7 +34,7 @@ pub(crate) fn answer(output: &Output) -> Value {
 
 #[test]
 fn impossible_command_lines_exit_with_2_and_say_why() {
-    let cases: [(&str, &[&str], &str); 8] = [
+    let cases: [(&str, &[&str], &str); 11] = [
         ("tokenize", &["--no-such-flag"], "--no-such-flag"),
         ("tokenize", &["--model", "smolm2-135m"], "smollm2-135m"),
         ("tokenize", &["--model", "no/such/file.gguf"], "no/such/file.gguf"),
@@ -43,6 +43,9 @@ fn impossible_command_lines_exit_with_2_and_say_why() {
         ("generate", &["--prompt", "x", "--device", "warp-drive"], "warp-drive"),
         ("score", &["--ids-file", "no/such/file.json"], "no/such/file.json"),
         ("spec_decode", &["--drafter", "draft"], "--draft"),
+        ("roofline", &["--rows", "0"], "--rows"),
+        ("roofline", &["--rows", "1,0"], "--rows"),
+        ("score", &["--chunk", "0"], "--chunk"),
     ];
     for (name, arguments, mentioned) in cases {
         let output = example(name).args(arguments).output().unwrap();
