@@ -99,4 +99,29 @@ pub enum Error {
     /// The report could not be turned into JSON.
     #[error("the report could not be turned into JSON")]
     Json(#[from] serde_json::Error),
+    /// A line of an input cannot be read.
+    #[error("{what}, line {line}: {reason}")]
+    Line {
+        /// The input.
+        what: &'static str,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An endpoint does not answer as it should.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// The endpoint.
+        url: String,
+        /// What it did.
+        reason: String,
+    },
+    /// The system has no more threads.
+    #[error("a thread for a request could not be started")]
+    Thread {
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
 }

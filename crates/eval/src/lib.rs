@@ -6,8 +6,9 @@
 //! | perplexity of a text | [`score::perplexity`] |
 //! | how far one model's predictions are from another's | [`divergence::divergence`] |
 //! | whether a fact in a long text is found | [`needle::needles`] |
+//! | what the users of a server would see under load | `load`, with the feature of that name |
 //! | medians, quantiles, bootstrap intervals | [`stats`] |
-//! | tables and charts as JSON, Markdown and SVG | [`Report`], with the [`Provenance`] of the run |
+//! | tables and charts as JSON, Markdown, HTML and SVG | [`Report`], with the [`Provenance`] of the run |
 //!
 //! Measurements take any [`LanguageModel`](breakers_core::LanguageModel); there is no model in this crate.
 //! Confidence intervals come from a seeded bootstrap, even for the ratio of two programs that are measured in
@@ -32,6 +33,8 @@
 pub mod divergence;
 mod error;
 mod feed;
+#[cfg(feature = "load")]
+pub mod load;
 pub mod needle;
 pub mod report;
 pub mod score;
@@ -41,7 +44,7 @@ pub use error::{Error, Result};
 pub use report::{BarChart, Cell, Chart, Column, HeatMap, LineChart, ModelFile, Provenance, Report, Table};
 pub use stats::{BootstrapConfig, Estimate};
 
-/// The README, so that its example is compiled and run.
-#[cfg(doctest)]
+/// The README, so that its examples are compiled and run.
+#[cfg(all(doctest, feature = "load"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -161,6 +161,39 @@ pub fn median_estimate(values: &[f64], config: &BootstrapConfig) -> Result<Estim
     bootstrap(values, |resample| quantile_in_place(resample, 0.5), config)
 }
 
+/// A quantile of all values of several groups, with an interval that resamples *groups*: values of one group,
+/// such as the gaps within one answer, depend on each other.
+///
+/// # Errors
+/// As [`bootstrap`]; at least two groups must have values.
+///
+/// # Source
+/// Field and Welsh, "Bootstrapping clustered data", 2007, section 3.
+///
+/// # Example
+/// ```
+/// use breakers_eval::stats::{BootstrapConfig, clustered_quantile};
+///
+/// let gaps = [vec![1.0, 2.0], vec![3.0], vec![4.0, 5.0]];
+/// assert_eq!(clustered_quantile(&gaps, 0.5, &BootstrapConfig::default())?.value, 3.0);
+/// # Ok::<(), breakers_eval::Error>(())
+/// ```
+pub fn clustered_quantile(groups: &[Vec<f64>], q: f64, config: &BootstrapConfig) -> Result<Estimate> {
+    let groups: Vec<&Vec<f64>> = groups.iter().filter(|group| !group.is_empty()).collect();
+    let mut pooled: Vec<f64> = groups.iter().flat_map(|group| group.iter().copied()).collect();
+    if groups.len() < 2 {
+        return Err(Error::TooFewValues { what: "a clustered quantile", expected: 2, found: groups.len() });
+    }
+    let value = quantile(&pooled, q)?;
+    config.validate()?;
+    let resampled = resampled(groups.len(), config, |indices| {
+        pooled.clear();
+        indices.iter().for_each(|&i| pooled.extend_from_slice(groups[i]));
+        quantile_in_place(&mut pooled, q)
+    });
+    Ok(interval(value, resampled, config.level))
+}
+
 /// The ratio of the medians of two series of measurements that were taken in turn, with a bootstrap interval
 /// over rounds.
 ///
@@ -241,12 +274,13 @@ fn interval(value: f64, mut resampled: Vec<f64>, level: f64) -> Estimate {
 
 /// `values` is not empty, `q` within 0 to 1.
 fn quantile_in_place(values: &mut [f64], q: f64) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
     let position = q * (values.len() - 1) as f64;
     let below = position.floor() as usize;
-    let above = (below + 1).min(values.len() - 1);
     let fraction = position - below as f64;
-    let (below, above) = (values[below], values[above]);
+    // Selection and no sort: resamples of many values are many.
+    let (_, below, rest) = values.select_nth_unstable_by(below, f64::total_cmp);
+    let below = *below;
+    let above = rest.iter().copied().min_by(f64::total_cmp).unwrap_or(below);
     // A weighted sum, so that the middle of two huge values does not overflow; the clamp undoes what rounding
     // may add.
     (below * (1.0 - fraction) + above * fraction).clamp(below, above)
@@ -319,6 +353,26 @@ mod tests {
         }
         // Binomial(300, 0.9): mean 270, standard deviation 5.2; the bootstrap is a little narrow.
         assert!((248..=288).contains(&covered), "{covered} of 300 intervals hold the mean");
+    }
+
+    /// Groups whose values are all alike say no more than one value of each would.
+    #[test]
+    fn values_of_a_group_are_resampled_together() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let centers: Vec<f64> = (0..30).map(|_| rng.random_range(0.0..1.0)).collect();
+        let groups: Vec<Vec<f64>> = centers.iter().map(|center| vec![*center; 50]).collect();
+        let config = BootstrapConfig::default();
+        let whole = clustered_quantile(&groups, 0.5, &config).unwrap();
+        let one = median_estimate(&centers, &config).unwrap();
+        let pooled = median_estimate(&groups.concat(), &config).unwrap();
+        let width = |e: Estimate| e.high - e.low;
+        assert!((whole.value - one.value).abs() < 0.05, "{whole:?} {one:?}");
+        assert!((width(whole) / width(one) - 1.0).abs() < 0.4, "{whole:?} {one:?}");
+        assert!(width(pooled) < 0.4 * width(whole), "{pooled:?} {whole:?}");
+        assert!(matches!(
+            clustered_quantile(&[vec![1.0, 2.0], vec![]], 0.5, &config),
+            Err(Error::TooFewValues { found: 1, .. })
+        ));
     }
 
     #[test]

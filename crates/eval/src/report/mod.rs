@@ -101,6 +101,32 @@ impl Report {
         out
     }
 
+    /// The report as one HTML page with its charts in it, which asks nothing of any server.
+    ///
+    /// # Errors
+    /// [`Error::Chart`].
+    pub fn to_html(&self) -> Result<String> {
+        let mut body = format!("<h1>{}</h1>\n", html(&self.title));
+        for paragraph in &self.paragraphs {
+            body += &format!("<p>{}</p>\n", html(&paragraph.replace("**", "")));
+        }
+        for table in &self.tables {
+            body += &format!("<h2>{}</h2>\n{}", html(table.title()), table.to_html());
+        }
+        for (stem, chart) in &self.charts {
+            body += &format!("<figure>{}</figure>\n", chart.to_svg(stem)?);
+        }
+        let lines = self.provenance.to_markdown();
+        let items = lines.lines().map(|line| line.trim_start_matches("- ").replace('`', ""));
+        let items: String = items.map(|item| format!("<li>{}</li>\n", html(&item))).collect();
+        body += &format!("<h2>Provenance</h2>\n<ul>\n{items}</ul>\n");
+        Ok(format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{}</title>\n\
+             <style>{STYLE}</style>\n<body>\n{body}</body>\n</html>\n",
+            html(&self.title)
+        ))
+    }
+
     /// Writes `report.json`, `report.md` and the charts into a folder, which is created if needed, and
     /// returns the files. Each file appears whole or not at all. `report.json` comes last: once it is there,
     /// all of them are.
@@ -131,6 +157,17 @@ impl Report {
         }
         Ok(paths)
     }
+}
+
+/// How pages look.
+const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
+    table{border-collapse:collapse;display:block;overflow-x:auto}\
+    td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}\
+    td.n{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1rem 0}svg{max-width:100%;height:auto}";
+
+/// A text as HTML shows it.
+fn html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn file_stem(name: &str) -> String {

@@ -231,6 +231,19 @@ impl Table {
         out
     }
 
+    pub(super) fn to_html(&self) -> String {
+        let heads = self.columns.iter().map(|c| format!("<th>{}</th>", super::html(&c.heading())));
+        let mut out = format!("<table>\n<tr>{}</tr>\n", heads.collect::<String>());
+        for row in &self.rows {
+            let cells = row.iter().zip(&self.columns).map(|(cell, column)| {
+                let class = if cell.is_text() { "" } else { " class=\"n\"" };
+                format!("<td{class}>{}</td>", super::html(&cell.show(column.decimals)))
+            });
+            out += &format!("<tr>{}</tr>\n", cells.collect::<String>());
+        }
+        out + "</table>\n"
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let columns: Vec<Value> =
             self.columns.iter().map(|c| json!({ "name": c.name, "unit": c.unit })).collect();

@@ -52,6 +52,18 @@ fn markdown_is_as_expected() {
 }
 
 #[test]
+fn pages_hold_everything_and_ask_for_nothing() {
+    let page = report().to_html().unwrap();
+    // What is text stays text; a chart's own elements are its own.
+    assert!(page.contains("<td>chat | a\nb</td>") && page.contains("<td class=\"n\">10.0 [9.0, 11.2]</td>"));
+    assert!(page.contains("Speed &lt;") && !page.contains("<k>"), "{page}");
+    assert_eq!((page.matches("<svg").count(), page.matches("<table>").count()), (2, 1));
+    assert!(page.contains("<li>command: spec_decode --seed 7</li>"));
+    let outside = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!outside.contains("http") && !outside.contains("src=") && !outside.contains("<script"));
+}
+
+#[test]
 fn json_keeps_types() {
     let json = report().to_json().unwrap();
     let rows = &json["tables"]["speed"]["rows"];
