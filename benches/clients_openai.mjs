@@ -50,6 +50,19 @@ await assert.rejects(chat.create({ model: "none", messages: say("x") }), OpenAI.
 await assert.rejects(chat.create({ model: "scripted", messages: say("x"), store: true }), (error) => error.param === "store");
 await assert.rejects(chat.stream({ model: "scripted", messages: say("break") }).finalChatCompletion(), /told to break/);
 
+console.log("openai: responses, streamed and following each other");
+const first = await client.responses.create({ model: "scripted", input: "one two three" });
+assert.equal(first.output_text, "one two three");
+const stream = client.responses.stream({ model: "scripted", input: "four five", previous_response_id: first.id });
+let deltas = "";
+stream.on("response.output_text.delta", (event) => (deltas += event.delta));
+assert.equal((await stream.finalResponse()).output_text, "four five");
+assert.equal(deltas, "four five");
+const functionTool = { type: "function", name: "person", parameters, strict: true };
+const asked = await client.responses.create({ model: "scripted", input: "note", tools: [functionTool] });
+assert.deepEqual(JSON.parse(asked.output[0].arguments), person);
+await assert.rejects(client.responses.create({ model: "scripted", input: "x", background: true }), (error) => error.param === "background");
+
 const { generateText, streamText, generateObject, tool, jsonSchema } = await load("ai");
 const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
 const model = createOpenAICompatible({ name: "ours", baseURL, apiKey, supportsStructuredOutputs: true })("scripted");

@@ -103,6 +103,56 @@ def official(url, key):
         if options.get("encoding_format") != "base64":
             assert [one.embedding for one in answer.data] == [[3.0, 1.0, 1.0], [7.0, 2.0, 1.0]]
 
+    if hasattr(client, "responses"):
+        yield "responses: whole, one after the other, kept and deleted"
+        responses = client.responses
+        first = responses.create(model="scripted", input="one two three", instructions="Repeat.", metadata={"k": "v"})
+        assert (first.output_text, first.status, first.usage.output_tokens) == ("one two three", "completed", 3)
+        second = responses.create(model="scripted", input="four", previous_response_id=first.id)
+        assert second.output_text == "four" and responses.retrieve(second.id).output_text == "four"
+        responses.delete(second.id)
+        unkept = responses.create(model="scripted", input="one", store=False)
+        for id_ in (second.id, unkept.id):
+            try:
+                responses.retrieve(id_)
+            except openai.NotFoundError:
+                pass
+            else:
+                raise AssertionError("a response is kept that should be gone")
+
+        yield "responses: streamed by events and by the helper"
+        kinds = [event.type for event in responses.create(model="scripted", input="one two", stream=True)]
+        assert kinds[:2] == ["response.created", "response.in_progress"] and kinds[-1] == "response.completed", kinds
+        with responses.stream(model="scripted", input="one two three") as stream:
+            text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+            assert text == stream.get_final_response().output_text == "one two three"
+
+        yield "responses: functions, parsed answers"
+        tool = dict(type="function", **TOOL["function"])
+        asked = responses.create(model="scripted", input="note", tools=[tool], parallel_tool_calls=True)
+        assert [(item.call_id, item.arguments) for item in asked.output] == [("call_1", ARGUMENTS), ("call_2", ARGUMENTS)]
+        outputs = [dict(type="function_call_output", call_id=item.call_id, output="result") for item in asked.output]
+        told = responses.create(model="scripted", input=outputs, tools=[tool], previous_response_id=asked.id)
+        assert told.output_text == "result"
+        with responses.stream(model="scripted", input="note", tools=[tool]) as stream:
+            done = [event.arguments for event in stream if event.type == "response.function_call_arguments.done"]
+        assert done == [ARGUMENTS]
+        assert responses.parse(model="scripted", input="who?", text_format=Person).output_parsed == Person(name="Ann", age=7)
+        with responses.stream(model="scripted", input="who?", text_format=Person) as stream:
+            for _ in stream:
+                pass
+            assert stream.get_final_response().output_parsed == Person(name="Ann", age=7)
+
+        yield "responses: errors"
+        for error, options in [(openai.BadRequestError, {"background": True}), (openai.NotFoundError, {"model": "none"}),
+                               (openai.BadRequestError, {"previous_response_id": "resp_none"})]:
+            try:
+                responses.create(**{"model": "scripted", "input": "x", **options})
+            except error as found:
+                assert found.body["param"] in ("background", "model", "previous_response_id"), found.body
+            else:
+                raise AssertionError(f"no {error.__name__}")
+
     yield "errors by class"
     for error, call in [
         (openai.NotFoundError, lambda: chat.create(model="none", messages=say("x"))),

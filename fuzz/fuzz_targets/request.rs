@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use breakers_serve::testing::{read_completion, read_embedding};
+use breakers_serve::testing::{read_completion, read_embedding, read_response};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
@@ -19,6 +19,9 @@ fuzz_target!(|body: &[u8]| {
             }
             Err(error) => assert!(is_error(&error), "{error}"),
         }
+    }
+    if let Err(error) = read_response(body) {
+        assert!(is_error(&error), "{error}");
     }
     if let Err(error) = read_embedding(body) {
         assert!(is_error(&error), "{error}");

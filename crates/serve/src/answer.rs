@@ -7,6 +7,7 @@ use breakers_core::{ChatReply, Delta, FinishReason, ScoredToken, ToolCallDelta, 
 use serde::Serialize;
 
 use crate::request::Route;
+use crate::texts::Writer;
 
 /// What all parts of an answer have in common.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +26,8 @@ pub(crate) fn object(route: Route, stream: bool) -> &'static str {
         (Route::Chat, false) => "chat.completion",
         (Route::Chat, true) => "chat.completion.chunk",
         (Route::Text, _) => "text_completion",
+        // Its answers have types of their own.
+        (Route::Responses, _) => "response",
     }
 }
 
@@ -114,7 +117,7 @@ struct Logprobs {
 }
 
 #[derive(Serialize)]
-struct WireToken {
+pub(crate) struct WireToken {
     #[serde(flatten)]
     token: WireAlternative,
     top_logprobs: Vec<WireAlternative>,
@@ -193,7 +196,7 @@ pub(crate) fn whole(
     let usage = usage(&usages, n);
     let numbered = replies.iter().enumerate();
     match route {
-        Route::Chat => {
+        Route::Chat | Route::Responses => {
             let choices = numbered.map(|(index, reply)| ChatChoice {
                 index,
                 message: message(reply),
@@ -239,7 +242,7 @@ fn message(reply: &ChatReply) -> Message<'_> {
 }
 
 /// Clients parse the arguments, and an empty text is no JSON.
-fn arguments(text: &str) -> &str {
+pub(crate) fn arguments(text: &str) -> &str {
     if text.is_empty() { "{}" } else { text }
 }
 
@@ -282,7 +285,7 @@ impl ChoiceWriter {
     /// What stands before the answer: who speaks in a chat, the prompt if it is repeated.
     pub(crate) fn begin(&mut self, echo: Option<&str>) -> Option<String> {
         match self.route {
-            Route::Chat => {
+            Route::Chat | Route::Responses => {
                 let delta = ChatDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
                 Some(self.chat(delta, None))
             }
@@ -290,8 +293,7 @@ impl ChoiceWriter {
         }
     }
 
-    /// The events of a new piece of the answer; may be empty.
-    pub(crate) fn piece(&mut self, delta: Delta) -> String {
+    fn take(&mut self, delta: Delta) -> String {
         match delta {
             // They go out with the text that they belong to, as OpenAI sends them.
             Delta::Tokens(tokens) => {
@@ -299,7 +301,9 @@ impl ChoiceWriter {
                 String::new()
             }
             Delta::Text(text) => match self.route {
-                Route::Chat => self.chat(ChatDelta { content: Some(&text), ..ChatDelta::default() }, None),
+                Route::Chat | Route::Responses => {
+                    self.chat(ChatDelta { content: Some(&text), ..ChatDelta::default() }, None)
+                }
                 Route::Text => self.text(&text, None),
             },
             Delta::ToolCall(part) => self.call(&part),
@@ -332,12 +336,11 @@ impl ChoiceWriter {
         self.chat(ChatDelta { tool_calls: Some([call]), ..ChatDelta::default() }, None)
     }
 
-    /// The last event of the choice.
-    pub(crate) fn end(&mut self, finish: FinishReason) -> String {
+    fn finish(&mut self, finish: FinishReason) -> String {
         let mut out = self.end_call();
         let reason = Some(finish_reason(self.route, finish));
         out += &match self.route {
-            Route::Chat => self.chat(ChatDelta::default(), reason),
+            Route::Chat | Route::Responses => self.chat(ChatDelta::default(), reason),
             Route::Text => self.text("", reason),
         };
         out
@@ -359,6 +362,16 @@ impl ChoiceWriter {
     fn event(&self, choice: impl Serialize) -> String {
         let usage = self.with_usage.then_some(None);
         event(&json(&Chunk { head: &self.head, choices: vec![choice], usage }))
+    }
+}
+
+impl Writer for ChoiceWriter {
+    fn piece(&mut self, delta: Delta) -> String {
+        self.take(delta)
+    }
+
+    fn end(&mut self, reply: &ChatReply) -> String {
+        self.finish(reply.finish)
     }
 }
 
@@ -388,6 +401,11 @@ fn finite(logprob: f32) -> f32 {
 }
 
 fn logprobs(tokens: &[ScoredToken]) -> Logprobs {
+    Logprobs { content: wire_tokens(tokens), refusal: None }
+}
+
+/// Tokens with their log-probabilities.
+pub(crate) fn wire_tokens(tokens: &[ScoredToken]) -> Vec<WireToken> {
     let alternative = |bytes: &[u8], logprob| WireAlternative {
         token: text_of(bytes),
         logprob: finite(logprob),
@@ -397,7 +415,7 @@ fn logprobs(tokens: &[ScoredToken]) -> Logprobs {
         token: alternative(&token.bytes, token.logprob),
         top_logprobs: token.top.iter().map(|other| alternative(&other.bytes, other.logprob)).collect(),
     });
-    Logprobs { content: content.collect(), refusal: None }
+    content.collect()
 }
 
 /// The four lists of a text's tokens. `n_characters` is where the first one begins; it moves on.

@@ -72,6 +72,16 @@ impl ApiError {
         Self { param: Some("model".to_owned()), ..error }
     }
 
+    /// What was asked for by its id is not there.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
+    }
+
+    /// The same error with another code.
+    pub(crate) fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
     pub(crate) fn no_route(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
         let message = format!("Unknown request URL: {method} {path}.");

@@ -104,6 +104,10 @@ pub struct Limits {
     pub stop_bytes: usize,
     /// Texts of a request for vectors.
     pub inputs: usize,
+    /// Responses that are kept for later ones; the oldest go first.
+    pub stored_responses: usize,
+    /// Bytes of all those.
+    pub stored_bytes: usize,
     /// Open connections; further ones wait until one closes.
     pub max_connections: usize,
     /// Time for the head of a request, on a new or an idle connection.
@@ -138,6 +142,8 @@ impl Default for Limits {
             stops: 4,
             stop_bytes: 256,
             inputs: 2048,
+            stored_responses: 1024,
+            stored_bytes: 64 << 20,
             max_connections: 1024,
             head_time: Duration::from_secs(10),
             body_time: Duration::from_secs(30),

@@ -27,6 +27,11 @@ impl Caller {
         if is_allowed { Ok(()) } else { Err(ApiError::no_model(model)) }
     }
 
+    /// Whose requests these are; empty without keys.
+    pub(crate) fn tenant(&self) -> &str {
+        self.key.as_ref().map_or("", |key| &key.tenant)
+    }
+
     /// Counts a request against the caller's limits.
     pub(crate) fn visit(&self, now: Duration) -> Result<Option<Visit>, ApiError> {
         let Some(key) = &self.key else { return Ok(None) };

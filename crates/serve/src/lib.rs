@@ -11,6 +11,7 @@ mod keys;
 mod metrics;
 mod page;
 mod request;
+mod responses;
 mod routes;
 mod server;
 mod state;

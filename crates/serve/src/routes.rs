@@ -19,9 +19,10 @@ use crate::environment::new_id;
 use crate::metrics;
 use crate::page;
 use crate::request::{Completion, Route};
+use crate::responses;
 use crate::state::State;
-use crate::stream::EventStream;
-use crate::texts::{self, Event, Texts};
+use crate::stream::{EventStream, Tail};
+use crate::texts::{self, Event, Texts, Writer};
 use crate::vectors;
 
 type Answer = Result<Response, ApiError>;
@@ -32,6 +33,8 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
         .route("/v1/embeddings", post(vectors::embeddings))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/", get(page::page))
@@ -86,12 +89,22 @@ async fn complete(state: &Arc<State>, route: Route, request: Request) -> Answer 
     let is_scored = completion.prompts.iter().any(|prompt| prompt.top_logprobs.is_some());
     let writer =
         |index| ChoiceWriter::new(route, Arc::clone(&head), index, completion.include_usage, is_scored);
-    let writer: Option<&(dyn Fn(usize) -> ChoiceWriter + Sync)> =
-        if completion.stream { Some(&writer) } else { None };
-    let mut texts = texts::start(state, hosted, &completion, visit, writer)?;
-    let mut response = match writer {
-        None => whole(&mut texts, &completion, &head, is_scored).await,
-        Some(writer) => stream(state, texts, &completion, &head, writer).await,
+    let boxed = |index| Box::new(writer(index)) as Box<dyn Writer>;
+    let boxed: Option<&(dyn Fn(usize) -> Box<dyn Writer> + Sync)> =
+        if completion.stream { Some(&boxed) } else { None };
+    let mut texts = texts::start(state, hosted, &completion, visit, boxed)?;
+    let mut response = if completion.stream {
+        // First the beginnings of all choices in their order, as clients need it.
+        let begin = (0..completion.n_choices()).filter_map(|i| {
+            let echo = completion.echo.get(i / completion.n).map(String::as_str);
+            writer(i).begin(echo)
+        });
+        let begin = begin.collect();
+        let Completion { include_usage, n, .. } = completion;
+        let tail = Tail::Choices { head: Arc::clone(&head), include_usage, n };
+        stream(state, texts, tail, begin, completion.n_choices()).await
+    } else {
+        whole(&mut texts, &completion, &head, is_scored).await
     }
     .map_err(|error| rename(error, route))?;
     name_ignored(&mut response, &completion.ignored);
@@ -140,12 +153,13 @@ async fn whole(texts: &mut Texts, completion: &Completion, head: &Head, is_score
     Ok(json(answer::whole(*route, head, &replies, *n, is_scored, echo)))
 }
 
-async fn stream(
+/// The texts of a request as a stream that begins with `begin`.
+pub(crate) async fn stream(
     state: &State,
     mut texts: Texts,
-    completion: &Completion,
-    head: &Arc<Head>,
-    writer: &(dyn Fn(usize) -> ChoiceWriter + Sync),
+    tail: Tail,
+    begin: Vec<String>,
+    n_choices: usize,
 ) -> Answer {
     let limits = &state.config.limits;
     // An error that comes soon has a status of its own.
@@ -156,14 +170,7 @@ async fn stream(
         Ok(news) => news,
         Err(_) => None,
     };
-    let n_choices = completion.n_choices();
-    // First the beginnings of all choices in their order, as clients need it.
-    let begin = (0..n_choices).filter_map(|i| {
-        let echo = completion.echo.get(i / completion.n).map(String::as_str);
-        writer(i).begin(echo)
-    });
-    let (usage, n, ping) = (completion.include_usage, completion.n, limits.ping_time);
-    let mut events = EventStream::new(texts, Arc::clone(head), begin, usage, n, n_choices, ping);
+    let mut events = EventStream::new(texts, tail, begin, n_choices, limits.ping_time);
     if let Some(news) = first {
         events.take(news);
     }

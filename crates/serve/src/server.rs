@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::connection::Patient;
 use crate::metrics::Metrics;
+use crate::responses::Store;
 use crate::state::{Health, Hosted, HostedEmbedder, Phase, Slots, State};
 use crate::{Environment, Error, Result, ServeConfig, SystemEnvironment, edge, routes};
 
@@ -124,7 +125,18 @@ impl Server {
         let (phase, _) = watch::channel(Phase::Serving);
         let started = environment.unix_time();
         let metrics = Metrics::new();
-        Ok(State { config, models: hosted, embedders: vectors, slots, metrics, environment, phase, started })
+        let responses = Store::new(config.limits.stored_responses, config.limits.stored_bytes);
+        Ok(State {
+            config,
+            models: hosted,
+            embedders: vectors,
+            slots,
+            responses,
+            metrics,
+            environment,
+            phase,
+            started,
+        })
     }
 
     /// Serves on a thread of its own, until the handle stops it or is dropped.

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::api_error::ApiError;
 use crate::metrics::Metrics;
+use crate::responses::Store;
 use crate::{Environment, ServeConfig};
 
 /// How far the server's life has got.
@@ -27,6 +28,7 @@ pub(crate) struct State {
     pub(crate) models: BTreeMap<String, Arc<Hosted>>,
     pub(crate) embedders: BTreeMap<String, HostedEmbedder>,
     pub(crate) slots: Slots,
+    pub(crate) responses: Store,
     pub(crate) metrics: Metrics,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) phase: watch::Sender<Phase>,

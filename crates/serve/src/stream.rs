@@ -18,6 +18,19 @@ use crate::texts::{Event, Texts};
 /// What a client ignores; it keeps proxies from closing a silent connection.
 const PING: &[u8] = b": ping\n\n";
 
+/// How a stream ends.
+pub(crate) enum Tail {
+    /// With the tokens used, if that was asked for, and the end.
+    Choices {
+        head: std::sync::Arc<Head>,
+        include_usage: bool,
+        /// Answers to each prompt.
+        n: usize,
+    },
+    /// With the last event of its text. The function writes the event of a failure.
+    Response(Box<dyn FnMut(&ApiError) -> String + Send>),
+}
+
 /// Server-sent events: what stands before the answers, the pieces of all texts as they come, the tokens used,
 /// the end. An error is the last event.
 pub(crate) struct EventStream {
@@ -25,10 +38,7 @@ pub(crate) struct EventStream {
     texts: Option<Texts>,
     /// What is to be sent before further news.
     ready: VecDeque<Bytes>,
-    head: std::sync::Arc<Head>,
-    include_usage: bool,
-    /// Answers to each prompt.
-    n: usize,
+    tail: Tail,
     /// What each text used, once it has ended.
     usages: Vec<Option<Usage>>,
     ping: Pin<Box<Sleep>>,
@@ -39,19 +49,15 @@ impl EventStream {
     /// A stream of `n_choices` texts that begins with `begin`.
     pub(crate) fn new(
         texts: Texts,
-        head: std::sync::Arc<Head>,
+        tail: Tail,
         begin: impl IntoIterator<Item = String>,
-        include_usage: bool,
-        n: usize,
         n_choices: usize,
         ping_time: Duration,
     ) -> Self {
         Self {
             texts: Some(texts),
             ready: begin.into_iter().map(Bytes::from).collect(),
-            head,
-            include_usage,
-            n,
+            tail,
             usages: vec![None; n_choices],
             ping: Box::pin(tokio::time::sleep(ping_time)),
             ping_time,
@@ -68,10 +74,12 @@ impl EventStream {
                 }
                 let all: Option<Vec<Usage>> = self.usages.iter().copied().collect();
                 let Some(all) = all else { return };
-                if self.include_usage {
-                    self.ready.push_back(usage_event(&self.head, &all, self.n).into());
+                if let Tail::Choices { head, include_usage, n } = &self.tail {
+                    if *include_usage {
+                        self.ready.push_back(usage_event(head, &all, *n).into());
+                    }
+                    self.ready.push_back(event("[DONE]").into());
                 }
-                self.ready.push_back(event("[DONE]").into());
                 self.texts = None;
             }
             Event::End(_, Err(error)) => self.fail(&error),
@@ -79,7 +87,11 @@ impl EventStream {
     }
 
     fn fail(&mut self, error: &ApiError) {
-        self.ready.push_back(event(&error.to_json()).into());
+        let last = match &mut self.tail {
+            Tail::Choices { .. } => event(&error.to_json()),
+            Tail::Response(failed) => failed(error),
+        };
+        self.ready.push_back(last.into());
         self.texts = None;
     }
 }

@@ -3,7 +3,7 @@
 use breakers_core::ChatRequest;
 
 use crate::Limits;
-use crate::request::{Completion, EmbeddingRequest, Route};
+use crate::request::{Completion, EmbeddingRequest, ResponseRequest, Route};
 
 /// What a body asks of a model: the requests of `/v1/chat/completions`, or of `/v1/completions` if `is_chat`
 /// is false. With it comes the seed of each.
@@ -28,4 +28,12 @@ pub fn read_completion(is_chat: bool, body: &[u8]) -> Result<Vec<ChatRequest>, S
 /// The body that a client would get.
 pub fn read_embedding(body: &[u8]) -> Result<(), String> {
     EmbeddingRequest::read(body, &Limits::default()).map(|_| ()).map_err(|error| error.to_json())
+}
+
+/// Whether a body is a request for a response.
+///
+/// # Errors
+/// The body that a client would get.
+pub fn read_response(body: &[u8]) -> Result<(), String> {
+    ResponseRequest::read(body, &Limits::default()).map(|_| ()).map_err(|error| error.to_json())
 }

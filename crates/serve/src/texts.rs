@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, watch};
 
-use crate::answer::ChoiceWriter;
 use crate::api_error::ApiError;
 use crate::keys::Visit;
 use crate::metrics::Stations;
@@ -22,6 +21,15 @@ pub(crate) enum Event {
     Chunk(Bytes, OwnedSemaphorePermit),
     /// The text of this index has ended.
     End(usize, Result<ChatReply, ApiError>),
+}
+
+/// Writes the events of a text that is streamed.
+pub(crate) trait Writer: Send {
+    /// The events of a new piece of the answer; may be empty.
+    fn piece(&mut self, delta: Delta) -> String;
+
+    /// The last events of the text.
+    fn end(&mut self, reply: &ChatReply) -> String;
 }
 
 /// The texts of a request. When this is dropped, they end.
@@ -64,7 +72,7 @@ pub(crate) fn start(
     hosted: &Arc<Hosted>,
     completion: &Completion,
     visit: Option<Arc<Visit>>,
-    writer: Option<&(dyn Fn(usize) -> ChoiceWriter + Sync)>,
+    writer: Option<&(dyn Fn(usize) -> Box<dyn Writer> + Sync)>,
 ) -> Result<Texts, ApiError> {
     let n = completion.n_choices();
     state.slots.admit(n)?;
@@ -103,7 +111,7 @@ struct Text {
     room: Room,
     alive: watch::Receiver<()>,
     phase: watch::Receiver<Phase>,
-    writer: Option<ChoiceWriter>,
+    writer: Option<Box<dyn Writer>>,
     visit: Option<Arc<Visit>>,
 }
 
@@ -193,7 +201,7 @@ impl Text {
                     hosted.set_health(Health::Good);
                 }
                 if let Some(writer) = &mut writer {
-                    let _ = room.send(&teller.sender, writer.end(reply.finish));
+                    let _ = room.send(&teller.sender, writer.end(&reply));
                 }
                 Ok(reply)
             }

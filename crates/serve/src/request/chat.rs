@@ -160,7 +160,12 @@ fn tool_call(value: &RawValue, path: String) -> Result<ToolCall, ApiError> {
     Ok(ToolCall::new(id, name, arguments))
 }
 
-fn json_schema(value: &RawValue, fields: &Fields<'_>, name: &str, limits: &Limits) -> Result<Json, ApiError> {
+pub(super) fn json_schema(
+    value: &RawValue,
+    fields: &Fields<'_>,
+    name: &str,
+    limits: &Limits,
+) -> Result<Json, ApiError> {
     let text = value.get();
     if text.len() > limits.schema_bytes {
         return Err(fields.wrong(name, format!("a schema of more than {} bytes", limits.schema_bytes)));
@@ -202,27 +207,37 @@ fn tools(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Tool>, ApiError
             return Err(wrapped.unsupported("type", "only functions are supported"));
         }
         let mut function = wrapped.object("function")?.ok_or_else(|| wrapped.missing("function"))?;
-        let name: String = function.need("name")?;
-        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || name.len() > 128 || !name.chars().all(is_valid) {
-            return Err(
-                function.wrong("name", "a name has 1 to 128 letters, digits, underscores, dots and dashes")
-            );
-        }
-        if tools.iter().any(|tool| tool.name == name) {
-            return Err(function.wrong("name", format!("two functions are called {name}")));
-        }
-        let parameters = match function.raw("parameters") {
-            Some(value) => json_schema(value, &function, "parameters", limits)?,
-            None => Json::parse(r#"{"type":"object","properties":{},"additionalProperties":false}"#)
-                .map_err(|error| function.wrong("parameters", error))?,
-        };
-        let mut tool = Tool::new(name, parameters);
-        tool.description = function.get("description")?;
-        tool.strict = function.get("strict")?.unwrap_or(false);
+        let tool = self::function(&mut function, &tools, limits)?;
         tools.push(tool);
     }
     Ok(tools)
+}
+
+/// A function, which must have another name than the others.
+pub(super) fn function(
+    function: &mut Fields<'_>,
+    others: &[Tool],
+    limits: &Limits,
+) -> Result<Tool, ApiError> {
+    let name: String = function.need("name")?;
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(is_valid) {
+        return Err(
+            function.wrong("name", "a name has 1 to 128 letters, digits, underscores, dots and dashes")
+        );
+    }
+    if others.iter().any(|tool| tool.name == name) {
+        return Err(function.wrong("name", format!("two functions are called {name}")));
+    }
+    let parameters = match function.raw("parameters") {
+        Some(value) => json_schema(value, function, "parameters", limits)?,
+        None => Json::parse(r#"{"type":"object","properties":{},"additionalProperties":false}"#)
+            .map_err(|error| function.wrong("parameters", error))?,
+    };
+    let mut tool = Tool::new(name, parameters);
+    tool.description = function.get("description")?;
+    tool.strict = function.get("strict")?.unwrap_or(false);
+    Ok(tool)
 }
 
 /// Which functions may be called. A list of allowed ones removes the others.
@@ -268,7 +283,7 @@ fn tool_choice(fields: &mut Fields<'_>, tools: &mut Vec<Tool>) -> Result<ToolCho
     }
 }
 
-fn mode(word: &str, tools: &[Tool]) -> Result<ToolChoice, &'static str> {
+pub(super) fn mode(word: &str, tools: &[Tool]) -> Result<ToolChoice, &'static str> {
     match word {
         "auto" => Ok(ToolChoice::Auto),
         "none" => Ok(ToolChoice::None),

@@ -4,6 +4,7 @@
 mod chat;
 mod embedding;
 mod fields;
+mod responses;
 mod text;
 
 use std::collections::BTreeMap;
@@ -17,16 +18,19 @@ use serde_json::value::RawValue;
 
 pub(crate) use self::embedding::{EmbeddingRequest, Encoding, Inputs};
 pub(crate) use self::fields::Fields;
+pub(crate) use self::responses::{Echo, ResponseRequest};
 use crate::Limits;
 use crate::api_error::ApiError;
 
-/// Which of the two routes a request came by, and so which form its answer has.
+/// Which route a request came by, and so which form its answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// `/v1/chat/completions`.
     Chat,
     /// `/v1/completions`.
     Text,
+    /// `/v1/responses`.
+    Responses,
 }
 
 /// A request for one or more answers.
@@ -57,6 +61,7 @@ impl Completion {
         match route {
             Route::Chat => chat::read(&mut fields, limits),
             Route::Text => text::read(&mut fields, limits),
+            Route::Responses => Ok(ResponseRequest::read(body, limits)?.completion),
         }
     }
 

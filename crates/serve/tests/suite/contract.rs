@@ -298,3 +298,114 @@ fn bodies_and_events_follow_the_description() {
     check(&schemas.validator("Model"), &client.get("/v1/models/m").json(), &Value::Null);
     check(&error, &client.get("/v1/models/x").json(), &Value::Null);
 }
+
+fn random_response(random: &mut Random) -> Value {
+    let mut body = json!({"model": "m", "seed": random.below(1 << 20)});
+    let user = json!({"role": "user", "content": [{"type": "input_text", "text": "x"}]});
+    let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+    let result = json!({"type": "function_call_output", "call_id": "c", "output": "4"});
+    let image = json!({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]});
+    body["input"] = random.pick(&[
+        json!("Hi"),
+        json!("Hi"),
+        json!([user]),
+        json!([user, call, result]),
+        json!([image]),
+        json!([]),
+    ]);
+    let tool = |name: &str| json!({"type": "function", "name": name, "parameters": {"type": "object"}, "strict": true});
+    let schema =
+        json!({"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": true}});
+    let fields: Vec<(&str, Vec<Value>)> = vec![
+        ("stream", vec![json!(true), json!(true), json!(false), json!("x")]),
+        ("instructions", vec![json!("Be brief."), json!(null), json!(3)]),
+        ("temperature", vec![json!(0), json!(1.5), json!(9)]),
+        ("top_p", vec![json!(0.5), json!(1), json!("x")]),
+        ("max_output_tokens", vec![json!(1), json!(100), json!(0)]),
+        ("metadata", vec![json!({"a": "b"}), json!(null), json!({"a": 3})]),
+        ("store", vec![json!(false), json!(true), json!("x")]),
+        ("tools", vec![json!([tool("f")]), json!([tool("f"), tool("g")]), json!([{"type": "web_search"}])]),
+        ("parallel_tool_calls", vec![json!(true), json!(false), json!(1)]),
+        ("text", vec![json!({"format": {"type": "json_object"}}), schema, json!({"format": {"type": "x"}})]),
+        ("include", vec![json!(["message.output_text.logprobs"]), json!([]), json!(["x"])]),
+        ("background", vec![json!(false), json!(true)]),
+        ("reasoning", vec![json!({"effort": "none"}), json!({"effort": "high"})]),
+        ("user", vec![json!("u")]),
+    ];
+    for (name, values) in &fields {
+        // The last value of most fields is wrong, so it is rarer.
+        if random.below(3) == 0 {
+            let n = values.len() - usize::from(values.len() > 1 && random.below(16) > 0);
+            body[*name] = values[random.below(n)].clone();
+        }
+    }
+    if body["tools"].is_array() && random.below(2) == 0 {
+        body["tool_choice"] = random.pick(&[
+            json!("auto"),
+            json!("required"),
+            json!({"type": "function", "name": "f"}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}),
+            json!({"type": "custom", "name": "f"}),
+        ]);
+    }
+    if body["include"][0] == "message.output_text.logprobs" && random.below(2) == 0 {
+        body["top_logprobs"] = json!(random.below(4));
+    }
+    body
+}
+
+#[test]
+fn responses_and_their_events_follow_the_description() {
+    let Some(schemas) = Schemas::read() else {
+        eprintln!("skipped: BREAKERS_OPENAPI is not set");
+        return;
+    };
+    let error = schemas.validator("ErrorResponse");
+    let (whole, one_event) = (schemas.validator("Response"), schemas.validator("ResponseStreamEvent"));
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::new(model()), config);
+    let client = Client::new(&server);
+    let check = |validator: &Validator, value: &Value, body: &Value| {
+        if let Err(error) = validator.validate(value) {
+            panic!("{error} at {} of {value}\nfor {body}", error.instance_path());
+        }
+    };
+    let mut random = Random(11);
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..2000 {
+        let body = random_response(&mut random);
+        let answer = client.post("/v1/responses", &body.to_string());
+        let what = match (answer.status, body["stream"] == true) {
+            (200, false) => {
+                check(&whole, &answer.json(), &body);
+                format!("whole, {}", answer.json()["status"].as_str().unwrap())
+            }
+            (200, true) => {
+                let events = crate::responses::events(&answer.text);
+                events.iter().for_each(|event| check(&one_event, event, &body));
+                events.last().unwrap()["type"].as_str().unwrap().to_owned()
+            }
+            (400..600, _) => {
+                check(&error, &answer.json(), &body);
+                if answer.status == 400 { "refused" } else { "failed" }.to_owned()
+            }
+            other => panic!("{other:?} for {body}"),
+        };
+        *counts.entry(what).or_default() += 1;
+    }
+    eprintln!("{counts:?}");
+    let kinds = [
+        "whole, completed",
+        "whole, incomplete",
+        "response.completed",
+        "response.incomplete",
+        "refused",
+        "failed",
+    ];
+    assert!(
+        kinds.iter().all(|kind| counts.get(*kind).is_some_and(|n| *n >= 30)),
+        "too few of a kind: {counts:?}"
+    );
+    check(&error, &client.get("/v1/responses/x").json(), &Value::Null);
+}

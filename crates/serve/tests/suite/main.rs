@@ -6,5 +6,6 @@ mod cancelling;
 mod contract;
 mod operation;
 mod requests;
+mod responses;
 mod support;
 mod vectors;

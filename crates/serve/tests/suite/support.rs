@@ -98,6 +98,10 @@ impl Client {
         answer(request.send(body).unwrap())
     }
 
+    pub(crate) fn delete(&self, path: &str) -> Answer {
+        answer(self.agent.delete(format!("{}{path}", self.base)).call().unwrap())
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[])
     }
