@@ -1,14 +1,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A command-line program.
-//! Which engine is best? Puts the same load on one or several servers of OpenAI's protocol and compares what their
-//! clients would have seen.
+//! Which engine is best? Puts the same load on one or several servers of OpenAI's protocol and compares what
+//! their clients would have seen.
 //!
 //! ```sh
 //! cargo run --release --example engine_bench -- --url http://127.0.0.1:8080/v1 --rate 4 --requests 200
 //! cargo run --release --example engine_bench -- --url ours=http://127.0.0.1:8080/v1 \
 //!     --url llama.cpp=http://127.0.0.1:8081/v1 --arrivals closed-loop --users 8 --rounds 5
 //! ```
-//! Each server gets the same prompts at the same moments; within a round they take turns. Without `--model`, the first
-//! model of each server is asked. With several `--model`, the first belongs to the first `--url`, and so on.
+//! Each server gets the same prompts at the same moments; within a round they take turns. Without `--model`,
+//! the first model of each server is asked. With several `--model`, the first belongs to the first `--url`,
+//! and so on.
 //!
 //! `--out FOLDER` keeps `report.html`, `report.md`, `report.json`, charts, and a line for each request.
 //!
@@ -53,7 +54,8 @@ struct Arguments {
     /// Users of a closed loop.
     #[arg(long, default_value_t = 8, value_name = "N")]
     users: usize,
-    /// The moments of a trace: a line for each request, in seconds, or JSON with a `timestamp` in milliseconds.
+    /// The moments of a trace: a line for each request, in seconds, or JSON with a `timestamp` in
+    /// milliseconds.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Requests to each server; of a trace, all of its lines if this is not given.
@@ -74,7 +76,8 @@ struct Arguments {
     /// How many of them all prompts share, at the beginning.
     #[arg(long, default_value_t = 0, value_name = "N")]
     shared_words: usize,
-    /// Makes generated prompts differ from those of earlier runs, which servers may have kept; without it, the time.
+    /// Makes generated prompts differ from those of earlier runs, which servers may have kept; without it,
+    /// the time.
     #[arg(long, value_name = "TEXT")]
     salt: Option<String>,
     /// New tokens of an answer at most.

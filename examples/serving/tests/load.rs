@@ -107,8 +107,8 @@ fn one(target: Target, config: &LoadConfig) -> Run {
     run(&[target], &prompts(), config, &mut |_| {}).unwrap().remove(0)
 }
 
-/// Tests of times, one after the other. A machine that does something else may disturb one; no machine makes a
-/// wrong figure right, so one of a few tries must succeed.
+/// Tests of times, one after the other. A machine that does something else may disturb one; no machine makes
+/// a wrong figure right, so one of a few tries must succeed.
 fn patiently(test: fn()) {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -169,7 +169,8 @@ fn measured_times_are_the_scripted_ones() {
 #[test]
 fn a_server_that_stood_still_is_seen_from_the_plan() {
     patiently(|| {
-        // One request at a time: the first stands still for 500 ms, the others take 10 ms and come every 50 ms.
+        // One request at a time: the first stands still for 500 ms, the others take 10 ms and come every 50
+        // ms.
         let model = Timed::new(10, 0, 1);
         *model.stall.lock().unwrap() = Some(Duration::from_millis(500));
         let server = serve(model, 1, 64);

@@ -80,8 +80,8 @@ impl Summary {
     /// Sums up a run.
     ///
     /// # Errors
-    /// [`Error::Parameter`](crate::Error::Parameter) for a bootstrap that cannot be done. A figure with fewer than two values is left
-    /// out.
+    /// [`Error::Parameter`](crate::Error::Parameter) for a bootstrap that cannot be done. A figure with fewer
+    /// than two values is left out.
     pub fn new(run: &Run, objectives: &Objectives, bootstrap: &BootstrapConfig) -> Result<Self> {
         let records = &run.records;
         let count = |which: fn(&Outcome) -> bool| records.iter().filter(|r| which(&r.outcome)).count();
