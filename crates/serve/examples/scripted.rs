@@ -1,13 +1,13 @@
 //! A server whose model follows a script, for trying clients without weights: it answers with the last
 //! message, calls the first function if there are any, and keeps to `{"name": "Ann", "age": 7}` if JSON is
-//! wanted. `cargo run -p breakers-serve --example scripted -- 127.0.0.1:8080`
+//! wanted. A message that begins with `slowly` is answered slowly. `cargo run -p breakers-serve --example scripted -- 127.0.0.1:8080`
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use breakers_core::{
-    Alternative, BoxError, CallError, ChatFormat, ChatReply, ChatRequest, Embedder, EncodeOptions,
-    FinishReason, Message, ModelCard, ResponseFormat, ScoredToken, Scripted, ScriptedModel, TokenId,
+    Alternative, BoxError, CallError, ChatFormat, ChatModel, ChatReply, ChatRequest, Embedder, EncodeOptions,
+    FinishReason, Message, ModelCard, OnDelta, ResponseFormat, ScoredToken, Scripted, ScriptedModel, TokenId,
     Tokenizer, Tool, ToolCall, ToolChoice, Usage, Vocabulary,
 };
 use breakers_serve::{Keys, ServeConfig, Server};
@@ -97,6 +97,25 @@ fn answer(request: &ChatRequest) -> Scripted {
     reply.into()
 }
 
+/// Takes its time where it is asked to.
+struct Paced(ScriptedModel);
+
+impl ChatModel for Paced {
+    fn card(&self) -> &ModelCard {
+        self.0.card()
+    }
+    fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        let last = request.prompt.messages().and_then(<[Message]>::last);
+        let is_slow = last.is_some_and(|last| last.text().starts_with("slowly"));
+        self.0.chat(request, &mut |delta| {
+            if is_slow {
+                std::thread::sleep(Duration::from_millis(40));
+            }
+            on_delta(delta)
+        })
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut config = ServeConfig::default();
@@ -111,7 +130,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     (can.chat, can.text, can.tokens, can.tools, can.json, can.logprobs, can.seed) =
         (true, true, true, true, true, true, true);
     let model = ScriptedModel::from_fn("scripted", answer).with_card(card);
-    let server = Server::new(config).with_model(Arc::new(model)).with_embedder(
+    let server = Server::new(config).with_model(Arc::new(Paced(model))).with_embedder(
         "counts",
         Arc::new(Counts),
         Arc::new(Words),
