@@ -44,6 +44,10 @@ pub struct Capabilities {
     pub tools: bool,
     /// Answers in JSON, and can follow a schema.
     pub json: bool,
+    /// Follows regular expressions, grammars and choices.
+    pub grammar: bool,
+    /// Is faster where an answer is as [predicted](crate::ChatRequest::prediction).
+    pub prediction: bool,
     /// Reports log-probabilities.
     pub logprobs: bool,
     /// Gives the same answer for the same seed.

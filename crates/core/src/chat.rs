@@ -47,6 +47,11 @@ pub struct ChatRequest {
     /// Whether somebody waits for the answer.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
+    /// A text that the answer probably resembles, such as the file that is to be edited. It may make the
+    /// answer faster and never changes it, so that a model may leave it unused
+    /// ([`Capabilities::prediction`](crate::Capabilities::prediction)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<String>,
 }
 
 /// How urgent an answer is, for models that answer many at a time. It does not change the answer.
@@ -82,6 +87,7 @@ impl ChatRequest {
             response: ResponseFormat::Text,
             top_logprobs: None,
             priority: Priority::Normal,
+            prediction: None,
         }
     }
 
@@ -125,6 +131,12 @@ impl ChatRequest {
     /// The same request, whose answer must have this form.
     pub fn with_response(mut self, response: ResponseFormat) -> Self {
         self.response = response;
+        self
+    }
+
+    /// The same request with a text that the answer probably resembles.
+    pub fn with_prediction(mut self, text: impl Into<String>) -> Self {
+        self.prediction = Some(text.into());
         self
     }
 

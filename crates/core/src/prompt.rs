@@ -388,6 +388,19 @@ pub enum ResponseFormat {
     JsonObject,
     /// JSON that a schema accepts.
     JsonSchema(ResponseSchema),
+    /// A text that the whole of a regular expression matches.
+    Regex(String),
+    /// A text of a context-free grammar in Lark's notation.
+    Lark(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+impl ResponseFormat {
+    /// Whether it is a grammar of its own, neither free text nor JSON.
+    pub fn is_grammar(&self) -> bool {
+        matches!(self, Self::Regex(_) | Self::Lark(_) | Self::Choice(_))
+    }
 }
 
 /// A schema that an answer must follow.

@@ -153,6 +153,7 @@ pub(crate) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
         state: Arc::clone(&state),
     };
     let completion = request.complete(&conversation, limits)?;
+    let rename = |error| routes::rename(error, &completion);
     completion.check(hosted.model.card()).map_err(rename)?;
     let visit = caller.visit(state.environment.elapsed())?.map(Arc::new);
     let is_streamed = completion.stream;
@@ -169,7 +170,7 @@ pub(crate) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
         whole(&mut texts, &builder).await
     }
     .map_err(rename)?;
-    routes::name_ignored(&mut response, &completion.ignored);
+    routes::name_ignored(&mut response, &completion.ignored_by(hosted.model.card()));
     Ok(response)
 }
 
@@ -185,19 +186,6 @@ async fn whole(texts: &mut texts::Texts, builder: &Mutex<Builder>) -> Answer {
             None => return Err(ApiError::failed("an answer is missing")),
         }
     }
-}
-
-/// Models name the fields of a [`ChatRequest`](breakers_core::ChatRequest), and other routes theirs.
-fn rename(mut error: ApiError) -> ApiError {
-    let (from, to) = match error.param.as_deref() {
-        Some(from @ ("prompt" | "messages")) => (from.to_owned(), "input"),
-        Some(from @ ("response" | "schema" | "response_format")) => (from.to_owned(), "text.format"),
-        Some(from @ "logprobs") => (from.to_owned(), "include"),
-        _ => return error,
-    };
-    error.message = error.message.replace(&format!("`{from}`"), &format!("`{to}`"));
-    error.param = Some(to.to_owned());
-    error
 }
 
 /// `GET /v1/responses/{id}`.

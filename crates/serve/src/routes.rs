@@ -106,18 +106,21 @@ async fn complete(state: &Arc<State>, route: Route, request: Request) -> Answer 
     } else {
         whole(&mut texts, &completion, &head, is_scored).await
     }
-    .map_err(|error| rename(error, route))?;
-    name_ignored(&mut response, &completion.ignored);
+    .map_err(|error| rename(error, &completion))?;
+    name_ignored(&mut response, &completion.ignored_by(card));
     Ok(response)
 }
 
 /// Models name the fields of a [`ChatRequest`](breakers_core::ChatRequest); clients know those of the
 /// protocol.
-fn rename(mut error: ApiError, route: Route) -> ApiError {
-    let param = match (error.param.as_deref(), route) {
+pub(crate) fn rename(mut error: ApiError, completion: &Completion) -> ApiError {
+    let param = match (error.param.as_deref(), completion.route) {
         (Some("prompt" | "messages"), Route::Chat) => "messages",
         (Some("prompt" | "messages"), Route::Text) => "prompt",
-        (Some("response" | "schema"), _) => "response_format",
+        (Some("prompt" | "messages"), Route::Responses) => "input",
+        (Some("logprobs"), Route::Responses) => "include",
+        // Other servers have other words for it.
+        (Some("response" | "schema" | "response_format"), _) => completion.form_field,
         _ => return error,
     };
     error.param = Some(param.to_owned());

@@ -194,7 +194,8 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
 
     /// The same engine, whose answers can have these forms: JSON, a schema, calls of functions.
     pub fn with_forms(mut self, forms: Arc<dyn AnswerForms>) -> Self {
-        (self.card.capabilities.json, self.card.capabilities.tools) = (true, forms.has_calls());
+        let can = &mut self.card.capabilities;
+        (can.json, can.grammar, can.tools) = (true, true, forms.has_calls());
         self.forms = Some(forms);
         self
     }

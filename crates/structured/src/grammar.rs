@@ -34,6 +34,8 @@ impl Grammar {
     /// use breakers_structured::Grammar;
     ///
     /// assert_eq!(Grammar::of_response(&ResponseFormat::JsonObject), Some(Grammar::AnyJsonObject));
+    /// let digits = ResponseFormat::Regex("[0-9]+".to_owned());
+    /// assert_eq!(Grammar::of_response(&digits), Some(Grammar::Regex("[0-9]+".to_owned())));
     /// assert_eq!(Grammar::of_response(&ResponseFormat::Text), None);
     /// ```
     pub fn of_response(format: &ResponseFormat) -> Option<Self> {
@@ -43,6 +45,9 @@ impl Grammar {
                 let options = SchemaOptions::default().with_strict(schema.strict);
                 Some(Self::JsonSchemaWith(schema.schema.clone(), options))
             }
+            ResponseFormat::Regex(regex) => Some(Self::Regex(regex.clone())),
+            ResponseFormat::Lark(grammar) => Some(Self::Lark(grammar.clone())),
+            ResponseFormat::Choice(texts) => Some(Self::Choice(texts.clone())),
             _ => None,
         }
     }

@@ -41,15 +41,25 @@ pub(super) fn read(fields: &mut Fields<'_>, limits: &Limits) -> Result<Completio
     }
     request.top_logprobs = is_scored.then_some(top.unwrap_or(0));
 
-    request.response = response_format(fields, limits)?;
+    if let Some(form) = response_format(fields, limits)? {
+        if request.response != ResponseFormat::Text {
+            return Err(fields.wrong("response_format", super::grammar::TWICE));
+        }
+        request.response = form;
+    }
     request.tools = tools(fields, limits)?;
+    if request.response.is_grammar() && !request.tools.is_empty() {
+        return Err(fields.unsupported("tools", "functions and a grammar exclude each other"));
+    }
     request.tool_choice = tool_choice(fields, &mut request.tools)?;
     let parallel = fields.get("parallel_tool_calls")?;
     request.parallel_tool_calls = if request.tools.is_empty() { None } else { parallel };
 
+    let form_field = common.form_field("response_format");
     let Common { model, n, stream, include_usage, ignored, .. } = common;
-    let prompts = vec![Arc::new(request)];
-    Ok(Completion { route: Route::Chat, model, prompts, n, stream, include_usage, echo: Vec::new(), ignored })
+    let (prompts, echo) = (vec![Arc::new(request)], Vec::new());
+    let route = Route::Chat;
+    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, ignored })
 }
 
 /// Refuses what the protocol has and this server does not.
@@ -176,11 +186,11 @@ pub(super) fn json_schema(
     Json::parse(text).map_err(|error| fields.wrong(name, error))
 }
 
-fn response_format(fields: &mut Fields<'_>, limits: &Limits) -> Result<ResponseFormat, ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(ResponseFormat::Text) };
+fn response_format(fields: &mut Fields<'_>, limits: &Limits) -> Result<Option<ResponseFormat>, ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
     let kind: String = format.need("type")?;
-    Ok(match kind.as_str() {
-        "text" => ResponseFormat::Text,
+    Ok(Some(match kind.as_str() {
+        "text" => return Ok(None),
         "json_object" => ResponseFormat::JsonObject,
         "json_schema" => {
             let mut wrapped = format.object("json_schema")?.ok_or_else(|| format.missing("json_schema"))?;
@@ -191,7 +201,7 @@ fn response_format(fields: &mut Fields<'_>, limits: &Limits) -> Result<ResponseF
             ResponseFormat::JsonSchema(schema)
         }
         _ => return Err(format.wrong("type", "it is none of text, json_object, json_schema")),
-    })
+    }))
 }
 
 fn tools(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Tool>, ApiError> {
@@ -204,7 +214,9 @@ fn tools(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Tool>, ApiError
         let mut wrapped = Fields::of_value(value, fields.path(&format!("tools[{i}]")))?;
         let kind: String = wrapped.need("type")?;
         if kind != "function" {
-            return Err(wrapped.unsupported("type", "only functions are supported"));
+            let message =
+                "only functions are supported; `structured_outputs` takes grammars for whole answers";
+            return Err(wrapped.unsupported("type", message));
         }
         let mut function = wrapped.object("function")?.ok_or_else(|| wrapped.missing("function"))?;
         let tool = self::function(&mut function, &tools, limits)?;

@@ -4,6 +4,7 @@
 mod chat;
 mod embedding;
 mod fields;
+mod grammar;
 mod responses;
 mod text;
 
@@ -47,6 +48,8 @@ pub(crate) struct Completion {
     pub(crate) include_usage: bool,
     /// Texts that stand before the answers, one for each prompt; empty if prompts are not repeated.
     pub(crate) echo: Vec<String>,
+    /// The field that gives the form of the answer.
+    pub(crate) form_field: &'static str,
     /// Fields that are hints without effect here.
     pub(crate) ignored: Vec<&'static str>,
 }
@@ -63,6 +66,14 @@ impl Completion {
             Route::Text => text::read(&mut fields, limits),
             Route::Responses => Ok(ResponseRequest::read(body, limits)?.completion),
         }
+    }
+
+    /// The fields that had no effect with this model.
+    pub(crate) fn ignored_by(&self, card: &ModelCard) -> Vec<&'static str> {
+        let is_used = |name: &str| name == PREDICTION && card.capabilities.prediction;
+        let mut ignored: Vec<_> = self.ignored.iter().copied().filter(|name| !is_used(name)).collect();
+        ignored.sort_unstable();
+        ignored
     }
 
     /// How many answers there will be.
@@ -86,7 +97,7 @@ impl Completion {
     /// # Errors
     /// The field that asks for too much.
     pub(crate) fn check(&self, card: &ModelCard) -> Result<(), ApiError> {
-        let Capabilities { chat, text, tokens, tools, json, logprobs, seed, .. } = card.capabilities;
+        let Capabilities { chat, text, tokens, tools, json, grammar, logprobs, seed, .. } = card.capabilities;
         let need = |has: bool, field: &str, what: &str| {
             let message = || format!("`{field}`: the model `{}` does not {what}", card.id);
             if has { Ok(()) } else { Err(ApiError::unsupported(field, message())) }
@@ -98,9 +109,11 @@ impl Completion {
                 _ => need(tokens, "prompt", "continue tokens")?,
             }
             need(tools || request.tools.is_empty(), "tools", "call functions")?;
+            let is_grammar = request.response.is_grammar();
+            need(grammar || !is_grammar, self.form_field, "keep to a grammar")?;
             need(
-                json || request.response == ResponseFormat::Text,
-                "response_format",
+                json || is_grammar || request.response == ResponseFormat::Text,
+                self.form_field,
                 "answer in a given form",
             )?;
             need(logprobs || request.top_logprobs.is_none(), "logprobs", "report log-probabilities")?;
@@ -128,22 +141,23 @@ struct Common {
     seed: Option<u64>,
     stop: Vec<String>,
     priority: Priority,
+    /// The form of the answer in the words of other servers, and the field that gave it.
+    form: Option<(ResponseFormat, &'static str)>,
+    /// What the answer probably resembles.
+    prediction: Option<String>,
     ignored: Vec<&'static str>,
 }
 
 /// Fields of other servers that change answers in ways that cannot be had here. To skip them would be to give
 /// another answer than was asked for.
-const FOREIGN: [&str; 11] = [
+const FOREIGN: [&str; 8] = [
+    "ebnf",
     "grammar",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
     "ignore_eos",
     "length_penalty",
     "min_tokens",
     "stop_token_ids",
-    "structured_outputs",
+    "structural_tag",
     "use_beam_search",
 ];
 
@@ -174,14 +188,23 @@ impl Common {
                 _ => matches!(value.get(), "false" | "0" | "[]" | "\"\""),
             };
             if !is_neutral {
-                return Err(fields.unsupported(name, "it is not supported"));
+                let message = match name {
+                    "grammar" | "ebnf" => "GBNF and EBNF are not read; `structured_outputs` takes Lark",
+                    _ => "it is not supported",
+                };
+                return Err(fields.unsupported(name, message));
             }
         }
         let mut priority = Priority::default();
+        let form = grammar::form(fields, limits)?;
+        let prediction = prediction(fields)?;
+        if prediction.is_some() {
+            // Unless the model says otherwise.
+            ignored.push(PREDICTION);
+        }
         // Hints: for accounts, caches and speed, but never for what is answered.
         for name in [
             "metadata",
-            "prediction",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -201,7 +224,24 @@ impl Common {
         let sampling = sampling(fields)?;
         let seed = fields.get::<i64>("seed")?.map(i64::cast_unsigned);
         let stop = stop(fields, limits)?;
-        Ok(Self { model, n, stream, include_usage, sampling, seed, stop, priority, ignored })
+        Ok(Self {
+            model,
+            n,
+            stream,
+            include_usage,
+            sampling,
+            seed,
+            stop,
+            priority,
+            form,
+            prediction,
+            ignored,
+        })
+    }
+
+    /// The field that gives the form of the answer, if it is not the route's own.
+    fn form_field(&self, own: &'static str) -> &'static str {
+        self.form.as_ref().map_or(own, |(_, field)| field)
     }
 
     /// One prompt's request.
@@ -211,8 +251,36 @@ impl Common {
         request.seed = self.seed;
         request.stop.clone_from(&self.stop);
         request.priority = self.priority;
+        request.prediction.clone_from(&self.prediction);
+        if let Some((form, _)) = &self.form {
+            request.response.clone_from(form);
+        }
         request
     }
+}
+
+/// The field with a text that the answer probably resembles.
+const PREDICTION: &str = "prediction";
+
+fn prediction(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
+    let Some(mut prediction) = fields.object(PREDICTION)? else { return Ok(None) };
+    if prediction.need::<String>("type")? != "content" {
+        return Err(prediction.wrong("type", "it is not `content`"));
+    }
+    let value = prediction.raw("content").ok_or_else(|| prediction.missing("content"))?;
+    if value.get().starts_with('"') {
+        return fields::read(value, &prediction.path("content")).map(Some);
+    }
+    #[derive(Deserialize)]
+    struct Part {
+        r#type: String,
+        text: String,
+    }
+    let parts: Vec<Part> = fields::read(value, &prediction.path("content"))?;
+    if parts.iter().any(|part| part.r#type != "text") {
+        return Err(prediction.wrong("content", "a part is not `text`"));
+    }
+    Ok(Some(parts.into_iter().map(|part| part.text).collect()))
 }
 
 fn sampling(fields: &mut Fields<'_>) -> Result<SamplingConfig, ApiError> {

@@ -69,11 +69,19 @@ impl ResponseRequest {
         }
         request.top_logprobs = logprobs.then_some(top.unwrap_or(0));
         let (response, format) = format(&mut fields, limits)?;
-        request.response = response;
+        if response != ResponseFormat::Text {
+            if request.response != ResponseFormat::Text {
+                return Err(fields.wrong("text", super::grammar::TWICE));
+            }
+            request.response = response;
+        }
         let mut tools = tools(&mut fields, limits)?;
         let echoed = tools.clone();
         let (choice, tool_choice) = tool_choice(&mut fields, &mut tools)?;
         (request.tools, request.tool_choice) = (tools, choice);
+        if request.response.is_grammar() && !request.tools.is_empty() {
+            return Err(fields.unsupported("tools", "functions and a grammar exclude each other"));
+        }
         let parallel = fields.get("parallel_tool_calls")?;
         request.parallel_tool_calls = if request.tools.is_empty() { None } else { parallel };
         let echo = Echo {
@@ -89,6 +97,7 @@ impl ResponseRequest {
         };
         let previous = fields.get("previous_response_id")?;
         let store = fields.get("store")?.unwrap_or(true);
+        let form_field = common.form_field("text.format");
         let Common { model, stream, .. } = common;
         let completion = Completion {
             route: Route::Responses,
@@ -98,6 +107,7 @@ impl ResponseRequest {
             stream,
             include_usage: false,
             echo: Vec::new(),
+            form_field,
             ignored,
         };
         Ok(Self { completion, previous, instructions, input, store, echo })

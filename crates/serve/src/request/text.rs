@@ -49,6 +49,8 @@ pub(super) fn read(fields: &mut Fields<'_>, limits: &Limits) -> Result<Completio
         Arc::new(request)
     };
     let prompts = prompts.into_iter().map(request).collect();
+    let form_field = common.form_field("structured_outputs");
     let Common { model, n, stream, include_usage, ignored, .. } = common;
-    Ok(Completion { route: Route::Text, model, prompts, n, stream, include_usage, echo, ignored })
+    let route = Route::Text;
+    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, ignored })
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use breakers_core::{ModelCard, Priority, ScriptedModel};
+use breakers_core::{
+    CallError, ChatModel as _, ChatRequest, Json, ModelCard, Priority, ResponseFormat, ResponseSchema,
+    ScriptedModel,
+};
 use serde_json::{Value, json};
 
 use crate::support::{Client, config, raw, server};
@@ -91,7 +94,30 @@ fn what_cannot_be_honored_is_refused_by_name() {
         ("verbosity", json!("low"), "verbosity"),
         ("ignore_eos", json!(true), "ignore_eos"),
         ("min_tokens", json!(1), "min_tokens"),
-        ("guided_json", json!({}), "guided_json"),
+        ("guided_json", json!([]), "guided_json"),
+        ("guided_json", json!("{"), "guided_json"),
+        ("json_schema", json!(3), "json_schema"),
+        ("guided_regex", json!(["a"]), "guided_regex"),
+        ("guided_choice", json!(["a", ""]), "guided_choice"),
+        ("guided_choice", json!("a"), "guided_choice"),
+        ("guided_grammar", json!("root ::= \"a\""), "guided_grammar"),
+        ("grammar", json!("root ::= \"a\""), "grammar"),
+        ("ebnf", json!("root ::= \"a\""), "ebnf"),
+        ("structured_outputs", json!("a"), "structured_outputs"),
+        ("structured_outputs", json!({"regex": "a", "choice": ["a"]}), "structured_outputs.choice"),
+        ("structured_outputs", json!({"structural_tag": "x"}), "structured_outputs.structural_tag"),
+        (
+            "structured_outputs",
+            json!({"json": {}, "whitespace_pattern": " "}),
+            "structured_outputs.whitespace_pattern",
+        ),
+        ("prediction", json!({"type": "text", "content": "x"}), "prediction.type"),
+        ("prediction", json!({"type": "content"}), "prediction.content"),
+        (
+            "prediction",
+            json!({"type": "content", "content": [{"type": "image", "text": ""}]}),
+            "prediction.content",
+        ),
         ("best_of", json!(3), "best_of"),
     ];
     for (field, value, param) in cases {
@@ -146,6 +172,118 @@ fn hints_are_named_as_ignored() {
     );
 }
 
+/// A model that can do everything, and remembers what it was asked.
+fn all_and_grammars() -> Arc<ScriptedModel> {
+    let mut card = ModelCard::new("m");
+    let can = &mut card.capabilities;
+    (can.chat, can.text, can.tools, can.json, can.grammar, can.prediction) =
+        (true, true, true, true, true, true);
+    Arc::new(ScriptedModel::from_fn("m", |_| "ok".into()).with_card(card))
+}
+
+#[test]
+fn grammars_in_the_words_of_other_servers_reach_the_model() {
+    let model = all_and_grammars();
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::clone(&model) as _, config);
+    let client = Client::new(&server);
+    let schema = |name: &str| {
+        let schema = Json::parse(r#"{"type":"array"}"#).unwrap();
+        ResponseFormat::JsonSchema(ResponseSchema::new(name, schema))
+    };
+    let choice = || ResponseFormat::Choice(vec!["a".to_owned(), "b".to_owned()]);
+    let cases = [
+        (json!({"structured_outputs": {"regex": "a+"}}), ResponseFormat::Regex("a+".to_owned())),
+        (json!({"structured_outputs": {"choice": ["a", "b"]}}), choice()),
+        (
+            json!({"structured_outputs": {"grammar": "start: \"a\""}}),
+            ResponseFormat::Lark("start: \"a\"".to_owned()),
+        ),
+        (json!({"structured_outputs": {"json_object": true}}), ResponseFormat::JsonObject),
+        (
+            json!({"structured_outputs": {"json": {"type": "array"}, "regex": "", "choice": []}}),
+            schema("json"),
+        ),
+        (json!({"guided_json": r#"{"type":"array"}"#}), schema("guided_json")),
+        (json!({"json_schema": {"type": "array"}}), schema("json_schema")),
+        (json!({"guided_regex": "a+"}), ResponseFormat::Regex("a+".to_owned())),
+        (json!({"regex": "a+"}), ResponseFormat::Regex("a+".to_owned())),
+        (json!({"guided_choice": ["a", "b"]}), choice()),
+        (json!({"guided_grammar": "start: \"a\""}), ResponseFormat::Lark("start: \"a\"".to_owned())),
+        (json!({"guided_regex": null, "structured_outputs": {}}), ResponseFormat::Text),
+    ];
+    for (fields, expected) in cases {
+        for (path, prompt) in [
+            ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "Hi"}]})),
+            ("/v1/completions", json!({"prompt": "Hi"})),
+            ("/v1/responses", json!({"input": "Hi"})),
+        ] {
+            let mut body = json!({"model": "m"});
+            for (name, value) in fields.as_object().unwrap().iter().chain(prompt.as_object().unwrap()) {
+                body[name] = value.clone();
+            }
+            let answer = client.post(path, &body.to_string());
+            assert_eq!(answer.status, 200, "{body}: {}", answer.text);
+            let asked = model.requests().pop().unwrap().response;
+            let texts = |form: &ResponseFormat| format!("{form:?}").replace(' ', "");
+            assert_eq!(texts(&asked), texts(&expected), "{body}");
+        }
+    }
+    // Two forms, or a grammar and functions, contradict each other.
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    for (field, value, param) in
+        [("response_format", json!({"type": "json_object"}), "response_format"), ("tools", tool, "tools")]
+    {
+        let mut body =
+            json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "guided_regex": "a"});
+        body[field] = value;
+        let answer = client.post("/v1/chat/completions", &body.to_string());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[test]
+fn a_form_that_the_model_refuses_is_named_as_it_was_given() {
+    let refusing = |_: &ChatRequest| CallError::bad_request("response_format", "no").into();
+    let card = all_and_grammars().card().clone();
+    let model = ScriptedModel::from_fn("m", refusing).with_card(card);
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::new(model), config);
+    let client = Client::new(&server);
+    for (field, value) in [
+        ("guided_regex", json!("(")),
+        ("structured_outputs", json!({"grammar": "start: x"})),
+        ("response_format", json!({"type": "json_object"})),
+    ] {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+        body[field] = value;
+        let answer = client.post("/v1/chat/completions", &body.to_string());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(field)));
+    }
+}
+
+#[test]
+fn predictions_reach_a_model_that_uses_them() {
+    let model = all_and_grammars();
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::clone(&model) as _, config);
+    let parts = json!([{"type": "text", "text": "fn "}, {"type": "text", "text": "main"}]);
+    for content in [json!("fn main"), parts] {
+        let body = json!({
+            "model": "m",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "prediction": {"type": "content", "content": content},
+            "user": "u",
+        });
+        let answer = Client::new(&server).post("/v1/chat/completions", &body.to_string());
+        assert_eq!((answer.status, answer.header("x-breakers-ignored")), (200, Some("user")));
+        assert_eq!(model.requests().pop().unwrap().prediction.as_deref(), Some("fn main"));
+    }
+}
+
 #[test]
 fn the_tier_for_what_can_wait_reaches_the_model() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -198,6 +336,8 @@ fn what_a_model_cannot_do_is_refused_by_name() {
     for (field, value) in [
         ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
         ("response_format", json!({"type": "json_object"})),
+        ("guided_regex", json!("a")),
+        ("structured_outputs", json!({"choice": ["a", "b"]})),
         ("logprobs", json!(true)),
         ("seed", json!(1)),
     ] {

@@ -110,6 +110,10 @@ pub(super) fn grammar(
         ResponseFormat::JsonSchema(schema) => {
             Some(schema.schema.to::<Value>().map_err(|error| ToolError::Grammar(error.into()))?)
         }
+        // A grammar of the answer alone leaves no room for calls, unless a call is all that may come.
+        format if format.is_grammar() && !rules.is_forced() && !callable.is_empty() => {
+            return Err(ToolError::AnswerFormat { format: name });
+        }
         _ => None,
     };
     let answer = answer.filter(|_| !rules.is_forced());

@@ -121,6 +121,18 @@ fn choices_are_obeyed() {
 }
 
 #[test]
+fn a_grammar_of_the_answer_leaves_no_room_for_calls() {
+    for format in formats() {
+        for form in [ResponseFormat::Regex("a".to_owned()), ResponseFormat::Choice(vec!["a".to_owned()])] {
+            let refused = grammar(format, &request(ToolChoice::Auto).with_response(form.clone()));
+            assert!(matches!(refused, Err(ToolError::AnswerFormat { .. })), "{refused:?}");
+            // Where a call must come, the form of other answers says nothing.
+            assert!(grammar(format, &request(ToolChoice::Required).with_response(form)).is_ok());
+        }
+    }
+}
+
+#[test]
 fn an_answer_of_a_form_or_calls() {
     let compiler = compiler();
     let noop = call("noop", json!({}));
