@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
-use breakers_core::{ChatModel, ModelCard, Tokenizer};
+use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
+use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
 use breakers_serve::{Keys, ServeConfig, Server};
 use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig};
 use breakers_structured::Forms;
@@ -31,6 +32,14 @@ pub(crate) struct ServeArgs {
     /// The port; 0 takes a free one.
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// A database of versions behind names, which is created if there is none: versions are deployed, compared
+    /// and rolled back while the server runs (see docs/serving.md). MODEL is then served beside them, if one is
+    /// named.
+    #[arg(long, value_name = "FILE", requires = "models_dir", conflicts_with_all = ["model", "matrices"])]
+    registry: Option<PathBuf>,
+    /// The folder of the registry's files.
+    #[arg(long, value_name = "FOLDER", requires = "registry")]
+    models_dir: Option<PathBuf>,
     /// The name by which clients ask for the model [default: its own, or that of its file].
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
@@ -77,13 +86,25 @@ impl ServeArgs {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         // What is wrong with flags is told before a model is loaded.
         let config = self.config()?;
+        if self.registry.is_some() && self.name.is_none() && self.alias.is_some() {
+            return Err(Error::Usage("--alias names MODEL, and none is given".to_owned()));
+        }
         let mut model = self.model.clone();
         if let Some(name) = &self.name {
             model.model.clone_from(name);
         }
-        let loaded = model.load()?;
-        let card = self.card(&model, &loaded)?;
-        let server = Server::new(config).with_model(self.engine(&model, loaded, card)?);
+        let mut server = Server::new(config);
+        if self.registry.is_none() || self.name.is_some() {
+            let loaded = model.load()?;
+            let card = self.card(&model, &loaded)?;
+            server = server.with_model(self.engine(&model, loaded, card)?);
+        }
+        if let (Some(database), Some(folder)) = (&self.registry, &self.models_dir) {
+            let config = RegistryConfig::new(database, folder);
+            let registry = Registry::open(config, Arc::new(Files(self.clone())))
+                .map_err(|error| Error::Usage(error.to_string()))?;
+            server = server.with_registry(Arc::new(registry));
+        }
         let ended = server.run(|address| eprintln!("listening on http://{address}/v1"))?;
         if ended.n_cut > 0 {
             eprintln!("{} connections were cut off", ended.n_cut);
@@ -165,5 +186,23 @@ impl ServeArgs {
             engine = engine.with_format(Arc::new(template));
         }
         Ok(Arc::new(engine))
+    }
+}
+
+/// Loads versions of the registry with the flags of this program.
+struct Files(ServeArgs);
+
+impl Loader for Files {
+    fn load(&self, path: &Path, version: &Version) -> std::result::Result<Arc<dyn ChatModel>, BoxError> {
+        if version.format != FileFormat::Gguf {
+            return Err("only GGUF files are served".into());
+        }
+        let mut model = self.0.model.clone();
+        model.model = path.to_str().ok_or("the path is not UTF-8")?.to_owned();
+        let loaded = model.load()?;
+        let mut card = ModelCard::new(&version.name);
+        let program = env!("CARGO_PKG_VERSION");
+        card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
+        Ok(self.0.engine(&model, loaded, card)?)
     }
 }

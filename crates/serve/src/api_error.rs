@@ -82,6 +82,20 @@ impl ApiError {
         Self { code: Some(code), ..self }
     }
 
+    #[cfg(feature = "registry")]
+    pub(crate) fn absent_model(model: &str) -> Self {
+        let message = format!("The model `{model}` is not available now.");
+        let code = "model_unavailable";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message);
+        Self { param: Some("model".to_owned()), ..error }
+    }
+
+    #[cfg(feature = "registry")]
+    pub(crate) fn registry(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let kind = if status.is_server_error() { "server_error" } else { INVALID };
+        Self::new(status, kind, code, message)
+    }
+
     pub(crate) fn no_route(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
         let message = format!("Unknown request URL: {method} {path}.");

@@ -1,6 +1,6 @@
 //! What every request passes before its route: who calls, and from where.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +14,16 @@ use crate::environment::new_id;
 use crate::keys::{Key, Visit};
 use crate::state::{Phase, State};
 
+/// The address at the other end of a request's connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
 /// Who sent a request; nobody in particular if the server has no keys.
 #[derive(Clone, Default)]
 pub(crate) struct Caller {
     key: Option<Arc<Key>>,
+    #[cfg_attr(not(feature = "registry"), expect(dead_code, reason = "only the registry has such routes"))]
+    may_administer: bool,
 }
 
 impl Caller {
@@ -30,6 +36,19 @@ impl Caller {
     /// Whose requests these are; empty without keys.
     pub(crate) fn tenant(&self) -> &str {
         self.key.as_ref().map_or("", |key| &key.tenant)
+    }
+
+    /// Whether the caller may see and change what is behind the names of models.
+    #[cfg(feature = "registry")]
+    pub(crate) fn check_admin(&self) -> Result<(), ApiError> {
+        if self.may_administer {
+            return Ok(());
+        }
+        let message = match &self.key {
+            Some(_) => "this key may not use routes under /admin: it lacks `admin = true`",
+            None => "without keys, routes under /admin are for programs on this machine",
+        };
+        Err(ApiError::forbidden("admin_only", message))
     }
 
     /// Counts a request against the caller's limits.
@@ -92,14 +111,25 @@ fn check(state: &State, request: &Request) -> Result<Caller, ApiError> {
         Some(keys) if !is_open => {
             let key = presented(headers).ok_or_else(|| ApiError::no_key("an API key is needed"))?;
             let key = keys.find(key).ok_or_else(|| ApiError::no_key("the API key is wrong"))?;
-            Caller { key: Some(Arc::clone(key)) }
+            Caller { key: Some(Arc::clone(key)), may_administer: key.is_admin }
         }
-        _ => Caller::default(),
+        Some(_) => Caller::default(),
+        None => Caller { key: None, may_administer: is_from_here(request) },
     };
-    if state.phase() != Phase::Serving && path.starts_with("/v1/") {
+    let needs_models = path.starts_with("/v1/") || path.starts_with("/admin/");
+    if state.phase() != Phase::Serving && needs_models {
         return Err(ApiError::stopping());
     }
     Ok(caller)
+}
+
+/// Whether a request comes from a program on this machine, and from no proxy.
+fn is_from_here(request: &Request) -> bool {
+    let is_passed_on = ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"]
+        .iter()
+        .any(|name| request.headers().contains_key(*name));
+    let peer = request.extensions().get::<Peer>();
+    !is_passed_on && peer.is_some_and(|Peer(address)| address.ip().to_canonical().is_loopback())
 }
 
 /// The key that a client sends, in any of the three customary headers.

@@ -69,6 +69,13 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// The registry cannot be read.
+    #[cfg(feature = "registry")]
+    #[error("the registry: {source}")]
+    Registry {
+        /// What it says.
+        source: Arc<crate::registry::RegistryError>,
+    },
     /// The server's thread has panicked.
     #[error("the server has panicked")]
     Panicked,

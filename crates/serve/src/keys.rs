@@ -29,7 +29,7 @@ use crate::{Error, Result};
 /// # Ok::<(), breakers_serve::Error>(())
 /// ```
 /// `hash` is what [`Keys::hash`] makes of a key; `key = "…"` with the key itself is allowed in its place.
-/// Limits that are not given do not apply.
+/// Limits that are not given do not apply. With `admin = true` a key also opens the routes under `/admin`.
 ///
 /// # Example
 /// ```
@@ -54,6 +54,8 @@ pub(crate) struct Key {
     requests: Option<f64>,
     tokens: Option<f64>,
     concurrent: Option<usize>,
+    /// Whether it opens the routes under `/admin`.
+    pub(crate) is_admin: bool,
     use_: Mutex<Use>,
 }
 
@@ -130,6 +132,8 @@ struct Entry {
     requests_per_minute: Option<f64>,
     tokens_per_minute: Option<f64>,
     concurrent: Option<usize>,
+    #[serde(default)]
+    admin: bool,
 }
 
 impl Keys {
@@ -146,6 +150,7 @@ impl Keys {
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrent: None,
+            admin: false,
         });
         Self::new(entries.collect())
     }
@@ -252,6 +257,7 @@ impl Key {
             requests: entry.requests_per_minute,
             tokens: entry.tokens_per_minute,
             concurrent: entry.concurrent,
+            is_admin: entry.admin,
             use_: Mutex::default(),
         })
     }

@@ -10,6 +10,8 @@ mod error;
 mod keys;
 mod metrics;
 mod page;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod request;
 mod responses;
 mod routes;

@@ -122,7 +122,7 @@ pub(crate) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
     let request = ResponseRequest::read(&body, limits)?;
     drop(body);
     caller.check_model(&request.completion.model)?;
-    let hosted = Arc::clone(state.model(&request.completion.model)?);
+    let hosted = state.choose(&request.completion)?;
     let tenant = caller.tenant().to_owned();
     let before = match &request.previous {
         None => Arc::default(),
@@ -138,7 +138,7 @@ pub(crate) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
     let builder = Builder {
         id: new_id(&*state.environment, "resp_"),
         created_at: state.environment.unix_time(),
-        model: hosted.model.card().id.clone(),
+        model: hosted.name.clone(),
         instructions: request.instructions.clone(),
         previous: request.previous.clone(),
         is_stored: request.store,
@@ -171,6 +171,7 @@ pub(crate) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
     }
     .map_err(rename)?;
     routes::name_ignored(&mut response, &completion.ignored_by(hosted.model.card()));
+    routes::name_version(&mut response, &hosted);
     Ok(response)
 }
 

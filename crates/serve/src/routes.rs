@@ -20,7 +20,7 @@ use crate::metrics;
 use crate::page;
 use crate::request::{Completion, Route};
 use crate::responses;
-use crate::state::State;
+use crate::state::{Hosted, State};
 use crate::stream::{EventStream, Tail};
 use crate::texts::{self, Event, Texts, Writer};
 use crate::vectors;
@@ -29,7 +29,10 @@ type Answer = Result<Response, ApiError>;
 
 /// All routes, without the checks that come before them.
 pub(crate) fn router(state: Arc<State>) -> Router {
-    Router::new()
+    let router = Router::new();
+    #[cfg(feature = "registry")]
+    let router = if state.registry.is_some() { router.merge(crate::registry::routes()) } else { router };
+    router
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
         .route("/v1/embeddings", post(vectors::embeddings))
@@ -70,12 +73,15 @@ async fn complete(state: &Arc<State>, route: Route, request: Request) -> Answer 
     let (parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
     let body = read_body(state, body).await?;
-    let completion = Completion::read(route, &body, &state.config.limits)?;
+    let mut completion = Completion::read(route, &body, &state.config.limits)?;
     drop(body);
     caller.check_model(&completion.model)?;
-    let hosted = state.model(&completion.model)?;
+    let hosted = &state.choose(&completion)?;
     let card = hosted.model.card();
     completion.check(card)?;
+    if state.is_shared(&completion.model) {
+        completion.ignored.retain(|name| !matches!(*name, "safety_identifier" | "user"));
+    }
     let visit = caller.visit(state.environment.elapsed())?.map(Arc::new);
 
     let prefix = if route == Route::Chat { "chatcmpl-" } else { "cmpl-" };
@@ -83,8 +89,8 @@ async fn complete(state: &Arc<State>, route: Route, request: Request) -> Answer 
         id: new_id(&*state.environment, prefix),
         object: answer::object(route, completion.stream),
         created: state.environment.unix_time(),
-        model: card.id.clone(),
-        system_fingerprint: card.revision.as_deref().map(fingerprint),
+        model: hosted.name.clone(),
+        system_fingerprint: card.revision.as_deref().or(hosted.version.as_deref()).map(fingerprint),
     });
     let is_scored = completion.prompts.iter().any(|prompt| prompt.top_logprobs.is_some());
     let writer =
@@ -108,6 +114,7 @@ async fn complete(state: &Arc<State>, route: Route, request: Request) -> Answer 
     }
     .map_err(|error| rename(error, &completion))?;
     name_ignored(&mut response, &completion.ignored_by(card));
+    name_version(&mut response, hosted);
     Ok(response)
 }
 
@@ -131,6 +138,15 @@ pub(crate) fn rename(mut error: ApiError, completion: &Completion) -> ApiError {
 pub(crate) fn name_ignored(response: &mut Response, ignored: &[&'static str]) {
     if let (false, Ok(value)) = (ignored.is_empty(), HeaderValue::from_str(&ignored.join(", "))) {
         response.headers_mut().insert("x-breakers-ignored", value);
+    }
+}
+
+/// Names the version of a model that answered.
+pub(crate) fn name_version(response: &mut Response, hosted: &Hosted) {
+    if let Some(version) = hosted.version.as_deref()
+        && let Ok(version) = HeaderValue::from_str(version)
+    {
+        response.headers_mut().insert("x-breakers-version", version);
     }
 }
 
@@ -194,8 +210,8 @@ pub(crate) fn json(text: String) -> Response {
 }
 
 #[derive(Serialize)]
-struct WireModel<'a> {
-    id: &'a str,
+struct WireModel {
+    id: String,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
@@ -205,9 +221,9 @@ struct WireModel<'a> {
 }
 
 /// The models that a caller may use.
-fn list<'a>(state: &'a State, caller: &Caller) -> Vec<WireModel<'a>> {
-    let chat = state.models.iter().map(|(id, hosted)| (id, hosted.model.card().max_context));
-    let vectors = state.embedders.keys().map(|id| (id, None));
+fn list(state: &State, caller: &Caller) -> Vec<WireModel> {
+    let chat = state.chat_models().into_iter().map(|(id, _, max_context)| (id, max_context));
+    let vectors = state.embedders.keys().map(|id| (id.clone(), None));
     let all = chat.chain(vectors).filter(|(id, _)| caller.check_model(id).is_ok());
     all.map(|(id, max_model_len)| WireModel {
         id,
@@ -221,9 +237,9 @@ fn list<'a>(state: &'a State, caller: &Caller) -> Vec<WireModel<'a>> {
 
 async fn models(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
     #[derive(Serialize)]
-    struct List<'a> {
+    struct List {
         object: &'static str,
-        data: Vec<WireModel<'a>>,
+        data: Vec<WireModel>,
     }
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
     json(answer::json(&List { object: "list", data: list(&state, &caller) }))
@@ -246,18 +262,18 @@ async fn health() -> Response {
 
 async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
     #[derive(Serialize)]
-    struct Ready<'a> {
+    struct Ready {
         status: &'static str,
-        models: std::collections::BTreeMap<&'a str, &'static str>,
+        models: std::collections::BTreeMap<String, &'static str>,
     }
     use crate::state::Health;
-    let words = state.models.iter().map(|(id, hosted)| {
-        let word = match hosted.health() {
+    let words = state.chat_models().into_iter().map(|(id, health, _)| {
+        let word = match health {
             Health::Unknown => "not tested yet",
             Health::Good => "ok",
             Health::Bad => "failing",
         };
-        (id.as_str(), word)
+        (id, word)
     });
     let is_ready = state.is_ready();
     let status = if is_ready { "ready" } else { "not ready" };

@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::connection::Patient;
+use crate::edge::Peer;
 use crate::metrics::Metrics;
 use crate::responses::Store;
 use crate::state::{Health, Hosted, HostedEmbedder, Phase, Slots, State};
@@ -50,6 +51,8 @@ pub struct Server {
     config: ServeConfig,
     models: Vec<Arc<dyn ChatModel>>,
     embedders: Vec<(String, HostedEmbedder)>,
+    #[cfg(feature = "registry")]
+    registry: Option<Arc<crate::registry::Registry>>,
     environment: Arc<dyn Environment>,
 }
 
@@ -71,7 +74,14 @@ impl Server {
     /// A server without models.
     pub fn new(config: ServeConfig) -> Self {
         let environment = Arc::new(SystemEnvironment::default());
-        Self { config, models: Vec::new(), embedders: Vec::new(), environment }
+        Self {
+            config,
+            models: Vec::new(),
+            embedders: Vec::new(),
+            #[cfg(feature = "registry")]
+            registry: None,
+            environment,
+        }
     }
 
     /// The same server with one more model, by the name on its card.
@@ -92,6 +102,14 @@ impl Server {
         self
     }
 
+    /// The same server with the models of a registry, whose routes are then under `/admin`. When the server
+    /// starts, what its aliases stand for is loaded.
+    #[cfg(feature = "registry")]
+    pub fn with_registry(mut self, registry: Arc<crate::registry::Registry>) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
     /// The same server with other clocks and random numbers.
     pub fn with_environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = environment;
@@ -99,9 +117,15 @@ impl Server {
     }
 
     fn state(self) -> Result<State> {
-        let Self { config, models, embedders, environment } = self;
+        #[cfg(feature = "registry")]
+        let registry = self.registry;
+        #[cfg(feature = "registry")]
+        let has_registry = registry.is_some();
+        #[cfg(not(feature = "registry"))]
+        let has_registry = false;
+        let Self { config, models, embedders, environment, .. } = self;
         config.validate()?;
-        if models.is_empty() && embedders.is_empty() {
+        if models.is_empty() && embedders.is_empty() && !has_registry {
             return Err(Error::NoModel);
         }
         let mut hosted = BTreeMap::new();
@@ -121,6 +145,14 @@ impl Server {
                 return Err(Error::SameName { id });
             }
         }
+        #[cfg(feature = "registry")]
+        if let Some(registry) = &registry {
+            let failed = |error: crate::registry::RegistryError| Error::Registry { source: Arc::new(error) };
+            if let Some(id) = registry.reserve(hosted.keys().chain(vectors.keys())).map_err(failed)? {
+                return Err(Error::SameName { id });
+            }
+            registry.start();
+        }
         let slots = Slots::new(config.limits.max_texts, config.limits.max_waiting);
         let (phase, _) = watch::channel(Phase::Serving);
         let started = environment.unix_time();
@@ -130,6 +162,8 @@ impl Server {
             config,
             models: hosted,
             embedders: vectors,
+            #[cfg(feature = "registry")]
+            registry,
             slots,
             responses,
             metrics,
@@ -242,8 +276,12 @@ fn advance(phase: &watch::Sender<Phase>, to: Phase) {
 
 fn runtime(state: &State) -> Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    // One thread for each text that runs, and one for tests of models.
-    builder.enable_all().max_blocking_threads(state.config.limits.max_texts + 1);
+    // One thread for each text that runs, one for tests of models, and some for the registry.
+    #[cfg(feature = "registry")]
+    let n_admin = crate::registry::MAX_ADMIN;
+    #[cfg(not(feature = "registry"))]
+    let n_admin = 0;
+    builder.enable_all().max_blocking_threads(state.config.limits.max_texts + 1 + n_admin);
     builder.build().map_err(|source| Error::Setup { what: "the HTTP thread", source: Arc::new(source) })
 }
 
@@ -304,8 +342,8 @@ async fn serve(state: Arc<State>, listener: TcpListener) -> Ended {
             accepted = accept(&listener, &connections) => accepted,
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
         };
-        let Some((stream, permit)) = accepted else { continue };
-        let connection = converse(Arc::clone(&state), stream, router.clone(), state.phase.subscribe());
+        let Some((stream, peer, permit)) = accepted else { continue };
+        let connection = converse(Arc::clone(&state), stream, peer, router.clone(), state.phase.subscribe());
         let open = open.clone();
         tokio::spawn(async move {
             connection.await;
@@ -328,10 +366,10 @@ async fn serve(state: Arc<State>, listener: TcpListener) -> Ended {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, Peer, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, address)) => Some((stream, Peer(address), permit)),
         Err(error) => {
             tracing::warn!(%error, "a connection was not accepted");
             // Out of file descriptors, for example: that does not change at once.
@@ -342,14 +380,26 @@ async fn accept(
 }
 
 /// Serves one connection.
-async fn converse(state: Arc<State>, stream: TcpStream, router: Router, mut phase: watch::Receiver<Phase>) {
+async fn converse(
+    state: Arc<State>,
+    stream: TcpStream,
+    peer: Peer,
+    router: Router,
+    mut phase: watch::Receiver<Phase>,
+) {
     // Events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     let limits = &state.config.limits;
     let io = TokioIo::new(Patient::new(stream, limits.write_time));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_time).max_buf_size(HEAD_BYTES);
-    let mut connection = pin!(http.serve_connection(io, TowerToHyperService::new(router)));
+    let router = TowerToHyperService::new(router);
+    let service = hyper::service::service_fn(move |mut request| {
+        let extensions: &mut hyper::http::Extensions = hyper::Request::extensions_mut(&mut request);
+        extensions.insert(peer);
+        hyper::service::Service::call(&router, request)
+    });
+    let mut connection = pin!(http.serve_connection(io, service));
     tokio::select! {
         result = connection.as_mut() => return report(result),
         _ = phase.wait_for(|phase| *phase != Phase::Serving) => connection.as_mut().graceful_shutdown(),
@@ -367,8 +417,7 @@ fn report(result: hyper::Result<()>) {
 async fn test_models(state: Arc<State>) {
     let mut phase = state.phase.subscribe();
     loop {
-        for hosted in state.models.values().filter(|hosted| hosted.health() != Health::Good) {
-            let hosted = Arc::clone(hosted);
+        for hosted in state.hosted().into_iter().filter(|hosted| hosted.health() != Health::Good) {
             let (done, is_done) = oneshot::channel();
             tokio::task::spawn_blocking(move || {
                 let is_well = answers(&*hosted.model);

@@ -10,6 +10,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::api_error::ApiError;
 use crate::metrics::Metrics;
+#[cfg(feature = "registry")]
+use crate::registry::{Counts, Registry, Shadow, ShadowCounts, ShadowKey, UsageKey};
+use crate::request::Completion;
 use crate::responses::Store;
 use crate::{Environment, ServeConfig};
 
@@ -27,6 +30,8 @@ pub(crate) struct State {
     pub(crate) config: ServeConfig,
     pub(crate) models: BTreeMap<String, Arc<Hosted>>,
     pub(crate) embedders: BTreeMap<String, HostedEmbedder>,
+    #[cfg(feature = "registry")]
+    pub(crate) registry: Option<Arc<Registry>>,
     pub(crate) slots: Slots,
     pub(crate) responses: Store,
     pub(crate) metrics: Metrics,
@@ -41,34 +46,131 @@ impl State {
         *self.phase.borrow()
     }
 
-    /// The model of a name.
-    pub(crate) fn model(&self, id: &str) -> Result<&Arc<Hosted>, ApiError> {
-        self.models.get(id).ok_or_else(|| ApiError::no_model(id))
+    /// The model for a request. Where several versions share a name, who asks decides, or else the seed, or
+    /// else chance.
+    pub(crate) fn choose(&self, completion: &Completion) -> Result<Arc<Hosted>, ApiError> {
+        let id = &completion.model;
+        if let Some(hosted) = self.models.get(id) {
+            return Ok(Arc::clone(hosted));
+        }
+        #[cfg(feature = "registry")]
+        if let Some(registry) = &self.registry {
+            let seed = completion.prompts.first().and_then(|request| request.seed);
+            let key = match (&completion.user, seed) {
+                (Some(user), _) => user.as_bytes().to_vec(),
+                (None, Some(seed)) => seed.to_le_bytes().to_vec(),
+                (None, None) => self.environment.random().to_le_bytes().to_vec(),
+            };
+            match registry.choose(id, &key) {
+                Some(Ok(hosted)) => return Ok(hosted),
+                Some(Err(())) => return Err(ApiError::absent_model(id)),
+                None => {}
+            }
+        }
+        Err(ApiError::no_model(id))
+    }
+
+    /// Whether `user` decides which version answers.
+    pub(crate) fn is_shared(&self, id: &str) -> bool {
+        #[cfg(feature = "registry")]
+        return self.registry.as_ref().is_some_and(|registry| registry.n_shares(id) > 1);
+        #[cfg(not(feature = "registry"))]
+        return {
+            let _ = id;
+            false
+        };
+    }
+
+    /// The names of models, how each is, and the length of its context.
+    pub(crate) fn chat_models(&self) -> Vec<(String, Health, Option<usize>)> {
+        let fixed = self.models.iter().map(|(id, hosted)| {
+            let card = hosted.model.card();
+            (id.clone(), hosted.health(), card.max_context)
+        });
+        #[cfg(feature = "registry")]
+        let fixed = fixed.chain(self.registry.iter().flat_map(|registry| registry.aliases()));
+        fixed.collect()
+    }
+
+    /// All models, each once.
+    pub(crate) fn hosted(&self) -> Vec<Arc<Hosted>> {
+        let fixed = self.models.values().cloned();
+        #[cfg(feature = "registry")]
+        let fixed = fixed.chain(self.registry.iter().flat_map(|registry| registry.hosted()));
+        fixed.collect()
     }
 
     /// Whether every model has answered, and nothing is ending.
     pub(crate) fn is_ready(&self) -> bool {
-        self.phase() == Phase::Serving && self.models.values().all(|model| model.health() == Health::Good)
+        let are_good = || self.chat_models().iter().all(|(_, health, _)| *health == Health::Good);
+        self.phase() == Phase::Serving && are_good()
+    }
+
+    /// Keeps what a text used. `day` is set here.
+    #[cfg(feature = "registry")]
+    pub(crate) fn count_usage(&self, mut key: UsageKey, counts: Counts) {
+        let Some(registry) = &self.registry else { return };
+        let now = self.environment.unix_time();
+        key.day = now - now % 86_400;
+        registry.count(key, counts);
+    }
+
+    #[cfg(feature = "registry")]
+    pub(crate) fn count_shadow(&self, key: ShadowKey, counts: ShadowCounts) {
+        if let Some(registry) = &self.registry {
+            registry.count_shadow(key, counts);
+        }
     }
 }
 
 /// Whether a model answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Health {
-    Unknown,
-    Good,
-    Bad,
+    Unknown = 0,
+    Good = 1,
+    Bad = 2,
 }
 
-/// A model and how it is.
+/// A model under the name that requests use, and how it is.
 pub(crate) struct Hosted {
     pub(crate) model: Arc<dyn ChatModel>,
-    health: AtomicU8,
+    pub(crate) name: String,
+    /// The version that the registry knows it by.
+    pub(crate) version: Option<Arc<str>>,
+    /// A version that is asked the same in secret.
+    #[cfg(feature = "registry")]
+    pub(crate) shadow: Option<Arc<Shadow>>,
+    /// Shared by all names of a model.
+    health: Arc<AtomicU8>,
 }
 
 impl Hosted {
+    /// A model under the name on its card.
     pub(crate) fn new(model: Arc<dyn ChatModel>) -> Self {
-        Self { model, health: AtomicU8::new(0) }
+        let name = model.card().id.clone();
+        #[cfg(feature = "registry")]
+        return Self { model, name, version: None, shadow: None, health: Arc::default() };
+        #[cfg(not(feature = "registry"))]
+        return Self { model, name, version: None, health: Arc::default() };
+    }
+
+    /// A version of the registry.
+    #[cfg(feature = "registry")]
+    pub(crate) fn of_version(
+        model: Arc<dyn ChatModel>,
+        name: &str,
+        version: Arc<str>,
+        health: Arc<AtomicU8>,
+        shadow: Option<Arc<Shadow>>,
+    ) -> Self {
+        Self { model, name: name.to_owned(), version: Some(version), shadow, health }
+    }
+
+    /// Whether it belongs to the same loaded model.
+    #[cfg(feature = "registry")]
+    pub(crate) fn shares_health(&self, health: &Arc<AtomicU8>) -> bool {
+        Arc::ptr_eq(&self.health, health)
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -80,12 +182,7 @@ impl Hosted {
     }
 
     pub(crate) fn set_health(&self, health: Health) {
-        let value = match health {
-            Health::Unknown => 0,
-            Health::Good => 1,
-            Health::Bad => 2,
-        };
-        self.health.store(value, Ordering::Relaxed);
+        self.health.store(health as u8, Ordering::Relaxed);
     }
 }
 

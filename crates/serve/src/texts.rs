@@ -82,8 +82,16 @@ pub(crate) fn start(
     let room = Room { free: Arc::new(Semaphore::new(bytes)), bytes };
     for index in 0..n {
         let (request, seed) = completion.choice(index);
+        let record = Record::accept(state, &hosted.name);
+        #[cfg(feature = "registry")]
+        let record = {
+            let mut record = record;
+            let tenant = visit.as_ref().map_or("", |visit| visit.tenant());
+            record.account(tenant, hosted.version.as_deref(), index == 0, index % completion.n == 0);
+            record
+        };
         let text = Text {
-            record: Record::accept(state, &hosted.model.card().id),
+            record,
             hosted: Arc::clone(hosted),
             request,
             seed,
@@ -193,6 +201,10 @@ impl Text {
         if let (Err(error), "failed") = (&result, outcome) {
             tracing::warn!(model = %record.model, index, %error, "a text failed");
         }
+        #[cfg(feature = "registry")]
+        if let (Ok(reply), Some(shadow)) = (&result, &hosted.shadow) {
+            shadow.ask(&record.state, tenant, request, reply);
+        }
         record.end(outcome);
         let result = match result {
             Ok(reply) if reply.finish == FinishReason::Cancelled => Err(ApiError::stopping()),
@@ -275,6 +287,17 @@ pub(crate) struct Record {
     is_ended: bool,
     times: Stations,
     pub(crate) usage: Usage,
+    #[cfg(feature = "registry")]
+    account: Option<Account>,
+}
+
+/// To whom a text is counted.
+#[cfg(feature = "registry")]
+struct Account {
+    tenant: String,
+    version: String,
+    /// Whether it is the first text of its request, and of its prompt.
+    firsts: [bool; 2],
 }
 
 impl Record {
@@ -289,7 +312,22 @@ impl Record {
             is_ended: false,
             times: Stations::default(),
             usage: Usage::default(),
+            #[cfg(feature = "registry")]
+            account: None,
         }
+    }
+
+    /// Counts it to a tenant and a version. A request counts with its first text, a prompt with its first.
+    #[cfg(feature = "registry")]
+    pub(crate) fn account(
+        &mut self,
+        tenant: &str,
+        version: Option<&str>,
+        is_first: bool,
+        is_first_of_prompt: bool,
+    ) {
+        let (tenant, version) = (tenant.to_owned(), version.unwrap_or_default().to_owned());
+        self.account = Some(Account { tenant, version, firsts: [is_first, is_first_of_prompt] });
     }
 
     fn since(&self) -> Duration {
@@ -328,6 +366,8 @@ impl Record {
             self.state.slots.leave_queue();
         }
         self.state.metrics.end(&self.model, reason, self.is_running);
+        #[cfg(feature = "registry")]
+        self.count(reason);
         tracing::info!(
             model = %self.model,
             reason,
@@ -336,6 +376,25 @@ impl Record {
             seconds = self.times.ended.as_secs_f64(),
             "a text ended"
         );
+    }
+
+    #[cfg(feature = "registry")]
+    fn count(&mut self, reason: &'static str) {
+        use crate::registry::{Counts, UsageKey};
+        let Some(Account { tenant, version, firsts: [request, prompt] }) = self.account.take() else {
+            return;
+        };
+        let usage = &self.usage;
+        let counts = Counts {
+            requests: request.into(),
+            texts: 1,
+            failures: (reason == "failed").into(),
+            prompt_tokens: if prompt { usage.prompt } else { 0 },
+            cached_tokens: if prompt { usage.cached_prompt } else { 0 },
+            completion_tokens: usage.completion,
+        };
+        let key = UsageKey { day: 0, tenant, model: self.model.clone(), version };
+        self.state.count_usage(key, counts);
     }
 }
 

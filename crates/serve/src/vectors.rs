@@ -57,7 +57,7 @@ pub(crate) async fn embeddings(
     caller.check_model(&request.model)?;
     let hosted = match state.embedders.get(&request.model) {
         Some(hosted) => hosted.clone(),
-        None if state.models.contains_key(&request.model) => {
+        None if state.chat_models().iter().any(|(id, ..)| *id == request.model) => {
             return Err(ApiError::unsupported("model", format!("`{}` makes no vectors", request.model)));
         }
         None => return Err(ApiError::no_model(&request.model)),
@@ -71,6 +71,8 @@ pub(crate) async fn embeddings(
     let visit = caller.visit(state.environment.elapsed())?;
     state.slots.admit(1)?;
     let mut record = Record::accept(&state, &request.model);
+    #[cfg(feature = "registry")]
+    record.account(visit.as_ref().map_or("", |visit| visit.tenant()), None, true, true);
     // If the client goes away, this future is dropped here, and the record with it.
     let permit = Arc::clone(&state.slots.permits).acquire_owned().await;
     let permit = permit.map_err(|_| ApiError::stopping())?;

@@ -56,10 +56,10 @@ pub(super) fn read(fields: &mut Fields<'_>, limits: &Limits) -> Result<Completio
     request.parallel_tool_calls = if request.tools.is_empty() { None } else { parallel };
 
     let form_field = common.form_field("response_format");
-    let Common { model, n, stream, include_usage, ignored, .. } = common;
+    let Common { model, n, stream, include_usage, user, ignored, .. } = common;
     let (prompts, echo) = (vec![Arc::new(request)], Vec::new());
     let route = Route::Chat;
-    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, ignored })
+    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, user, ignored })
 }
 
 /// Refuses what the protocol has and this server does not.

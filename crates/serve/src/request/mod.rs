@@ -50,6 +50,9 @@ pub(crate) struct Completion {
     pub(crate) echo: Vec<String>,
     /// The field that gives the form of the answer.
     pub(crate) form_field: &'static str,
+    /// Who asks, as the request says it.
+    #[cfg_attr(not(feature = "registry"), expect(dead_code, reason = "it decides between versions"))]
+    pub(crate) user: Option<String>,
     /// Fields that are hints without effect here.
     pub(crate) ignored: Vec<&'static str>,
 }
@@ -145,6 +148,7 @@ struct Common {
     form: Option<(ResponseFormat, &'static str)>,
     /// What the answer probably resembles.
     prediction: Option<String>,
+    user: Option<String>,
     ignored: Vec<&'static str>,
 }
 
@@ -202,6 +206,7 @@ impl Common {
             // Unless the model says otherwise.
             ignored.push(PREDICTION);
         }
+        let mut user = None;
         // Hints: for accounts, caches and speed, but never for what is answered.
         for name in [
             "metadata",
@@ -212,14 +217,17 @@ impl Common {
             "service_tier",
             "user",
         ] {
-            match fields.raw(name) {
-                // The tier that OpenAI sells for what can wait.
-                Some(value) if name == "service_tier" && value.get() == "\"flex\"" => {
-                    priority = Priority::Background;
-                }
-                Some(_) => ignored.push(name),
-                None => {}
+            let Some(value) = fields.raw(name) else { continue };
+            // The newer name of `user`, which comes after it.
+            if matches!(name, "safety_identifier" | "user") {
+                user = Some(value.get().to_owned());
             }
+            // The tier that OpenAI sells for what can wait.
+            if name == "service_tier" && value.get() == "\"flex\"" {
+                priority = Priority::Background;
+                continue;
+            }
+            ignored.push(name);
         }
         let sampling = sampling(fields)?;
         let seed = fields.get::<i64>("seed")?.map(i64::cast_unsigned);
@@ -235,6 +243,7 @@ impl Common {
             priority,
             form,
             prediction,
+            user,
             ignored,
         })
     }

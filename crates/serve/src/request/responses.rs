@@ -98,7 +98,7 @@ impl ResponseRequest {
         let previous = fields.get("previous_response_id")?;
         let store = fields.get("store")?.unwrap_or(true);
         let form_field = common.form_field("text.format");
-        let Common { model, stream, .. } = common;
+        let Common { model, stream, user, .. } = common;
         let completion = Completion {
             route: Route::Responses,
             model,
@@ -108,6 +108,7 @@ impl ResponseRequest {
             include_usage: false,
             echo: Vec::new(),
             form_field,
+            user,
             ignored,
         };
         Ok(Self { completion, previous, instructions, input, store, echo })

@@ -50,7 +50,7 @@ pub(super) fn read(fields: &mut Fields<'_>, limits: &Limits) -> Result<Completio
     };
     let prompts = prompts.into_iter().map(request).collect();
     let form_field = common.form_field("structured_outputs");
-    let Common { model, n, stream, include_usage, ignored, .. } = common;
+    let Common { model, n, stream, include_usage, user, ignored, .. } = common;
     let route = Route::Text;
-    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, ignored })
+    Ok(Completion { route, model, prompts, n, stream, include_usage, echo, form_field, user, ignored })
 }
