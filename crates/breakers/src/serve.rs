@@ -32,9 +32,9 @@ pub(crate) struct ServeArgs {
     /// The port; 0 takes a free one.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// A database of versions behind names, which is created if there is none: versions are deployed, compared
-    /// and rolled back while the server runs (see docs/serving.md). MODEL is then served beside them, if one is
-    /// named.
+    /// A database of versions behind names, which is created if there is none: versions are deployed,
+    /// compared and rolled back while the server runs (see docs/serving.md). MODEL is then served beside
+    /// them, if one is named.
     #[arg(long, value_name = "FILE", requires = "models_dir", conflicts_with_all = ["model", "matrices"])]
     registry: Option<PathBuf>,
     /// The folder of the registry's files.
@@ -199,10 +199,15 @@ impl Loader for Files {
         }
         let mut model = self.0.model.clone();
         model.model = path.to_str().ok_or("the path is not UTF-8")?.to_owned();
-        let loaded = model.load()?;
+        let told = |error| match error {
+            Error::Usage(message) => message,
+            Error::Failed(error) => breakers_core::chain(&*error, ": "),
+            error => format!("{error:?}"),
+        };
+        let loaded = model.load().map_err(told)?;
         let mut card = ModelCard::new(&version.name);
         let program = env!("CARGO_PKG_VERSION");
         card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
-        Ok(self.0.engine(&model, loaded, card)?)
+        Ok(self.0.engine(&model, loaded, card).map_err(told)?)
     }
 }
