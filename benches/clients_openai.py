@@ -2,14 +2,16 @@
 
     clients_openai.py --url http://127.0.0.1:8080/v1 [--key KEY]
 
-The server is `cargo run -p breakers-serve --example scripted`, whose answers are known. Prints a line for each check and ends
+The server is `cargo run -p breakers-serve --features batches --example scripted -- 127.0.0.1:8080 "" FOLDER`, whose answers are known. Prints a line for each check and ends
 with an error at the first that fails. Needs `openai`; `instructor`, `litellm` and `langchain-openai` are used if they are there.
 """
 
 import argparse
 import asyncio
 import importlib.util
+import json
 import sys
+import time
 
 import openai
 from pydantic import BaseModel
@@ -152,6 +154,42 @@ def official(url, key):
                 assert found.body["param"] in ("background", "model", "previous_response_id"), found.body
             else:
                 raise AssertionError(f"no {error.__name__}")
+    yield "files and batches"
+    lines = [{"custom_id": name, "method": "POST", "url": "/v1/chat/completions",
+              "body": {"model": "scripted", "messages": say(name)}} for name in ["one two", "break", "three"]]
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+    assert file.purpose == "batch" and client.files.wait_for_processing(file.id).bytes == len(content)
+    assert client.files.content(file.id).read() == content
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
+                                  metadata={"name": "test"})
+    for _ in range(200):
+        batch = client.batches.retrieve(batch.id)
+        if batch.status in ("completed", "failed"):
+            break
+        time.sleep(0.1)
+    counts = batch.request_counts
+    assert batch.status == "completed" and (counts.total, counts.completed, counts.failed) == (3, 2, 1), batch
+    results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in results]
+    assert [line["custom_id"] for line in results] == texts == ["one two", "three"]
+    failed = json.loads(client.files.content(batch.error_file_id).text)
+    assert failed["custom_id"] == "break" and failed["response"]["status_code"] == 500
+    assert batch.id in [one.id for one in client.batches.list(limit=1)]
+    assert {one.id for one in client.files.list(limit=2)} >= {file.id, batch.output_file_id, batch.error_file_id}
+    try:
+        client.batches.cancel(batch.id)
+    except openai.ConflictError:
+        pass
+    else:
+        raise AssertionError("a batch that has ended was cancelled")
+    assert client.files.delete(file.id).deleted
+    wrong = client.files.create(file=("x.jsonl", b"{"), purpose="batch")
+    batch = client.batches.create(input_file_id=wrong.id, endpoint="/v1/chat/completions", completion_window="24h")
+    while batch.status == "validating":
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "failed" and batch.errors.data[0].line == 1, batch
 
     yield "errors by class"
     for error, call in [

@@ -1,5 +1,6 @@
 //! The program `breakers`: local language models from the command line.
 
+mod batch;
 mod form;
 mod serve;
 
@@ -9,6 +10,7 @@ use breakers_cli::{bench, generate, models, print, quantize, run};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use self::batch::BatchCommand;
 use self::form::FormArgs;
 use self::serve::ServeArgs;
 
@@ -40,6 +42,9 @@ enum Command {
     },
     /// Serve a model over HTTP, in OpenAI's protocol, until Ctrl-C.
     Serve(ServeArgs),
+    /// Have a server answer requests when it has time, one at a time or from a file.
+    #[command(subcommand)]
+    Batch(BatchCommand),
     /// List models and data sets, and which of them are on this disk.
     #[command(visible_alias = "ls")]
     List(models::ListArgs),
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
         Command::Run { run, form } => generate::run(run, &|loaded, template| form.of(loaded, template)),
         Command::Chat { chat, form } => generate::chat(chat, &|loaded, template| form.of(loaded, template)),
         Command::Serve(arguments) => arguments.run(),
+        Command::Batch(command) => command.run(),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),

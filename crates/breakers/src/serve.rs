@@ -9,7 +9,7 @@ use std::time::Duration;
 use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
 use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
 use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
-use breakers_serve::{Keys, ServeConfig, Server};
+use breakers_serve::{BatchConfig, Keys, ServeConfig, Server};
 use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig};
 use breakers_structured::Forms;
 use breakers_structured::tools::ToolFormatSpec;
@@ -76,6 +76,13 @@ pub(crate) struct ServeArgs {
     /// times.
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
+    /// A folder in which files, batches and jobs are kept, and which turns them on. Who may write into it may
+    /// hand in jobs without a key.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// How many seconds jobs wait for each other, to share what their prompts have in common.
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS", requires = "data", value_parser = parse_seconds)]
+    grace: f64,
     /// The form in which the model calls functions [default: what its chat template tells].
     #[arg(long, value_name = "NAME")]
     tool_format: Option<ToolFormatSpec>,
@@ -126,6 +133,11 @@ impl ServeArgs {
         config.hosts.clone_from(&self.allow_host);
         config.limits.max_texts = self.max_texts;
         config.limits.max_waiting = self.max_waiting.unwrap_or(self.max_texts.saturating_mul(4));
+        config.batches = self.data.as_ref().map(|folder| {
+            let mut batches = BatchConfig::new(folder);
+            batches.grace = Duration::from_secs_f64(self.grace);
+            batches
+        });
         config.validate().map_err(usage)?;
         Ok(config)
     }
@@ -210,4 +222,9 @@ impl Loader for Files {
         card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
         Ok(self.0.engine(&model, loaded, card).map_err(told)?)
     }
+}
+
+fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected 0 to 3600".to_owned())
 }

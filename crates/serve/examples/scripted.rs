@@ -1,6 +1,8 @@
 //! A server whose model follows a script, for trying clients without weights: it answers with the last
 //! message, calls the first function if there are any, and keeps to `{"name": "Ann", "age": 7}` if JSON is
-//! wanted. A message that begins with `slowly` is answered slowly. `cargo run -p breakers-serve --example scripted -- 127.0.0.1:8080`
+//! wanted. A message that begins with `slowly` is answered slowly.
+//! `cargo run -p breakers-serve --features batches --example scripted -- 127.0.0.1:8080 [KEY] [FOLDER]`; an
+//! empty KEY is none, and FOLDER keeps files and batches (feature `batches`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,8 +124,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(address) = arguments.next() {
         config.address = address.parse()?;
     }
-    if let Some(key) = arguments.next() {
+    if let Some(key) = arguments.next().filter(|key| !key.is_empty()) {
         config.keys = Some(Keys::from_plain([key])?);
+    }
+    if let Some(folder) = arguments.next() {
+        #[cfg(feature = "batches")]
+        {
+            config.batches = Some(breakers_serve::BatchConfig::new(folder));
+        }
+        #[cfg(not(feature = "batches"))]
+        return Err(format!("{folder}: this build keeps no files; turn on the feature `batches`").into());
     }
     let mut card = ModelCard::new("scripted");
     let can = &mut card.capabilities;

@@ -143,7 +143,8 @@ pub(crate) struct WireUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
-    prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
     completion_tokens_details: CompletionDetails,
 }
 
@@ -170,7 +171,7 @@ pub(crate) fn usage(usages: &[Usage], n: usize) -> WireUsage {
         prompt_tokens: prompts.prompt,
         completion_tokens: all.completion,
         total_tokens: prompts.prompt.saturating_add(all.completion),
-        prompt_tokens_details: PromptDetails { cached_tokens: prompts.cached_prompt },
+        prompt_tokens_details: Some(PromptDetails { cached_tokens: prompts.cached_prompt }),
         completion_tokens_details: CompletionDetails {
             reasoning_tokens: all.reasoning,
             // These are about `prediction`, which is not followed, and not about any other drafts.
@@ -193,7 +194,36 @@ pub(crate) fn whole(
     echo: &[String],
 ) -> String {
     let usages: Vec<Usage> = replies.iter().map(|reply| reply.usage).collect();
-    let usage = usage(&usages, n);
+    whole_with(route, head, replies, n, scored, echo, usage(&usages, n))
+}
+
+/// As [`whole`], without what depends on other requests: how much of the prompt was cached.
+///
+/// # Shapes
+/// As [`whole`].
+#[cfg(feature = "batches")]
+pub(crate) fn whole_alone(
+    route: Route,
+    head: &Head,
+    replies: &[ChatReply],
+    n: usize,
+    scored: bool,
+    echo: &[String],
+) -> String {
+    let usages: Vec<Usage> = replies.iter().map(|reply| reply.usage).collect();
+    let usage = WireUsage { prompt_tokens_details: None, ..usage(&usages, n) };
+    whole_with(route, head, replies, n, scored, echo, usage)
+}
+
+fn whole_with(
+    route: Route,
+    head: &Head,
+    replies: &[ChatReply],
+    n: usize,
+    scored: bool,
+    echo: &[String],
+    usage: WireUsage,
+) -> String {
     let numbered = replies.iter().enumerate();
     match route {
         Route::Chat | Route::Responses => {

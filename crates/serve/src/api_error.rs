@@ -131,6 +131,32 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded", "the server is stopping")
     }
 
+    /// There is no file, batch or job of this name, or none that the caller may see.
+    #[cfg(feature = "batches")]
+    pub(crate) fn no_object(kind: &str, id: &str) -> Self {
+        let message = format!("there is no {kind} {id:.100?}");
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
+    }
+
+    /// What is asked for contradicts what is there.
+    #[cfg(feature = "batches")]
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self { is_final: true, ..Self::new(StatusCode::CONFLICT, INVALID, "conflict", message) }
+    }
+
+    /// There is no room for a file.
+    #[cfg(feature = "batches")]
+    pub(crate) fn no_room(limit: u64) -> Self {
+        let message = format!("all files together would have more than {limit} bytes; delete some");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "storage_full", message)
+    }
+
+    /// As many are open as may be.
+    #[cfg(feature = "batches")]
+    pub(crate) fn too_many(what: &str, limit: usize) -> Self {
+        Self::rate_limited(format!("{limit} {what} are open already"), Duration::from_secs(60))
+    }
+
     pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "failed", message)
     }

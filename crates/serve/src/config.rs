@@ -31,6 +31,9 @@ pub struct ServeConfig {
     pub canary: bool,
     /// Limits on everything that a client could use too much of.
     pub limits: Limits,
+    /// Where files, batches and jobs are kept; `None`: there are none.
+    #[cfg(feature = "batches")]
+    pub batches: Option<crate::BatchConfig>,
 }
 
 impl Default for ServeConfig {
@@ -43,6 +46,8 @@ impl Default for ServeConfig {
             hosts: Vec::new(),
             canary: true,
             limits: Limits::default(),
+            #[cfg(feature = "batches")]
+            batches: None,
         }
     }
 }
@@ -73,6 +78,10 @@ impl ServeConfig {
         }
         if !self.address.ip().is_loopback() && self.keys.is_none() && !self.allow_no_keys {
             return Err(Error::Unprotected { address: self.address });
+        }
+        #[cfg(feature = "batches")]
+        if let Some(batches) = &self.batches {
+            batches.validate(max_texts)?;
         }
         Ok(())
     }

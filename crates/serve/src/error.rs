@@ -76,6 +76,15 @@ pub enum Error {
         /// What it says.
         source: Arc<crate::registry::RegistryError>,
     },
+    /// The folder of files and batches cannot be used.
+    #[cfg(feature = "batches")]
+    #[error("cannot use {} for files and batches: {source}", folder.display())]
+    Data {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it: another server uses it, or it cannot be read or written.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// The server's thread has panicked.
     #[error("the server has panicked")]
     Panicked,

@@ -2,6 +2,10 @@
 
 mod answer;
 mod api_error;
+#[cfg(feature = "batches")]
+mod batches;
+#[cfg(feature = "client")]
+pub mod client;
 mod config;
 mod connection;
 mod edge;
@@ -16,6 +20,8 @@ mod request;
 mod responses;
 mod routes;
 mod server;
+#[cfg(any(feature = "batches", feature = "client"))]
+mod spool;
 mod state;
 mod stream;
 #[cfg(feature = "testing")]
@@ -23,6 +29,8 @@ pub mod testing;
 mod texts;
 mod vectors;
 
+#[cfg(feature = "batches")]
+pub use batches::BatchConfig;
 pub use config::{Limits, ServeConfig};
 pub use environment::{Environment, SystemEnvironment};
 pub use error::{Error, Result};

@@ -32,7 +32,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     let router = Router::new();
     #[cfg(feature = "registry")]
     let router = if state.registry.is_some() { router.merge(crate::registry::routes()) } else { router };
-    router
+    let router = router
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
         .route("/v1/embeddings", post(vectors::embeddings))
@@ -45,8 +45,10 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(show_metrics))
         .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .with_state(state)
+        .method_not_allowed_fallback(no_method);
+    #[cfg(feature = "batches")]
+    let router = router.merge(crate::batches::routes());
+    router.with_state(state)
 }
 
 async fn chat(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
@@ -151,7 +153,7 @@ pub(crate) fn name_version(response: &mut Response, hosted: &Hosted) {
 }
 
 /// A short name for all that determines a model's answers.
-fn fingerprint(revision: &str) -> String {
+pub(crate) fn fingerprint(revision: &str) -> String {
     use sha2::{Digest as _, Sha256};
     let hash = Sha256::digest(revision);
     hash.iter().take(6).fold("fp_".to_owned(), |out, byte| format!("{out}{byte:02x}"))

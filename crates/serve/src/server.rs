@@ -153,11 +153,13 @@ impl Server {
             }
             registry.start();
         }
-        let slots = Slots::new(config.limits.max_texts, config.limits.max_waiting);
+        let slots = Arc::new(Slots::new(config.limits.max_texts, config.limits.max_waiting));
         let (phase, _) = watch::channel(Phase::Serving);
         let started = environment.unix_time();
         let metrics = Metrics::new();
         let responses = Store::new(config.limits.stored_responses, config.limits.stored_bytes);
+        #[cfg(feature = "batches")]
+        let batches = config.batches.as_ref().map(crate::batches::Batches::open).transpose()?.map(Arc::new);
         Ok(State {
             config,
             models: hosted,
@@ -170,6 +172,8 @@ impl Server {
             environment,
             phase,
             started,
+            #[cfg(feature = "batches")]
+            batches,
         })
     }
 
@@ -276,12 +280,13 @@ fn advance(phase: &watch::Sender<Phase>, to: Phase) {
 
 fn runtime(state: &State) -> Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    // One thread for each text that runs, one for tests of models, and some for the registry.
+    // One thread for each text that runs, one for tests of models, and some for what else there is.
+    let n_threads = state.config.limits.max_texts + 1;
     #[cfg(feature = "registry")]
-    let n_admin = crate::registry::MAX_ADMIN;
-    #[cfg(not(feature = "registry"))]
-    let n_admin = 0;
-    builder.enable_all().max_blocking_threads(state.config.limits.max_texts + 1 + n_admin);
+    let n_threads = n_threads + crate::registry::MAX_ADMIN;
+    #[cfg(feature = "batches")]
+    let n_threads = n_threads + crate::batches::N_THREADS;
+    builder.enable_all().max_blocking_threads(n_threads);
     builder.build().map_err(|source| Error::Setup { what: "the HTTP thread", source: Arc::new(source) })
 }
 
@@ -332,6 +337,8 @@ async fn serve(state: Arc<State>, listener: TcpListener) -> Ended {
     if state.config.canary {
         tokio::spawn(test_models(Arc::clone(&state)));
     }
+    #[cfg(feature = "batches")]
+    tokio::spawn(crate::batches::dispatch(Arc::clone(&state)));
     let limit = state.config.limits.max_connections;
     let connections = Arc::new(Semaphore::new(limit));
     // Closed when all connections have ended, each of which holds a sender.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use breakers_core::{ChatModel, Embedder, Tokenizer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api_error::ApiError;
 use crate::metrics::Metrics;
@@ -32,13 +32,16 @@ pub(crate) struct State {
     pub(crate) embedders: BTreeMap<String, HostedEmbedder>,
     #[cfg(feature = "registry")]
     pub(crate) registry: Option<Arc<Registry>>,
-    pub(crate) slots: Slots,
+    pub(crate) slots: Arc<Slots>,
     pub(crate) responses: Store,
     pub(crate) metrics: Metrics,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) phase: watch::Sender<Phase>,
     /// When the server started, in seconds since 1970.
     pub(crate) started: u64,
+    /// Files, batches and jobs, if the server keeps any.
+    #[cfg(feature = "batches")]
+    pub(crate) batches: Option<Arc<crate::batches::Batches>>,
 }
 
 impl State {
@@ -193,9 +196,15 @@ pub(crate) struct HostedEmbedder {
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
 }
 
-/// The places for texts that run at a time, and the queue before them. Who comes first gets a place first.
+/// The places for texts that run at a time, and the queue before them. Who comes first gets a place first;
+/// texts of batches take what nobody waits for.
 pub(crate) struct Slots {
-    pub(crate) permits: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
+    /// Told when a place becomes free.
+    freed: Arc<Notify>,
+    /// Held by the text of a batch that is next to get a place.
+    #[cfg(feature = "batches")]
+    turn: tokio::sync::Mutex<()>,
     n_slots: usize,
     max_waiting: usize,
     n_waiting: AtomicUsize,
@@ -210,8 +219,48 @@ const FIRST_GUESS: Duration = Duration::from_secs(1);
 
 impl Slots {
     pub(crate) fn new(n_slots: usize, max_waiting: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(n_slots));
-        Self { permits, n_slots, max_waiting, n_waiting: AtomicUsize::new(0), mean: Mutex::new(None) }
+        Self {
+            permits: Arc::new(Semaphore::new(n_slots)),
+            freed: Arc::default(),
+            #[cfg(feature = "batches")]
+            turn: tokio::sync::Mutex::default(),
+            n_slots,
+            max_waiting,
+            n_waiting: AtomicUsize::new(0),
+            mean: Mutex::new(None),
+        }
+    }
+
+    /// Waits for a place, behind those who came before.
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Slot {
+        // If the wait is given up when the place was just granted, dropping this tells of it.
+        let mut slot = Slot { permit: None, freed: Arc::clone(&self.freed) };
+        slot.permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        slot
+    }
+
+    /// Waits for a place that nobody else waits for, while `reserve` others stay free.
+    #[cfg(feature = "batches")]
+    pub(crate) async fn acquire_spare(&self, reserve: usize) -> Slot {
+        let _turn = self.turn.lock().await;
+        loop {
+            // Registered before the look, so that a place that is freed in between is not missed.
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            // A place that is freed while others wait is theirs and never counts as available.
+            if self.permits.available_permits() > reserve
+                && let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned()
+            {
+                return Slot { permit: Some(permit), freed: Arc::clone(&self.freed) };
+            }
+            freed.await;
+        }
+    }
+
+    /// Counts a text of a batch as waiting. It has a place already, so that no limit applies.
+    #[cfg(feature = "batches")]
+    pub(crate) fn enter_queue(&self) {
+        self.n_waiting.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Lets `n` texts into the queue, unless it is full.
@@ -243,6 +292,20 @@ impl Slots {
             Some(mean) => mean.mul_f64(1.0 - LATEST) + time.mul_f64(LATEST),
             None => time,
         });
+    }
+}
+
+/// A place of a running text; free again when this is dropped.
+pub(crate) struct Slot {
+    permit: Option<OwnedSemaphorePermit>,
+    freed: Arc<Notify>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // First free, then told.
+        drop(self.permit.take());
+        self.freed.notify_waiters();
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use breakers_core::{CallError, ChatReply, ChatRequest, Delta, FinishReason, Usage};
+use breakers_core::{CallError, ChatReply, ChatRequest, Delta, FinishReason, Priority, Usage};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, watch};
@@ -13,7 +13,7 @@ use crate::api_error::ApiError;
 use crate::keys::Visit;
 use crate::metrics::Stations;
 use crate::request::Completion;
-use crate::state::{Health, Hosted, Phase, State};
+use crate::state::{Health, Hosted, Phase, Slot, Slots, State};
 
 /// News of a text.
 pub(crate) enum Event {
@@ -101,11 +101,62 @@ pub(crate) fn start(
             alive: watched.clone(),
             phase: state.phase.subscribe(),
             writer: writer.map(|writer| writer(index)),
+            // Nothing that a client sends decides whose it is.
+            tenant: visit.as_ref().map_or("", |visit| visit.tenant()).to_owned(),
+            can_wait: false,
             visit: visit.clone(),
         };
-        tokio::spawn(text.wait(Arc::clone(&state.slots.permits)));
+        tokio::spawn(text.wait(Arc::clone(&state.slots)));
     }
     Ok(Texts { events, room: room.free, _alive: alive })
+}
+
+/// Runs one text of a batch in a slot that it has already. If the future is dropped, the text ends.
+#[cfg(feature = "batches")]
+pub(crate) async fn run_in(
+    slot: Slot,
+    state: &Arc<State>,
+    hosted: &Arc<Hosted>,
+    completion: &Completion,
+    index: usize,
+    tenant: &str,
+) -> Result<ChatReply, ApiError> {
+    let (sender, events) = mpsc::unbounded_channel();
+    let (alive, watched) = watch::channel(());
+    let room = Room { free: Arc::new(Semaphore::new(0)), bytes: 0 };
+    let mut texts = Texts { events, room: Arc::clone(&room.free), _alive: alive };
+    let (request, seed) = completion.choice(index);
+    state.slots.enter_queue();
+    let record = Record::accept(state, &hosted.name);
+    #[cfg(feature = "registry")]
+    let record = {
+        let mut record = record;
+        record.account(tenant, hosted.version.as_deref(), true, true);
+        record
+    };
+    let text = Text {
+        record,
+        hosted: Arc::clone(hosted),
+        request,
+        seed,
+        index,
+        sender,
+        room,
+        alive: watched,
+        phase: state.phase.subscribe(),
+        writer: None,
+        tenant: tenant.to_owned(),
+        can_wait: true,
+        visit: None,
+    };
+    text.begin(slot);
+    loop {
+        match texts.next().await {
+            Some(Event::End(_, result)) => return result,
+            Some(Event::Chunk(..)) => {}
+            None => return Err(ApiError::failed("an answer is missing")),
+        }
+    }
 }
 
 /// One text on its way.
@@ -120,14 +171,17 @@ struct Text {
     alive: watch::Receiver<()>,
     phase: watch::Receiver<Phase>,
     writer: Option<Box<dyn Writer>>,
+    tenant: String,
+    /// Whether nobody waits for it.
+    can_wait: bool,
     visit: Option<Arc<Visit>>,
 }
 
 impl Text {
     /// Waits for a slot and runs.
-    async fn wait(mut self, permits: Arc<Semaphore>) {
-        let permit = tokio::select! {
-            permit = permits.acquire_owned() => permit,
+    async fn wait(mut self, slots: Arc<Slots>) {
+        let slot = tokio::select! {
+            slot = slots.acquire() => slot,
             // The only news of this channel is that its sender is gone.
             _ = self.alive.changed() => return self.record.end("cancelled_waiting"),
             _ = self.phase.wait_for(|phase| *phase == Phase::Ending) => {
@@ -135,10 +189,14 @@ impl Text {
                 return self.record.end("cancelled_waiting");
             }
         };
-        let Ok(permit) = permit else { return };
+        self.begin(slot);
+    }
+
+    /// Runs on a thread of its own.
+    fn begin(mut self, slot: Slot) {
         self.record.start();
         tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _slot = slot;
             self.run();
         });
     }
@@ -149,8 +207,8 @@ impl Text {
     }
 
     fn run(self) {
-        let Self { mut record, hosted, request, seed, index, sender, room, alive, phase, mut writer, visit } =
-            self;
+        let Self { mut record, hosted, request, seed, index, sender, room, alive, phase, .. } = self;
+        let Self { mut writer, tenant, can_wait, visit, .. } = self;
         // Tells the reader if the model panics.
         let teller = Teller { sender, index, is_told: false };
         if !Self::is_wanted(&alive, &phase) {
@@ -159,9 +217,10 @@ impl Text {
         }
         let mut request = Arc::unwrap_or_clone(request);
         request.seed = seed;
-        // Nothing that a client sends decides whose it is.
-        let tenant = visit.as_ref().map_or("", |visit| visit.tenant());
-        let result = hosted.model.chat_as(tenant, &request, &mut |delta| {
+        if can_wait {
+            request.priority = Priority::Background;
+        }
+        let result = hosted.model.chat_as(&tenant, &request, &mut |delta| {
             if !matches!(delta, Delta::Progress(_)) {
                 record.piece();
             }
@@ -203,7 +262,7 @@ impl Text {
         }
         #[cfg(feature = "registry")]
         if let (Ok(reply), Some(shadow)) = (&result, &hosted.shadow) {
-            shadow.ask(&record.state, tenant, request, reply);
+            shadow.ask(&record.state, &tenant, request, reply);
         }
         record.end(outcome);
         let result = match result {

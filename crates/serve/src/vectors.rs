@@ -12,9 +12,10 @@ use serde::Serialize;
 use crate::answer;
 use crate::api_error::ApiError;
 use crate::edge::Caller;
+use crate::keys::Visit;
 use crate::request::{EmbeddingRequest, Encoding, Inputs};
 use crate::routes::{json, name_ignored, read_body};
-use crate::state::{HostedEmbedder, State};
+use crate::state::{HostedEmbedder, Slot, State};
 use crate::texts::Record;
 
 #[derive(Serialize)]
@@ -55,6 +56,24 @@ pub(crate) async fn embeddings(
     let body = read_body(&state, body).await?;
     let request = EmbeddingRequest::read(&body, &state.config.limits)?;
     caller.check_model(&request.model)?;
+    let hosted = find(&state, &request)?;
+    let visit = caller.visit(state.environment.elapsed())?;
+    state.slots.admit(1)?;
+    let record = Record::accept(&state, &request.model);
+    // If the client goes away, this future is dropped here, and the record with it.
+    let slot = state.slots.acquire().await;
+    let ignored = request.ignored.clone();
+    let (text, _) = run(slot, record, hosted, request, visit).await?;
+    let mut response = json(text);
+    name_ignored(&mut response, &ignored);
+    Ok(response)
+}
+
+/// What makes the vectors that a request asks for.
+///
+/// # Errors
+/// If there is no such model, or its vectors have another length.
+pub(crate) fn find(state: &State, request: &EmbeddingRequest) -> Result<HostedEmbedder, ApiError> {
     let hosted = match state.embedders.get(&request.model) {
         Some(hosted) => hosted.clone(),
         None if state.chat_models().iter().any(|(id, ..)| *id == request.model) => {
@@ -68,18 +87,24 @@ pub(crate) async fn embeddings(
             format!("`dimensions`: the model's vectors have {dimension} numbers and cannot be shortened");
         return Err(ApiError::unsupported("dimensions", message));
     }
-    let visit = caller.visit(state.environment.elapsed())?;
-    state.slots.admit(1)?;
-    let mut record = Record::accept(&state, &request.model);
-    #[cfg(feature = "registry")]
-    record.account(visit.as_ref().map_or("", |visit| visit.tenant()), None, true, true);
-    // If the client goes away, this future is dropped here, and the record with it.
-    let permit = Arc::clone(&state.slots.permits).acquire_owned().await;
-    let permit = permit.map_err(|_| ApiError::stopping())?;
+    Ok(hosted)
+}
+
+/// Makes vectors in a slot. The result is the answer's body and the number of tokens.
+///
+/// # Errors
+/// What is wrong with the input, or with the model.
+pub(crate) async fn run(
+    slot: Slot,
+    mut record: Record,
+    hosted: HostedEmbedder,
+    request: EmbeddingRequest,
+    visit: Option<Visit>,
+) -> Result<(String, u64), ApiError> {
     record.start();
-    let EmbeddingRequest { model, inputs, encoding, ignored, .. } = request;
+    let EmbeddingRequest { model, inputs, encoding, .. } = request;
     let work = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _slot = slot;
         let result = embed(&hosted, inputs);
         match &result {
             Ok((_, tokens)) => {
@@ -107,9 +132,7 @@ pub(crate) async fn embeddings(
     });
     let usage = WireUsage { prompt_tokens: tokens, total_tokens: tokens };
     let list = List { object: "list", data: data.collect(), model, usage };
-    let mut response = json(answer::json(&list));
-    name_ignored(&mut response, &ignored);
-    Ok(response)
+    Ok((answer::json(&list), tokens))
 }
 
 /// The vectors of all inputs, and how many tokens the inputs have.

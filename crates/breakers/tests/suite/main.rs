@@ -1,5 +1,6 @@
 //! The program `breakers` as its users see it.
 
+mod batch;
 mod chat;
 mod form;
 mod program;

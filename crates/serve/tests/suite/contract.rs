@@ -45,18 +45,18 @@ fn with_null(value: &mut Value) {
 }
 
 /// Validators by the name of the schema.
-struct Schemas {
+pub(crate) struct Schemas {
     description: Value,
 }
 
 impl Schemas {
-    fn read() -> Option<Self> {
+    pub(crate) fn read() -> Option<Self> {
         let mut description = description()?;
         with_null(&mut description);
         Some(Self { description })
     }
 
-    fn validator(&self, name: &str) -> Validator {
+    pub(crate) fn validator(&self, name: &str) -> Validator {
         let schemas = &self.description["components"]["schemas"];
         // What a schema refers to, and nothing else of the 3 MB.
         let mut needed: BTreeMap<String, Value> = BTreeMap::new();

@@ -2,8 +2,11 @@
 
 mod access;
 mod answers;
+mod batch_kills;
+mod batches;
 mod cancelling;
 mod contract;
+mod jobs;
 mod operation;
 mod registry;
 mod registry_crashes;

@@ -33,6 +33,31 @@ impl Environment for Fixed {
     }
 }
 
+/// As [`Fixed`], with a time that moves when it is told to.
+pub(crate) struct Adjustable {
+    fixed: Fixed,
+    pub(crate) passed: AtomicU64,
+}
+
+impl Adjustable {
+    pub(crate) fn new() -> Arc<Self> {
+        let fixed = Fixed { start: Instant::now(), n: AtomicU64::new(0) };
+        Arc::new(Self { fixed, passed: AtomicU64::new(0) })
+    }
+}
+
+impl Environment for Adjustable {
+    fn unix_time(&self) -> u64 {
+        NOW + self.passed.load(Ordering::SeqCst)
+    }
+    fn elapsed(&self) -> Duration {
+        self.fixed.elapsed()
+    }
+    fn random(&self) -> u64 {
+        self.fixed.random()
+    }
+}
+
 pub(crate) fn config() -> ServeConfig {
     let mut config = ServeConfig::default();
     config.address = "127.0.0.1:0".parse().unwrap();
@@ -102,6 +127,19 @@ impl Client {
         answer(self.agent.delete(format!("{}{path}", self.base)).call().unwrap())
     }
 
+    /// Uploads a file of requests and returns its name.
+    pub(crate) fn upload(&self, content: &str) -> String {
+        let answer =
+            self.post_form(&form(&[("purpose", None, "batch"), ("file", Some("in.jsonl"), content)]));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn post_form(&self, body: &str) -> Answer {
+        let request = self.agent.post(format!("{}/v1/files", self.base));
+        answer(request.content_type("multipart/form-data; boundary=XX").send(body).unwrap())
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[])
     }
@@ -113,6 +151,15 @@ impl Client {
         }
         answer(request.call().unwrap())
     }
+}
+
+/// A form of fields: name, the file's name if it is a file, content. The boundary is `XX`.
+pub(crate) fn form(fields: &[(&str, Option<&str>, &str)]) -> String {
+    let field = |(name, file, content): &(&str, Option<&str>, &str)| {
+        let file = file.map_or_else(String::new, |file| format!("; filename=\"{file}\""));
+        format!("--XX\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n")
+    };
+    fields.iter().map(field).collect::<String>() + "--XX--\r\n"
 }
 
 fn answer(mut response: ureq::http::Response<ureq::Body>) -> Answer {
