@@ -81,7 +81,8 @@ struct Planned {
 
 impl<D: Drafter> Batch<D> {
     /// An empty batch whose passes have at most `max_rows` rows, or one per text if there are more texts.
-    /// Texts that are being written come first; those that are read share the remaining rows, the oldest first.
+    /// Texts that are being written come first; those that are read share the remaining rows, the oldest
+    /// first.
     pub fn new(max_rows: usize) -> Self {
         Self { texts: Vec::new(), max_rows: max_rows.max(1), n_rows: 0, n_joined: 0 }
     }

@@ -41,10 +41,10 @@ pub struct EngineConfig {
     /// Answers are the same with and without, so that it is used only where the model promises that
     /// ([`LanguageModel::is_shareable`]).
     pub cache_bytes: usize,
-    /// Bytes that the sequences of all texts may take; `None`: what the model has room for. A text waits until
-    /// it fits in. If running ones grow beyond the limit, the latest pauses, one of
-    /// [`Priority::Background`](breakers_core::Priority::Background) first: it gives up its sequence, and goes
-    /// on later as if nothing had been. One text always runs.
+    /// Bytes that the sequences of all texts may take; `None`: what the model has room for. A text waits
+    /// until it fits in. If running ones grow beyond the limit, the latest pauses, one of
+    /// [`Priority::Background`](breakers_core::Priority::Background) first: it gives up its sequence, and
+    /// goes on later as if nothing had been. One text always runs.
     ///
     /// Only texts of models that share sequences pause ([`LanguageModel::is_shareable`]).
     pub max_bytes: Option<usize>,

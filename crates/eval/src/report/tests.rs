@@ -53,7 +53,10 @@ fn markdown_is_as_expected() {
 
 #[test]
 fn pages_hold_everything_and_ask_for_nothing() {
-    let page = report().to_html().unwrap();
+    let mut report = report();
+    report.paragraph("Less <i>than</i> & more.");
+    let page = report.to_html().unwrap();
+    assert!(page.contains("<p>Less &lt;i&gt;than&lt;/i&gt; &amp; more.</p>"), "{page}");
     // What is text stays text; a chart's own elements are its own.
     assert!(page.contains("<td>chat | a\nb</td>") && page.contains("<td class=\"n\">10.0 [9.0, 11.2]</td>"));
     assert!(page.contains("Speed &lt;") && !page.contains("<k>"), "{page}");

@@ -211,8 +211,8 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         done
     }
 
-    /// Admits what waits, as far as there is room: who came first is admitted first, but what nobody waits for
-    /// lets a number of others by.
+    /// Admits what waits, as far as there is room: who came first is admitted first, but what nobody waits
+    /// for lets a number of others by.
     fn admit(&mut self, waiting: Vec<(Ticket, Job)>, done: &mut Done) {
         let is_patient =
             |(_, job): &(Ticket, Job)| job.priority == Priority::Background && job.n_overtaken < PATIENCE;

@@ -1,5 +1,5 @@
-//! Texts that go on from what earlier ones have read, and texts that pause for others: the same answers, fewer
-//! tokens read, bounded memory.
+//! Texts that go on from what earlier ones have read, and texts that pause for others: the same answers,
+//! fewer tokens read, bounded memory.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
