@@ -188,7 +188,8 @@ impl Server {
         let address = address_of(&listener, &state)?;
         let inside = Arc::clone(&state);
         let serve = move || {
-            let ended = runtime.block_on(serve(inside, listener));
+            let ended = runtime.block_on(serve(Arc::clone(&inside), listener));
+            inside.finish();
             // Threads of texts that are cut off may still be in a pass; they are not waited for.
             runtime.shutdown_background();
             ended
@@ -212,8 +213,9 @@ impl Server {
         let ended = runtime.block_on(async {
             watch_signals(&state)?;
             on_start(address);
-            Ok(serve(state, listener).await)
+            Ok(serve(Arc::clone(&state), listener).await)
         });
+        state.finish();
         runtime.shutdown_background();
         ended
     }

@@ -109,6 +109,16 @@ impl State {
         self.phase() == Phase::Serving && are_good()
     }
 
+    /// The server has ended; threads of texts that were cut off may still hold this.
+    pub(crate) fn finish(&self) {
+        #[cfg(feature = "registry")]
+        if let Some(registry) = &self.registry
+            && let Err(error) = registry.flush()
+        {
+            tracing::warn!(%error, "what was used last is not written");
+        }
+    }
+
     /// Keeps what a text used. `day` is set here.
     #[cfg(feature = "registry")]
     pub(crate) fn count_usage(&self, mut key: UsageKey, counts: Counts) {

@@ -408,6 +408,24 @@ fn what_was_used_reaches_the_database_without_being_asked_for() {
 }
 
 #[test]
+fn a_server_that_ends_writes_what_was_used() {
+    let place = Place::new();
+    let mut rarely = place.config();
+    rarely.usage_time = Duration::from_secs(3600);
+    let registry = Arc::new(Registry::open(rarely, place.shelf.clone()).unwrap());
+    let version = place.add(&registry, "a.gguf", "says a");
+    registry.deploy("m", &version, None).unwrap();
+    let server = serve(&registry, config());
+    assert_eq!(said(&Client::new(&server), "m"), "a");
+    let other = place.open();
+    assert!(other.usage(0, None, None).unwrap().is_empty(), "it is not time yet");
+    server.stop();
+    server.join().unwrap();
+    assert_eq!(other.usage(0, None, None).unwrap().len(), 1);
+    drop(registry);
+}
+
+#[test]
 fn only_administrators_administer() {
     let place = Place::new();
     let registry = place.open();

@@ -139,7 +139,6 @@ fn usage_is_counted_once_whatever_fails() {
             // Two rows, of which none must be written alone.
             (0..3).for_each(|_| drop(said(&client, "m")));
             (0..2).for_each(|_| drop(said(&client, &version)));
-            drop(server);
             disk.start(n, fault);
             let written = registry.flush();
             let was_met = disk.stop();
@@ -151,7 +150,7 @@ fn usage_is_counted_once_whatever_fails() {
             assert!(other == 5 || (other == 0 && written.is_err()), "at {n}: {other}, {written:?}");
             // It is tried again, and nothing counts twice.
             assert_eq!(texts(registry.usage(0, None, None).unwrap()), 5, "at {n}: {written:?}");
-            drop(registry);
+            drop((server, registry));
             assert_eq!(texts(open(&place, false).unwrap().usage(0, None, None).unwrap()), 5, "at {n}");
             if !was_met {
                 written.unwrap();
