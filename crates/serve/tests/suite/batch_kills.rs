@@ -103,7 +103,7 @@ fn finish(folder: &Path, id: &str) -> (serde_json::Value, [String; 2]) {
     let server =
         Server::new(settings(folder)).with_model(Arc::new(model(Duration::ZERO, None))).spawn().unwrap();
     let client = Client::new(&server);
-    // Each result is synced to the disk, so that thousands take a while.
+    // Thousands of lines take a while on a slow disk.
     let begun = Instant::now();
     while client.get(&format!("/v1/batches/{id}")).json()["status"] == "in_progress"
         && begun.elapsed() < Duration::from_secs(300)

@@ -397,7 +397,7 @@ impl Store {
 
     /// Writes the result of a line, unless it has one or its batch is ending.
     pub(crate) fn end_line(&self, n: i64, line: u64, status: u16, body: &str, usage: &Usage) -> Result<()> {
-        self.write(|transaction| {
+        self.write_result(|transaction| {
             let work = || {
                 let query = "UPDATE lines SET status = ?3, body = ?4 WHERE batch = ?1 AND line = ?2
                     AND status IS NULL AND (SELECT status FROM batches WHERE n = ?1) = 'in_progress'";

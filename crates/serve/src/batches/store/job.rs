@@ -89,7 +89,7 @@ impl Store {
 
     /// Writes a job's answer, unless it has one.
     pub(crate) fn end_job(&self, ticket: &str, status: u16, body: &str, now: u64) -> Result<()> {
-        self.write(|transaction| {
+        self.write_result(|transaction| {
             let query =
                 "UPDATE jobs SET status = ?2, body = ?3, ended = ?4 WHERE ticket = ?1 AND status IS NULL";
             transaction

@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use breakers_files::{Disk, FileLock, OsDisk};
-use breakers_sqlite::{self as sqlite, Schema, SqliteConfig, failed};
+use breakers_sqlite::{self as sqlite, Durability, Schema, SqliteConfig, failed};
 use rusqlite::{Connection, Transaction};
 
 pub(crate) use self::batch::{BatchRow, Ending, NewBatch, Pending, Status};
@@ -142,6 +142,9 @@ pub(crate) struct Store {
     path: PathBuf,
     sqlite: SqliteConfig,
     connection: Mutex<Connection>,
+    /// Writes results, and does not wait until each is on the disk: if the machine stops, those that are lost
+    /// are made again, and are the same.
+    results: Mutex<Connection>,
     config: BatchConfig,
     /// The folder is no other server's as long as this is held.
     _lock: FileLock,
@@ -168,9 +171,12 @@ impl Store {
         let lock = FileLock::exclusive(folder.join(".lock"), Duration::from_secs(5))?;
         let path = folder.join("batches.db");
         let connection = sqlite::open(&path, &sqlite, &SCHEMA)?;
+        let mut quick = sqlite.clone();
+        quick.durability = Durability::Process;
+        let results = Mutex::new(sqlite::connect(&path, &quick)?);
         let config = config.clone();
-        let store =
-            Self { folder, disk, path, sqlite, connection: Mutex::new(connection), config, _lock: lock };
+        let connection = Mutex::new(connection);
+        let store = Self { folder, disk, path, sqlite, connection, results, config, _lock: lock };
         store.remove_orphans()?;
         Ok(store)
     }
@@ -189,9 +195,15 @@ impl Store {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a transaction that writes.
+    /// Runs a transaction that writes. What it has written is on the disk when this returns.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         sqlite::write(&mut self.lock(), &self.path, work)
+    }
+
+    /// Runs a transaction that writes a result, which survives the process and perhaps not the machine.
+    fn write_result<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        sqlite::write(&mut connection, &self.path, work)
     }
 
     /// Runs something that only reads.
