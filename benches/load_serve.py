@@ -6,6 +6,10 @@
 Needs only Python. Requests are not streamed, so that the client takes no time from the server while texts are
 written. Texts are greedy, ignore nothing, and begin with numbers of their own, so that none is cached. Medians of
 the rounds; ways take turns within a round. Prints one JSON object.
+
+--gaps streams texts instead, lets a long prompt come while they run, and tells how long their readers wait from piece
+to piece with it and without. --jobs 47 runs so many short requests one by one and at once, with prompts of their own
+and behind common instructions.
 """
 
 import argparse
@@ -23,6 +27,82 @@ def post(url, body):
         return json.load(reply)
 
 
+def stream(url, model, prompt, tokens, out):
+    """The times at which the pieces of a streamed text come."""
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
+    request = urllib.request.Request(
+        url + "/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        for line in reply:
+            if line.startswith(b"data: {"):
+                out.append(time.monotonic())
+
+
+def gaps(arguments, model, first_token, n):
+    """Gaps of n streams in milliseconds, with a long prompt in their midst and without."""
+    found = {"alone": [], "beside": []}
+    prompts = []
+    for round_ in range(arguments.rounds):
+        for way in ("alone", "beside"):
+            times = [[] for _ in range(n)]
+            threads = [
+                threading.Thread(
+                    target=stream,
+                    args=(arguments.url, model, f"{time.time_ns()} {i}. The keeper", arguments.tokens, times[i]),
+                )
+                for i in range(n)
+            ]
+            for thread in threads:
+                thread.start()
+            # All have begun.
+            while min(map(len, times)) < 5:
+                time.sleep(0.005)
+            since = time.monotonic()
+            if way == "beside":
+                seconds, usage = first_token(f"{time.time_ns()}", "What is a knot?")
+                prompts.append((seconds, usage["prompt_tokens"]))
+            until = time.monotonic()
+            for thread in threads:
+                thread.join()
+            for pieces in times:
+                for one, other in zip(pieces, pieces[1:]):
+                    if way == "alone" or (one >= since and other <= until):
+                        found[way].append(1000 * (other - one))
+    result = {"streams": n, "prompt_tokens": prompts[0][1]}
+    result["prompt_ms"] = 1000 * statistics.median(seconds for seconds, _ in prompts)
+    for way, values in found.items():
+        values.sort()
+        at = lambda share: values[min(len(values) - 1, int(share * len(values)))]
+        result[way] = {"gaps": len(values), "p50_ms": at(0.5), "p99_ms": at(0.99), "most_ms": values[-1]}
+    return result
+
+
+def jobs(arguments, complete):
+    """Seconds of short requests one by one and at once."""
+    common = "You answer in the words of a careful captain. " * (arguments.words // 9)
+    result = {"jobs": arguments.jobs, "tokens": arguments.tokens}
+    for name, beginning in (("own prompts", ""), ("common instructions", common)):
+        seconds = {}
+        for way in ("one by one", "at once"):
+            number = time.time_ns()
+            threads = [
+                # A beginning of this run's own, so that nothing of the other run is kept.
+                threading.Thread(target=complete, args=(f"{number}. {beginning}Report {i}:", arguments.tokens))
+                for i in range(arguments.jobs)
+            ]
+            begun = time.monotonic()
+            for thread in threads:
+                thread.start()
+                if way == "one by one":
+                    thread.join()
+            for thread in threads:
+                thread.join()
+            seconds[way] = time.monotonic() - begun
+        result[name] = {**seconds, "times": seconds["one by one"] / seconds["at once"]}
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="up to /v1")
@@ -30,6 +110,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each text")
     parser.add_argument("--words", type=int, default=1500, help="words of the long beginning")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gaps", action="store_true", help="gaps of streams while a long prompt is read")
+    parser.add_argument("--jobs", type=int, default=0, help="so many requests one by one and at once")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     arguments = parser.parse_args()
@@ -71,6 +153,10 @@ def main():
         return time.monotonic() - begun, usage
 
     counts = [int(n) for n in arguments.streams.split(",")]
+    if arguments.gaps:
+        return print(json.dumps({"model": model, **gaps(arguments, model, first_token, counts[-1])}, indent=1))
+    if arguments.jobs:
+        return print(json.dumps({"model": model, **jobs(arguments, complete)}, indent=1))
     rates = {n: [] for n in counts}
     cold, warm, cached = [], [], 0
     for round_ in range(arguments.rounds):

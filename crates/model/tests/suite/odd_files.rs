@@ -425,6 +425,8 @@ fn numbers_that_are_not_finite_are_an_error_of_every_output() {
     }
 }
 
+type Change = fn(&mut Draft);
+
 /// Warnings that a program would print.
 #[derive(Clone, Default)]
 struct Heard(std::sync::Arc<std::sync::Mutex<String>>);
@@ -455,16 +457,15 @@ impl tracing::Subscriber for Heard {
 fn what_is_left_out_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("odd.gguf");
-    let hear = |change: fn(&mut Draft)| {
+    let hear = |change: Change| -> String {
         let (mut draft, heard) = (Draft::new("llama"), Heard::default());
         change(&mut draft);
         draft.write(&path);
         tracing::subscriber::with_default(heard.clone(), || load(&path).unwrap());
-        let told = heard.0.lock().unwrap().clone();
-        told
+        heard.0.lock().unwrap().clone()
     };
     let plain = hear(|_| {});
-    let cases: [(fn(&mut Draft), &str); 6] = [
+    let cases: [(Change, &str); 6] = [
         (|d| d.plain_set("tokenizer.ggml.padding_token_id", u32::MAX), "padding_token_id is 4294967295"),
         (|d| d.plain_set("tokenizer.ggml.bos_token_id", 1000u32), "bos_token_id is 1000"),
         (|d| d.plain_set("tokenizer.ggml.eot_token_id", -1i32), "eot_token_id is -1"),

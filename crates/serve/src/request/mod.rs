@@ -51,7 +51,10 @@ pub(crate) struct Completion {
     /// The field that gives the form of the answer.
     pub(crate) form_field: &'static str,
     /// Who asks, as the request says it.
-    #[cfg_attr(not(any(feature = "batches", feature = "registry")), expect(dead_code, reason = "it decides between versions"))]
+    #[cfg_attr(
+        not(any(feature = "batches", feature = "registry")),
+        expect(dead_code, reason = "it decides between versions")
+    )]
     pub(crate) user: Option<String>,
     /// Fields that are hints without effect here.
     pub(crate) ignored: Vec<&'static str>,
