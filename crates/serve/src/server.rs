@@ -282,12 +282,12 @@ fn advance(phase: &watch::Sender<Phase>, to: Phase) {
 
 fn runtime(state: &State) -> Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    // One thread for each text that runs, one for tests of models, and some for what else there is.
-    let n_threads = state.config.limits.max_texts + 1;
+    // One thread for each text that runs or pauses, one for tests of models, and some for what else there is.
+    let n_threads = state.config.limits.max_texts.saturating_mul(2).saturating_add(1);
     #[cfg(feature = "registry")]
-    let n_threads = n_threads + crate::registry::MAX_ADMIN;
+    let n_threads = n_threads.saturating_add(crate::registry::MAX_ADMIN);
     #[cfg(feature = "batches")]
-    let n_threads = n_threads + crate::batches::N_THREADS;
+    let n_threads = n_threads.saturating_add(crate::batches::N_THREADS);
     builder.enable_all().max_blocking_threads(n_threads);
     builder.build().map_err(|source| Error::Setup { what: "the HTTP thread", source: Arc::new(source) })
 }

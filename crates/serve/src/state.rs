@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use breakers_core::{ChatModel, Embedder, Tokenizer};
+use breakers_core::{ChatModel, Embedder, Priority, Tokenizer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api_error::ApiError;
@@ -207,9 +207,11 @@ pub(crate) struct HostedEmbedder {
 }
 
 /// The places for texts that run at a time, and the queue before them. Who comes first gets a place first;
-/// texts of batches take what nobody waits for.
+/// texts of batches take what nobody waits for. Texts that can wait have as many places of their own: a model
+/// that knows priorities lets them pause while others run.
 pub(crate) struct Slots {
     permits: Arc<Semaphore>,
+    patient: Arc<Semaphore>,
     /// Told when a place becomes free.
     freed: Arc<Notify>,
     /// Held by the text of a batch that is next to get a place.
@@ -231,6 +233,7 @@ impl Slots {
     pub(crate) fn new(n_slots: usize, max_waiting: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(n_slots)),
+            patient: Arc::new(Semaphore::new(n_slots)),
             freed: Arc::default(),
             #[cfg(feature = "batches")]
             turn: tokio::sync::Mutex::default(),
@@ -242,10 +245,11 @@ impl Slots {
     }
 
     /// Waits for a place, behind those who came before.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Slot {
+    pub(crate) async fn acquire(&self, priority: Priority) -> Slot {
         // If the wait is given up when the place was just granted, dropping this tells of it.
         let mut slot = Slot { permit: None, freed: Arc::clone(&self.freed) };
-        slot.permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        let permits = if priority == Priority::Background { &self.patient } else { &self.permits };
+        slot.permit = Arc::clone(permits).acquire_owned().await.ok();
         slot
     }
 

@@ -181,7 +181,7 @@ impl Text {
     /// Waits for a slot and runs.
     async fn wait(mut self, slots: Arc<Slots>) {
         let slot = tokio::select! {
-            slot = slots.acquire() => slot,
+            slot = slots.acquire(self.request.priority) => slot,
             // The only news of this channel is that its sender is gone.
             _ = self.alive.changed() => return self.record.end("cancelled_waiting"),
             _ = self.phase.wait_for(|phase| *phase == Phase::Ending) => {

@@ -6,7 +6,7 @@ use axum::extract::{Request, State as Shared};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use breakers_core::{EncodeOptions, TokenId, Tokenizer, Usage};
+use breakers_core::{EncodeOptions, Priority, TokenId, Tokenizer, Usage};
 use serde::Serialize;
 
 use crate::answer;
@@ -61,7 +61,7 @@ pub(crate) async fn embeddings(
     state.slots.admit(1)?;
     let record = Record::accept(&state, &request.model);
     // If the client goes away, this future is dropped here, and the record with it.
-    let slot = state.slots.acquire().await;
+    let slot = state.slots.acquire(Priority::Normal).await;
     let ignored = request.ignored.clone();
     let (text, _) = run(slot, record, hosted, request, visit).await?;
     let mut response = json(text);

@@ -309,6 +309,37 @@ fn the_tier_for_what_can_wait_reaches_the_model() {
     }
 }
 
+/// Texts that can wait never take the places of those that cannot.
+#[test]
+fn who_cannot_wait_finds_a_place_among_those_who_can() {
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (began, begins) = std::sync::mpsc::channel();
+    let held = std::sync::Mutex::new(held);
+    let model = ScriptedModel::from_fn("m", move |request| {
+        if request.priority == Priority::Background {
+            began.send(()).unwrap();
+            let _ = held.lock().unwrap().recv();
+        }
+        "ok".into()
+    });
+    let mut config = config();
+    (config.canary, config.limits.max_texts) = (false, 2);
+    let server = server(Arc::new(model), config);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let body = json!({"model": "m", "prompt": "Hi", "service_tier": "flex"});
+                assert_eq!(Client::new(&server).post("/v1/completions", &body.to_string()).status, 200);
+            });
+        }
+        (0..2).for_each(|_| begins.recv().unwrap());
+        let body = json!({"model": "m", "prompt": "Hi"}).to_string();
+        assert_eq!(Client::new(&server).post("/v1/completions", &body).status, 200);
+        assert!(begins.try_recv().is_err(), "the third has no place yet");
+        drop(hold);
+    });
+}
+
 #[test]
 fn what_a_model_cannot_do_is_refused_by_name() {
     let model = ScriptedModel::from_fn("m", |_| "ok".into()).with_card(ModelCard::new("m"));
