@@ -86,6 +86,16 @@ pub enum ClientError {
         /// What the system says.
         message: String,
     },
+    /// The server cannot be reached, and the folder for jobs is none that a server has used.
+    #[error(
+        "cannot reach the server, and {} is not the folder of one: start `breakers serve --data {}` once",
+        folder.display(),
+        folder.display()
+    )]
+    NoServerFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The server refuses the request.
     #[error("the server refuses the request ({status}): {message}")]
     Refused {
@@ -341,7 +351,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] if something is wrong with the request; [`ClientError::Unreachable`] if the
-    /// server cannot be reached and there is no folder; [`ClientError::NotJson`], [`ClientError::Files`].
+    /// server cannot be reached and there is no folder; [`ClientError::NoServerFolder`] if no server has used
+    /// that; [`ClientError::NotJson`], [`ClientError::Files`].
     pub fn submit(&self, endpoint: &str, body: &str) -> Result<Ticket> {
         let name = new_id(&SystemEnvironment::default(), "job_");
         let body = RawValue::from_string(body.trim().to_owned())
@@ -357,7 +368,12 @@ impl Client {
         };
         let Some(data) = &self.config.data else { return Err(self.give_up(failure)) };
         // If the server did get it, the same ticket makes it the same job.
-        breakers_files::replace(data.join("spool").join(file_name(&name)), text.as_bytes())?;
+        let spool = data.join("spool");
+        // Made by the first server; in a folder that none looks at, a job would be lost without a word.
+        if !spool.is_dir() {
+            return Err(ClientError::NoServerFolder { folder: data.clone() });
+        }
+        breakers_files::replace(spool.join(file_name(&name)), text.as_bytes())?;
         Ok(Ticket { name, is_spooled: true })
     }
 

@@ -53,6 +53,17 @@ fn jobs_wait_for_each_other_and_get_their_own_answers() {
 }
 
 #[test]
+fn a_job_for_a_folder_that_no_server_looks_at_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for data in [folder.path().to_owned(), folder.path().join("typo")] {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = client_of(address, Some(&data)).submit(CHAT, &body("x"));
+        assert!(matches!(error, Err(ClientError::NoServerFolder { folder }) if folder == data));
+        assert!(!data.join("spool").exists());
+    }
+}
+
+#[test]
 fn a_job_that_comes_while_the_server_is_down_is_answered_later() {
     let folder = tempfile::tempdir().unwrap();
     // A port that is free for the server that comes later.
