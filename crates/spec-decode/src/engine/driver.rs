@@ -270,22 +270,26 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     /// Whether another text can run that begins with so many tokens. If somebody waits for it, what nobody
     /// waits for makes room.
     fn has_room(&mut self, priority: Priority, n_tokens: usize, done: &mut Done) -> bool {
+        let can_wait = |owner: &Owner| owner.priority == Priority::Background;
+        let is_urgent = priority == Priority::Normal;
         while self.batch.len() >= self.limits.max_texts {
-            let is_urgent = priority == Priority::Normal;
-            if !is_urgent || !self.pause(|owner| owner.priority == Priority::Background, done) {
+            if !is_urgent || !self.pause(can_wait, done) {
                 return false;
             }
         }
         let Some(limit) = self.limits.max_bytes else { return true };
-        // What they will hold when all have been read.
-        let unread: usize = self.batch.texts().map(|(_, text)| text.tokens().len() - text.held().len()).sum();
-        let wanted = (self.bytes_per_token * (unread + n_tokens) as f64) as usize;
-        while self.model.held_bytes() + wanted > limit {
-            if !self.prefixes.evict(&mut self.model) {
+        loop {
+            // What they will hold when all have been read.
+            let unread = self.batch.texts().map(|(_, text)| text.tokens().len() - text.held().len());
+            let wanted = self.bytes_per_token * (unread.sum::<usize>() + n_tokens) as f64;
+            if self.model.held_bytes().saturating_add(wanted as usize) <= limit {
+                return true;
+            }
+            let has_given = self.prefixes.evict(&mut self.model) || (is_urgent && self.pause(can_wait, done));
+            if !has_given {
                 return self.batch.is_empty();
             }
         }
-        true
     }
 
     /// Takes the latest of certain texts out of the batch; it goes on when there is room. False if there is

@@ -114,3 +114,25 @@ fn memory_is_given_to_the_first() {
         jobs(3).into_iter().map(|job| drain(&mut driver(), vec![job], ONE).remove(0)).collect();
     assert_eq!(drain(&mut driver(), jobs(3), limits), alone);
 }
+
+/// Memory that is taken by what can wait is given to what cannot.
+#[test]
+fn memory_is_given_to_what_cannot_wait() {
+    for cache_bytes in [0, 1 << 20] {
+        let limits = Limits { max_texts: 4, max_bytes: Some(600), cache_bytes, ..ONE };
+        let mut driver = driver();
+        let mut waiting = vec![job(0, 500, Priority::Background)];
+        // Until what a token takes is known, and little is left.
+        for _ in 0..550 {
+            if driver.bytes_per_token > 0.0 && driver.model.held_bytes() > 400 {
+                break;
+            }
+            waiting = driver.step(waiting, limits).refused;
+        }
+        assert!(driver.model.held_bytes() > 400 && driver.batch.len() == 1);
+        let mut urgent = job(1, 5, Priority::Normal);
+        urgent.1.prompt = vec![98; 300];
+        let ended = drain(&mut driver, vec![urgent], limits);
+        assert_eq!(ended.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), [1, 0], "{cache_bytes}");
+    }
+}
