@@ -82,16 +82,10 @@ pub(crate) fn start(
     let room = Room { free: Arc::new(Semaphore::new(bytes)), bytes };
     for index in 0..n {
         let (request, seed) = completion.choice(index);
-        let record = Record::accept(state, &hosted.name);
-        #[cfg(feature = "registry")]
-        let record = {
-            let mut record = record;
-            let tenant = visit.as_ref().map_or("", |visit| visit.tenant());
-            record.account(tenant, hosted.version.as_deref(), index == 0, index % completion.n == 0);
-            record
-        };
+        // Nothing that a client sends decides whose it is.
+        let tenant = visit.as_ref().map_or("", |visit| visit.tenant()).to_owned();
         let text = Text {
-            record,
+            record: record_of(state, hosted, completion, index, &tenant),
             hosted: Arc::clone(hosted),
             request,
             seed,
@@ -101,14 +95,29 @@ pub(crate) fn start(
             alive: watched.clone(),
             phase: state.phase.subscribe(),
             writer: writer.map(|writer| writer(index)),
-            // Nothing that a client sends decides whose it is.
-            tenant: visit.as_ref().map_or("", |visit| visit.tenant()).to_owned(),
+            tenant,
             can_wait: false,
             visit: visit.clone(),
         };
         tokio::spawn(text.wait(Arc::clone(&state.slots)));
     }
     Ok(Texts { events, room: room.free, _alive: alive })
+}
+
+/// The record of a request's text. A request counts once, and so does a prompt, however many texts they have.
+fn record_of(
+    state: &Arc<State>,
+    hosted: &Hosted,
+    completion: &Completion,
+    index: usize,
+    tenant: &str,
+) -> Record {
+    let record = Record::accept(state, &hosted.name);
+    #[cfg(feature = "registry")]
+    let record = record.of(tenant, hosted.version.as_deref(), index == 0, index.is_multiple_of(completion.n));
+    #[cfg(not(feature = "registry"))]
+    let _ = (completion, index, tenant);
+    record
 }
 
 /// Runs one text of a batch in a slot that it has already. If the future is dropped, the text ends.
@@ -127,15 +136,8 @@ pub(crate) async fn run_in(
     let mut texts = Texts { events, room: Arc::clone(&room.free), _alive: alive };
     let (request, seed) = completion.choice(index);
     state.slots.enter_queue();
-    let record = Record::accept(state, &hosted.name);
-    #[cfg(feature = "registry")]
-    let record = {
-        let mut record = record;
-        record.account(tenant, hosted.version.as_deref(), true, true);
-        record
-    };
     let text = Text {
-        record,
+        record: record_of(state, hosted, completion, index, tenant),
         hosted: Arc::clone(hosted),
         request,
         seed,
@@ -378,15 +380,16 @@ impl Record {
 
     /// Counts it to a tenant and a version. A request counts with its first text, a prompt with its first.
     #[cfg(feature = "registry")]
-    pub(crate) fn account(
-        &mut self,
+    pub(crate) fn of(
+        mut self,
         tenant: &str,
         version: Option<&str>,
         is_first: bool,
         is_first_of_prompt: bool,
-    ) {
+    ) -> Self {
         let (tenant, version) = (tenant.to_owned(), version.unwrap_or_default().to_owned());
         self.account = Some(Account { tenant, version, firsts: [is_first, is_first_of_prompt] });
+        self
     }
 
     fn since(&self) -> Duration {

@@ -60,6 +60,8 @@ pub(crate) async fn embeddings(
     let visit = caller.visit(state.environment.elapsed())?;
     state.slots.admit(1)?;
     let record = Record::accept(&state, &request.model);
+    #[cfg(feature = "registry")]
+    let record = record.of(caller.tenant(), None, true, true);
     // If the client goes away, this future is dropped here, and the record with it.
     let slot = state.slots.acquire(Priority::Normal).await;
     let ignored = request.ignored.clone();

@@ -157,6 +157,8 @@ pub(crate) async fn answer(
             let hosted = vectors::find(state, &request)?;
             state.slots.enter_queue();
             let record = Record::accept(state, &request.model);
+            #[cfg(feature = "registry")]
+            let record = record.of(tenant, None, true, true);
             let (body, tokens) = vectors::run(slot, record, hosted, request, None).await?;
             Ok((body, Usage::new(tokens, 0)))
         }
