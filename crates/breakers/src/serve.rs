@@ -10,7 +10,7 @@ use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, 
 use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
 use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
 use breakers_serve::{BatchConfig, Keys, ServeConfig, Server};
-use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig};
+use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig, SavedPrefixes, SavedPrefixesError};
 use breakers_structured::Forms;
 use breakers_structured::tools::ToolFormatSpec;
 
@@ -51,6 +51,13 @@ pub(crate) struct ServeArgs {
     /// none.
     #[arg(long, default_value_t = 1024, value_name = "MB")]
     cache_mb: usize,
+    /// A folder in which what texts have read is kept over restarts: keys and values, and the tokens that they
+    /// are of. It is for the cache f16 or f32 on the CPU.
+    #[arg(long, value_name = "FOLDER")]
+    prefixes: Option<PathBuf>,
+    /// Megabytes that the files in that folder may take.
+    #[arg(long, default_value_t = 4000, value_name = "MB", requires = "prefixes", value_parser = clap::value_parser!(u32).range(1..))]
+    prefixes_mb: u32,
     /// Megabytes of keys and values that all texts may take, kept ones included: further texts wait until
     /// they fit in, and the latest pause where running ones grow [default: what there is].
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
@@ -93,6 +100,9 @@ impl ServeArgs {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         // What is wrong with flags is told before a model is loaded.
         let config = self.config()?;
+        if self.prefixes.is_some() && self.cache_mb == 0 {
+            return Err(Error::Usage("--prefixes keeps what --cache-mb keeps, which is 0".to_owned()));
+        }
         if self.registry.is_some() && self.name.is_none() && self.alias.is_some() {
             return Err(Error::Usage("--alias names MODEL, and none is given".to_owned()));
         }
@@ -196,6 +206,12 @@ impl ServeArgs {
             .with_card(card);
         if let Some(template) = template {
             engine = engine.with_format(Arc::new(template));
+        }
+        if let Some(folder) = &self.prefixes {
+            let mut saved = SavedPrefixes::new(folder);
+            saved.max_bytes = u64::from(self.prefixes_mb) * 1_000_000;
+            let refused = |error: SavedPrefixesError| Error::Usage(format!("--prefixes: {error}"));
+            engine = engine.with_saved_prefixes(saved).map_err(refused)?;
         }
         Ok(Arc::new(engine))
     }

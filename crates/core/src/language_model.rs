@@ -208,6 +208,16 @@ impl Step {
     }
 }
 
+/// What a sequence holds at a moment, detached from its model: it can be written down on another thread, and
+/// restored later ([`LanguageModel::restore`]).
+pub trait Snapshot: Send {
+    /// Hands out its bytes piece by piece, the same ones each time.
+    fn pieces(&self, put: &mut dyn FnMut(&[u8]));
+}
+
+/// The bytes of a snapshot, in memory or mapped. A model may go on reading them as long as it holds them.
+pub type SnapshotBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A causal language model that holds sequences and extends several of them in one forward pass.
 ///
 /// Tokens fed by [`forward`](Self::forward) are *provisional*: everything fed later sees them, and they can
@@ -298,6 +308,39 @@ pub trait LanguageModel {
     fn held_bytes(&self) -> usize {
         0
     }
+
+    /// All that a snapshot depends on beside the weights and the tokens: how they are stored, and what computed
+    /// them. It may be restored where this is the same and the weights are. `None`: this model makes none.
+    fn snapshot_kind(&self) -> Option<String> {
+        None
+    }
+
+    /// What the final tokens of a sequence have left in it. It shares storage with the sequence where that is
+    /// possible, and is not changed by what happens to it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence);
+    /// [`Error::Unsupported`](crate::Error::Unsupported) where [`snapshot_kind`](Self::snapshot_kind) is `None`.
+    fn snapshot(&self, sequence: SequenceId) -> Result<Box<dyn Snapshot>> {
+        let _ = sequence;
+        Err(self.no_snapshots())
+    }
+
+    /// Opens a sequence that holds the first `len` of the `n_tokens` tokens of a snapshot, all of them final.
+    /// The caller answers for the bytes being those of a snapshot of the same kind and weights.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported); [`StepError::OutOfRange`] for a `len` above
+    /// `n_tokens`; the model's own, such as for bytes of another length.
+    fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> Result<SequenceId> {
+        let _ = (bytes, n_tokens, len);
+        Err(self.no_snapshots())
+    }
+
+    #[doc(hidden)]
+    fn no_snapshots(&self) -> crate::Error {
+        crate::Error::Unsupported { model: self.info().name.clone(), feature: "snapshots of sequences" }
+    }
 }
 
 /// Passes every call on to the model behind a pointer.
@@ -339,6 +382,15 @@ macro_rules! forward_to_pointee {
             }
             fn held_bytes(&self) -> usize {
                 (**self).held_bytes()
+            }
+            fn snapshot_kind(&self) -> Option<String> {
+                (**self).snapshot_kind()
+            }
+            fn snapshot(&self, sequence: SequenceId) -> Result<Box<dyn Snapshot>> {
+                (**self).snapshot(sequence)
+            }
+            fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> Result<SequenceId> {
+                (**self).restore(bytes, n_tokens, len)
             }
         }
     };

@@ -53,10 +53,11 @@ pub use constraint::{Constraint, ConstraintError};
 pub use error::{BoxError, Error, Result, SharedError, StepError, chain};
 pub use json::{Json, JsonError};
 pub use language_model::{
-    LanguageModel, LayerTap, ModelInfo, Output, RowOutput, SequenceId, Step, TokenLogprob, Want,
+    LanguageModel, LayerTap, ModelInfo, Output, RowOutput, SequenceId, Snapshot, SnapshotBytes, Step,
+    TokenLogprob, Want,
 };
 pub use mask::TokenMask;
-pub use models::{ChatModel, Embedder, Likelihood, OnDelta, PairScorer, ScoredText};
+pub use models::{ChatModel, Embedder, Likelihood, ModelLoad, OnDelta, PairScorer, ScoredText};
 pub use prompt::{Message, Part, Prompt, ResponseFormat, ResponseSchema, Role, Tool, ToolCall, ToolChoice};
 pub use sampling::{
     Distribution, Sampler, SamplingConfig, SamplingError, TokenScore, argmax, argmax_within,

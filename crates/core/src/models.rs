@@ -48,6 +48,40 @@ pub trait ChatModel: Send + Sync {
         let keep = &mut |_: Delta| ControlFlow::Continue(());
         requests.iter().map(|request| self.chat(request, keep)).collect()
     }
+
+    /// What the model is busy with; `None` for a model that does not know, such as a remote one. It does not
+    /// wait for anything.
+    fn load(&self) -> Option<ModelLoad> {
+        None
+    }
+}
+
+/// What a model that runs here is busy with, for those who watch it. Counters only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelLoad {
+    /// Texts that take part in passes.
+    pub n_running: usize,
+    /// Texts that have begun and pause.
+    pub n_pausing: usize,
+    /// Sequences of ended texts that are kept for others.
+    pub n_kept: usize,
+    /// Bytes of all sequences.
+    pub held_bytes: usize,
+    /// Bytes that they may take.
+    pub max_bytes: Option<usize>,
+    /// Passes of the model.
+    pub n_passes: u64,
+    /// Tokens fed in passes.
+    pub n_rows: u64,
+    /// How often a text has paused.
+    pub n_pauses: u64,
+    /// Kept sequences that were given up for room.
+    pub n_evicted: u64,
+    /// Beginnings of texts that were written to a file.
+    pub n_saved: u64,
+    /// Texts that began with what a file held.
+    pub n_restored: u64,
 }
 
 /// Something that says how likely given texts are.

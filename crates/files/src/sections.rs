@@ -49,7 +49,7 @@ struct Header<H> {
     sections: Vec<Section>,
 }
 
-#[derive(Clone, Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
 struct Section {
     name: String,
     /// Length in bytes, without padding.
@@ -239,8 +239,10 @@ pub struct SectionFile<H> {
     pub info: H,
     path: PathBuf,
     file: File,
-    /// Name, first byte, bytes.
-    sections: Vec<(String, usize, usize)>,
+    /// Each with its first byte.
+    sections: Vec<(Section, usize)>,
+    /// Whether sections are verified when they are asked for.
+    is_lazy: bool,
 }
 
 impl<H: DeserializeOwned> SectionFile<H> {
@@ -249,28 +251,49 @@ impl<H: DeserializeOwned> SectionFile<H> {
     /// # Errors
     /// [`Error::Damaged`], [`Error::NotAFile`], [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let opened = Self::open_lazily(path)?;
+        for (section, at) in &opened.sections {
+            opened.check(section, *at)?;
+        }
+        Ok(Self { is_lazy: false, ..opened })
+    }
+
+    /// Opens a file and verifies its header and its length; each section is verified when it is asked for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_lazily(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         regular(path)?;
         let io = |source| Error::io("read", path)(source);
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(io)?.len();
+        let long_enough = |bytes: usize| match bytes as u64 <= length {
+            true => Ok(bytes),
+            false => Err(damaged(path, "file length", format!("at least {bytes}"), length)),
+        };
         let mut fixed = [0; FIXED];
+        long_enough(FIXED)?;
         file.read_exact(&mut fixed).map_err(io)?;
-        let mut start = vec![0; Layout::<H>::header_bytes(&fixed, path)?];
+        let mut start = vec![0; long_enough(Layout::<H>::header_bytes(&fixed, path)?)?];
         start[..FIXED].copy_from_slice(&fixed);
         file.read_exact(&mut start[FIXED..]).map_err(io)?;
         let layout = Layout::<H>::parse(&start, length, path)?;
-        let mut opened = Self { info: layout.info, path: path.to_owned(), file, sections: Vec::new() };
         let mut at = layout.header_bytes;
-        for section in layout.sections {
-            let padded = section.bytes.next_multiple_of(ALIGN);
-            if padded > 0 {
-                section.check(&opened.map(at, padded)?, path)?;
-            }
-            opened.sections.push((section.name, at, section.bytes));
-            at += padded;
+        let place = |section: Section| {
+            let start = at;
+            at += section.bytes.next_multiple_of(ALIGN);
+            (section, start)
+        };
+        let sections = layout.sections.into_iter().map(place).collect();
+        Ok(Self { info: layout.info, path: path.to_owned(), file, sections, is_lazy: true })
+    }
+
+    fn check(&self, section: &Section, at: usize) -> Result<()> {
+        match section.bytes.next_multiple_of(ALIGN) {
+            0 => Ok(()),
+            padded => section.check(&self.map(at, padded)?, &self.path),
         }
-        Ok(opened)
     }
 
     fn map(&self, start: usize, bytes: usize) -> Result<memmap2::MmapMut> {
@@ -281,11 +304,19 @@ impl<H: DeserializeOwned> SectionFile<H> {
             .map_err(Error::io("map", &self.path))
     }
 
+    /// The first byte of a section, and its bytes.
     fn find(&self, name: &'static str) -> Result<(usize, usize)> {
-        let section = self.sections.iter().find(|(n, ..)| n == name);
-        section
-            .map(|&(_, start, bytes)| (start, bytes))
-            .ok_or_else(|| self.damaged(name, "a section", "none"))
+        let found = self.sections.iter().find(|(section, _)| section.name == name);
+        let (section, at) = found.ok_or_else(|| self.damaged(name, "a section", "none"))?;
+        if self.is_lazy {
+            self.check(section, *at)?;
+        }
+        Ok((*at, section.bytes))
+    }
+
+    /// Bytes of a section, which is not verified; `None` if there is none of this name.
+    pub fn section_bytes(&self, name: &str) -> Option<usize> {
+        self.sections.iter().find(|(section, _)| section.name == name).map(|(section, _)| section.bytes)
     }
 
     /// A section as a mapped array of exactly `n` elements. Writes to it stay in memory.

@@ -231,6 +231,17 @@ pub enum Error {
         /// Scores of each head.
         found: Vec<usize>,
     },
+    /// A cache of this kind is not written down, or not from here.
+    #[error("a cache of this kind has no snapshots")]
+    NoSnapshot,
+    /// The bytes are not those of a snapshot of such a cache.
+    #[error("a snapshot of this cache has {expected} bytes, these are {found}")]
+    SnapshotBytes {
+        /// Bytes that the cache's layers need.
+        expected: usize,
+        /// Bytes found.
+        found: usize,
+    },
     /// Tokens that were coded cannot be evicted later.
     #[error("a press that works again and again cannot be combined with a quantizer")]
     RepeatedEviction,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use breakers_backend::device;
 use breakers_core::{
     Error as CoreError, LanguageModel, LayerTap, ModelInfo, Output, Result as CoreResult, RowOutput,
-    SequenceId, Step, StepError, TokenLogprob, TokenMask, Want, argmax, argmax_within, top_k,
+    SequenceId, Snapshot, SnapshotBytes, Step, StepError, TokenLogprob, TokenMask, Want, argmax,
+    argmax_within, top_k,
 };
 use breakers_kv_cache::{CacheShape, KvCache, PageMeter, PlainCache, Segment};
 use breakers_linear::OutputTiles;
@@ -110,6 +111,13 @@ impl Runner {
 
     fn cache_mut(&mut self, sequence: SequenceId) -> CoreResult<&mut Box<dyn KvCache>> {
         self.sequences.get_mut(&sequence).ok_or(CoreError::UnknownSequence { sequence })
+    }
+
+    fn snapshot_error(&self, error: breakers_kv_cache::Error) -> CoreError {
+        match error {
+            breakers_kv_cache::Error::NoSnapshot => self.no_snapshots(),
+            error => Error::from(error).into(),
+        }
     }
 
     fn validate(&self, steps: &[Step]) -> CoreResult<()> {
@@ -470,6 +478,29 @@ impl LanguageModel for Runner {
 
     fn held_bytes(&self) -> usize {
         self.page_bytes()
+    }
+
+    /// The cache's kind with all that may change a number in it: the shape, the instructions that computed it,
+    /// and this crate's version.
+    fn snapshot_kind(&self) -> Option<String> {
+        let cache = (self.cache)(&self.model.decoder().cache_shape()).ok()?;
+        let (kind, shape) = (cache.snapshot_kind()?, cache.shape());
+        let (isa, version) = (breakers_cpu::isa(), env!("CARGO_PKG_VERSION"));
+        Some(format!("{kind}; {isa}; version {version}; {shape:?}"))
+    }
+
+    fn snapshot(&self, sequence: SequenceId) -> CoreResult<Box<dyn Snapshot>> {
+        let snapshot = self.cache(sequence)?.snapshot();
+        snapshot.map_err(|error| self.snapshot_error(error))
+    }
+
+    fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> CoreResult<SequenceId> {
+        let sequence = self.open()?;
+        let restored = self.cache_mut(sequence)?.restore(&bytes, n_tokens, len);
+        restored.map(|()| sequence).map_err(|error| {
+            self.close(sequence);
+            self.snapshot_error(error)
+        })
     }
 
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> CoreResult<()> {

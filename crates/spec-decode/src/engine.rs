@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use breakers_core::{
     Alternative, AnswerForms, AnswerPlan, AnswerReader, CallError, ChatFormat, ChatModel, ChatReply,
     ChatRequest, Constraint, Delta, EncodeOptions, FinishReason, LanguageModel, ModelCard, ModelInfo,
-    OnDelta, Prompt, PromptProgress, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer, ToolChoice,
-    Usage, Vocabulary,
+    ModelLoad, OnDelta, Prompt, PromptProgress, ResponseFormat, ScoredToken, Timings, TokenId, Tokenizer,
+    ToolChoice, Usage, Vocabulary,
 };
 
 use self::driver::{Driver, Event, Job, Limits, Ticket};
+use self::saved::PrefixFiles;
 use crate::{AtLimit, Config, DraftLength, Drafter, NoDrafter, Result, TokenScore};
 
 mod driver;
 mod prefixes;
 mod rows;
+mod saved;
+
+pub use saved::{SavedPrefixes, SavedPrefixesError};
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug, PartialEq)]
@@ -142,8 +146,8 @@ struct Shared<M, D> {
     gone: Vec<Ticket>,
     mail: HashMap<Ticket, Vec<Event>>,
     n_tickets: u64,
-    /// How often a text was paused.
-    n_paused: u64,
+    /// What the driver was busy with when it was last here.
+    load: ModelLoad,
     /// A pass has panicked, so the model cannot be used anymore.
     is_broken: bool,
 }
@@ -224,10 +228,35 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         self
     }
 
-    /// How often a text has paused for others: for a more urgent one, or for want of memory
-    /// ([`EngineConfig::max_bytes`]).
-    pub fn n_paused(&self) -> u64 {
-        self.lock().n_paused
+    /// The same engine, which keeps beginnings of texts in files as well, so that they outlive the program: after a
+    /// restart, a text that begins like an earlier one goes on from there. Give it its card first
+    /// ([`with_card`](Self::with_card)): files are told apart by the card's revision, which has to change with the
+    /// weights. They are used where [`EngineConfig::cache_bytes`] keeps sequences at all.
+    ///
+    /// A thread of its own writes a text's sequence soon after the text has ended. Answers are the same with and
+    /// without: a file is used only if its checksums are right and it comes from the same weights, kind of cache,
+    /// instruction set and version; otherwise the tokens are computed.
+    ///
+    /// # Errors
+    /// [`SavedPrefixesError`].
+    pub fn with_saved_prefixes(mut self, config: SavedPrefixes) -> Result<Self, SavedPrefixesError> {
+        let revision = self.card.revision.as_deref();
+        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(driver) = shared.driver.take() {
+            let files = PrefixFiles::open(config, driver.model(), revision);
+            let (driver, opened) = match files {
+                Ok(files) => (driver.with_files(files), Ok(())),
+                Err(error) => (driver, Err(error)),
+            };
+            shared.driver = Some(driver);
+            opened?;
+        }
+        Ok(self)
+    }
+
+    fn load_now(&self) -> ModelLoad {
+        let shared = self.lock();
+        shared.driver.as_ref().map_or(shared.load, Driver::load)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared<M, D>> {
@@ -417,7 +446,7 @@ impl<M: LanguageModel, D: Drafter> Shared<M, D> {
             gone: Vec::new(),
             mail: HashMap::new(),
             n_tickets: 0,
-            n_paused: 0,
+            load: ModelLoad::default(),
             is_broken: false,
         }
     }
@@ -491,6 +520,7 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
         let gone = std::mem::take(&mut shared.gone);
         if let Some(driver) = &mut self.driver {
             gone.into_iter().for_each(|ticket| driver.drop_text(ticket));
+            shared.load = driver.load();
         }
         shared.driver = self.driver.take();
         for (ticket, event) in done.events {
@@ -499,7 +529,6 @@ impl<'e, M: LanguageModel, D: Drafter> Driving<'e, M, D> {
                 mail.push(event);
             }
         }
-        shared.n_paused += done.n_paused;
         let Shared { queue, mail, .. } = &mut *shared;
         for job in done.refused.into_iter().rev().filter(|(ticket, _)| mail.contains_key(ticket)) {
             queue.push_front(job);
@@ -563,6 +592,10 @@ impl<M: LanguageModel + Send, D: Drafter + Send> ChatModel for Engine<M, D> {
             Ok(reply)
         };
         waiting.into_iter().map(follow).collect()
+    }
+
+    fn load(&self) -> Option<ModelLoad> {
+        Some(self.load_now())
     }
 }
 

@@ -123,7 +123,7 @@ pub use config::{AtLimit, Config, DraftLength, Speculated};
 pub use decoding::{Decoding, Pass};
 pub use draft::{Draft, DraftRequest, Drafter, Outcome};
 pub use draft_model::{ModelDraftConfig, ModelDrafter, Proposal};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, SavedPrefixes, SavedPrefixesError};
 pub use error::{Error, Result};
 pub use fingerprint::TokenizerFingerprint;
 pub use ngram::{Continuation, NgramConfig, NgramDrafter};

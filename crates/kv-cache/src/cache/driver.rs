@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use breakers_backend::flex;
+use breakers_core::{Snapshot, SnapshotBytes};
 use breakers_cpu as cpu;
 use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
@@ -106,6 +107,21 @@ pub(crate) trait Storage: Layers + Clone + 'static {
 
     /// Drops the tokens after the first `len`, of `before`.
     fn truncate(&mut self, len: usize, before: usize);
+
+    /// See [`KvCache::snapshot_kind`].
+    fn snapshot_kind(&self) -> Option<String> {
+        None
+    }
+
+    /// The pages of the first `len` tokens.
+    fn snapshot(&self, _len: usize) -> Result<Box<dyn Snapshot>> {
+        Err(Error::NoSnapshot)
+    }
+
+    /// Fills an empty storage with `len` of a snapshot's tokens.
+    fn restore(&mut self, _bytes: &SnapshotBytes, _n_tokens: usize, _len: usize) -> Result<()> {
+        Err(Error::NoSnapshot)
+    }
 }
 
 /// The next layer of a cache's open step.
@@ -228,6 +244,25 @@ impl<S: Storage> KvCache for Cache<S> {
             ledger: self.ledger.clone(),
             storage: self.storage.clone(),
         }))
+    }
+
+    fn snapshot_kind(&self) -> Option<String> {
+        self.storage.snapshot_kind()
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
+        self.ledger.closed("snapshot")?;
+        self.storage.snapshot(self.ledger.committed())
+    }
+
+    fn restore(&mut self, bytes: &SnapshotBytes, n_tokens: usize, len: usize) -> Result<()> {
+        if self.ledger.len() > 0 {
+            return Err(Error::NoSnapshot);
+        }
+        self.ledger.check_restore(n_tokens, len)?;
+        self.storage.restore(bytes, n_tokens, len)?;
+        self.ledger.restored(len);
+        Ok(())
     }
 
     fn lane(&mut self, layer: usize) -> Result<Option<Lane<'_>>> {

@@ -189,6 +189,24 @@ impl Ledger {
         self.committed += n_tokens;
     }
 
+    /// Fails unless an empty sequence can hold the first `len` of `n_tokens` tokens.
+    pub(crate) fn check_restore(&self, n_tokens: usize, len: usize) -> Result<()> {
+        self.closed("restore")?;
+        if len > n_tokens {
+            let (requested, available) = (len, n_tokens);
+            return Err(StepError::OutOfRange { what: "restore", requested, available }.into());
+        }
+        if len > self.max_tokens {
+            return Err(StepError::ContextFull { needed: len, limit: self.max_tokens }.into());
+        }
+        Ok(())
+    }
+
+    /// Notes that an empty sequence holds `len` final tokens.
+    pub(crate) fn restored(&mut self, len: usize) {
+        (self.len, self.committed) = (len, len);
+    }
+
     pub(crate) fn check_truncate(&self, len: usize) -> Result<()> {
         self.closed("truncate")?;
         if len > self.len {

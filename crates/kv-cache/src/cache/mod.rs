@@ -7,11 +7,12 @@ pub(crate) mod plain;
 pub(crate) mod quantized;
 pub(crate) mod spec;
 
+use breakers_core::{Snapshot, SnapshotBytes};
 use burn::tensor::Tensor;
 
 use self::driver::Lane;
 use crate::pages::meter::PageMeter;
-use crate::{CacheShape, Result};
+use crate::{CacheShape, Error, Result};
 
 /// Keys and values of one sequence, and attention over them.
 ///
@@ -151,6 +152,32 @@ pub trait KvCache: Send {
     /// # Errors
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn fork(&self) -> Result<Box<dyn KvCache>>;
+
+    /// What has to be the same for a snapshot to be restored, beside the shape; `None` for a cache that has none.
+    fn snapshot_kind(&self) -> Option<String> {
+        None
+    }
+
+    /// The pages of the final tokens, detached from the cache. They are shared with it until it writes to them.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`](crate::Error::NoSnapshot), [`Error::StepOpen`](crate::Error::StepOpen).
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
+        Err(Error::NoSnapshot)
+    }
+
+    /// Makes an empty cache hold the first `len` of the `n_tokens` tokens of a snapshot, all of them final. Bytes
+    /// are read where they lie; they are trusted to be those of a snapshot of this kind and shape.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`](crate::Error::NoSnapshot), also for a cache that is not empty;
+    /// [`Error::SnapshotBytes`](crate::Error::SnapshotBytes) if there are more or fewer;
+    /// [`StepError::OutOfRange`](breakers_core::StepError::OutOfRange) for a `len` above `n_tokens`, and
+    /// [`StepError::ContextFull`](breakers_core::StepError::ContextFull).
+    fn restore(&mut self, bytes: &SnapshotBytes, n_tokens: usize, len: usize) -> Result<()> {
+        let _ = (bytes, n_tokens, len);
+        Err(Error::NoSnapshot)
+    }
 
     /// The next layer, for [`attend_many`](crate::attend_many); `None` for a cache that can only attend on
     /// its own.

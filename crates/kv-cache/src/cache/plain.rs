@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use breakers_backend::device;
+use breakers_core::{Snapshot, SnapshotBytes};
 use breakers_cpu as cpu;
 use burn::tensor::{Device, Tensor};
 
@@ -14,6 +15,7 @@ use crate::pages::device::DevicePages;
 use crate::pages::layer::{BadRow, LayerPages};
 use crate::pages::meter::PageMeter;
 use crate::pages::page::PAGE_TOKENS;
+use crate::pages::saved::{self, SavedPages};
 use crate::{CacheShape, Element, Error, Result, attention};
 
 /// A cache that keeps every token's keys and values unchanged.
@@ -191,6 +193,28 @@ impl Storage for PlainStorage {
                 Layer::Device(pages) => pages.truncate(len),
             }
         }
+    }
+
+    fn snapshot_kind(&self) -> Option<String> {
+        self.is_on_host().then(|| saved::kind(self.element))
+    }
+
+    fn snapshot(&self, len: usize) -> Result<Box<dyn Snapshot>> {
+        let mut all = Vec::new();
+        for layer in &self.layers {
+            let Layer::Host(pages) = layer else { return Err(Error::NoSnapshot) };
+            all.extend(pages.pages[..len.div_ceil(PAGE_TOKENS)].iter().cloned());
+        }
+        Ok(Box::new(SavedPages(all)))
+    }
+
+    fn restore(&mut self, bytes: &SnapshotBytes, n_tokens: usize, len: usize) -> Result<()> {
+        let host = |layer| match layer {
+            &mut Layer::Host(ref mut pages) => Some(pages),
+            Layer::Device(_) => None,
+        };
+        let layers: Option<Vec<&mut LayerPages>> = self.layers.iter_mut().map(host).collect();
+        saved::restore(&mut layers.ok_or(Error::NoSnapshot)?, bytes, n_tokens, len)
     }
 }
 

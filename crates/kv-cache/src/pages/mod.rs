@@ -8,4 +8,5 @@ pub(crate) mod layer;
 pub(crate) mod meter;
 pub(crate) mod packed;
 pub(crate) mod page;
+pub(crate) mod saved;
 pub(crate) mod source;

@@ -10,6 +10,9 @@
 //! # Memory
 //! `PAGE_TOKENS · n_kv_heads · (head_dim + head_dim rounded up to 16)` elements.
 
+use std::sync::Arc;
+
+use breakers_core::SnapshotBytes;
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
@@ -79,6 +82,8 @@ pub(crate) struct Page {
 
 enum Storage {
     Heap(Box<[Line]>),
+    /// A part of what others own, which is read and never written: from this byte on, so many.
+    Foreign(SnapshotBytes, usize, usize),
     /// A separate mapping, which is returned to the system as soon as the page is dropped.
     Apart(MmapMut),
 }
@@ -117,8 +122,26 @@ impl Page {
         self.storage().len()
     }
 
-    fn storage(&self) -> &[u8] {
+    pub(crate) fn storage(&self) -> &[u8] {
         self.storage.bytes()
+    }
+
+    /// Bytes of every page of a layout, however it is allocated.
+    pub(crate) fn stored_bytes(layout: &PageLayout) -> usize {
+        layout.page_bytes().next_multiple_of(size_of::<Line>())
+    }
+
+    /// A page that lies in other bytes from `at` on; `None` if it does not, or not aligned.
+    pub(crate) fn read(
+        bytes: &SnapshotBytes,
+        at: usize,
+        layout: &PageLayout,
+        meter: &PageMeter,
+    ) -> Option<Self> {
+        let n_bytes = Self::stored_bytes(layout);
+        let part = (**bytes).as_ref().get(at..)?.get(..n_bytes)?;
+        let is_aligned = part.as_ptr().addr().is_multiple_of(align_of::<Line>());
+        is_aligned.then(|| Self::new(Storage::Foreign(Arc::clone(bytes), at, n_bytes), meter))
     }
 
     pub(crate) fn region<E: Stored>(&self, layout: &PageLayout, head: usize) -> &[E] {
@@ -130,9 +153,13 @@ impl Page {
     pub(crate) fn region_mut<E: Stored>(&mut self, layout: &PageLayout, head: usize) -> &mut [E] {
         debug_assert_eq!(E::IS_HALF, layout.element == Element::F16);
         let n = layout.region_elements();
+        if let Storage::Foreign(..) = self.storage {
+            self.storage = Storage::Heap(bytemuck::cast_slice(self.storage()).into());
+        }
         let storage: &mut [u8] = match &mut self.storage {
             Storage::Heap(lines) => bytemuck::cast_slice_mut(lines),
             Storage::Apart(map) => map,
+            Storage::Foreign(..) => &mut [],
         };
         &mut bytemuck::cast_slice_mut(storage)[head * n..][..n]
     }
@@ -141,7 +168,7 @@ impl Page {
 impl Clone for Page {
     fn clone(&self) -> Self {
         let apart = match &self.storage {
-            Storage::Heap(_) => None,
+            Storage::Heap(_) | Storage::Foreign(..) => None,
             Storage::Apart(map) => MmapMut::map_anon(map.len()).ok(),
         };
         let storage = match apart {
@@ -161,6 +188,7 @@ impl Storage {
         match self {
             Self::Heap(lines) => bytemuck::cast_slice(lines),
             Self::Apart(map) => map,
+            Self::Foreign(bytes, at, n_bytes) => &(**bytes).as_ref()[*at..][..*n_bytes],
         }
     }
 }

@@ -388,6 +388,53 @@ fn pages_that_sequences_share_are_counted_once() {
     assert_eq!(runner.page_bytes(), pages / 2);
 }
 
+#[test]
+fn a_sequence_goes_on_from_what_was_written_of_it() {
+    for (architecture, folder) in [("qwen3", "qwen3"), ("llama", "mixtral")] {
+        let model = Draft::of(architecture, folder).load().unwrap();
+        let (mut first, mut second) = (model.runner(), model.runner());
+        assert_eq!(first.snapshot_kind(), second.snapshot_kind());
+        assert!(first.snapshot_kind().unwrap().contains("F32"));
+        let text: Vec<u32> = (0..90).map(|i| (i * 7 + i / 3) % 60).collect();
+        let sequence = first.open().unwrap();
+        first.forward(&mut [Step::last(sequence, text[..80].to_vec(), Want::Nothing)]).unwrap();
+        first.commit(sequence, 80).unwrap();
+        let mut bytes = Vec::new();
+        first.snapshot(sequence).unwrap().pieces(&mut |piece| bytes.extend_from_slice(piece));
+        // As aligned as a mapped file.
+        let restored = second.restore(std::sync::Arc::new(Lines::of(&bytes)), 80, 70).unwrap();
+        assert_eq!((second.len(restored).unwrap(), second.committed(restored).unwrap()), (70, 70));
+        first.truncate(sequence, 70).unwrap();
+        let mut steps = [sequence, restored].map(|id| Step::each(id, text[70..].to_vec(), Want::Logits));
+        let [one, other] = &mut steps;
+        first.forward(std::slice::from_mut(one)).unwrap();
+        second.forward(std::slice::from_mut(other)).unwrap();
+        assert_eq!(one.outputs, other.outputs, "{architecture}");
+        let n_open = second.page_bytes();
+        let short = std::sync::Arc::new(Lines::of(&bytes[64..]));
+        assert!(second.restore(short, 80, 70).unwrap_err().to_string().contains("bytes"));
+        assert_eq!(second.page_bytes(), n_open);
+    }
+}
+
+/// Bytes that begin at a cache line.
+struct Lines(Vec<u8>, std::ops::Range<usize>);
+
+impl Lines {
+    fn of(bytes: &[u8]) -> Self {
+        let mut room = vec![0; bytes.len() + 64];
+        let at = room.as_ptr().align_offset(64);
+        room[at..][..bytes.len()].copy_from_slice(bytes);
+        Self(room, at..at + bytes.len())
+    }
+}
+
+impl AsRef<[u8]> for Lines {
+    fn as_ref(&self) -> &[u8] {
+        &self.0[self.1.clone()]
+    }
+}
+
 /// The chain of an error's causes.
 fn text(error: &dyn std::error::Error) -> String {
     let cause = error.source().map(|cause| format!(": {}", text(cause)));

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use breakers_core::{
-    CallError, Constraint, FinishReason, LanguageModel, Priority, PromptProgress, SequenceId, TokenId, Usage,
-    Vocabulary,
+    CallError, Constraint, FinishReason, LanguageModel, ModelLoad, Priority, PromptProgress, SequenceId,
+    TokenId, Usage, Vocabulary,
 };
 
-use super::prefixes::{Holder, Prefixes, Start, start_of};
+use super::prefixes::{Holder, Prefixes, Start, WORTH_WAITING, start_of};
 use super::rows::RowBudget;
+use super::saved::PrefixFiles;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, TextId, TokenScore};
 
 /// Names a request.
@@ -66,8 +67,6 @@ pub(super) struct Done {
     /// Requests that have to wait: the model has no room for them at present, or another text is reading
     /// what they begin with.
     pub(super) refused: Vec<(Ticket, Job)>,
-    /// How often a text was paused.
-    pub(super) n_paused: u64,
 }
 
 type MakeDrafter<D> = Box<dyn FnMut() -> Result<D> + Send>;
@@ -117,12 +116,16 @@ pub(super) struct Driver<M, D> {
     batch: Batch<D>,
     owners: Vec<Owner>,
     prefixes: Prefixes,
+    /// Beginnings of texts that outlive the program.
+    files: Option<PrefixFiles>,
     budget: RowBudget,
     limits: Limits,
     /// Texts that have begun and left the batch to others.
     paused: Vec<Paused<D>>,
     /// What a token takes; 0 as long as that is not known.
     bytes_per_token: f64,
+    /// What is only counted.
+    counts: ModelLoad,
     make_drafter: MakeDrafter<D>,
     /// Drafters of texts that have ended.
     idle: Vec<D>,
@@ -139,10 +142,12 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
             batch,
             owners,
             prefixes,
+            files: None,
             budget,
             limits,
             paused,
             bytes_per_token,
+            counts: ModelLoad::default(),
             make_drafter,
             idle,
             policy,
@@ -155,7 +160,27 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         owners.into_iter().for_each(|owner| self.close(owner.text));
         self.paused.clear();
         self.prefixes.clear(&mut self.model);
-        Driver::new(self.model, make_drafter)
+        Driver { files: self.files, ..Driver::new(self.model, make_drafter) }
+    }
+
+    pub(super) fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// The same with beginnings of texts in files.
+    pub(super) fn with_files(self, files: PrefixFiles) -> Self {
+        Self { files: Some(files), ..self }
+    }
+
+    /// What goes on, and what has.
+    pub(super) fn load(&self) -> ModelLoad {
+        let mut load = self.counts;
+        let goes_on = self.batch.texts().filter(|(_, text)| text.finish().is_none());
+        (load.n_running, load.n_pausing) = (goes_on.count(), self.paused.len());
+        (load.n_kept, load.n_evicted) = self.prefixes.counts();
+        (load.held_bytes, load.max_bytes) = (self.model.held_bytes(), self.limits.max_bytes);
+        (load.n_saved, load.n_restored) = self.files.as_ref().map_or((0, 0), PrefixFiles::counts);
+        load
     }
 
     /// Forgets a request; nothing happens if it has ended.
@@ -180,6 +205,8 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         self.batch.set_max_rows(self.budget.rows(max_rows, max_pass, is_heard));
         let begun = Instant::now();
         let passed = self.batch.pass(&mut self.model);
+        self.counts.n_passes += u64::from(self.batch.n_rows() > 0);
+        self.counts.n_rows += self.batch.n_rows() as u64;
         if is_heard {
             self.budget.note(self.batch.n_rows(), begun.elapsed(), max_pass, max_rows);
         }
@@ -201,7 +228,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 }
             }
         }
-        self.relieve(&mut done);
+        self.relieve();
         self.shrink();
         for Paused { ticket, decoding, .. } in &self.paused {
             let n_prompt = decoding.tokens().len() - decoding.output().len();
@@ -219,7 +246,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         let (patient, first): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_patient);
         let (mut is_full, mut n_overtaking) = (false, 0);
         for (ticket, job) in first.into_iter().chain(patient) {
-            let has_room = !is_full && self.has_room(job.priority, job.prompt.len(), done);
+            let has_room = !is_full && self.has_room(job.priority, job.prompt.len());
             if !has_room {
                 is_full = true;
                 done.refused.push((ticket, job));
@@ -269,11 +296,11 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Whether another text can run that begins with so many tokens. If somebody waits for it, what nobody
     /// waits for makes room.
-    fn has_room(&mut self, priority: Priority, n_tokens: usize, done: &mut Done) -> bool {
+    fn has_room(&mut self, priority: Priority, n_tokens: usize) -> bool {
         let can_wait = |owner: &Owner| owner.priority == Priority::Background;
         let is_urgent = priority == Priority::Normal;
         while self.batch.len() >= self.limits.max_texts {
-            if !is_urgent || !self.pause(can_wait, done) {
+            if !is_urgent || !self.pause(can_wait) {
                 return false;
             }
         }
@@ -285,7 +312,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
             if self.model.held_bytes().saturating_add(wanted as usize) <= limit {
                 return true;
             }
-            let has_given = self.prefixes.evict(&mut self.model) || (is_urgent && self.pause(can_wait, done));
+            let has_given = self.prefixes.evict(&mut self.model) || (is_urgent && self.pause(can_wait));
             if !has_given {
                 return self.batch.is_empty();
             }
@@ -294,7 +321,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Takes the latest of certain texts out of the batch; it goes on when there is room. False if there is
     /// none. Only where the model shares sequences is it the same text afterwards.
-    fn pause(&mut self, is_one: impl Fn(&Owner) -> bool, done: &mut Done) -> bool {
+    fn pause(&mut self, is_one: impl Fn(&Owner) -> bool) -> bool {
         let can_pause = |owner: &&Owner| {
             let text = self.batch.get(owner.text).filter(|text| text.finish().is_none());
             text.is_some_and(|text| self.model.is_shareable(text.sequence())) && is_one(owner)
@@ -305,7 +332,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         let Owner { text, tenant, priority, n_overtaken, .. } = self.owners.remove(at);
         let Some((decoding, drafter)) = self.batch.leave(text) else { return false };
         self.keep(&tenant, &decoding);
-        done.n_paused += 1;
+        self.counts.n_pauses += 1;
         self.paused.push(Paused { ticket, tenant, priority, n_overtaken, decoding, drafter });
         true
     }
@@ -315,7 +342,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         let first = |paused: &&Paused<D>| (paused.priority == Priority::Background, paused.ticket);
         while let Some(next) = self.paused.iter().min_by_key(first) {
             let (ticket, priority, n_tokens) = (next.ticket, next.priority, next.decoding.tokens().len());
-            if !self.has_room(priority, n_tokens, done) {
+            if !self.has_room(priority, n_tokens) {
                 break;
             }
             let Some(at) = self.paused.iter().position(|paused| paused.ticket == ticket) else { break };
@@ -350,7 +377,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
 
     /// Makes sequences fit into their bytes: those that are only kept go, then the latest texts pause, those
     /// first that nobody waits for. One text runs, whatever it takes.
-    fn relieve(&mut self, done: &mut Done) {
+    fn relieve(&mut self) {
         let n_tokens: usize = self.batch.texts().map(|(_, text)| text.held().len()).sum::<usize>()
             + self.prefixes.holders().map(|holder| holder.tokens.len()).sum::<usize>();
         // Of few tokens, pages that are begun would count for too much.
@@ -364,8 +391,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 continue;
             }
             let has_paused = goes_on > 1
-                && (self.pause(|owner| owner.priority == Priority::Background, done)
-                    || self.pause(|_| true, done));
+                && (self.pause(|owner| owner.priority == Priority::Background) || self.pause(|_| true));
             if !has_paused {
                 break;
             }
@@ -388,20 +414,37 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                 soon,
             })
         });
-        start_of(tenant, tokens, self.prefixes.holders().chain(running))
+        let start = start_of(tenant, tokens, self.prefixes.holders().chain(running));
+        let now = match start {
+            Start::From(_, len) => len,
+            Start::Empty => 0,
+            start => return start,
+        };
+        match self.files.as_ref().and_then(|files| files.best(tenant, tokens)) {
+            Some((file, len)) if len >= now + WORTH_WAITING => Start::Saved(file, len),
+            _ => start,
+        }
     }
 
     /// Opens a sequence for a new text. If there is no room, those that are only kept make some.
     fn open(&mut self, start: Start) -> breakers_core::Result<SequenceId> {
-        if let Start::From(source, len) = start {
-            self.prefixes.touch(source);
-            if let Ok(copy) = self.model.fork(source) {
-                if self.model.truncate(copy, len).is_ok() {
-                    return Ok(copy);
+        match (start, &mut self.files) {
+            (Start::From(source, len), _) => {
+                self.prefixes.touch(source);
+                if let Ok(copy) = self.model.fork(source) {
+                    if self.model.truncate(copy, len).is_ok() {
+                        return Ok(copy);
+                    }
+                    // A cache that has evicted tokens cannot go back to any length.
+                    self.model.close(copy);
                 }
-                // A cache that has evicted tokens cannot go back to any length.
-                self.model.close(copy);
             }
+            (Start::Saved(file, len), Some(files)) => {
+                if let Some(sequence) = files.restore(&mut self.model, &file, len) {
+                    return Ok(sequence);
+                }
+            }
+            _ => {}
         }
         loop {
             match self.model.open() {
@@ -484,6 +527,9 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         // What is not counted would grow without end.
         let is_counted = self.model.held_bytes() > 0;
         if self.limits.cache_bytes > 0 && is_final && is_counted && self.model.is_shareable(sequence) {
+            if let Some(files) = &self.files {
+                files.offer(&self.model, tenant, sequence, tokens);
+            }
             self.prefixes.keep(&mut self.model, tenant, sequence, tokens.to_vec());
             self.shrink();
         } else {

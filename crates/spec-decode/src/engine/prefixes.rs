@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use breakers_core::{LanguageModel, SequenceId, TokenId};
 
+use super::saved::FileId;
+
 /// Tokens that a text waits for while another one reads them: below that, computing them again is cheaper.
-const WORTH_WAITING: usize = 64;
+pub(super) const WORTH_WAITING: usize = 64;
 
 /// A sequence, what it holds, and whose it is.
 pub(super) struct Holder<'a> {
@@ -24,6 +26,8 @@ pub(super) enum Start {
     Empty,
     /// With so many tokens of a sequence.
     From(SequenceId, usize),
+    /// With so many tokens of a file.
+    Saved(FileId, usize),
     /// With nothing yet: another text is reading what this one begins with.
     Soon,
 }
@@ -51,7 +55,7 @@ pub(super) fn start_of<'a>(
 }
 
 /// How many tokens two texts have in common at their beginning.
-fn common(a: &[TokenId], b: &[TokenId]) -> usize {
+pub(super) fn common(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -60,6 +64,8 @@ fn common(a: &[TokenId], b: &[TokenId]) -> usize {
 pub(super) struct Prefixes {
     /// The one used last comes last.
     kept: Vec<Kept>,
+    /// How many were given up for room.
+    n_evicted: u64,
 }
 
 struct Kept {
@@ -114,7 +120,13 @@ impl Prefixes {
             return false;
         }
         model.close(self.kept.remove(0).sequence);
+        self.n_evicted += 1;
         true
+    }
+
+    /// How many there are, and how many were given up for room.
+    pub(super) fn counts(&self) -> (usize, u64) {
+        (self.kept.len(), self.n_evicted)
     }
 
     /// Gives up all.

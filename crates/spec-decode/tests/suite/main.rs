@@ -15,6 +15,7 @@ mod greedy;
 mod language;
 mod prefixes;
 mod sampling;
+mod saved;
 mod support;
 mod table;
 mod text;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use breakers_core::{
     ChatModel, ChatRequest, Delta, FinishReason, LanguageModel, ModelInfo, Priority, Prompt, Result,
-    SamplingConfig, SequenceId, Step, TokenId,
+    SamplingConfig, SequenceId, Snapshot, SnapshotBytes, Step, TokenId,
 };
 use breakers_spec_decode::{Config, DraftLength, Engine, EngineConfig, NgramDrafter};
 use proptest::prelude::*;
@@ -83,6 +83,15 @@ impl LanguageModel for Shared {
     }
     fn held_bytes(&self) -> usize {
         self.with(|toy| toy.held_bytes())
+    }
+    fn snapshot_kind(&self) -> Option<String> {
+        self.with(|toy| toy.snapshot_kind())
+    }
+    fn snapshot(&self, sequence: SequenceId) -> Result<Box<dyn Snapshot>> {
+        self.with(|toy| toy.snapshot(sequence))
+    }
+    fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> Result<SequenceId> {
+        self.with(|toy| toy.restore(bytes, n_tokens, len))
     }
 }
 
@@ -220,7 +229,7 @@ fn texts_fit_into_their_bytes() {
         {
             assert_eq!(reply.unwrap().token_ids, expected(&target, &tokens(prompt), request));
         }
-        assert!(engine.n_paused() > 3, "{} pauses", engine.n_paused());
+        assert!(engine.load().unwrap().n_pauses > 3, "{} pauses", engine.load().unwrap().n_pauses);
         let peak = model.peak.load(Relaxed);
         // A pass may go beyond it by its own rows, or one long text.
         assert!(peak <= 600 + 8 * 16, "{peak} bytes");
@@ -286,7 +295,7 @@ fn answers_are_those_of_no_cache() {
             prop_assert_eq!(&reply.token_ids, &expected(&target, &tokens(prompt), ask));
             n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
         }
-        n_paused.fetch_add(engine.n_paused(), Relaxed);
+        n_paused.fetch_add(engine.load().unwrap().n_pauses, Relaxed);
         Ok(())
     };
     let mut runner = TestRunner::new(ProptestConfig::with_cases(120));

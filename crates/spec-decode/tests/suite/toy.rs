@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use breakers_core::{
-    Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Step, StepError, TokenId, Want,
-    argmax, argmax_within, top_k,
+    Error, LanguageModel, ModelInfo, Output, Result, RowOutput, SequenceId, Snapshot, SnapshotBytes, Step,
+    StepError, TokenId, Want, argmax, argmax_within, top_k,
 };
 
 /// Logits of the next token as a function of all tokens before it.
@@ -110,6 +110,14 @@ impl Toy {
             true => Err(StepError::ContextFull { needed, limit: self.info.max_context }.into()),
             false => Ok(()),
         }
+    }
+}
+
+struct Tokens(Vec<TokenId>);
+
+impl Snapshot for Tokens {
+    fn pieces(&self, put: &mut dyn FnMut(&[u8])) {
+        self.0.iter().for_each(|token| put(&token.to_le_bytes()));
     }
 }
 
@@ -233,6 +241,26 @@ impl LanguageModel for Toy {
 
     fn is_shareable(&self, _sequence: SequenceId) -> bool {
         !self.evicts
+    }
+
+    fn snapshot_kind(&self) -> Option<String> {
+        (!self.evicts).then(|| "toy".to_owned())
+    }
+
+    fn snapshot(&self, sequence: SequenceId) -> Result<Box<dyn Snapshot>> {
+        let held = self.get(sequence)?;
+        Ok(Box::new(Tokens(held.tokens[..held.committed].to_vec())))
+    }
+
+    /// Believes what the bytes say: whoever takes others for them reads another text.
+    fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> Result<SequenceId> {
+        let ids = (*bytes).as_ref().chunks_exact(4).map(|id| TokenId::from_le_bytes(id.try_into().unwrap()));
+        let tokens: Vec<TokenId> = ids.take(len).collect();
+        assert!(tokens.len() == len && n_tokens * 4 == (*bytes).as_ref().len());
+        let sequence = self.open()?;
+        let held = self.get_mut(sequence)?;
+        (held.tokens, held.committed) = (tokens, len);
+        Ok(sequence)
     }
 
     /// A byte a token.
