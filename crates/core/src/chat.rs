@@ -285,6 +285,10 @@ pub struct Usage {
     pub drafted: u64,
     /// How many of them became output.
     pub accepted: u64,
+    /// How many of the accepted ones were [predicted](ChatRequest::prediction).
+    pub predicted: u64,
+    /// How many of the others were.
+    pub mispredicted: u64,
 }
 
 impl Usage {
@@ -301,13 +305,16 @@ impl Usage {
 
 impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
-        let Self { prompt, cached_prompt, completion, reasoning, drafted, accepted } = other;
+        let Self { prompt, cached_prompt, completion, reasoning, drafted, accepted, predicted, mispredicted } =
+            other;
         self.prompt += prompt;
         self.cached_prompt += cached_prompt;
         self.completion += completion;
         self.reasoning += reasoning;
         self.drafted += drafted;
         self.accepted += accepted;
+        self.predicted += predicted;
+        self.mispredicted += mispredicted;
     }
 }
 

@@ -174,9 +174,9 @@ pub(crate) fn usage(usages: &[Usage], n: usize) -> WireUsage {
         prompt_tokens_details: Some(PromptDetails { cached_tokens: prompts.cached_prompt }),
         completion_tokens_details: CompletionDetails {
             reasoning_tokens: all.reasoning,
-            // These are about `prediction`, which is not followed, and not about any other drafts.
-            accepted_prediction_tokens: 0,
-            rejected_prediction_tokens: 0,
+            // These are about `prediction`, and not about any other drafts.
+            accepted_prediction_tokens: all.predicted,
+            rejected_prediction_tokens: all.mispredicted,
         },
     }
 }
@@ -197,7 +197,8 @@ pub(crate) fn whole(
     whole_with(route, head, replies, n, scored, echo, usage(&usages, n))
 }
 
-/// As [`whole`], without what depends on other requests: how much of the prompt was cached.
+/// As [`whole`], without what depends on other requests: how much of the prompt was cached, and how much of a
+/// prediction was tried.
 ///
 /// # Shapes
 /// As [`whole`].
@@ -210,7 +211,12 @@ pub(crate) fn whole_alone(
     scored: bool,
     echo: &[String],
 ) -> String {
-    let usages: Vec<Usage> = replies.iter().map(|reply| reply.usage).collect();
+    let alone = |reply: &ChatReply| {
+        let mut usage = reply.usage;
+        (usage.predicted, usage.mispredicted) = (0, 0);
+        usage
+    };
+    let usages: Vec<Usage> = replies.iter().map(alone).collect();
     let usage = WireUsage { prompt_tokens_details: None, ..usage(&usages, n) };
     whole_with(route, head, replies, n, scored, echo, usage)
 }

@@ -122,6 +122,11 @@ impl<D: Drafter> Batch<D> {
         self.texts.iter_mut().find(|t| t.id == text).map(|t| &mut t.decoding)
     }
 
+    /// The drafter of a text of the batch.
+    pub(crate) fn drafter(&self, text: TextId) -> Option<&D> {
+        self.texts.iter().find(|t| t.id == text).map(|t| &t.drafter)
+    }
+
     /// The texts, in the order in which they joined.
     pub fn texts(&self) -> impl Iterator<Item = (TextId, &Decoding)> {
         self.texts.iter().map(|t| (t.id, &t.decoding))

@@ -164,7 +164,7 @@ impl<M: LanguageModel> Engine<M> {
         let mut card = ModelCard::new(info.name.clone());
         card.max_context = Some(info.max_context);
         let can = &mut card.capabilities;
-        (can.text, can.tokens, can.logprobs, can.seed) = (true, true, true, true);
+        (can.text, can.tokens, can.logprobs, can.seed, can.prediction) = (true, true, true, true, true);
         let driver = Driver::new(model, Box::new(|| Ok(NoDrafter)));
         Self {
             info,
@@ -307,6 +307,13 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
             top_logprobs: request.top_logprobs,
             at_limit: self.config.at_limit,
         };
+        let prediction = request.prediction.as_ref().map(|text| {
+            // A text in the middle of a sequence.
+            let options = EncodeOptions { add_special: false, ..EncodeOptions::default() };
+            let tokens = self.tokenizer.encode(text, options);
+            tokens.map_err(|error| CallError::bad_request("prediction", error.to_string()))
+        });
+        let prediction = prediction.transpose()?;
         let vocabulary: Arc<dyn Vocabulary> = self.tokenizer.clone();
         let (stop, has_controls) = (request.stop.clone(), reader.is_some());
         let tenant = tenant.clone();
@@ -319,6 +326,7 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
                 config,
                 stop,
                 constraint,
+                prediction,
                 has_controls,
                 vocabulary,
             },

@@ -11,6 +11,7 @@ use breakers_core::{
 use super::prefixes::{Holder, Prefixes, Start, WORTH_WAITING, start_of};
 use super::rows::RowBudget;
 use super::saved::PrefixFiles;
+use crate::predicted::PredictedDrafter;
 use crate::{AdaptiveLength, Batch, Config, Decoding, Drafter, Error, Result, TextId, TokenScore};
 
 /// Names a request.
@@ -28,6 +29,8 @@ pub(super) struct Job {
     pub(super) config: Config,
     pub(super) stop: Vec<String>,
     pub(super) constraint: Option<Box<dyn Constraint>>,
+    /// What the answer will probably be.
+    pub(super) prediction: Option<Vec<TokenId>>,
     /// Whether the text spells control tokens.
     pub(super) has_controls: bool,
     pub(super) vocabulary: Arc<dyn Vocabulary>,
@@ -88,7 +91,7 @@ struct Paused<D> {
     priority: Priority,
     n_overtaken: usize,
     decoding: Decoding,
-    drafter: D,
+    drafter: PredictedDrafter<D>,
 }
 
 /// What a pass may take.
@@ -113,7 +116,7 @@ const ENOUGH: usize = 256;
 /// The model and the running texts.
 pub(super) struct Driver<M, D> {
     model: M,
-    batch: Batch<D>,
+    batch: Batch<PredictedDrafter<D>>,
     owners: Vec<Owner>,
     prefixes: Prefixes,
     /// Beginnings of texts that outlive the program.
@@ -128,7 +131,7 @@ pub(super) struct Driver<M, D> {
     counts: ModelLoad,
     make_drafter: MakeDrafter<D>,
     /// Drafters of texts that have ended.
-    idle: Vec<D>,
+    idle: Vec<PredictedDrafter<D>>,
     policy: AdaptiveLength,
 }
 
@@ -463,10 +466,11 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         if let Some(constraint) = job.constraint {
             text = text.with_constraint(constraint);
         }
-        let drafter = match self.idle.pop() {
+        let mut drafter = match self.idle.pop() {
             Some(drafter) => drafter,
-            None => (self.make_drafter)()?,
+            None => PredictedDrafter::new((self.make_drafter)()?),
         };
+        drafter.predict(job.prediction);
         Ok(self.batch.join(text, drafter))
     }
 
@@ -479,6 +483,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     fn report(&mut self, text: TextId, n_tokens: Result<usize>, done: &mut Done) {
         let Some(at) = self.owners.iter().position(|owner| owner.text == text) else { return };
         let ticket = self.owners[at].ticket;
+        let predicted = self.batch.drafter(text).map(PredictedDrafter::counts).unwrap_or_default();
         let Some(decoding) = self.batch.get_mut(text) else { return };
         let mut event = match n_tokens {
             Err(error) => Event::failed(error.into()),
@@ -497,6 +502,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
             }
         };
         event.usage = decoding.usage();
+        (event.usage.predicted, event.usage.mispredicted) = (predicted.n_accepted, predicted.n_rejected);
         let (has_ended, is_news) =
             (event.end.is_some(), !event.tokens.is_empty() || event.progress.is_some());
         if has_ended {

@@ -266,3 +266,38 @@ fn failures_reach_everybody_and_end_nothing_else() {
         assert_eq!(good.join().unwrap().unwrap().token_ids, expected(&target, prompt, request));
     });
 }
+
+#[test]
+fn a_prediction_is_followed_where_it_is_right_and_never_changes_the_answer() {
+    // Every token is a letter.
+    let target = repetitive(128, 11);
+    let engine = Engine::new(Toy::new(128, target.clone()), Arc::new(Bytes)).with_config(config(4, 64, 6));
+    assert!(engine.card().capabilities.prediction);
+    let text = |tokens: &[TokenId]| tokens.iter().map(|&token| char::from(token as u8)).collect::<String>();
+    for (prompt, request) in requests(12) {
+        let right = expected(&target, &prompt, &request);
+        let mut edited = right.clone();
+        let at = edited.len() / 3;
+        edited.splice(at..at + 2, [65, 66, 67]);
+        let mut used = Vec::new();
+        for prediction in [&right[..], &edited, &[90; 40]] {
+            let request = request.clone().with_prediction(text(prediction));
+            let reply = engine.chat(&request, &mut keep).unwrap();
+            assert_eq!(reply.token_ids, right, "{prompt}");
+            let usage = reply.usage;
+            assert_eq!(
+                (usage.accepted, usage.drafted),
+                (usage.predicted, usage.predicted + usage.mispredicted)
+            );
+            used.push(usage.predicted);
+        }
+        // One token of seven is the model's own.
+        let [all, most, none] = used[..] else { unreachable!() };
+        assert!(all as usize * 7 + 14 >= right.len() * 6, "{all} of {}", right.len());
+        assert!(most <= all && most as usize * 2 > right.len(), "{most} of {}", right.len());
+        assert!(none <= 2, "{none} of {}", right.len());
+        // Nothing of it is left for the next text.
+        let plain = engine.chat(&request, &mut keep).unwrap();
+        assert_eq!((plain.token_ids, plain.usage.drafted), (right, 0));
+    }
+}

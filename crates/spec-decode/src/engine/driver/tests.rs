@@ -24,6 +24,7 @@ fn job(ticket: u64, max_tokens: usize, priority: Priority) -> (Ticket, Job) {
         config: Config { max_tokens, ..Config::default() },
         stop: Vec::new(),
         constraint: None,
+        prediction: None,
         has_controls: false,
         vocabulary: Arc::new(bytes::Bytes),
     };
