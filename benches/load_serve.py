@@ -9,10 +9,11 @@ the rounds; ways take turns within a round. Prints one JSON object.
 
 --gaps streams texts instead, lets a long prompt come while they run, and tells how long their readers wait from piece
 to piece with it and without. --jobs 47 runs so many short requests one by one and at once, with prompts of their own
-and behind common instructions.
+and behind common instructions. --edits lets the model copy code with a change, with a `prediction` and without.
 """
 
 import argparse
+import inspect
 import json
 import statistics
 import threading
@@ -103,6 +104,45 @@ def jobs(arguments, complete):
     return result
 
 
+def edits(arguments, model):
+    """Seconds of answers that are mostly known, with a prediction and without."""
+    code = inspect.getsource(jobs)
+    tasks = {
+        "as it is": "Repeat this code exactly, and write nothing else:",
+        "renamed": "Repeat this code, but rename the variable `seconds` to `elapsed`. Write nothing else:",
+    }
+    found = {}
+    for name, task in tasks.items():
+        seconds, texts, usage = {"plain": [], "predicted": []}, set(), {}
+        for round_ in range(arguments.rounds):
+            for way in seconds:
+                body = {
+                    "model": model,
+                    "messages": [{"role": "user", "content": f"{task}\n```python\n{code}```"}],
+                    "max_completion_tokens": 400,
+                    "temperature": 0,
+                }
+                if way == "predicted":
+                    body["prediction"] = {"type": "content", "content": f"```python\n{code}```"}
+                begun = time.monotonic()
+                answer = post(arguments.url + "/chat/completions", body)
+                # The first reads the prompt, which is kept for the others.
+                if round_ > 0:
+                    seconds[way].append(time.monotonic() - begun)
+                texts.add(answer["choices"][0]["message"]["content"])
+                usage[way] = answer["usage"]
+        details = usage["predicted"]["completion_tokens_details"]
+        found[name] = {
+            **{way: statistics.median(values) for way, values in seconds.items()},
+            "times": statistics.median(seconds["plain"]) / statistics.median(seconds["predicted"]),
+            "answers": len(texts),
+            "tokens": usage["plain"]["completion_tokens"],
+            "accepted": details["accepted_prediction_tokens"],
+            "rejected": details["rejected_prediction_tokens"],
+        }
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="up to /v1")
@@ -112,6 +152,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gaps", action="store_true", help="gaps of streams while a long prompt is read")
     parser.add_argument("--jobs", type=int, default=0, help="so many requests one by one and at once")
+    parser.add_argument("--edits", action="store_true", help="answers that are mostly known, with a prediction")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     arguments = parser.parse_args()
@@ -155,6 +196,8 @@ def main():
     counts = [int(n) for n in arguments.streams.split(",")]
     if arguments.gaps:
         return print(json.dumps({"model": model, **gaps(arguments, model, first_token, counts[-1])}, indent=1))
+    if arguments.edits:
+        return print(json.dumps({"model": model, **edits(arguments, model)}, indent=1))
     if arguments.jobs:
         return print(json.dumps({"model": model, **jobs(arguments, complete)}, indent=1))
     rates = {n: [] for n in counts}

@@ -11,7 +11,6 @@ object.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -22,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 
 
@@ -114,34 +112,29 @@ def measure(arguments):
 
 def kills(arguments):
     chance = random.Random(arguments.seed)
-    words = arguments.words // 3
-    prompts = [beginning(i, words) + question for i in range(6) for question in ("What is a knot?", "Why?")]
-    plain = Server(arguments, "--cache-mb", "0")
-    expected = {prompt: plain.ask(prompt, 8)[1] for prompt in prompts}
-    plain.kill()
-    counts = {"kills": arguments.kills, "answers": 0, "cut": 0, "differ": 0, "cached": 0, "begun_files": 0}
+    text = lambda i: beginning(i, arguments.words // 3) + "What is a knot?"
+    counts = {"kills": arguments.kills, "answers": 0, "cached": 0, "killed_while_writing": 0, "differ": 0}
+    answers = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.kills):
-            # Room for about three of the files, so that some are removed as others are written.
-            server = Server(arguments, "--prefixes", folder, "--prefixes-mb", str(arguments.prefixes_mb))
-            fuse = threading.Timer(chance.uniform(0.05, arguments.fuse), server.kill)
-            fuse.start()
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, json.JSONDecodeError, OSError):
-                while True:
-                    prompt = chance.choice(prompts)
-                    _, text, usage = server.ask(prompt, 8)
-                    counts["answers"] += 1
-                    counts["differ"] += text != expected[prompt]
-                    counts["cached"] += usage["prompt_tokens_details"]["cached_tokens"] > 256
-            counts["cut"] += 1
-            fuse.join()
-            counts["begun_files"] += any(not name.endswith(".prefix") for name in os.listdir(folder))
-        # After all of that the files are still good for something.
-        server = Server(arguments, "--prefixes", folder, "--prefixes-mb", str(arguments.prefixes_mb))
-        usages = [server.ask(prompt, 8) for prompt in prompts]
-        counts["differ"] += sum(text != expected[prompt] for prompt, (_, text, _) in zip(prompts, usages))
+        # Room for some of the files, so that some are removed as others are written.
+        flags = ("--prefixes", folder, "--prefixes-mb", str(arguments.prefixes_mb))
+        for life in range(arguments.kills + 1):
+            server = Server(arguments, *flags)
+            # Texts that files may hold, the newest first, and one that none does.
+            for i in (life - 1, life - 2, life):
+                _, answer, usage = server.ask(text(i), 8)
+                answers.append((text(i), answer))
+                counts["cached"] += usage["prompt_tokens_details"]["cached_tokens"] > 256
+            # It is written at this moment.
+            time.sleep(chance.uniform(0, arguments.fuse))
+            server.kill()
+            counts["killed_while_writing"] += any(not name.endswith(".prefix") for name in os.listdir(folder))
         counts["files"] = len(os.listdir(folder))
-        server.kill()
+    counts["answers"] = len(answers)
+    plain = Server(arguments, "--cache-mb", "0")
+    expected = {prompt: plain.ask(prompt, 8)[1] for prompt in dict(answers)}
+    plain.kill()
+    counts["differ"] = sum(answer != expected[prompt] for prompt, answer in answers)
     return counts
 
 
@@ -153,7 +146,7 @@ def main():
     parser.add_argument("--words", type=int, default=1500, help="words of the long beginning")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=0, help="kill so many times instead of measuring")
-    parser.add_argument("--fuse", type=float, default=1.5, help="the most seconds that a server lives")
+    parser.add_argument("--fuse", type=float, default=0.06, help="the most seconds from an answer to the kill")
     parser.add_argument("--prefixes-mb", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -51,8 +51,8 @@ pub(crate) struct ServeArgs {
     /// none.
     #[arg(long, default_value_t = 1024, value_name = "MB")]
     cache_mb: usize,
-    /// A folder in which what texts have read is kept over restarts: keys and values, and the tokens that they
-    /// are of. It is for the cache f16 or f32 on the CPU.
+    /// A folder in which what texts have read is kept over restarts: keys and values, and the tokens that
+    /// they are of. It is for the cache f16 or f32 on the CPU.
     #[arg(long, value_name = "FOLDER")]
     prefixes: Option<PathBuf>,
     /// Megabytes that the files in that folder may take.

@@ -309,8 +309,9 @@ pub trait LanguageModel {
         0
     }
 
-    /// All that a snapshot depends on beside the weights and the tokens: how they are stored, and what computed
-    /// them. It may be restored where this is the same and the weights are. `None`: this model makes none.
+    /// All that a snapshot depends on beside the weights and the tokens: how they are stored, and what
+    /// computed them. It may be restored where this is the same and the weights are. `None`: this model makes
+    /// none.
     fn snapshot_kind(&self) -> Option<String> {
         None
     }
@@ -320,7 +321,8 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// [`Error::UnknownSequence`](crate::Error::UnknownSequence);
-    /// [`Error::Unsupported`](crate::Error::Unsupported) where [`snapshot_kind`](Self::snapshot_kind) is `None`.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) where [`snapshot_kind`](Self::snapshot_kind) is
+    /// `None`.
     fn snapshot(&self, sequence: SequenceId) -> Result<Box<dyn Snapshot>> {
         let _ = sequence;
         Err(self.no_snapshots())

@@ -480,8 +480,8 @@ impl LanguageModel for Runner {
         self.page_bytes()
     }
 
-    /// The cache's kind with all that may change a number in it: the shape, the instructions that computed it,
-    /// and this crate's version.
+    /// The cache's kind with all that may change a number in it: the shape, the instructions that computed
+    /// it, and this crate's version.
     fn snapshot_kind(&self) -> Option<String> {
         let cache = (self.cache)(&self.model.decoder().cache_shape()).ok()?;
         let (kind, shape) = (cache.snapshot_kind()?, cache.shape());

@@ -2,15 +2,19 @@
 //! prefix, so that dashboards carry over. What is counted is texts: a request with `n` answers counts `n`
 //! times.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use breakers_core::Usage;
+use breakers_core::{ModelLoad, Usage};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::state::Hosted;
 
 /// The type of what `/metrics` answers.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -52,6 +56,69 @@ pub(crate) struct Metrics {
     per_token: Histograms,
     end_to_end: Histograms,
     queue: Histograms,
+    loads: Loads,
+}
+
+/// What models are busy with, as they say themselves.
+#[derive(Default)]
+struct Loads {
+    pausing: ByModel<Gauge>,
+    held_bytes: ByModel<Gauge>,
+    max_bytes: ByModel<Gauge>,
+    kept: ByModel<Gauge>,
+    passes: ByModel<Counter>,
+    rows: ByModel<Counter>,
+    pauses: ByModel<Counter>,
+    evicted: ByModel<Counter>,
+    saved: ByModel<Counter>,
+    restored: ByModel<Counter>,
+}
+
+impl Loads {
+    fn register(&self, r: &mut Registry) {
+        let mut gauge =
+            |name: &str, help: &str, gauge: &ByModel<Gauge>| r.register(name, help, gauge.clone());
+        gauge("num_requests_paused", "Texts that have begun and wait for room", &self.pausing);
+        gauge(
+            "kv_cache_used_bytes",
+            "Bytes of keys and values, what is shared counted once",
+            &self.held_bytes,
+        );
+        gauge("kv_cache_limit_bytes", "Bytes that they may take, where there is a limit", &self.max_bytes);
+        gauge("prefix_cache_sequences", "Sequences of ended texts that are kept", &self.kept);
+        let mut counter =
+            |name: &str, help: &str, counter: &ByModel<Counter>| r.register(name, help, counter.clone());
+        counter("forward_passes", "Passes of the model", &self.passes);
+        counter("forward_rows", "Tokens fed in passes", &self.rows);
+        counter("num_preemptions", "How often a text has paused for others", &self.pauses);
+        counter("prefix_cache_evictions", "Kept sequences that were given up for room", &self.evicted);
+        counter("prefix_cache_saved", "Beginnings of texts that were written to a file", &self.saved);
+        counter("prefix_cache_restored", "Texts that began with what a file held", &self.restored);
+    }
+
+    fn set(&self, model: &str, load: &ModelLoad) {
+        let model = label(model);
+        for (gauge, value) in [
+            (&self.pausing, Some(load.n_pausing)),
+            (&self.held_bytes, Some(load.held_bytes)),
+            (&self.max_bytes, load.max_bytes),
+            (&self.kept, Some(load.n_kept)),
+        ] {
+            if let Some(value) = value {
+                gauge.get_or_create(&model).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+        for (counter, value) in [
+            (&self.passes, load.n_passes),
+            (&self.rows, load.n_rows),
+            (&self.pauses, load.n_pauses),
+            (&self.evicted, load.n_evicted),
+            (&self.saved, load.n_saved),
+            (&self.restored, load.n_restored),
+        ] {
+            counter.get_or_create(&model).inner().store(value, Ordering::Relaxed);
+        }
+    }
 }
 
 /// When a text passed its stations, since it was accepted.
@@ -99,6 +166,7 @@ impl Metrics {
             per_token: Histograms::new_with_constructor(token_times as fn() -> Histogram),
             end_to_end: latency(),
             queue: latency(),
+            loads: Loads::default(),
         };
         let m = &mut metrics;
         let r = &mut m.registry;
@@ -123,6 +191,7 @@ impl Metrics {
         seconds("time_per_output_token", "Time for each further token, as a mean over a text", &m.per_token);
         seconds("e2e_request_latency", "From the request to its last token", &m.end_to_end);
         seconds("request_queue_time", "From the request to a free slot", &m.queue);
+        m.loads.register(r);
         metrics
     }
 
@@ -170,8 +239,13 @@ impl Metrics {
         }
     }
 
-    /// Everything as text.
-    pub(crate) fn encode(&self) -> String {
+    /// Everything as text. Models tell what they are busy with now.
+    pub(crate) fn encode(&self, models: &[Arc<Hosted>]) -> String {
+        for hosted in models {
+            if let Some(load) = hosted.model.load() {
+                self.loads.set(&hosted.model.card().id, &load);
+            }
+        }
         let mut out = String::new();
         // Writing to a string cannot fail.
         let _ = text::encode(&mut out, &self.registry);

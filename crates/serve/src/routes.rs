@@ -287,7 +287,7 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
 }
 
 async fn show_metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let mut response = Response::new(Body::from(state.metrics.encode()));
+    let mut response = Response::new(Body::from(state.metrics.encode(&state.hosted())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
     response
 }

@@ -228,14 +228,14 @@ impl<M: LanguageModel, D: Drafter> Engine<M, D> {
         self
     }
 
-    /// The same engine, which keeps beginnings of texts in files as well, so that they outlive the program: after a
-    /// restart, a text that begins like an earlier one goes on from there. Give it its card first
-    /// ([`with_card`](Self::with_card)): files are told apart by the card's revision, which has to change with the
-    /// weights. They are used where [`EngineConfig::cache_bytes`] keeps sequences at all.
+    /// The same engine, which keeps beginnings of texts in files as well, so that they outlive the program:
+    /// after a restart, a text that begins like an earlier one goes on from there. Give it its card first
+    /// ([`with_card`](Self::with_card)): files are told apart by the card's revision, which has to change
+    /// with the weights. They are used where [`EngineConfig::cache_bytes`] keeps sequences at all.
     ///
-    /// A thread of its own writes a text's sequence soon after the text has ended. Answers are the same with and
-    /// without: a file is used only if its checksums are right and it comes from the same weights, kind of cache,
-    /// instruction set and version; otherwise the tokens are computed.
+    /// A thread of its own writes a text's sequence soon after the text has ended. Answers are the same with
+    /// and without: a file is used only if its checksums are right and it comes from the same weights, kind
+    /// of cache, instruction set and version; otherwise the tokens are computed.
     ///
     /// # Errors
     /// [`SavedPrefixesError`].

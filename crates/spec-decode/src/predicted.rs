@@ -9,9 +9,9 @@ const TRUST: usize = 8;
 
 /// A drafter that may be told what an answer will probably be, in front of another one.
 ///
-/// As long as the answer is as predicted, the prediction is proposed. Where it departs from it, the other drafter
-/// goes on, until the last three tokens of the answer occur in the prediction again: there, at the place nearest to
-/// where it was left, the prediction is taken up.
+/// As long as the answer is as predicted, the prediction is proposed. Where it departs from it, the other
+/// drafter goes on, until the last three tokens of the answer occur in the prediction again: there, at the
+/// place nearest to where it was left, the prediction is taken up.
 ///
 /// # Source
 /// The field `prediction` of OpenAI's API; copying from a text that is known: prompt lookup decoding.

@@ -153,12 +153,14 @@ pub trait KvCache: Send {
     /// [`Error::StepOpen`](crate::Error::StepOpen).
     fn fork(&self) -> Result<Box<dyn KvCache>>;
 
-    /// What has to be the same for a snapshot to be restored, beside the shape; `None` for a cache that has none.
+    /// What has to be the same for a snapshot to be restored, beside the shape; `None` for a cache that has
+    /// none.
     fn snapshot_kind(&self) -> Option<String> {
         None
     }
 
-    /// The pages of the final tokens, detached from the cache. They are shared with it until it writes to them.
+    /// The pages of the final tokens, detached from the cache. They are shared with it until it writes to
+    /// them.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`](crate::Error::NoSnapshot), [`Error::StepOpen`](crate::Error::StepOpen).
@@ -166,8 +168,8 @@ pub trait KvCache: Send {
         Err(Error::NoSnapshot)
     }
 
-    /// Makes an empty cache hold the first `len` of the `n_tokens` tokens of a snapshot, all of them final. Bytes
-    /// are read where they lie; they are trusted to be those of a snapshot of this kind and shape.
+    /// Makes an empty cache hold the first `len` of the `n_tokens` tokens of a snapshot, all of them final.
+    /// Bytes are read where they lie; they are trusted to be those of a snapshot of this kind and shape.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`](crate::Error::NoSnapshot), also for a cache that is not empty;

@@ -1,8 +1,8 @@
 //! Pages outside of a cache: written down as they are, and read again where they lie.
 //!
-//! The pages of all layers follow one another, layer by layer, each layer's first tokens first. Nothing in the
-//! bytes tells of their layout: it follows from the cache's shape, its elements and the number of tokens. Of
-//! the last page of a layer, slots behind the last token hold anything.
+//! The pages of all layers follow one another, layer by layer, each layer's first tokens first. Nothing in
+//! the bytes tells of their layout: it follows from the cache's shape, its elements and the number of tokens.
+//! Of the last page of a layer, slots behind the last token hold anything.
 
 use std::sync::Arc;
 

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use breakers_core::{CallError, ChatReply, FinishReason, ScriptedModel, Usage};
+use breakers_core::{
+    CallError, ChatModel, ChatReply, ChatRequest, FinishReason, ModelCard, ModelLoad, OnDelta, ScriptedModel,
+    Usage,
+};
 use serde_json::json;
 
 use crate::support::{Client, config, metric, server, until};
@@ -105,5 +108,51 @@ fn the_page_loads_nothing_from_elsewhere() {
         ["http:", "https:", "style=", "onclick", "src=", "innerHTML", "insertAdjacentHTML", "eval("]
     {
         assert!(!answer.text.contains(forbidden), "{forbidden}");
+    }
+}
+
+/// A model that knows what it is busy with.
+struct Busy(ScriptedModel);
+
+impl ChatModel for Busy {
+    fn card(&self) -> &ModelCard {
+        self.0.card()
+    }
+
+    fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {
+        self.0.chat(request, on_delta)
+    }
+
+    fn load(&self) -> Option<ModelLoad> {
+        let mut load = ModelLoad::default();
+        (load.n_pausing, load.held_bytes, load.max_bytes, load.n_kept) = (1, 2, Some(3), 4);
+        (load.n_passes, load.n_rows, load.n_pauses, load.n_evicted) = (5, 6, 7, 8);
+        (load.n_saved, load.n_restored) = (9, 10);
+        Some(load)
+    }
+}
+
+#[test]
+fn models_tell_what_they_are_busy_with() {
+    let mut config = config();
+    config.canary = false;
+    let server = server(Arc::new(Busy(ScriptedModel::from_fn("m", |_| "ok".into()))), config);
+    let client = Client::new(&server);
+    client.get("/metrics");
+    // Counters are set to what the model says, and not added to.
+    let text = client.get("/metrics").text;
+    for (name, expected) in [
+        ("num_requests_paused", 1.0),
+        ("kv_cache_used_bytes", 2.0),
+        ("kv_cache_limit_bytes", 3.0),
+        ("prefix_cache_sequences", 4.0),
+        ("forward_passes_total", 5.0),
+        ("forward_rows_total", 6.0),
+        ("num_preemptions_total", 7.0),
+        ("prefix_cache_evictions_total", 8.0),
+        ("prefix_cache_saved_total", 9.0),
+        ("prefix_cache_restored_total", 10.0),
+    ] {
+        assert_eq!(metric(&text, &format!("breakers_{name}{{model_name=\"m\"}}")), expected, "{text}");
     }
 }

@@ -1,8 +1,9 @@
 //! Beginnings of texts in files, which outlive the program.
 //!
-//! A file holds the tokens of one text and what they have left in its sequence ([`Snapshot`]). It is written by a
-//! thread of its own, beside the old ones, synced and renamed, so that a crash leaves whole files only; and it is
-//! used only if its checksums are right. Whatever is in doubt is a file less, and the tokens are computed again.
+//! A file holds the tokens of one text and what they have left in its sequence ([`Snapshot`]). It is written
+//! by a thread of its own, beside the old ones, synced and renamed, so that a crash leaves whole files only;
+//! and it is used only if its checksums are right. Whatever is in doubt is a file less, and the tokens are
+//! computed again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -25,13 +26,13 @@ use super::prefixes::common;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SavedPrefixes {
-    /// The folder; it is created if it is missing, for its owner alone. Its files hold what users have written.
-    /// Several models may share it.
+    /// The folder; it is created if it is missing, for its owner alone. Its files hold what users have
+    /// written. Several models may share it.
     pub folder: PathBuf,
     /// Bytes that the files may take. The one that was not used for longest goes first.
     pub max_bytes: u64,
-    /// Tokens that a file has to save: a text is written that is longer by so many than what the files hold of
-    /// its beginning.
+    /// Tokens that a file has to save: a text is written that is longer by so many than what the files hold
+    /// of its beginning.
     pub least_tokens: usize,
 }
 
@@ -106,8 +107,8 @@ struct Writing {
     snapshot: Box<dyn Snapshot>,
 }
 
-/// The files of one model, and the thread that writes them. When this is dropped, what was handed in is written
-/// first.
+/// The files of one model, and the thread that writes them. When this is dropped, what was handed in is
+/// written first.
 pub(super) struct PrefixFiles {
     config: SavedPrefixes,
     identity: String,
@@ -155,8 +156,8 @@ impl PrefixFiles {
         Ok(Self { config, identity, index, pending, n_saved, n_restored: 0, queue, thread })
     }
 
-    /// The file that holds most of a text's beginning, and how many of its tokens. At least one token is left to
-    /// feed.
+    /// The file that holds most of a text's beginning, and how many of its tokens. At least one token is left
+    /// to feed.
     pub(super) fn best(&self, tenant: &str, prompt: &[TokenId]) -> Option<(FileId, usize)> {
         let most = prompt.len().saturating_sub(1);
         let entries = self.index.lock();
@@ -317,7 +318,8 @@ impl Writer {
         paths.into_iter().find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Makes a file known. Those go whose text is a beginning of it, and the oldest while there are too many bytes.
+    /// Makes a file known. Those go whose text is a beginning of it, and the oldest while there are too many
+    /// bytes.
     fn enter(&self, entry: Entry) {
         let mut entries = self.index.lock();
         let is_shorter = |other: &Entry| match (&other.text, &entry.text) {
