@@ -20,23 +20,30 @@ pub(crate) enum BatchCommand {
     Run(RunArgs),
 }
 
-/// Where the server is.
+/// Which server, and who asks.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct EndpointArgs {
+pub(crate) struct ServerArgs {
     /// The address of the server's routes.
     #[arg(long, default_value = "http://127.0.0.1:8080/v1", value_name = "URL")]
     url: String,
     /// A file that holds the API key [default: the environment variable BREAKERS_API_KEY].
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct EndpointArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     /// The folder that `breakers serve` has as its --data, if it runs on this machine: requests wait there
     /// while it is down.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 }
 
-impl EndpointArgs {
-    fn client(&self) -> Result<Client> {
+impl ServerArgs {
+    fn config(&self) -> Result<ClientConfig> {
         let mut config = ClientConfig::new(&self.url);
         config.key = match &self.key_file {
             Some(file) => {
@@ -46,6 +53,17 @@ impl EndpointArgs {
             }
             None => std::env::var("BREAKERS_API_KEY").ok(),
         };
+        Ok(config)
+    }
+
+    pub(crate) fn client(&self) -> Result<Client> {
+        Ok(Client::new(self.config()?))
+    }
+}
+
+impl EndpointArgs {
+    fn client(&self) -> Result<Client> {
+        let mut config = self.server.config()?;
         config.data.clone_from(&self.data);
         Ok(Client::new(config))
     }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod form;
+mod optimize;
 mod serve;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 
 use self::batch::BatchCommand;
 use self::form::FormArgs;
+use self::optimize::OptimizeArgs;
 use self::serve::ServeArgs;
 
 /// Local language models: fetch, run, measure, quantize.
@@ -54,6 +56,9 @@ enum Command {
     Rm(models::RemoveArgs),
     /// Write a model's file with its matrices in smaller formats.
     Quantize(quantize::QuantizeArgs),
+    /// Quantize a model that a server serves, compare the two, and let the new one answer: first some of the
+    /// requests, then all.
+    Optimize(OptimizeArgs),
     /// Measure a model's speed on prompts and in decoding.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         Command::Pull(arguments) => models::pull(arguments),
         Command::Rm(arguments) => models::remove(arguments),
         Command::Quantize(arguments) => quantize::quantize(arguments),
+        Command::Optimize(arguments) => arguments.run(),
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -377,6 +377,25 @@ impl Client {
         Ok(Ticket { name, is_spooled: true })
     }
 
+    /// Asks one of the server's routes under `/admin`: with a body it is told to do something, without one it is
+    /// asked. The key has to be one that may.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Unreachable`], [`ClientError::Malformed`].
+    pub fn admin(&self, path: &str, body: Option<&Value>) -> Result<Value> {
+        let base = self.config.url.trim_end_matches('/');
+        let url = format!("{}{path}", base.strip_suffix("/v1").unwrap_or(base));
+        let authorization = self.authorization();
+        let answer = match body {
+            None => judge(self.agent.get(url).header("authorization", authorization).call()),
+            Some(body) => {
+                let request = self.agent.post(url).header("authorization", authorization);
+                judge(request.content_type("application/json").send(body.to_string()))
+            }
+        };
+        read_json(answer.map_err(|failure| self.give_up(failure))?)
+    }
+
     /// The answer of a job; `None` if it has none yet.
     ///
     /// # Errors

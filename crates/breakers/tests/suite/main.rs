@@ -3,6 +3,7 @@
 mod batch;
 mod chat;
 mod form;
+mod optimize;
 mod program;
 mod run;
 
