@@ -9,11 +9,12 @@ use breakers_core::{
     ChatModel, ChatRequest, Delta, FinishReason, LanguageModel, ModelInfo, Priority, Prompt, Result,
     SamplingConfig, SequenceId, Snapshot, SnapshotBytes, Step, TokenId,
 };
-use breakers_spec_decode::{Config, DraftLength, Engine, EngineConfig, NgramDrafter};
+use breakers_spec_decode::{Config, DraftLength, Engine, EngineConfig, NgramDrafter, SavedPrefixes};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::bytes::Bytes;
+use crate::saved::card;
 use crate::support::plain;
 use crate::toy::{LogitsFn, Toy, repetitive};
 
@@ -241,7 +242,8 @@ fn texts_fit_into_their_bytes() {
 /// has enough.
 type Job = (Vec<usize>, usize, u64, usize, usize);
 
-/// Prompts from few pieces, so that they begin alike in many ways; little memory, few places; some leave.
+/// Prompts from few pieces, so that they begin alike in many ways; little memory, few places; some leave, some
+/// are predicted, and now and then the program starts anew.
 #[test]
 fn answers_are_those_of_no_cache() {
     const PIECES: [&str; 5] = ["You are brief. ", "la la la la ", "x", "A question about nothing? ", "\n"];
@@ -252,57 +254,89 @@ fn answers_are_those_of_no_cache() {
         1usize..40,
         prop_oneof![Just(0usize), Just(1), 50usize..900, Just(1usize << 20)],
         prop_oneof![Just(None), (20usize..300).prop_map(Some)],
-        any::<bool>(),
+        any::<(bool, bool)>(),
     );
-    let (n_cached, n_paused) = (AtomicU64::new(0), AtomicU64::new(0));
-    let one = |jobs: Vec<Job>, max_texts, max_rows, cache_bytes, max_bytes, drafts| {
-        let target = repetitive(VOCAB, 9);
-        let model = Shared::new(target.clone());
-        let mut config = config(max_texts, max_rows, cache_bytes);
-        config.draft_length = DraftLength::Fixed(if drafts { 4 } else { 0 });
-        config.max_bytes = max_bytes;
-        let engine = Engine::new(model.clone(), Arc::new(Bytes));
-        let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config);
-        let ask = |(pieces, n, seed, ..): &Job| {
-            let prompt: String = pieces.iter().map(|piece| PIECES[*piece]).collect();
-            let mut ask = request(&prompt, *n, *seed);
-            if (n + pieces.len()).is_multiple_of(3) {
-                ask.priority = Priority::Background;
-            }
-            (prompt, ask)
-        };
-        let run = |job: &Job| {
-            let ((prompt, ask), (_, _, _, tenant, most), mut heard) = (ask(job), job, 0);
-            let listen = &mut |_| {
-                heard += 1;
-                if heard > most + 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let [n_cached, n_paused, n_restored, n_predicted] = [0; 4].map(AtomicU64::new);
+    let one =
+        |jobs: Vec<Job>, max_texts, max_rows, cache_bytes, max_bytes, (drafts, restarts): (bool, bool)| {
+            let target = repetitive(VOCAB, 9);
+            let model = Shared::new(target.clone());
+            let folder = restarts.then(|| tempfile::tempdir().unwrap());
+            let mut config = config(max_texts, max_rows, cache_bytes);
+            config.draft_length = DraftLength::Fixed(if drafts { 4 } else { 0 });
+            config.max_bytes = max_bytes;
+            let start = || {
+                let engine = Engine::new(model.clone(), Arc::new(Bytes)).with_card(card("weights"));
+                let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config.clone());
+                let Some(folder) = &folder else { return engine };
+                let mut saved = SavedPrefixes::new(folder.path());
+                (saved.least_tokens, saved.max_bytes) = (20, 8000);
+                engine.with_saved_prefixes(saved).unwrap()
             };
-            let reply = engine.chat_as(["", "a", "b"][*tenant], &ask, listen).unwrap();
-            let whole = expected(&target, &tokens(&prompt), &ask);
-            assert!(whole.starts_with(&reply.token_ids), "{prompt:?}");
-            assert!(reply.token_ids.len() == whole.len() || heard > most + 2);
-            n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
+            let count = |engine: &Engine<_, _>| {
+                let load = engine.load().unwrap();
+                n_paused.fetch_add(load.n_pauses, Relaxed);
+                n_restored.fetch_add(load.n_restored, Relaxed);
+            };
+            let mut engine = start();
+            let ask = |(pieces, n, seed, ..): &Job| {
+                let prompt: String = pieces.iter().map(|piece| PIECES[*piece]).collect();
+                let mut ask = request(&prompt, *n, *seed);
+                if (n + pieces.len()).is_multiple_of(3) {
+                    ask.priority = Priority::Background;
+                }
+                if n % 4 == 1 {
+                    // Right where it is text, until it is not.
+                    let whole = expected(&target, &tokens(&prompt), &ask);
+                    let text = whole.iter().map(|&token| char::from((token % 128) as u8)).collect::<String>();
+                    ask.prediction = Some(text);
+                }
+                (prompt, ask)
+            };
+            let run = |engine: &Engine<_, _>, job: &Job| {
+                let ((prompt, ask), (_, _, _, tenant, most), mut heard) = (ask(job), job, 0);
+                let listen = &mut |_| {
+                    heard += 1;
+                    if heard > most + 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                };
+                let reply = engine.chat_as(["", "a", "b"][*tenant], &ask, listen).unwrap();
+                let whole = expected(&target, &tokens(&prompt), &ask);
+                assert!(whole.starts_with(&reply.token_ids), "{prompt:?}");
+                assert!(reply.token_ids.len() == whole.len() || heard > most + 2);
+                n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
+                n_predicted.fetch_add(reply.usage.predicted, Relaxed);
+            };
+            for group in jobs.chunks(6) {
+                let now = &engine;
+                std::thread::scope(|scope| group.iter().for_each(|job| drop(scope.spawn(|| run(now, job)))));
+                // With nothing running, what is kept fits: no further pass is needed for that.
+                let held = model.with(|toy| toy.held_bytes());
+                prop_assert!(held <= cache_bytes, "{held} of {cache_bytes}");
+                if restarts {
+                    count(&engine);
+                    // What it has kept goes with it, once it has been written.
+                    drop(engine);
+                    model.with(|toy| toy.close_all());
+                    engine = start();
+                }
+            }
+            let (prompts, asks): (Vec<String>, Vec<ChatRequest>) = jobs.iter().map(ask).unzip();
+            for (prompt, (ask, reply)) in prompts.iter().zip(asks.iter().zip(engine.chat_batch(&asks))) {
+                let reply = reply.unwrap();
+                prop_assert_eq!(&reply.token_ids, &expected(&target, &tokens(prompt), ask));
+                n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
+            }
+            count(&engine);
+            Ok(())
         };
-        for group in jobs.chunks(6) {
-            std::thread::scope(|scope| group.iter().for_each(|job| drop(scope.spawn(|| run(job)))));
-            // With nothing running, what is kept fits: no further pass is needed for that.
-            let held = model.with(|toy| toy.held_bytes());
-            prop_assert!(held <= cache_bytes, "{held} of {cache_bytes}");
-        }
-        let (prompts, asks): (Vec<String>, Vec<ChatRequest>) = jobs.iter().map(ask).unzip();
-        for (prompt, (ask, reply)) in prompts.iter().zip(asks.iter().zip(engine.chat_batch(&asks))) {
-            let reply = reply.unwrap();
-            prop_assert_eq!(&reply.token_ids, &expected(&target, &tokens(prompt), ask));
-            n_cached.fetch_add(reply.usage.cached_prompt, Relaxed);
-        }
-        n_paused.fetch_add(engine.load().unwrap().n_pauses, Relaxed);
-        Ok(())
-    };
     let mut runner = TestRunner::new(ProptestConfig::with_cases(120));
     runner
-        .run(&cases, |(jobs, texts, rows, bytes, max, drafts)| one(jobs, texts, rows, bytes, max, drafts))
+        .run(&cases, |(jobs, texts, rows, bytes, max, flags)| one(jobs, texts, rows, bytes, max, flags))
         .unwrap();
-    let (n_cached, n_paused) = (n_cached.into_inner(), n_paused.into_inner());
+    let [n_cached, n_paused, n_restored, n_predicted] =
+        [n_cached, n_paused, n_restored, n_predicted].map(AtomicU64::into_inner);
     assert!(n_cached > 1000, "only {n_cached} tokens came from sequences of earlier texts");
     assert!(n_paused > 100, "only {n_paused} pauses");
+    assert!(n_restored > 20, "only {n_restored} texts began with what a file held");
+    assert!(n_predicted > 100, "only {n_predicted} tokens were as predicted");
 }

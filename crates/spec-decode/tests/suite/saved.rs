@@ -18,7 +18,7 @@ fn target() -> LogitsFn {
     repetitive(VOCAB, 5)
 }
 
-fn card(revision: &str) -> ModelCard {
+pub(crate) fn card(revision: &str) -> ModelCard {
     let mut card = ModelCard::new("toy");
     card.revision = Some(revision.to_owned());
     card

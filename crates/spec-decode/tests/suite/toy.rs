@@ -86,6 +86,11 @@ impl Toy {
         self.sequences.len()
     }
 
+    /// What happens to sequences when a program ends.
+    pub(crate) fn close_all(&mut self) {
+        self.sequences.clear();
+    }
+
     pub(crate) fn tokens(&self, sequence: SequenceId) -> &[TokenId] {
         &self.sequences[&sequence].tokens
     }
