@@ -4,6 +4,7 @@ mod batch;
 mod form;
 mod optimize;
 mod serve;
+mod stage;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ use self::batch::BatchCommand;
 use self::form::FormArgs;
 use self::optimize::OptimizeArgs;
 use self::serve::ServeArgs;
+use self::stage::StageArgs;
 
 /// Local language models: fetch, run, measure, quantize.
 #[derive(Parser)]
@@ -44,6 +46,8 @@ enum Command {
     },
     /// Serve a model over HTTP, in OpenAI's protocol, until Ctrl-C.
     Serve(ServeArgs),
+    /// Run some of a model's layers for `breakers serve --stage` in another process, until Ctrl-C.
+    Stage(StageArgs),
     /// Have a server answer requests when it has time, one at a time or from a file.
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Run { run, form } => generate::run(run, &|loaded, template| form.of(loaded, template)),
         Command::Chat { chat, form } => generate::chat(chat, &|loaded, template| form.of(loaded, template)),
         Command::Serve(arguments) => arguments.run(),
+        Command::Stage(arguments) => arguments.run(),
         Command::Batch(command) => command.run(),
         Command::List(arguments) => models::list(arguments),
         Command::Pull(arguments) => models::pull(arguments),

@@ -190,8 +190,8 @@ impl OptimizeArgs {
         let path =
             source.to_str().ok_or_else(|| Error::Usage(format!("{} is not UTF-8", source.display())))?;
         let device = "flex".to_owned();
-        let threads = self.threads;
-        Ok(ModelArgs { model: path.to_owned(), matrices: None, threads, ctx: None, device, isa: None })
+        let (threads, matrices, ctx, isa, layers) = (self.threads, None, None, None, None);
+        Ok(ModelArgs { model: path.to_owned(), matrices, threads, ctx, device, isa, layers })
     }
 
     fn calibration(&self, source: &Path) -> Result<Vec<u32>> {

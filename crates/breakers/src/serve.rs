@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
 use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
+use breakers_model::stages::Stage;
 use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
 use breakers_serve::{BatchConfig, Keys, ServeConfig, Server};
 use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig, SavedPrefixes, SavedPrefixesError};
 use breakers_structured::Forms;
 use breakers_structured::tools::ToolFormatSpec;
+
+use crate::stage;
 
 /// Flags of `breakers serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -90,6 +93,10 @@ pub(crate) struct ServeArgs {
     /// How many seconds jobs wait for each other, to share what their prompts have in common.
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS", requires = "data", value_parser = parse_seconds)]
     grace: f64,
+    /// The address of a process that runs some of the model's layers (`breakers stage`); may be given several
+    /// times. This process runs those before the first of them.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["registry", "matrices", "prefixes"])]
+    stage: Vec<String>,
     /// The form in which the model calls functions [default: what its chat template tells].
     #[arg(long, value_name = "NAME")]
     tool_format: Option<ToolFormatSpec>,
@@ -112,9 +119,11 @@ impl ServeArgs {
         }
         let mut server = Server::new(config);
         if self.registry.is_none() || self.name.is_some() {
+            let stages = stage::connect(&self.stage)?;
+            model.layers = stages.iter().map(|stage| stage.layers().start).min().map(|end| 0..end);
             let loaded = model.load()?;
             let card = self.card(&model, &loaded)?;
-            server = server.with_model(self.engine(&model, loaded, card)?);
+            server = server.with_model(self.engine(&model, loaded, card, stages)?);
         }
         if let (Some(database), Some(folder)) = (&self.registry, &self.models_dir) {
             let config = RegistryConfig::new(database, folder);
@@ -170,8 +179,19 @@ impl ServeArgs {
         Ok(card)
     }
 
-    fn engine(&self, model: &ModelArgs, loaded: LoadedModel, card: ModelCard) -> Result<Arc<dyn ChatModel>> {
-        let runner = self.cache.runner(&loaded.model)?;
+    fn engine(
+        &self,
+        model: &ModelArgs,
+        loaded: LoadedModel,
+        card: ModelCard,
+        stages: Vec<Stage>,
+    ) -> Result<Arc<dyn ChatModel>> {
+        let mut runner = self.cache.runner(&loaded.model)?;
+        if !stages.is_empty() {
+            let cache = self.cache.cache.to_ascii_lowercase();
+            let refused = |error: breakers_model::Error| Error::Usage(format!("--stage: {error}"));
+            runner = runner.with_stages(stages, &cache).map_err(refused)?;
+        }
         let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.model.tokenizer().clone());
         let template = loaded.model.chat_template()?.cloned();
         let mut forms = Forms::new(Arc::clone(&tokenizer))?;
@@ -236,7 +256,7 @@ impl Loader for Files {
         let mut card = ModelCard::new(&version.name);
         let program = env!("CARGO_PKG_VERSION");
         card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
-        Ok(self.0.engine(&model, loaded, card).map_err(told)?)
+        Ok(self.0.engine(&model, loaded, card, Vec::new()).map_err(told)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Models by name or path.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use breakers_backend::device;
@@ -36,6 +37,9 @@ pub struct ModelArgs {
     /// Instruction set of the CPU kernels, for measurements: scalar, avx2, avx512, neon.
     #[arg(long, hide = true)]
     pub isa: Option<String>,
+    /// The layers to load, where others are in other processes.
+    #[arg(skip)]
+    pub layers: Option<Range<usize>>,
 }
 
 /// A loaded model, and where it came from.
@@ -55,7 +59,7 @@ impl ModelArgs {
     /// # Errors
     /// [`Error::Usage`] for flags that this build or machine cannot obey; the hub's and the model's own.
     pub fn load(&self) -> Result<LoadedModel> {
-        self.load_with(&self.model, self.matrices.as_deref())
+        self.load_with(&self.model, self.matrices.as_deref(), self.layers.clone())
     }
 
     /// Fetches and loads another model, to run on the same device.
@@ -63,7 +67,7 @@ impl ModelArgs {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_other(&self, name: &str) -> Result<LoadedModel> {
-        self.load_with(name, None)
+        self.load_with(name, None, None)
     }
 
     /// Fetches and loads the model, with matrices replaced by those of another file.
@@ -71,17 +75,22 @@ impl ModelArgs {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_under(&self, matrices: &Path) -> Result<LoadedModel> {
-        self.load_with(&self.model, Some(matrices))
+        self.load_with(&self.model, Some(matrices), None)
     }
 
-    fn load_with(&self, name: &str, matrices: Option<&Path>) -> Result<LoadedModel> {
+    fn load_with(
+        &self,
+        name: &str,
+        matrices: Option<&Path>,
+        layers: Option<Range<usize>>,
+    ) -> Result<LoadedModel> {
         let matrices =
             matrices.map(|path| path.to_str().map_or_else(|| path.to_owned(), |p| at_home(p).into()));
         self.apply()?;
         let device = device::open(&self.device).map_err(usage)?;
         let path = resolve(name)?;
-        let model =
-            Model::load(&path, &LoadOptions { matrices, max_context: self.ctx, ..LoadOptions::on(device) })?;
+        let options = LoadOptions { matrices, max_context: self.ctx, layers, ..LoadOptions::on(device) };
+        let model = Model::load(&path, &options)?;
         Ok(LoadedModel { model, name: name.to_owned(), pinned: pinned_hash(name)? })
     }
 
@@ -204,6 +213,7 @@ mod tests {
             ctx: None,
             device: device.to_owned(),
             isa: isa.map(str::to_owned),
+            layers: None,
         };
         for arguments in
             [arguments("warp-drive", None), arguments("flex", Some("mmx")), arguments("flex", None)]

@@ -33,6 +33,24 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+    /// A part of a model cannot consist of these layers, or is asked for what another part has.
+    #[error(
+        "layers {found:?} of a model with {limit}: the first part has layer 0 and all ends, no part is empty"
+    )]
+    Layers {
+        /// The layers.
+        found: std::ops::Range<usize>,
+        /// Layers of the model.
+        limit: usize,
+    },
+    /// A stage of the model, in another process, cannot be used.
+    #[error("stage {stage}: {message}")]
+    Stage {
+        /// Which one.
+        stage: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The architecture is not implemented.
     #[error("architecture {found:?} is not supported; expected one of {known:?}")]
     UnknownArchitecture {

@@ -4,6 +4,7 @@
 //!   [`LanguageModel`](breakers_core::LanguageModel), whose answers have the same bits in every batch;
 //! - [`walk`] runs a text through one block after the other, for code that changes the weights on the way, as
 //!   `breakers-quant` does;
+//! - [`stages`] runs a model whose layers are divided among several processes;
 //! - [`ops`] has the operations of a block other than matrix products, norms and attention.
 //!
 //! For generating text (streams, stop strings, batches, speculation) there is `breakers-spec-decode`: its
@@ -34,6 +35,7 @@ mod runner;
 mod site;
 
 pub mod ops;
+pub mod stages;
 pub mod walk;
 
 pub use arch::decoder::ProductCost;

@@ -1,5 +1,6 @@
 //! Loading a model from a file.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::arch::{
     self,
     decoder::{Decoder, ProductCost},
 };
-use crate::{Error, Runner};
+use crate::{Error, Runner, stages};
 use breakers_tokenizer::Tokenizer;
 use breakers_tokenizer::{ChatTemplate, TemplateError};
 
@@ -40,13 +41,23 @@ pub struct LoadOptions {
     /// Rows computed at a time; longer prompts are fed in several passes. This affects memory and speed, but
     /// not results.
     pub rows_per_pass: usize,
+    /// The layers to load; `None`: all of them. A part that begins with layer 0 runs with the others as
+    /// [stages](crate::stages); another part is such a stage.
+    pub layers: Option<Range<usize>>,
 }
 
 impl LoadOptions {
     /// The usual settings on a device: an f16 cache, passes of 128 rows on the CPU and of 512 on GPUs.
     pub fn on(device: Device) -> Self {
         let rows_per_pass = if device::is_cpu(&device) { CPU_ROWS } else { GPU_ROWS };
-        Self { device, cache_element: Element::F16, matrices: None, max_context: None, rows_per_pass }
+        Self {
+            device,
+            cache_element: Element::F16,
+            matrices: None,
+            max_context: None,
+            rows_per_pass,
+            layers: None,
+        }
     }
 }
 
@@ -86,6 +97,7 @@ struct Inner {
     chat: Result<Option<ChatTemplate>, TemplateError>,
     path: PathBuf,
     options: LoadOptions,
+    fingerprint: u64,
 }
 
 impl Model {
@@ -113,7 +125,8 @@ impl Model {
         let chat = chat_template(&file, &tokenizer);
         let name = file.metadata().str("general.name")?.unwrap_or("unnamed").to_owned();
         let store = options.matrices.as_ref().map(MatrixFile::open).transpose()?;
-        let mut decoder = Decoder::load(&file, store.as_ref(), spec, &options.device)?;
+        let mut decoder =
+            Decoder::load(&file, store.as_ref(), spec, options.layers.clone(), &options.device)?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             return Err(Error::Vocabulary { tokens: tokenizer.vocab_size(), rows: decoder.vocab_size });
         }
@@ -133,8 +146,9 @@ impl Model {
         info.hidden_size = decoder.spec.width;
         info.end_tokens = tokenizer.end_tokens().to_vec();
         info.masked_argmax = true;
-        let options = options.clone();
-        Ok(Self { inner: Arc::new(Inner { decoder, info, tokenizer, chat, path: path.to_owned(), options }) })
+        let (path, options, fingerprint) = (path.to_owned(), options.clone(), stages::fingerprint(&file));
+        let inner = Inner { decoder, info, tokenizer, chat, path, options, fingerprint };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// A runner with no sequences yet.
@@ -211,9 +225,19 @@ impl Model {
         self.inner.decoder.attention_reads(n_past, n_rows) * self.inner.options.cache_element.bytes()
     }
 
+    /// The layers that are loaded.
+    pub fn layers(&self) -> Range<usize> {
+        self.inner.decoder.layers()
+    }
+
     /// Token ids that end a text.
     pub fn end_tokens(&self) -> &[TokenId] {
         &self.inner.info.end_tokens
+    }
+
+    /// Tells the file from others.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.inner.fingerprint
     }
 
     pub(crate) fn options(&self) -> &LoadOptions {

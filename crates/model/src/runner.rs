@@ -14,6 +14,7 @@ use breakers_linear::OutputTiles;
 use burn::tensor::Tensor;
 
 use crate::ops::best::{MAX_K, MAX_VOCAB, best};
+use crate::stages::{Stage, Stages};
 use crate::{Error, Model};
 
 /// Rows whose logits are computed at a time. This bounds the memory for a large vocabulary.
@@ -41,6 +42,30 @@ pub struct Runner {
     sequences: BTreeMap<SequenceId, Box<dyn KvCache>>,
     next: u64,
     cache: Box<CacheFactory>,
+    /// The layers that are in other processes.
+    stages: Stages,
+}
+
+/// Makes the plain caches that a model's options ask for.
+pub(crate) fn plain_cache(model: &Model) -> Box<CacheFactory> {
+    let (element, device) = (model.options().cache_element, model.device().clone());
+    Box::new(move |shape: &CacheShape| -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> {
+        Ok(Box::new(PlainCache::new(shape.clone(), element, &device)?))
+    })
+}
+
+/// Bytes of the pages that caches hold. A page that several of them share is counted once.
+pub(crate) fn page_bytes<'a>(caches: impl Iterator<Item = &'a dyn KvCache>) -> usize {
+    let mut meters: Vec<&PageMeter> = Vec::new();
+    let mut unmetered = 0;
+    for cache in caches {
+        match cache.page_meter() {
+            Some(meter) if meters.iter().any(|known| known.is_same(meter)) => {}
+            Some(meter) => meters.push(meter),
+            None => unmetered += cache.bytes(),
+        }
+    }
+    unmetered + meters.into_iter().map(PageMeter::bytes).sum::<usize>()
 }
 
 /// A range of one step's rows that is computed in one pass.
@@ -51,11 +76,8 @@ struct Part {
 
 impl Runner {
     pub(crate) fn new(model: Model) -> Self {
-        let (element, device) = (model.options().cache_element, model.device().clone());
-        let cache = move |shape: &CacheShape| -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> {
-            Ok(Box::new(PlainCache::new(shape.clone(), element, &device)?))
-        };
-        Self { model, sequences: BTreeMap::new(), next: 0, cache: Box::new(cache) }
+        let cache = plain_cache(&model);
+        Self { model, sequences: BTreeMap::new(), next: 0, cache, stages: Stages::default() }
     }
 
     /// A runner whose sequences use another cache, such as a quantized one.
@@ -81,6 +103,20 @@ impl Runner {
         self
     }
 
+    /// A runner whose other layers are in other processes. `cache` is the name of its sequences' cache, which has
+    /// to be theirs too. It has no sequences yet.
+    ///
+    /// Hidden states after layers that are not here cannot be had, nor snapshots of sequences.
+    ///
+    /// # Errors
+    /// [`Error::Stage`] and [`Error::Layers`] if the stages do not have the model's other layers, each once, or
+    /// run another model or other settings.
+    pub fn with_stages(mut self, stages: Vec<Stage>, cache: &str) -> Result<Self, Error> {
+        self.stages = Stages::new(stages, &self.model, cache)?;
+        self.sequences.clear();
+        Ok(self)
+    }
+
     /// The model underneath.
     pub fn model(&self) -> &Model {
         &self.model
@@ -88,16 +124,7 @@ impl Runner {
 
     /// Bytes of the pages that the sequences hold. A page that several of them share is counted once.
     pub fn page_bytes(&self) -> usize {
-        let mut meters: Vec<&PageMeter> = Vec::new();
-        let mut unmetered = 0;
-        for cache in self.sequences.values() {
-            match cache.page_meter() {
-                Some(meter) if meters.iter().any(|known| known.is_same(meter)) => {}
-                Some(meter) => meters.push(meter),
-                None => unmetered += cache.bytes(),
-            }
-        }
-        unmetered + meters.into_iter().map(PageMeter::bytes).sum::<usize>()
+        page_bytes(self.sequences.values().map(|cache| &**cache))
     }
 
     /// Bytes that the sequences' caches hold. Shared pages count for each sequence.
@@ -138,9 +165,9 @@ impl Runner {
         }
         for tap in &step.taps {
             if let LayerTap::AfterBlock(i) = *tap
-                && i >= info.n_layers
+                && i >= self.model.layers().end
             {
-                let (requested, available) = (i, info.n_layers);
+                let (requested, available) = (i, self.model.layers().end);
                 let what = "block of a hidden-state tap";
                 return Err(StepError::OutOfRange { what, requested, available }.into());
             }
@@ -178,7 +205,7 @@ impl Runner {
         // The caches are taken out of the map during the pass, so that several can be borrowed at once.
         let mut caches: Vec<Box<dyn KvCache>> =
             parts.iter().filter_map(|p| self.sequences.remove(&steps[p.step].sequence)).collect();
-        let result = run(&self.model, steps, parts, &mut caches);
+        let result = run(&self.model, steps, parts, &mut caches, &mut self.stages);
         for (part, mut cache) in parts.iter().zip(caches) {
             if result.is_err() {
                 cache.abort();
@@ -194,6 +221,7 @@ fn run(
     steps: &mut [Step],
     parts: &[Part],
     caches: &mut [Box<dyn KvCache>],
+    stages: &mut Stages,
 ) -> Result<(), Error> {
     let decoder = model.decoder();
     let (mut tokens, mut positions) = (Vec::new(), Vec::new());
@@ -226,7 +254,13 @@ fn run(
         .map(|(cache, part)| Segment { cache: &mut **cache, n_rows: part.rows.len() })
         .collect();
     let kept_rows: Vec<usize> = kept.iter().map(|k| k.0).collect();
-    let hidden = decoder.forward(&tokens, &positions, &mut segments, &kept_rows, &blocks);
+    let of_stages = |part: &Part| {
+        let step = &steps[part.step];
+        (step.sequence, part.rows.len(), step.parents.clone())
+    };
+    let beyond: Vec<_> = parts.iter().filter(|_| !stages.is_empty()).map(of_stages).collect();
+    let mut beyond = |x: Tensor<2>| stages.pass(&beyond, &kept_rows, x);
+    let hidden = decoder.forward(&tokens, &positions, &mut segments, &kept_rows, &blocks, &mut beyond);
     // The decoder counts segments.
     let hidden = hidden.map_err(|error| match error {
         Error::AtStep { step: segment, source } => source.at_step(parts[segment].step),
@@ -333,7 +367,7 @@ fn sparse_tiles(asked: &[Asked], vocab_size: usize) -> Option<OutputTiles> {
 fn outputs(model: &Model, hidden: Tensor<2>, asked: &[Asked]) -> Result<Vec<Output>, (Option<usize>, Error)> {
     let (vocab_size, is_cpu) = (model.info().vocab_size, device::is_cpu(model.device()));
     let tiles = if is_cpu { sparse_tiles(asked, vocab_size) } else { None };
-    let logits = model.decoder().logits(hidden, tiles.as_ref());
+    let logits = model.decoder().logits(hidden, tiles.as_ref()).map_err(|error| (None, error))?;
     let _span = tracing::trace_span!("choice").entered();
     if !is_cpu && vocab_size <= MAX_VOCAB {
         return outputs_on_device(logits, asked);
@@ -413,6 +447,7 @@ impl LanguageModel for Runner {
         let cache = (self.cache)(&self.model.decoder().cache_shape()).map_err(Error::from)?;
         let id = SequenceId(self.next);
         self.next += 1;
+        self.stages.open(id)?;
         self.sequences.insert(id, cache);
         Ok(id)
     }
@@ -421,12 +456,15 @@ impl LanguageModel for Runner {
         let copy = self.cache(sequence)?.fork().map_err(Error::from)?;
         let id = SequenceId(self.next);
         self.next += 1;
+        self.stages.fork(sequence, id)?;
         self.sequences.insert(id, copy);
         Ok(id)
     }
 
     fn close(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        if self.sequences.remove(&sequence).is_some() {
+            self.stages.close(sequence);
+        }
     }
 
     fn len(&self, sequence: SequenceId) -> CoreResult<usize> {
@@ -438,6 +476,9 @@ impl LanguageModel for Runner {
     }
 
     fn forward(&mut self, steps: &mut [Step]) -> CoreResult<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
         self.validate(steps)?;
         let before: Vec<(SequenceId, usize)> = steps
             .iter()
@@ -450,6 +491,8 @@ impl LanguageModel for Runner {
             if let Err(error) = self.pass(steps, &parts) {
                 for (sequence, len) in before {
                     self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?;
+                    // If a stage cannot be told, it is lost, and that is the error.
+                    let _ = self.stages.truncate(sequence, len);
                 }
                 steps.iter_mut().for_each(|s| s.outputs.clear());
                 return Err(match error {
@@ -464,11 +507,13 @@ impl LanguageModel for Runner {
     }
 
     fn retain(&mut self, sequence: SequenceId, rows: &[usize]) -> CoreResult<()> {
-        Ok(self.cache_mut(sequence)?.retain(rows).map_err(Error::from)?)
+        self.cache_mut(sequence)?.retain(rows).map_err(Error::from)?;
+        Ok(self.stages.retain(sequence, rows)?)
     }
 
     fn commit(&mut self, sequence: SequenceId, n_tokens: usize) -> CoreResult<()> {
-        Ok(self.cache_mut(sequence)?.commit(n_tokens).map_err(Error::from)?)
+        self.cache_mut(sequence)?.commit(n_tokens).map_err(Error::from)?;
+        Ok(self.stages.commit(sequence, n_tokens)?)
     }
 
     /// Not on GPUs, where the bits of a prompt depend on the chunks that it is fed in.
@@ -477,12 +522,16 @@ impl LanguageModel for Runner {
     }
 
     fn held_bytes(&self) -> usize {
-        self.page_bytes()
+        self.page_bytes() + self.stages.held_bytes()
     }
 
     /// The cache's kind with all that may change a number in it: the shape, the instructions that computed
     /// it, and this crate's version.
     fn snapshot_kind(&self) -> Option<String> {
+        // What the stages hold would be missing.
+        if !self.stages.is_empty() {
+            return None;
+        }
         let cache = (self.cache)(&self.model.decoder().cache_shape()).ok()?;
         let (kind, shape) = (cache.snapshot_kind()?, cache.shape());
         let (isa, version) = (breakers_cpu::isa(), env!("CARGO_PKG_VERSION"));
@@ -490,11 +539,17 @@ impl LanguageModel for Runner {
     }
 
     fn snapshot(&self, sequence: SequenceId) -> CoreResult<Box<dyn Snapshot>> {
+        if !self.stages.is_empty() {
+            return Err(self.no_snapshots());
+        }
         let snapshot = self.cache(sequence)?.snapshot();
         snapshot.map_err(|error| self.snapshot_error(error))
     }
 
     fn restore(&mut self, bytes: SnapshotBytes, n_tokens: usize, len: usize) -> CoreResult<SequenceId> {
+        if !self.stages.is_empty() {
+            return Err(self.no_snapshots());
+        }
         let sequence = self.open()?;
         let restored = self.cache_mut(sequence)?.restore(&bytes, n_tokens, len);
         restored.map(|()| sequence).map_err(|error| {
@@ -504,6 +559,7 @@ impl LanguageModel for Runner {
     }
 
     fn truncate(&mut self, sequence: SequenceId, len: usize) -> CoreResult<()> {
-        Ok(self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?)
+        self.cache_mut(sequence)?.truncate(len).map_err(Error::from)?;
+        Ok(self.stages.truncate(sequence, len)?)
     }
 }

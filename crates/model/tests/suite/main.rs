@@ -8,6 +8,7 @@ mod invariance;
 mod llama_cpp;
 mod odd_files;
 mod reference;
+mod stages;
 mod support;
 mod transformers;
 mod walk;

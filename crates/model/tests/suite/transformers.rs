@@ -24,7 +24,7 @@ const MARGIN: f32 = 1e-3;
 type Array = (Vec<usize>, Vec<f32>);
 
 /// A GGUF file before it is written.
-struct Draft {
+pub(crate) struct Draft {
     architecture: &'static str,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, Array>,
@@ -131,7 +131,7 @@ fn interleaved((shape, values): &Array, n_heads: usize) -> Array {
 }
 
 impl Draft {
-    fn of(architecture: &'static str, name: &str) -> Self {
+    pub(crate) fn of(architecture: &'static str, name: &str) -> Self {
         let config = std::fs::read(folder(name).join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
         let number = |key: &str| config[key].as_u64().map(|n| n as u32);
@@ -210,7 +210,7 @@ impl Draft {
         self.metadata.insert(format!("{}.{key}", self.architecture), value.into());
     }
 
-    fn write(&self, path: &Path) {
+    pub(crate) fn write(&self, path: &Path) {
         write_gguf(path, &self.metadata, &self.tensors);
     }
 
