@@ -1,7 +1,5 @@
 //! `breakers optimize`, beside a server whose models follow scripts: files and gates are real.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +9,7 @@ use breakers_serve::registry::{Loader, NewVersion, Registry, RegistryConfig, Ver
 use breakers_serve::{ServeConfig, Server, ServerHandle};
 use serde_json::{Value, json};
 
-use super::{breakers, small_model, stderr};
+use super::{breakers, post, small_model, stderr};
 
 /// Answers with the file's name. Files in the format Q5_0 fail all but their first texts, which are tests.
 struct Files;
@@ -48,18 +46,10 @@ fn server(folder: &Path, small: &str) -> (ServerHandle, Arc<Registry>, Version) 
 
 /// Asks again and again, until told to stop.
 fn ask(server: &ServerHandle, stop: &AtomicBool) {
-    let address = server.address();
-    let body = json!({"model": "small", "messages": [{"role": "user", "content": "Hi"}]}).to_string();
+    let address = server.address().to_string();
+    let body = json!({"model": "small", "messages": [{"role": "user", "content": "Hi"}]});
     while !stop.load(Ordering::Relaxed) {
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(
-            stream,
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        stream.read_to_end(&mut Vec::new()).unwrap();
+        post(&address, "/v1/chat/completions", &body);
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
