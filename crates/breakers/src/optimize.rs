@@ -1,8 +1,8 @@
 //! `breakers optimize`: a served model in a smaller format, by steps that each may end it.
 //!
 //! Quantize; compare with the model that is served, on a text; let the new version answer a share of the
-//! requests; let it answer all of them. The server's registry does the last two, so each is one change there and
-//! a rollback undoes it.
+//! requests; let it answer all of them. The server's registry does the last two, so each is one change there
+//! and a rollback undoes it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

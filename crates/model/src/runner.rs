@@ -14,7 +14,7 @@ use breakers_linear::OutputTiles;
 use burn::tensor::Tensor;
 
 use crate::ops::best::{MAX_K, MAX_VOCAB, best};
-use crate::stages::{Stage, Stages};
+use crate::stages::{PassPart, Stage, Stages};
 use crate::{Error, Model};
 
 /// Rows whose logits are computed at a time. This bounds the memory for a large vocabulary.
@@ -103,14 +103,14 @@ impl Runner {
         self
     }
 
-    /// A runner whose other layers are in other processes. `cache` is the name of its sequences' cache, which has
-    /// to be theirs too. It has no sequences yet.
+    /// A runner whose other layers are in other processes. `cache` is the name of its sequences' cache, which
+    /// has to be theirs too. It has no sequences yet.
     ///
     /// Hidden states after layers that are not here cannot be had, nor snapshots of sequences.
     ///
     /// # Errors
-    /// [`Error::Stage`] and [`Error::Layers`] if the stages do not have the model's other layers, each once, or
-    /// run another model or other settings.
+    /// [`Error::Stage`] and [`Error::Layers`] if the stages do not have the model's other layers, each once,
+    /// or run another model or other settings.
     pub fn with_stages(mut self, stages: Vec<Stage>, cache: &str) -> Result<Self, Error> {
         self.stages = Stages::new(stages, &self.model, cache)?;
         self.sequences.clear();
@@ -255,8 +255,8 @@ fn run(
         .collect();
     let kept_rows: Vec<usize> = kept.iter().map(|k| k.0).collect();
     let of_stages = |part: &Part| {
-        let step = &steps[part.step];
-        (step.sequence, part.rows.len(), step.parents.clone())
+        let Step { sequence, parents, .. } = &steps[part.step];
+        PassPart { sequence: sequence.0, n_rows: part.rows.len(), parents: parents.clone() }
     };
     let beyond: Vec<_> = parts.iter().filter(|_| !stages.is_empty()).map(of_stages).collect();
     let mut beyond = |x: Tensor<2>| stages.pass(&beyond, &kept_rows, x);

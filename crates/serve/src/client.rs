@@ -377,8 +377,8 @@ impl Client {
         Ok(Ticket { name, is_spooled: true })
     }
 
-    /// Asks one of the server's routes under `/admin`: with a body it is told to do something, without one it is
-    /// asked. The key has to be one that may.
+    /// Asks one of the server's routes under `/admin`: with a body it is told to do something, without one it
+    /// is asked. The key has to be one that may.
     ///
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Unreachable`], [`ClientError::Malformed`].

@@ -19,16 +19,17 @@ impl Drop for Running {
 }
 
 fn start(arguments: &[&str]) -> Running {
-    let mut child = program().args(arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let child = program().args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = Running(child, String::new());
+    let mut lines = BufReader::new(running.0.stderr.take().unwrap());
     loop {
         let mut line = String::new();
         assert!(lines.read_line(&mut line).unwrap() > 0, "{arguments:?} has ended");
         if let Some((_, address)) = line.split_once("listening on ") {
-            let address = address.trim().trim_start_matches("http://").trim_end_matches("/v1").to_owned();
+            running.1 = address.trim().trim_start_matches("http://").trim_end_matches("/v1").to_owned();
             // Whoever does not read stops the other one at some point.
             std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-            return Running(child, address);
+            return running;
         }
     }
 }

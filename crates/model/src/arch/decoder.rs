@@ -100,9 +100,9 @@ impl Decoder {
             + self.blocks.iter().map(Block::bytes).sum::<usize>()
     }
 
-    /// Runs the model over rows that belong to the segments, in their order. `begin` must have been called on the
-    /// caches. `kept` are the rows whose final hidden state is wanted, ascending. Blocks that are not here are
-    /// `beyond`, which takes all rows and returns those that are kept.
+    /// Runs the model over rows that belong to the segments, in their order. `begin` must have been called on
+    /// the caches. `kept` are the rows whose final hidden state is wanted, ascending. Blocks that are not
+    /// here are `beyond`, which takes all rows and returns those that are kept.
     pub(crate) fn forward(
         &self,
         tokens: &[u32],

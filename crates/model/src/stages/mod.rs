@@ -2,16 +2,16 @@
 //!
 //! The first process has the embeddings, the head and the first layers, and is the
 //! [`LanguageModel`](breakers_core::LanguageModel) that others use: a [`Runner`](crate::Runner) with
-//! [stages](crate::Runner::with_stages). Each stage has some of the other layers and keeps the keys and values of
-//! these. In a pass, hidden states go to one stage after the other and come back; what is done to sequences in
-//! between (forks, commits, what is taken back) is told to all. The numbers are the same as in one process, bit for
-//! bit, if the processors have the same instructions.
+//! [stages](crate::Runner::with_stages). Each stage has some of the other layers and keeps the keys and
+//! values of these. In a pass, hidden states go to one stage after the other and come back; what is done to
+//! sequences in between (forks, commits, what is taken back) is told to all. The numbers are the same as in
+//! one process, bit for bit, if the processors have the same instructions.
 //!
 //! # Failures
 //! A stage that cannot be reached, answers late or answers nonsense is lost: the call fails with
-//! [`Error::Stage`](crate::Error::Stage), and so does every later one, because nobody knows what its sequences
-//! hold. Sequences of the first process are as they were before the pass. A program goes on with new connections
-//! and a new runner.
+//! [`Error::Stage`](crate::Error::Stage), and so does every later one, because nobody knows what its
+//! sequences hold. Sequences of the first process are as they were before the pass. A program goes on with
+//! new connections and a new runner.
 //!
 //! # Security
 //! Stages trust whoever reaches them, and nothing is encrypted. They belong behind a firewall or in a tunnel.
@@ -53,7 +53,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::server::StageServer;
 pub use self::transport::{MAX_FRAME, Stream, Transport, channel};
-use self::wire::{Command, Hello, PassPart, Reply};
+pub(crate) use self::wire::PassPart;
+use self::wire::{Command, Hello, Reply};
 use crate::{Error, Model, Result};
 
 /// A part of a model in another process, as the first one sees it.
@@ -235,23 +236,17 @@ impl Stages {
         self.0.iter_mut().map(|stage| stage.send(&command, &[])).fold(Ok(()), Result::and)
     }
 
-    /// Runs all layers that are not here, over the rows of sequences: (sequence, rows, parents).
+    /// Runs all layers that are not here, over the rows of some sequences.
     pub(crate) fn pass(
         &mut self,
-        parts: &[(SequenceId, usize, Option<Vec<Option<usize>>>)],
+        parts: &[PassPart],
         kept: &[usize],
         x: Tensor<2>,
     ) -> Result<Option<Tensor<2>>> {
-        let part = |(sequence, n_rows, parents): &(SequenceId, usize, Option<Vec<Option<usize>>>)| PassPart {
-            sequence: sequence.0,
-            n_rows: *n_rows,
-            parents: parents.clone(),
-        };
-        let parts: Vec<PassPart> = parts.iter().map(part).collect();
         let mut x = Some(x);
         for stage in &mut self.0 {
             if let Some(rows) = x {
-                x = stage.pass(&parts, kept, rows)?;
+                x = stage.pass(parts, kept, rows)?;
             }
         }
         Ok(x)

@@ -21,8 +21,8 @@ pub struct StageServer {
 }
 
 impl StageServer {
-    /// The layers of a model that was loaded with [`LoadOptions::layers`](crate::LoadOptions::layers). `cache` is
-    /// the name of its sequences' cache; both ends must have the same.
+    /// The layers of a model that was loaded with [`LoadOptions::layers`](crate::LoadOptions::layers).
+    /// `cache` is the name of its sequences' cache; both ends must have the same.
     pub fn new(model: Model, cache: impl Into<String>) -> Self {
         let factory = plain_cache(&model);
         Self { model, name: cache.into(), cache: factory, sequences: BTreeMap::new(), failure: None }

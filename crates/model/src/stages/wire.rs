@@ -1,7 +1,7 @@
 //! What the first process and a stage say to each other: a header in JSON, and rows of numbers.
 //!
-//! A frame has the length of the header (four bytes, the lowest first), the header, and numbers of four bytes each,
-//! as they are in memory of a little-endian machine. So all bits arrive as they were.
+//! A frame has the length of the header (four bytes, the lowest first), the header, and numbers of four bytes
+//! each, as they are in memory of a little-endian machine. So all bits arrive as they were.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -76,10 +76,10 @@ pub(super) enum Command {
 
 /// The rows of one sequence in a pass.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct PassPart {
-    pub(super) sequence: u64,
-    pub(super) n_rows: usize,
-    pub(super) parents: Option<Vec<Option<usize>>>,
+pub(crate) struct PassPart {
+    pub(crate) sequence: u64,
+    pub(crate) n_rows: usize,
+    pub(crate) parents: Option<Vec<Option<usize>>>,
 }
 
 /// What a stage answers.

@@ -86,8 +86,8 @@ struct Info {
 struct Entry {
     path: PathBuf,
     bytes: u64,
-    /// Its tokens, and whose they are; `None` for files of other models.
-    text: Option<(Arc<str>, Vec<TokenId>)>,
+    /// `None` for files of other models.
+    text: Option<Text>,
 }
 
 /// What the driver and the writing thread know of the files. The one used last comes last.
@@ -100,11 +100,27 @@ impl Index {
     }
 }
 
-/// A text that is to be written.
-struct Writing {
+/// Tokens, and whose they are.
+#[derive(Clone, PartialEq)]
+struct Text {
     tenant: Arc<str>,
     tokens: Vec<TokenId>,
+}
+
+/// A text that is to be written.
+struct Writing {
+    text: Text,
     snapshot: Box<dyn Snapshot>,
+}
+
+/// What is being written, so that it is not written twice.
+#[derive(Default)]
+struct Pending(Mutex<Vec<Text>>);
+
+impl Pending {
+    fn lock(&self) -> MutexGuard<'_, Vec<Text>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The files of one model, and the thread that writes them. When this is dropped, what was handed in is
@@ -113,8 +129,7 @@ pub(super) struct PrefixFiles {
     config: SavedPrefixes,
     identity: String,
     index: Arc<Index>,
-    /// What is being written, so that it is not written twice.
-    pending: Arc<Mutex<Vec<(Arc<str>, Vec<TokenId>)>>>,
+    pending: Arc<Pending>,
     n_saved: Arc<AtomicU64>,
     n_restored: u64,
     queue: Option<SyncSender<Writing>>,
@@ -140,7 +155,7 @@ impl PrefixFiles {
         let index = Arc::new(Index(Mutex::new(entries)));
         // One is written while another one waits; what comes meanwhile is not.
         let (queue, jobs) = sync_channel(1);
-        let (pending, n_saved) = (Arc::<Mutex<_>>::default(), Arc::<AtomicU64>::default());
+        let (pending, n_saved) = (Arc::<Pending>::default(), Arc::<AtomicU64>::default());
         let writer = Writer {
             config: config.clone(),
             identity: identity.clone(),
@@ -162,8 +177,8 @@ impl PrefixFiles {
         let most = prompt.len().saturating_sub(1);
         let entries = self.index.lock();
         let of_tenant = entries.iter().filter_map(|entry| {
-            let (of, tokens) = entry.text.as_ref()?;
-            (**of == *tenant).then(|| (entry, common(prompt, tokens).min(most)))
+            let text = entry.text.as_ref().filter(|text| *text.tenant == *tenant)?;
+            Some((entry, common(prompt, &text.tokens).min(most)))
         });
         let (entry, len) = of_tenant.max_by_key(|(_, len)| *len)?;
         (len > 0).then(|| (entry.path.clone(), len))
@@ -222,16 +237,16 @@ impl PrefixFiles {
     ) {
         let Some(queue) = &self.queue else { return };
         let held = self.best(tenant, tokens).map_or(0, |(_, len)| len);
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_tenant = pending.iter().filter(|(of, _)| of == tenant);
-        let soon = of_tenant.map(|(_, others)| common(tokens, others)).max().unwrap_or(0);
+        let mut pending = self.pending.lock();
+        let of_tenant = pending.iter().filter(|text| text.tenant == *tenant);
+        let soon = of_tenant.map(|text| common(tokens, &text.tokens)).max().unwrap_or(0);
         if tokens.len() < held.max(soon).saturating_add(self.config.least_tokens.max(1)) {
             return;
         }
         let Ok(snapshot) = model.snapshot(sequence) else { return };
-        let (tenant, tokens) = (tenant.clone(), tokens.to_vec());
-        pending.push((tenant.clone(), tokens.clone()));
-        if queue.try_send(Writing { tenant, tokens, snapshot }).is_err() {
+        let text = Text { tenant: tenant.clone(), tokens: tokens.to_vec() };
+        pending.push(text.clone());
+        if queue.try_send(Writing { text, snapshot }).is_err() {
             pending.pop();
         }
     }
@@ -264,15 +279,14 @@ struct Writer {
     config: SavedPrefixes,
     identity: String,
     index: Arc<Index>,
-    pending: Arc<Mutex<Vec<(Arc<str>, Vec<TokenId>)>>>,
+    pending: Arc<Pending>,
     n_saved: Arc<AtomicU64>,
 }
 
 impl Writer {
     fn run(&self, jobs: &Receiver<Writing>) {
-        for Writing { tenant, tokens, snapshot } in jobs {
-            let written = self.write(&tenant, &tokens, &*snapshot);
-            match written {
+        for Writing { text, snapshot } in jobs {
+            match self.write(&text, &*snapshot) {
                 Ok(Some(entry)) => {
                     self.n_saved.fetch_add(1, Relaxed);
                     self.enter(entry);
@@ -280,18 +294,13 @@ impl Writer {
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "the beginning of a text is not kept"),
             }
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            pending.retain(|(of, text)| (of, text) != (&tenant, &tokens));
+            self.pending.lock().retain(|pending| *pending != text);
         }
     }
 
     /// `None` if it is larger than all files may be.
-    fn write(
-        &self,
-        tenant: &Arc<str>,
-        tokens: &[TokenId],
-        snapshot: &dyn Snapshot,
-    ) -> breakers_files::Result<Option<Entry>> {
+    fn write(&self, text: &Text, snapshot: &dyn Snapshot) -> breakers_files::Result<Option<Entry>> {
+        let Text { tenant, tokens } = text;
         let mut n_bytes = 0;
         snapshot.pieces(&mut |piece| n_bytes += piece.len() as u64);
         if n_bytes > self.config.max_bytes {
@@ -308,7 +317,7 @@ impl Writer {
             &[(TOKENS, &|put| put(&ids)), (STATE, &|put| snapshot.pieces(put))],
         )?;
         let bytes = fs::metadata(&path).map_or(n_bytes, |file| file.len());
-        Ok(Some(Entry { path, bytes, text: Some((tenant.clone(), tokens.to_vec())) }))
+        Ok(Some(Entry { path, bytes, text: Some(text.clone()) }))
     }
 
     fn free_path(&self) -> PathBuf {
@@ -323,7 +332,9 @@ impl Writer {
     fn enter(&self, entry: Entry) {
         let mut entries = self.index.lock();
         let is_shorter = |other: &Entry| match (&other.text, &entry.text) {
-            (Some((of, beginning)), Some((tenant, tokens))) => of == tenant && tokens.starts_with(beginning),
+            (Some(short), Some(long)) => {
+                short.tenant == long.tenant && long.tokens.starts_with(&short.tokens)
+            }
             _ => false,
         };
         let (shorter, mut kept): (Vec<_>, Vec<_>) =
@@ -377,13 +388,13 @@ fn read_folder(folder: &Path, identity: &str) -> std::io::Result<Vec<Entry>> {
 }
 
 /// The tokens of a file, if it is of this model.
-fn text_of(path: &Path, identity: &str) -> breakers_files::Result<Option<(Arc<str>, Vec<TokenId>)>> {
+fn text_of(path: &Path, identity: &str) -> breakers_files::Result<Option<Text>> {
     let file = SectionFile::<Info>::open_lazily(path)?;
     if file.info.identity != identity {
         return Ok(None);
     }
     let tokens = file.array::<TokenId>(TOKENS, file.info.n_tokens)?;
-    Ok(Some((Arc::from(&*file.info.tenant), tokens.to_vec())))
+    Ok(Some(Text { tenant: Arc::from(&*file.info.tenant), tokens: tokens.to_vec() }))
 }
 
 /// Creates the folder, which nobody else may read.

@@ -242,11 +242,12 @@ fn texts_fit_into_their_bytes() {
 /// has enough.
 type Job = (Vec<usize>, usize, u64, usize, usize);
 
-/// Prompts from few pieces, so that they begin alike in many ways; little memory, few places; some leave, some
-/// are predicted, and now and then the program starts anew.
+/// Prompts from few pieces, so that they begin alike in many ways; little memory, few places; some leave,
+/// some are predicted, and now and then the program starts anew.
 #[test]
 fn answers_are_those_of_no_cache() {
-    const PIECES: [&str; 5] = ["You are brief. ", "la la la la ", "x", "A question about nothing? ", "\n"];
+    const LONG: &str = "You are brief, and you answer in the words of a careful captain, at night. ";
+    const PIECES: [&str; 5] = [LONG, "la la la la ", "x", "A question about nothing? ", "\n"];
     let job = (prop::collection::vec(0usize..5, 1..7), 0usize..24, 0u64..6, 0usize..3, 0usize..9);
     let cases = (
         prop::collection::vec(job, 1..24),
@@ -270,7 +271,7 @@ fn answers_are_those_of_no_cache() {
                 let engine = engine.with_drafter(|| Ok(NgramDrafter::default())).with_config(config.clone());
                 let Some(folder) = &folder else { return engine };
                 let mut saved = SavedPrefixes::new(folder.path());
-                (saved.least_tokens, saved.max_bytes) = (20, 8000);
+                (saved.least_tokens, saved.max_bytes) = (20, 40_000);
                 engine.with_saved_prefixes(saved).unwrap()
             };
             let count = |engine: &Engine<_, _>| {
@@ -338,5 +339,5 @@ fn answers_are_those_of_no_cache() {
     assert!(n_cached > 1000, "only {n_cached} tokens came from sequences of earlier texts");
     assert!(n_paused > 100, "only {n_paused} pauses");
     assert!(n_restored > 20, "only {n_restored} texts began with what a file held");
-    assert!(n_predicted > 100, "only {n_predicted} tokens were as predicted");
+    assert!(n_predicted > 20, "only {n_predicted} tokens were as predicted");
 }
