@@ -195,7 +195,7 @@ fn stages_that_do_not_fit_are_refused() {
     assert!(refused(vec![stage(&path, 1..n_layers, "f32", false)], "f16").contains("the cache is f32"));
     assert!(refused(vec![stage(&other, 1..2, "f16", false)], "f16").contains("the file"));
     assert_eq!(refused(vec![stage(&path, 1..n_layers, "f16", false)], "f16"), "");
-    for layers in [0..0, 2..1, 1..n_layers + 1] {
+    for layers in [0..0, Range { start: 2, end: 1 }, 1..n_layers + 1] {
         let options = LoadOptions { layers: Some(layers), ..LoadOptions::default() };
         assert!(matches!(Model::load(&path, &options), Err(Error::Layers { .. })));
     }
