@@ -248,6 +248,10 @@ impl IntoResponse for ApiError {
         if self.is_final {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
+        // What is left of the body is in the way of the next request.
+        if matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -1,6 +1,7 @@
 //! What each route does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -27,6 +28,9 @@ use crate::vectors;
 
 type Answer = Result<Response, ApiError>;
 
+/// How long the rest of a body that is too large is read, and thrown away.
+const REST_TIME: Duration = Duration::from_secs(1);
+
 /// All routes, without the checks that come before them.
 pub(crate) fn router(state: Arc<State>) -> Router {
     let router = Router::new();
@@ -43,12 +47,11 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/", get(page::page))
         .route("/health", get(health))
         .route("/ready", get(ready))
-        .route("/metrics", get(show_metrics))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method);
+        .route("/metrics", get(show_metrics));
     #[cfg(feature = "batches")]
     let router = router.merge(crate::batches::routes());
-    router.with_state(state)
+    // Last, because it is for the routes that are there already.
+    router.fallback(no_route).method_not_allowed_fallback(no_method).with_state(state)
 }
 
 async fn chat(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
@@ -62,11 +65,17 @@ async fn text(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
 /// Reads a body within its limits.
 pub(crate) async fn read_body(state: &State, body: Body) -> Result<bytes::Bytes, ApiError> {
     let limits = &state.config.limits;
-    let collect = Limited::new(body, limits.body_bytes).collect();
+    let mut body = body;
+    let collect = Limited::new(&mut body, limits.body_bytes).collect();
     match tokio::time::timeout(limits.body_time, collect).await {
         Err(_) => Err(ApiError::body_timeout()),
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limits.body_bytes)),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            // A client that is still sending would find its connection broken, and not the answer.
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+            let _ = tokio::time::timeout(REST_TIME, rest).await;
+            Err(ApiError::body_too_large(limits.body_bytes))
+        }
         Ok(Err(_)) => Err(ApiError::body("the body broke off")),
     }
 }

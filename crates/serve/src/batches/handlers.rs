@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
@@ -33,6 +34,7 @@ use crate::spool::is_ticket;
 use crate::state::{Phase, State};
 
 type Answer = Result<Response, ApiError>;
+type Name = Result<Path<String>, PathRejection>;
 
 /// Hours that a batch may take: a day, as OpenAI has it, and up to 30.
 const MAX_HOURS: u64 = 30 * 24;
@@ -64,6 +66,11 @@ fn kept(state: &State, request: &Request) -> Result<(Arc<Batches>, Caller), ApiE
             Err(ApiError { message, ..error })
         }
     }
+}
+
+/// A name in an address. What is no UTF-8 is the name of nothing.
+fn text_of(name: Name) -> String {
+    name.map_or_else(|_| "?".to_owned(), |Path(name)| name)
 }
 
 /// The parameters of an address.
@@ -121,20 +128,23 @@ async fn find_file(
     Ok(batches.on_disk(move |store| store.file(&tenant, &id, now)).await?)
 }
 
-async fn file(Shared(state): Shared<Arc<State>>, Path(id): Path<String>, request: Request) -> Answer {
+async fn file(Shared(state): Shared<Arc<State>>, id: Name, request: Request) -> Answer {
+    let id = text_of(id);
     let (batches, caller) = kept(&state, &request)?;
     let file = find_file(&state, &batches, &caller, id).await?;
     Ok(json(answer::json(&WireFile::of(&file))))
 }
 
-async fn delete_file(Shared(state): Shared<Arc<State>>, Path(id): Path<String>, request: Request) -> Answer {
+async fn delete_file(Shared(state): Shared<Arc<State>>, id: Name, request: Request) -> Answer {
+    let id = text_of(id);
     let (batches, caller) = kept(&state, &request)?;
     let (tenant, now, name) = (caller.tenant().to_owned(), state.environment.unix_time(), id.clone());
     batches.on_disk(move |store| store.delete_file(&tenant, &name, now)).await?;
     Ok(json(answer::json(&WireDeleted { id: &id, object: "file", deleted: true })))
 }
 
-async fn content(Shared(state): Shared<Arc<State>>, Path(id): Path<String>, request: Request) -> Answer {
+async fn content(Shared(state): Shared<Arc<State>>, id: Name, request: Request) -> Answer {
+    let id = text_of(id);
     let (batches, caller) = kept(&state, &request)?;
     let file = find_file(&state, &batches, &caller, id).await?;
     let id = file.id.clone();
@@ -268,14 +278,16 @@ async fn list_batches(Shared(state): Shared<Arc<State>>, request: Request) -> An
     Ok(json(answer::json(&WireList::of(&rows, has_more, |batch| &batch.id, WireBatch::of))))
 }
 
-async fn batch(Shared(state): Shared<Arc<State>>, Path(id): Path<String>, request: Request) -> Answer {
+async fn batch(Shared(state): Shared<Arc<State>>, id: Name, request: Request) -> Answer {
+    let id = text_of(id);
     let (batches, caller) = kept(&state, &request)?;
     let tenant = caller.tenant().to_owned();
     let batch = batches.on_disk(move |store| store.batch(&tenant, &id)).await?;
     Ok(json(answer::json(&WireBatch::of(&batch))))
 }
 
-async fn cancel_batch(Shared(state): Shared<Arc<State>>, Path(id): Path<String>, request: Request) -> Answer {
+async fn cancel_batch(Shared(state): Shared<Arc<State>>, id: Name, request: Request) -> Answer {
+    let id = text_of(id);
     let (batches, caller) = kept(&state, &request)?;
     let (tenant, now) = (caller.tenant().to_owned(), state.environment.unix_time());
     let batch = batches.on_disk(move |store| store.cancel_batch(&tenant, &id, now)).await?;
@@ -311,7 +323,8 @@ async fn create_job(Shared(state): Shared<Arc<State>>, request: Request) -> Answ
 }
 
 /// A job. With `wait=SECONDS` the answer comes when the job has ended, or after that time.
-async fn job(Shared(state): Shared<Arc<State>>, Path(ticket): Path<String>, request: Request) -> Answer {
+async fn job(Shared(state): Shared<Arc<State>>, ticket: Name, request: Request) -> Answer {
+    let ticket = text_of(ticket);
     let (batches, caller) = kept(&state, &request)?;
     let wait = match query(&request).get("wait") {
         None => 0,

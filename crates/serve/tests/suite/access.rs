@@ -171,6 +171,11 @@ fn bodies_have_limits() {
     let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n";
     let slow = raw(&server, &format!("{head}Content-Length: 100\r\nConnection: close\r\n\r\n{{"));
     assert!(slow.starts_with("HTTP/1.1 408 "), "{slow}");
+    // One that is still being sent is read to its end, so that its client finds the answer.
+    let large = "x".repeat(8_000_000);
+    let length = large.len();
+    let answer = raw(&server, &format!("{head}Content-Length: {length}\r\n\r\n{large}"));
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
     // The head never ends: the connection is closed.
     let begun = std::time::Instant::now();
     let text = raw(&server, head);

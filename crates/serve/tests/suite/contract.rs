@@ -1,6 +1,6 @@
 //! Every body and every event of thousands of random requests follows OpenAI's description of its interface.
 //! `BREAKERS_OPENAPI` names the description (`openapi.json`, compressed or not); without it, the file beside
-//! the project is taken if it is there.
+//! the project is taken if it is there. With `BREAKERS_SOAK` there are ten times as many.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -91,8 +91,13 @@ impl Schemas {
     }
 }
 
+/// How many random requests to make, where `n` are enough for every change.
+pub(crate) fn n_requests(n: usize) -> usize {
+    if std::env::var_os("BREAKERS_SOAK").is_some() { 10 * n } else { n }
+}
+
 /// A model whose answers are as different as possible.
-fn model() -> ScriptedModel {
+pub(crate) fn model() -> ScriptedModel {
     let mut card = ModelCard::new("m");
     card.revision = Some("r".to_owned());
     let can = &mut card.capabilities;
@@ -147,22 +152,22 @@ fn answer(request: &ChatRequest) -> Scripted {
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((x ^ (x >> 31)) % n as u64) as usize
     }
 
-    fn pick(&mut self, values: &[Value]) -> Value {
+    pub(crate) fn pick(&mut self, values: &[Value]) -> Value {
         values[self.below(values.len())].clone()
     }
 }
 
-fn random_body(random: &mut Random, is_chat: bool) -> Value {
+pub(crate) fn random_body(random: &mut Random, is_chat: bool) -> Value {
     let mut body = json!({"model": "m", "seed": random.below(1 << 20)});
     if random.below(40) == 0 {
         body["model"] = random.pick(&[json!("x"), json!(null), json!(3)]);
@@ -261,7 +266,7 @@ fn bodies_and_events_follow_the_description() {
     };
     let mut random = Random(7);
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for i in 0..5000 {
+    for i in 0..n_requests(5000) {
         let is_chat = i % 3 != 0;
         let (path, kind) = if is_chat { ("/v1/chat/completions", 0) } else { ("/v1/completions", 1) };
         let body = random_body(&mut random, is_chat);
@@ -299,7 +304,7 @@ fn bodies_and_events_follow_the_description() {
     check(&error, &client.get("/v1/models/x").json(), &Value::Null);
 }
 
-fn random_response(random: &mut Random) -> Value {
+pub(crate) fn random_response(random: &mut Random) -> Value {
     let mut body = json!({"model": "m", "seed": random.below(1 << 20)});
     let user = json!({"role": "user", "content": [{"type": "input_text", "text": "x"}]});
     let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
@@ -373,7 +378,7 @@ fn responses_and_their_events_follow_the_description() {
     };
     let mut random = Random(11);
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for _ in 0..2000 {
+    for _ in 0..n_requests(2000) {
         let body = random_response(&mut random);
         let answer = client.post("/v1/responses", &body.to_string());
         let what = match (answer.status, body["stream"] == true) {

@@ -6,6 +6,7 @@ mod batch_kills;
 mod batches;
 mod cancelling;
 mod contract;
+mod contract_routes;
 mod jobs;
 mod operation;
 mod registry;

@@ -123,6 +123,16 @@ impl Client {
         answer(request.send(body).unwrap())
     }
 
+    /// Any method. Without a body if it is empty, as `DELETE` must be.
+    pub(crate) fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Answer {
+        let request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if body.is_empty() {
+            return answer(self.agent.run(request.body(()).unwrap()).unwrap());
+        }
+        let request = request.header("content-type", content_type).body(body.to_vec()).unwrap();
+        answer(self.agent.run(request).unwrap())
+    }
+
     pub(crate) fn delete(&self, path: &str) -> Answer {
         answer(self.agent.delete(format!("{}{path}", self.base)).call().unwrap())
     }

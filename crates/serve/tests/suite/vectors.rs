@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{Client, config, prepared};
 
 /// Bytes are tokens, and 256 is a control token.
-struct Bytes;
+pub(crate) struct Bytes;
 
 static BYTES: [[u8; 1]; 256] = {
     let mut bytes = [[0]; 256];
@@ -55,7 +55,7 @@ impl Tokenizer for Bytes {
 }
 
 /// The number of bytes and half of it.
-struct Lengths;
+pub(crate) struct Lengths;
 
 impl Embedder for Lengths {
     fn dimension(&self) -> usize {
