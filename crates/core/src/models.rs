@@ -169,6 +169,9 @@ macro_rules! forward_to_pointee {
             fn chat_batch(&self, requests: &[ChatRequest]) -> Vec<Result<ChatReply, CallError>> {
                 (**self).chat_batch(requests)
             }
+            fn load(&self) -> Option<ModelLoad> {
+                (**self).load()
+            }
         }
         impl<M: Likelihood + ?Sized> Likelihood for $pointer {
             fn card(&self) -> &ModelCard {

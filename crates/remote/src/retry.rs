@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use breakers_core::{CallError, ChatModel, ChatReply, ChatRequest, ModelCard, OnDelta};
+use breakers_core::{CallError, ChatModel, ChatReply, ChatRequest, ModelCard, ModelLoad, OnDelta};
 
 use crate::{Error, Result};
 
@@ -125,6 +125,10 @@ impl<M: std::fmt::Debug> std::fmt::Debug for Retrying<M> {
 impl<M: ChatModel> ChatModel for Retrying<M> {
     fn card(&self) -> &ModelCard {
         self.model.card()
+    }
+
+    fn load(&self) -> Option<ModelLoad> {
+        self.model.load()
     }
 
     fn chat(&self, request: &ChatRequest, on_delta: &mut OnDelta<'_>) -> Result<ChatReply, CallError> {

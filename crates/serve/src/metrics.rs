@@ -36,6 +36,18 @@ struct Refusal {
     code: &'static str,
 }
 
+#[cfg(feature = "batches")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[cfg(feature = "batches")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    status: &'static str,
+}
+
 type ByModel<M> = Family<Model, M>;
 type Histograms = Family<Model, Histogram, fn() -> Histogram>;
 
@@ -52,6 +64,8 @@ pub(crate) struct Metrics {
     generation_tokens: ByModel<Counter>,
     drafted_tokens: ByModel<Counter>,
     accepted_tokens: ByModel<Counter>,
+    #[cfg(feature = "batches")]
+    pub(crate) batches: BatchMetrics,
     first_token: Histograms,
     per_token: Histograms,
     end_to_end: Histograms,
@@ -162,6 +176,8 @@ impl Metrics {
             generation_tokens: Family::default(),
             drafted_tokens: Family::default(),
             accepted_tokens: Family::default(),
+            #[cfg(feature = "batches")]
+            batches: BatchMetrics::default(),
             first_token: latency(),
             per_token: Histograms::new_with_constructor(token_times as fn() -> Histogram),
             end_to_end: latency(),
@@ -184,6 +200,8 @@ impl Metrics {
         r.register("spec_decode_num_draft_tokens", "Tokens drafted", m.drafted_tokens.clone());
         let help = "Drafted tokens that became output";
         r.register("spec_decode_num_accepted_tokens", help, m.accepted_tokens.clone());
+        #[cfg(feature = "batches")]
+        m.batches.register(r);
         let mut seconds = |name: &str, help: &str, histograms: &Histograms| {
             r.register_with_unit(name, help, Unit::Seconds, histograms.clone());
         };
@@ -255,4 +273,52 @@ impl Metrics {
 
 fn label(model: &str) -> Model {
     Model { model_name: model.to_owned() }
+}
+
+/// What the dispatcher of batches and jobs counts.
+#[cfg(feature = "batches")]
+#[derive(Default)]
+pub(crate) struct BatchMetrics {
+    open: Family<Status, Gauge>,
+    open_lines: Gauge,
+    open_jobs: Gauge,
+    lines: Family<Outcome, Counter>,
+    jobs: Family<Outcome, Counter>,
+    retries: Counter,
+}
+
+#[cfg(feature = "batches")]
+impl BatchMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let help = "Batches that have not ended, by status";
+        registry.register("num_batches", help, self.open.clone());
+        let help = "Lines of batches without a result, those that run included";
+        registry.register("num_batch_lines_open", help, self.open_lines.clone());
+        let help = "Jobs without an answer, those that run included";
+        registry.register("num_jobs_open", help, self.open_jobs.clone());
+        registry.register("batch_lines", "Lines of batches that got a result", self.lines.clone());
+        registry.register("jobs", "Jobs that got an answer", self.jobs.clone());
+        let help = "How often lines and jobs were tried again";
+        registry.register("batch_retries", help, self.retries.clone());
+    }
+
+    /// What there is to do: how many batches have each status, and how many lines and jobs are open.
+    pub(crate) fn show(&self, batches: &[(&'static str, i64)], n_lines: u64, n_jobs: usize) {
+        for &(status, n) in batches {
+            self.open.get_or_create(&Status { status }).set(n);
+        }
+        self.open_lines.set(i64::try_from(n_lines).unwrap_or(i64::MAX));
+        self.open_jobs.set(i64::try_from(n_jobs).unwrap_or(i64::MAX));
+    }
+
+    /// A line or a job has a result, which is kept.
+    pub(crate) fn end(&self, is_line: bool, is_good: bool) {
+        let outcomes = if is_line { &self.lines } else { &self.jobs };
+        outcomes.get_or_create(&Outcome { outcome: if is_good { "completed" } else { "failed" } }).inc();
+    }
+
+    /// A line or a job is tried again.
+    pub(crate) fn retry(&self) {
+        self.retries.inc();
+    }
 }

@@ -278,7 +278,9 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
         models: std::collections::BTreeMap<String, &'static str>,
     }
     use crate::state::Health;
-    let words = state.chat_models().into_iter().map(|(id, health, _)| {
+    let chat = state.chat_models().into_iter().map(|(id, health, _)| (id, health));
+    let vectors = state.embedders.iter().map(|(id, hosted)| (id.clone(), hosted.health()));
+    let words = chat.chain(vectors).map(|(id, health)| {
         let word = match health {
             Health::Unknown => "not tested yet",
             Health::Good => "ok",

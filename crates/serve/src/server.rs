@@ -98,7 +98,7 @@ impl Server {
         embedder: Arc<dyn Embedder>,
         tokenizer: Arc<dyn Tokenizer>,
     ) -> Self {
-        self.embedders.push((id.into(), HostedEmbedder { embedder, tokenizer }));
+        self.embedders.push((id.into(), HostedEmbedder::new(embedder, tokenizer)));
         self
     }
 
@@ -141,6 +141,9 @@ impl Server {
         }
         let mut vectors = BTreeMap::new();
         for (id, embedder) in embedders {
+            if !config.canary {
+                embedder.set_health(Health::Good);
+            }
             if hosted.contains_key(&id) || vectors.insert(id.clone(), embedder).is_some() {
                 return Err(Error::SameName { id });
             }
@@ -422,22 +425,54 @@ fn report(result: hyper::Result<()>) {
     }
 }
 
-/// Asks each model that is not known to be well for one token, again and again.
+/// Asks each model that is not known to be well for one token or vector, again and again.
 async fn test_models(state: Arc<State>) {
     let mut phase = state.phase.subscribe();
     loop {
         for hosted in state.hosted().into_iter().filter(|hosted| hosted.health() != Health::Good) {
-            let (done, is_done) = oneshot::channel();
-            tokio::task::spawn_blocking(move || {
-                let is_well = answers(&*hosted.model);
-                hosted.set_health(if is_well { Health::Good } else { Health::Bad });
-                let _ = done.send(());
-            });
-            let _ = is_done.await;
+            test(move || hosted.set_health(health_of(answers(&*hosted.model)))).await;
+        }
+        for (id, hosted) in state.embedders.iter().filter(|(_, hosted)| hosted.health() != Health::Good) {
+            let (id, hosted) = (id.clone(), hosted.clone());
+            test(move || hosted.set_health(health_of(makes_vectors(&id, &*hosted.embedder)))).await;
         }
         tokio::select! {
             _ = tokio::time::sleep(CANARY_TIME) => {}
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+        }
+    }
+}
+
+/// Runs a test on a thread that may wait.
+async fn test(work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        work();
+        let _ = done.send(());
+    });
+    let _ = is_done.await;
+}
+
+fn health_of(is_well: bool) -> Health {
+    if is_well { Health::Good } else { Health::Bad }
+}
+
+/// Whether an embedder makes a vector as it should be.
+fn makes_vectors(id: &str, embedder: &dyn Embedder) -> bool {
+    match embedder.embed(&["Hello"]) {
+        Ok(vectors) => {
+            let is_vector = |vector: &Vec<f32>| {
+                vector.len() == embedder.dimension() && vector.iter().all(|x| x.is_finite())
+            };
+            let is_well = vectors.len() == 1 && vectors.iter().all(is_vector);
+            if !is_well {
+                tracing::warn!(model = id, "the model's vectors are not what they should be");
+            }
+            is_well
+        }
+        Err(error) => {
+            tracing::warn!(model = id, %error, "the model does not answer");
+            false
         }
     }
 }

@@ -103,9 +103,12 @@ impl State {
         fixed.collect()
     }
 
-    /// Whether every model has answered, and nothing is ending.
+    /// Whether every model has answered, those that make vectors included, and nothing is ending.
     pub(crate) fn is_ready(&self) -> bool {
-        let are_good = || self.chat_models().iter().all(|(_, health, _)| *health == Health::Good);
+        let are_good = || {
+            self.chat_models().iter().all(|(_, health, _)| *health == Health::Good)
+                && self.embedders.values().all(|hosted| hosted.health() == Health::Good)
+        };
         self.phase() == Phase::Serving && are_good()
     }
 
@@ -143,6 +146,16 @@ pub(crate) enum Health {
     Unknown = 0,
     Good = 1,
     Bad = 2,
+}
+
+impl Health {
+    fn of(value: &AtomicU8) -> Self {
+        match value.load(Ordering::Relaxed) {
+            0 => Self::Unknown,
+            1 => Self::Good,
+            _ => Self::Bad,
+        }
+    }
 }
 
 /// A model under the name that requests use, and how it is.
@@ -187,11 +200,7 @@ impl Hosted {
     }
 
     pub(crate) fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
-            0 => Health::Unknown,
-            1 => Health::Good,
-            _ => Health::Bad,
-        }
+        Health::of(&self.health)
     }
 
     pub(crate) fn set_health(&self, health: Health) {
@@ -204,6 +213,21 @@ impl Hosted {
 pub(crate) struct HostedEmbedder {
     pub(crate) embedder: Arc<dyn Embedder>,
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
+    health: Arc<AtomicU8>,
+}
+
+impl HostedEmbedder {
+    pub(crate) fn new(embedder: Arc<dyn Embedder>, tokenizer: Arc<dyn Tokenizer>) -> Self {
+        Self { embedder, tokenizer, health: Arc::default() }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        Health::of(&self.health)
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Relaxed);
+    }
 }
 
 /// The places for texts that run at a time, and the queue before them. Who comes first gets a place first;

@@ -15,7 +15,7 @@ use crate::edge::Caller;
 use crate::keys::Visit;
 use crate::request::{EmbeddingRequest, Encoding, Inputs};
 use crate::routes::{json, name_ignored, read_body};
-use crate::state::{HostedEmbedder, Slot, State};
+use crate::state::{Health, HostedEmbedder, Slot, State};
 use crate::texts::Record;
 
 #[derive(Serialize)]
@@ -114,10 +114,19 @@ pub(crate) async fn run(
                 if let Some(visit) = visit {
                     visit.charge(*tokens);
                 }
+                if hosted.health() == Health::Bad {
+                    hosted.set_health(Health::Good);
+                }
                 record.end("stop");
             }
             Err(error) if error.status.is_client_error() => record.end("refused"),
-            Err(_) => record.end("failed"),
+            Err(error) => {
+                // One that is only busy is well.
+                if error.status.as_u16() == 500 {
+                    hosted.set_health(Health::Bad);
+                }
+                record.end("failed");
+            }
         }
         result
     });

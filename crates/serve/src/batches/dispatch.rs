@@ -89,6 +89,8 @@ struct Dispatcher {
     busy: HashSet<i64>,
     /// Jobs that are queued or run.
     jobs: HashSet<String>,
+    /// How many jobs had no answer at the last look.
+    n_jobs: usize,
     /// When the jobs that wait begin.
     jobs_at: Option<Instant>,
     swept: Option<Instant>,
@@ -111,6 +113,7 @@ impl Dispatcher {
             chores: JoinSet::new(),
             busy: HashSet::new(),
             jobs: HashSet::new(),
+            n_jobs: 0,
             jobs_at: None,
             swept: None,
             is_stale: true,
@@ -165,6 +168,7 @@ impl Dispatcher {
         self.collect_spool().await?;
         self.take_jobs().await?;
         let rows = self.batches.on_disk(|store| store.open_batches()).await?;
+        self.show(&rows);
         self.open.retain(|n, _| rows.iter().any(|row| row.n == *n));
         for row in rows {
             if self.busy.contains(&row.n) {
@@ -195,6 +199,15 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Says in the metrics what there is to do.
+    fn show(&self, rows: &[BatchRow]) {
+        let statuses = [Status::Validating, Status::InProgress, Status::Finalizing, Status::Cancelling];
+        let count = |status| rows.iter().filter(|row| row.status == status).count() as i64;
+        let n_lines = rows.iter().map(|row| row.total - (row.n_good + row.n_bad)).sum();
+        let batches = statuses.map(|status| (status.name(), count(status)));
+        self.state.metrics.batches.show(&batches, n_lines, self.n_jobs);
+    }
+
     /// A batch without lines that run or wait, and without all results, is taken from its beginning again: a
     /// task has been lost.
     fn restart_lost_lines(&mut self) {
@@ -219,6 +232,7 @@ impl Dispatcher {
     /// Lets jobs wait for each other, then queues them before all else, those together that begin alike.
     async fn take_jobs(&mut self) -> Result<(), StoreError> {
         let mut jobs = self.batches.on_disk(|store| store.open_jobs()).await?;
+        self.n_jobs = jobs.len();
         jobs.retain(|job| !self.jobs.contains(&job.ticket));
         if jobs.is_empty() {
             self.jobs_at = None;
@@ -361,8 +375,9 @@ fn check_input(
     let limits = InputLimits { lines, line_bytes: limits.body_bytes, json_depth: limits.json_depth };
     let allowed: Option<Vec<String>> =
         batch.models.as_ref().map(|models| serde_json::from_str(models).unwrap_or_default());
+    let chat: HashSet<String> = state.chat_models().into_iter().map(|(id, ..)| id).collect();
     let has_model = |model: &str| {
-        let is_there = state.models.contains_key(model) || state.embedders.contains_key(model);
+        let is_there = chat.contains(model) || state.embedders.contains_key(model);
         is_there && allowed.as_ref().is_none_or(|allowed| allowed.iter().any(|other| other == model))
     };
     Ok(input::read(&bytes, endpoint, &limits, &has_model))
@@ -489,7 +504,9 @@ impl Runner {
                     self.batches.on_disk(move |store| store.end_job(&ticket, status, &body, now)).await
                 }
             };
-            let Err(error) = written else { return };
+            let Err(error) = written else {
+                return self.state.metrics.batches.end(matches!(work, Work::Line(..)), status < 400);
+            };
             // The answer is kept until there is room for it.
             tracing::error!(%error, "batches: a result could not be written");
             tokio::time::sleep(pause).await;
@@ -525,6 +542,7 @@ impl Runner {
             if !may_heal || error.is_final || n_failures >= self.batches.config.attempts {
                 return Err(error);
             }
+            self.state.metrics.batches.retry();
             tokio::time::sleep(error.retry_after.unwrap_or(pause).min(LONGEST_PAUSE)).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         }

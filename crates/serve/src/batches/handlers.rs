@@ -238,8 +238,9 @@ fn read_batch(
         return Err(ApiError::body("the Idempotency-Key does not have 1 to 255 bytes"));
     }
     // The models that there are and that the caller may use now; lines with others are refused.
-    let all = state.models.keys().chain(state.embedders.keys());
-    let models: Vec<&String> = all.filter(|model| caller.check_model(model).is_ok()).collect();
+    let chat = state.chat_models().into_iter().map(|(id, ..)| id);
+    let all = chat.chain(state.embedders.keys().cloned());
+    let models: Vec<String> = all.filter(|model| caller.check_model(model).is_ok()).collect();
     Ok(NewBatch {
         id,
         tenant: caller.tenant().to_owned(),

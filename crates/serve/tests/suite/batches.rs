@@ -625,3 +625,62 @@ fn files_and_batches_follow_the_description() {
     check("ErrorResponse", &client.get("/v1/files/none").json());
     check("DeleteFileResponse", &client.delete(&format!("/v1/files/{}", id_of(&file))).json());
 }
+
+#[test]
+fn batches_and_jobs_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = with_folder(folder.path());
+    config.limits.max_texts = 1;
+    let order = Arc::new(Ordered::default());
+    let server = server(order.clone(), config);
+    let client = Client::new(&server);
+    let value =
+        |name: &str| crate::support::metric(&client.get("/metrics").text, &format!("breakers_{name}"));
+    let content: String = (0..5).map(|i| line(&i.to_string(), "line")).collect();
+    let id = id_of(&create(&client, &client.upload(&content), "/v1/chat/completions"));
+    let job = json!({"ticket": "0123456789abcdef", "endpoint": "/v1/chat/completions",
+        "body": {"model": "m", "messages": [{"role": "user", "content": "job"}]}});
+    let job = client.post("/v1/jobs", &job.to_string());
+    assert!(job.status < 300, "{}", job.text);
+    until("they are seen", || {
+        value("num_batches{status=\"in_progress\"}") == 1.0 && value("num_jobs_open") == 1.0
+    });
+    assert_eq!(value("num_batch_lines_open"), 5.0);
+    assert_eq!(value("batch_lines_total{outcome=\"completed\"}"), 0.0);
+    order.gate.store(true, Ordering::SeqCst);
+    assert_eq!(wait_for(&client, &id)["status"], "completed");
+    until("they have ended", || {
+        value("num_batches{status=\"in_progress\"}") == 0.0 && value("num_jobs_open") == 0.0
+    });
+    assert_eq!(value("num_batch_lines_open"), 0.0);
+    assert_eq!(value("batch_lines_total{outcome=\"completed\"}"), 5.0);
+    assert_eq!(value("jobs_total{outcome=\"completed\"}"), 1.0);
+    assert_eq!(value("batch_retries_total"), 0.0);
+    drop(server);
+
+    // What fails is counted as that, and how often it was tried again.
+    let folder = tempfile::tempdir().unwrap();
+    let server = crate::support::server(Arc::new(model()), with_folder(folder.path()));
+    let client = Client::new(&server);
+    run(&client, &line("a", "fail"), "/v1/chat/completions");
+    let text = client.get("/metrics").text;
+    assert_eq!(crate::support::metric(&text, "breakers_batch_lines_total{outcome=\"failed\"}"), 1.0);
+    assert_eq!(crate::support::metric(&text, "breakers_batch_retries_total"), 2.0);
+}
+
+#[test]
+fn a_batch_may_name_a_model_of_the_registry() {
+    let place = crate::shelf::Place::new();
+    let registry = place.open();
+    let version = place.add(&registry, "a.gguf", "says from the registry");
+    registry.deploy("team/a", &version, None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server = prepared(Server::new(with_folder(folder.path())).with_registry(registry));
+    let client = Client::new(&server);
+    let body = json!({"model": "team/a", "messages": [{"role": "user", "content": "Hi"}]});
+    let content = request("a", "/v1/chat/completions", &body);
+    let batch = run(&client, &content, "/v1/chat/completions");
+    assert_eq!(batch["status"], "completed", "{batch}");
+    let good = results(&client, &batch["output_file_id"]);
+    assert_eq!(good[0]["response"]["body"]["choices"][0]["message"]["content"], "from the registry");
+}

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use breakers_core::{
-    CallError, ChatModel, ChatReply, ChatRequest, FinishReason, ModelCard, ModelLoad, OnDelta, ScriptedModel,
-    Usage,
+    CallError, ChatModel, ChatReply, ChatRequest, Embedder, FinishReason, ModelCard, ModelLoad, OnDelta,
+    ScriptedModel, Usage,
 };
+use breakers_serve::Server;
 use serde_json::json;
 
-use crate::support::{Client, config, metric, server, until};
+use crate::support::{Client, config, metric, prepared, server, until};
+use crate::vectors::Bytes;
 
 #[test]
 fn a_server_is_ready_when_its_models_answer() {
@@ -31,6 +33,38 @@ fn a_server_is_ready_when_its_models_answer() {
     let body = r#"{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}"#;
     assert_eq!(client.post("/v1/chat/completions", body).status, 500);
     assert_eq!(client.get("/ready").status, 503);
+}
+
+/// Makes vectors when it is told to.
+struct Switch(Arc<AtomicBool>);
+
+impl Embedder for Switch {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, CallError> {
+        let number = if self.0.load(Ordering::SeqCst) { 1.0 } else { f32::NAN };
+        Ok(vec![vec![number]; texts.len()])
+    }
+}
+
+#[test]
+fn a_server_that_makes_only_vectors_is_ready_when_it_makes_them() {
+    let works = Arc::new(AtomicBool::new(false));
+    let switch = Arc::new(Switch(Arc::clone(&works)));
+    let server = prepared(Server::new(config()).with_embedder("e", switch, Arc::new(Bytes)));
+    let client = Client::new(&server);
+    until("it was tested", || client.get("/ready").text.contains("failing"));
+    assert_eq!(client.get("/ready").status, 503);
+    works.store(true, Ordering::SeqCst);
+    until("it was tested again", || client.get("/ready").status == 200);
+    assert_eq!(client.get("/ready").json(), json!({"status": "ready", "models": {"e": "ok"}}));
+    works.store(false, Ordering::SeqCst);
+    assert_eq!(client.post("/v1/embeddings", r#"{"model": "e", "input": "x"}"#).status, 500);
+    assert_eq!(client.get("/ready").status, 503);
+    works.store(true, Ordering::SeqCst);
+    assert_eq!(client.post("/v1/embeddings", r#"{"model": "e", "input": "x"}"#).status, 200);
+    assert_eq!(client.get("/ready").status, 200, "a request that succeeds is as good as a test");
 }
 
 #[test]
