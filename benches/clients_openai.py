@@ -1,17 +1,21 @@
-"""The official OpenAI client, and others if they are installed, against a server of ours.
+"""OpenAI's own client against a server of ours.
 
     clients_openai.py --url http://127.0.0.1:8080/v1 [--key KEY]
 
-The server is `cargo run -p breakers-serve --features batches --example scripted -- 127.0.0.1:8080 "" FOLDER`, whose answers are known. Prints a line for each check and ends
-with an error at the first that fails. Needs `openai`; `instructor`, `litellm` and `langchain-openai` are used if they are there.
+The server is `cargo run -p breakers-serve --features batches --example scripted -- 127.0.0.1:8080 KEY FOLDER`, whose answers are
+known; an empty KEY is none. `cargo xtask serving` does all of it. Prints a line for each check and ends with an error at the
+first that fails. Needs `openai`, of any version from 1.100.
 """
 
 import argparse
 import asyncio
-import importlib.util
+import base64
 import json
+import re
+import struct
 import sys
 import time
+import urllib.request
 
 import openai
 from pydantic import BaseModel
@@ -43,7 +47,24 @@ def say(text):
     return [{"role": "user", "content": text}]
 
 
-def official(url, key):
+def raises(error, call):
+    """The error that a call must end with."""
+    try:
+        call()
+    except error as found:
+        return found
+    raise AssertionError(f"no {error.__name__}")
+
+
+def counted(url, key, name):
+    """The sum of a metric's values."""
+    request = urllib.request.Request(url.removesuffix("/v1") + "/metrics", headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request) as answer:
+        lines = re.findall(rf"^breakers_{name}(?:{{.*}})? (\S+)$", answer.read().decode(), re.MULTILINE)
+    return sum(float(value) for value in lines)
+
+
+def chats(url, key):
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     chat = client.chat.completions
 
@@ -57,6 +78,26 @@ def official(url, key):
     assert answer.choices[0].message.content == "one two three"
     assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens == 3
     assert answer._request_id.startswith("req_")
+    assert answer.choices[0].message.refusal is None and answer.choices[0].logprobs is None
+    three = chat.create(model="scripted", messages=say("one"), n=3, user="u", metadata={"a": "b"}, stop=["x", "y"])
+    assert [(one.index, one.message.content) for one in three.choices] == [(0, "one"), (1, "one"), (2, "one")]
+
+    yield "log-probabilities"
+    answer = chat.create(model="scripted", messages=say("one two"), logprobs=True, top_logprobs=3)
+    tokens = answer.choices[0].logprobs.content
+    assert [(token.token, token.logprob, bytes(token.bytes)) for token in tokens] == [
+        ("one ", -0.5, b"one "), ("two", -0.5, b"two")], tokens
+    assert [[top.token for top in token.top_logprobs] for token in tokens] == [["a", "b", "c"]] * 2
+
+    yield "headers, raw answers"
+    raw = chat.with_raw_response.create(model="scripted", messages=say("one"), user="u",
+                                        extra_headers={"x-request-id": "mine", "x-other": "1"}, extra_body={"other": [1]})
+    assert raw.headers["x-breakers-ignored"] == "user" and raw.headers["x-request-id"], raw.headers
+    assert raw.parse().choices[0].message.content == "one"
+    named = openai.OpenAI(base_url=url, api_key=key, organization="o", project="p", default_headers={"x-a": "b"})
+    assert named.chat.completions.create(model="scripted", messages=say("one")).choices[0].message.content == "one"
+    with chat.with_streaming_response.create(model="scripted", messages=say("one two")) as raw:
+        assert json.loads(raw.read())["choices"][0]["message"]["content"] == "one two"
 
     yield "stream with usage"
     chunks = list(chat.create(model="scripted", messages=say("one two three"), stream=True,
@@ -102,9 +143,14 @@ def official(url, key):
     for options in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
         answer = client.embeddings.create(model="counts", input=["one", "one two"], **options)
         assert answer.usage.prompt_tokens == 3
-        if options.get("encoding_format") != "base64":
-            assert [one.embedding for one in answer.data] == [[3.0, 1.0, 1.0], [7.0, 2.0, 1.0]]
+        vectors = [one.embedding for one in answer.data]
+        if options.get("encoding_format") == "base64":
+            vectors = [list(struct.unpack("<3f", base64.b64decode(one))) for one in vectors]
+        assert vectors == [[3.0, 1.0, 1.0], [7.0, 2.0, 1.0]], vectors
 
+
+def responses(url, key):
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     if hasattr(client, "responses"):
         yield "responses: whole, one after the other, kept and deleted"
         responses = client.responses
@@ -154,6 +200,11 @@ def official(url, key):
                 assert found.body["param"] in ("background", "model", "previous_response_id"), found.body
             else:
                 raise AssertionError(f"no {error.__name__}")
+
+
+def batches(url, key):
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+
     yield "files and batches"
     lines = [{"custom_id": name, "method": "POST", "url": "/v1/chat/completions",
               "body": {"model": "scripted", "messages": say(name)}} for name in ["one two", "break", "three"]]
@@ -163,11 +214,7 @@ def official(url, key):
     assert client.files.content(file.id).read() == content
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
                                   metadata={"name": "test"})
-    for _ in range(200):
-        batch = client.batches.retrieve(batch.id)
-        if batch.status in ("completed", "failed"):
-            break
-        time.sleep(0.1)
+    batch = ended(client, batch)
     counts = batch.request_counts
     assert batch.status == "completed" and (counts.total, counts.completed, counts.failed) == (3, 2, 1), batch
     results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
@@ -177,25 +224,73 @@ def official(url, key):
     assert failed["custom_id"] == "break" and failed["response"]["status_code"] == 500
     assert batch.id in [one.id for one in client.batches.list(limit=1)]
     assert {one.id for one in client.files.list(limit=2)} >= {file.id, batch.output_file_id, batch.error_file_id}
-    try:
-        client.batches.cancel(batch.id)
-    except openai.ConflictError:
-        pass
-    else:
-        raise AssertionError("a batch that has ended was cancelled")
+    raises(openai.ConflictError, lambda: client.batches.cancel(batch.id))
     assert client.files.delete(file.id).deleted
     wrong = client.files.create(file=("x.jsonl", b"{"), purpose="batch")
     batch = client.batches.create(input_file_id=wrong.id, endpoint="/v1/chat/completions", completion_window="24h")
-    while batch.status == "validating":
-        time.sleep(0.05)
-        batch = client.batches.retrieve(batch.id)
+    batch = ended(client, batch)
     assert batch.status == "failed" and batch.errors.data[0].line == 1, batch
 
+    yield "batches of texts and vectors, lists page by page, batches that are sent again"
+    for endpoint, body in [("/v1/completions", {"model": "scripted", "prompt": "x"}),
+                           ("/v1/embeddings", {"model": "counts", "input": ["one", "one two"]})]:
+        line = {"custom_id": "a", "method": "POST", "url": endpoint, "body": body}
+        file = client.files.create(file=("requests.jsonl", json.dumps(line).encode()), purpose="batch",
+                                   expires_after={"anchor": "created_at", "seconds": 3600})
+        made = dict(input_file_id=file.id, endpoint=endpoint, completion_window="24h",
+                    extra_headers={"idempotency-key": file.id})
+        batch = client.batches.create(**made)
+        assert client.batches.create(**made).id == batch.id, "sent again, it is the same"
+        batch = ended(client, batch)
+        result = json.loads(client.files.content(batch.output_file_id).text)["response"]["body"]
+        if endpoint == "/v1/embeddings":
+            assert [one["embedding"] for one in result["data"]] == [[3.0, 1.0, 1.0], [7.0, 2.0, 1.0]], result
+        else:
+            assert result["choices"][0]["text"] == "text", result
+    # The client asks for page after page.
+    ids = [one.id for one in client.batches.list(limit=1)]
+    assert len(ids) == len(set(ids)) >= 4 and batch.id == ids[0], ids
+    files = [one.id for one in client.files.list(limit=1, purpose="batch", order="asc")]
+    assert len(files) == len(set(files)) >= 3, files
+
+    yield "files and batches: errors by class"
+    for call in [lambda: client.files.retrieve("file-none"), lambda: client.files.content("file-none"),
+                 lambda: client.files.delete("file-none"), lambda: client.batches.retrieve("batch_none")]:
+        assert raises(openai.NotFoundError, call).body["message"]
+    raises(openai.BadRequestError, lambda: client.files.create(file=("x", b"{}"), purpose="assistants"))
+    raises(openai.BadRequestError, lambda: client.batches.create(
+        input_file_id=file.id, endpoint="/v1/moderations", completion_window="24h"))
+
+
+def ended(client, batch):
+    """The batch when it has ended."""
+    for _ in range(400):
+        if batch.status in ("completed", "failed", "expired", "cancelled"):
+            return batch
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    raise AssertionError(f"it does not end: {batch}")
+
+
+def trouble(url, key):
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+    chat = client.chat.completions
+
     yield "errors by class"
+    if key != "none":
+        wrong = openai.OpenAI(base_url=url, api_key="wrong", max_retries=0)
+        found = raises(openai.AuthenticationError, lambda: wrong.models.list())
+        assert found.code == "invalid_api_key" and found.request_id.startswith("req_"), found.body
     for error, call in [
         (openai.NotFoundError, lambda: chat.create(model="none", messages=say("x"))),
         (openai.BadRequestError, lambda: chat.create(model="scripted", messages=[])),
         (openai.BadRequestError, lambda: chat.create(model="scripted", messages=say("x"), temperature=3)),
+        (openai.BadRequestError, lambda: chat.create(model="scripted", messages=say("x"), functions=[{"name": "f"}])),
+        (openai.NotFoundError, lambda: chat.create(model="counts", messages=say("x"))),
+        (openai.BadRequestError, lambda: client.embeddings.create(model="scripted", input="x")),
+        (openai.NotFoundError, lambda: client.models.retrieve("none")),
+        (openai.NotFoundError, lambda: client.moderations.create(input="x")),
+        (openai.APIStatusError, lambda: chat.create(model="scripted", messages=say("x" * 9_000_000))),
         (openai.InternalServerError, lambda: chat.create(model="scripted", messages=say("busy"))),
         (openai.APIError, lambda: list(chat.create(model="scripted", messages=say("break"), stream=True))),
     ]:
@@ -205,58 +300,45 @@ def official(url, key):
             assert found.body["message"], found
         else:
             raise AssertionError(f"no {error.__name__}")
-    try:
-        chat.parse(model="scripted", messages=say("who is it now?"), max_tokens=1)
-    except openai.LengthFinishReasonError:
-        pass
-    else:
-        raise AssertionError("an answer that is cut off was parsed")
+    raises(openai.LengthFinishReasonError,
+           lambda: chat.parse(model="scripted", messages=say("who is it now?"), max_tokens=1))
 
-    yield "a stream that is closed early"
-    stream = chat.create(model="scripted", messages=say("word " * 2000), stream=True)
+    yield "a busy model is asked three times"
+    before = counted(url, key, "requests_accepted_total")
+    patient = client.with_options(max_retries=2)
+    raises(openai.InternalServerError, lambda: patient.chat.completions.create(model="scripted", messages=say("busy")))
+    assert counted(url, key, "requests_accepted_total") - before == 3
+
+    yield "a client that waits no longer, or closes its stream: the text ends"
+    slow = say("slowly " + "word " * 200)
+    before = counted(url, key, "request_ended_total")
+    raises(openai.APITimeoutError, lambda: client.with_options(timeout=0.3).chat.completions.create(
+        model="scripted", messages=slow))
+    stream = chat.create(model="scripted", messages=slow, stream=True)
     next(iter(stream))
     stream.close()
+    # The whole answers would take eight seconds each.
+    for _ in range(60):
+        if counted(url, key, "request_ended_total") == before + 2:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("a text that nobody waits for goes on")
+    assert counted(url, key, "num_requests_running") == 0
     assert chat.create(model="scripted", messages=say("still there")).choices[0].message.content == "still there"
 
-    yield "50 requests at a time"
-    fast = openai.AsyncOpenAI(base_url=url, api_key=key)
+    yield "50 requests at a time, and a stream, by the asynchronous client"
 
     async def many():
+        # A client belongs to one event loop.
+        create = openai.AsyncOpenAI(base_url=url, api_key=key).chat.completions.create
         texts = [f"number {i}" for i in range(50)]
-        answers = [fast.chat.completions.create(model="scripted", messages=say(text)) for text in texts]
-        return [answer.choices[0].message.content for answer in await asyncio.gather(*answers)] == texts
+        answers = await asyncio.gather(*[create(model="scripted", messages=say(text)) for text in texts])
+        stream = await create(model="scripted", messages=say("one two"), stream=True)
+        streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        return streamed == "one two" and [answer.choices[0].message.content for answer in answers] == texts
 
     assert asyncio.run(many())
-
-
-def instructor(url, key):
-    import instructor
-
-    yield "a person by functions and by a schema"
-    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON):
-        client = instructor.from_openai(openai.OpenAI(base_url=url, api_key=key), mode=mode)
-        person = client.chat.completions.create(model="scripted", messages=say("who?"), response_model=Person)
-        assert person.model_dump() == {"name": "Ann", "age": 7}, person
-
-
-def litellm(url, key):
-    import litellm
-
-    yield "whole and streamed"
-    request = dict(model="openai/scripted", api_base=url, api_key=key, messages=say("one two three"))
-    assert litellm.completion(**request).choices[0].message.content == "one two three"
-    chunks = litellm.completion(**request, stream=True)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two three"
-
-
-def langchain_openai(url, key):
-    from langchain_openai import ChatOpenAI
-
-    yield "invoke, stream, schema"
-    model = ChatOpenAI(model="scripted", base_url=url, api_key=key)
-    assert model.invoke("one two three").content == "one two three"
-    assert "".join(chunk.content for chunk in model.stream("one two three")) == "one two three"
-    assert model.with_structured_output(Person).invoke("who?") == Person(name="Ann", age=7)
 
 
 def main():
@@ -264,13 +346,10 @@ def main():
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--key", default="none")
     arguments = parser.parse_args()
-    for name, checks in [("openai", official), ("instructor", instructor), ("litellm", litellm),
-                         ("langchain_openai", langchain_openai)]:
-        if importlib.util.find_spec(name) is None:
-            print(f"{name}: skipped, it is not installed")
-            continue
+    print(f"openai {openai.__version__}")
+    for checks in (chats, responses, batches, trouble):
         for check in checks(arguments.url, arguments.key):
-            print(f"{name}: {check}", flush=True)
+            print(f"  {check}", flush=True)
     print("all passed")
 
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::arrows::Arrows;
 use crate::licenses::Rules;
 use crate::workspace::{self, Package};
-use crate::{Result, bench, cuda, docs, exact, fetch, pages};
+use crate::{Result, bench, cuda, docs, exact, fetch, pages, serving};
 
 /// Features that choose a device; a crate with a kernel forwards them to all crates with kernels below it.
 const DEVICE_FEATURES: [&str; 5] = ["cube", "wgpu", "vulkan", "cuda", "metal"];
@@ -68,7 +68,8 @@ pub(crate) fn alone(with_burn: bool) -> Result {
     Ok(())
 }
 
-/// The book, each crate alone, all models, the peer, and a real CUDA build: about two hours.
+/// The book, each crate alone, all models, the server's clients and page, the peer, and a real CUDA build:
+/// about two hours.
 fn run_full() -> Result {
     // The quick check follows the links of the book's pages; only mdBook can say whether it can be built.
     docs::book(&workspace::target().join("book"))?;
@@ -79,6 +80,7 @@ fn run_full() -> Result {
     tests.args(["test", "--workspace", "--features", "wgpu"]);
     tests.env("BREAKERS_TEST_MODELS", &folder).env("BREAKERS_REQUIRE_MODELS", "1");
     workspace::run(&mut tests)?;
+    serving::run(&serving::Options::default())?;
     exact::run(&exact::Options::default())?;
     bench::run(&bench::Options::default())?;
     cuda::build(true, true)

@@ -15,6 +15,7 @@ mod lossless;
 mod pages;
 mod peer;
 mod programs;
+mod serving;
 mod workspace;
 
 use std::path::PathBuf;
@@ -37,8 +38,8 @@ enum Chore {
     /// Check what the compiler does not: dependency arrows, features, licenses, metadata,
     /// links, words, comments.
     Check {
-        /// Also run the checks that take too long for every change: the book, all models, the peer, a real
-        /// CUDA build.
+        /// Also run the checks that take too long for every change: the book, all models, clients and the
+        /// page of the server, the peer, a real CUDA build.
         #[arg(long)]
         full: bool,
     },
@@ -59,6 +60,8 @@ enum Chore {
     Exact(exact::Options),
     /// Compare speculative with plain decoding over many tokens: every draft length, several thread counts.
     Lossless(lossless::Options),
+    /// Check the server with clients that others wrote, and its page in Chromium.
+    Serving(serving::Options),
     /// Put Debian's LLVM where the CUDA build looks for its own (for machines without access to GitHub).
     CudaSetup,
     /// Build the examples for CUDA, release profile, gather them in a folder and print the programs' paths.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Chore::Bench(options) => bench::run(&options),
         Chore::Exact(options) => exact::run(&options),
         Chore::Lossless(options) => lossless::run(&options),
+        Chore::Serving(options) => serving::run(&options),
         Chore::CudaSetup => cuda::setup().map(|folder| println!("{}", folder.display())),
         Chore::CudaBuild { small, tests } => cuda::build(small, tests),
         Chore::GpuReport(options) => gpu::run(&options),
