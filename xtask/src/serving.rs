@@ -1,8 +1,8 @@
 //! The server as its users meet it: clients that others wrote, and its page in a browser.
 //!
-//! The scripts are in `benches`, the versions of the clients in `benches/clients`. What they need is installed
-//! in the build folder. What the machine lacks is skipped and said; `BREAKERS_REQUIRE_CLIENTS=1` makes it a
-//! failure.
+//! The scripts are in `benches`, the versions of the clients in `benches/clients`. What they need is
+//! installed in the build folder. What the machine lacks is skipped and said; `BREAKERS_REQUIRE_CLIENTS=1`
+//! makes it a failure.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
@@ -273,10 +273,15 @@ fn browser(folder: &Path) -> Result<std::result::Result<impl Fn(&Server) -> Comm
         Ok(place) => place,
         Err(missing) => return Ok(Err(missing)),
     };
-    let given = std::env::var_os("CHROMIUM");
-    let names = ["chromium", "chromium-browser", "google-chrome"].map(Into::into);
-    let Some(chromium) = given.into_iter().chain(names).find_map(find_program) else {
-        return Ok(Err(Missing("Chromium is not installed; the variable CHROMIUM may name it".to_owned())));
+    // A browser that is named is used, or none.
+    let names = match std::env::var_os("CHROMIUM") {
+        Some(given) => vec![given],
+        None => ["chromium", "chromium-browser", "google-chrome"].map(Into::into).to_vec(),
+    };
+    let Some(chromium) = names.iter().find_map(|name| find_program(name)) else {
+        return Ok(Err(Missing(format!(
+            "none of {names:?} is installed; the variable CHROMIUM may name a Chromium"
+        ))));
     };
     Ok(Ok(move |server: &Server| {
         let mut command = Command::new("node");
@@ -286,13 +291,10 @@ fn browser(folder: &Path) -> Result<std::result::Result<impl Fn(&Server) -> Comm
 }
 
 /// The path of a program, which the script's library needs.
-fn find_program(name: std::ffi::OsString) -> Option<PathBuf> {
-    if Path::new(&name).is_absolute() {
-        return Some(name.into()).filter(|path: &PathBuf| path.is_file());
-    }
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join(&name))
-        .find(|path| path.is_file())
+fn find_program(name: &OsStr) -> Option<PathBuf> {
+    // Joined to any folder, an absolute path is itself.
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 fn page(folder: &Path, examples: &Examples) -> Attempt {
