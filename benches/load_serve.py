@@ -16,6 +16,7 @@ import argparse
 import inspect
 import json
 import statistics
+import sys
 import threading
 import time
 import urllib.request
@@ -86,10 +87,15 @@ def jobs(arguments, complete):
     for name, beginning in (("own prompts", ""), ("common instructions", common)):
         seconds = {}
         for way in ("one by one", "at once"):
-            number = time.time_ns()
+            number, answered = time.time_ns(), []
             threads = [
                 # A beginning of this run's own, so that nothing of the other run is kept.
-                threading.Thread(target=complete, args=(f"{number}. {beginning}Report {i}:", arguments.tokens))
+                threading.Thread(
+                    target=lambda i: answered.append(
+                        complete(f"{number}. {beginning}Report {i}:", arguments.tokens)
+                    ),
+                    args=(i,),
+                )
                 for i in range(arguments.jobs)
             ]
             begun = time.monotonic()
@@ -100,6 +106,9 @@ def jobs(arguments, complete):
             for thread in threads:
                 thread.join()
             seconds[way] = time.monotonic() - begun
+            if len(answered) < arguments.jobs:
+                # The others would seem to be faster.
+                sys.exit("a request was not answered: --max-waiting of the server must have room for the jobs")
         result[name] = {**seconds, "times": seconds["one by one"] / seconds["at once"]}
     return result
 
