@@ -9,7 +9,7 @@
 //!
 //! # Failures
 //! A stage that cannot be reached, answers late or answers nonsense is lost: the call fails with
-//! [`Error::Stage`](crate::Error::Stage), and so does every later one, because nobody knows what its
+//! [`Error::Stage`], and so does every later one, because nobody knows what its
 //! sequences hold. Sequences of the first process are as they were before the pass. A program goes on with
 //! new connections and a new runner.
 //!
