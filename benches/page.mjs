@@ -36,6 +36,7 @@ const opened = [];
 async function open(viewport, options = {}) {
   const context = await browser.newContext({ viewport, ...options });
   const page = await context.newPage();
+  page.setDefaultTimeout(60000);
   const seen = { errors: [], requests: [] };
   opened.push({ page, seen });
   page.on("pageerror", (error) => seen.errors.push(String(error)));
@@ -66,8 +67,19 @@ const events = (pieces) => pieces.map((piece) => `data: ${JSON.stringify(piece)}
 const said = (content, finish_reason = null) => ({ choices: [{ index: 0, delta: { content }, finish_reason }] });
 const spent = (n) => ({ choices: [], usage: { prompt_tokens: 1, completion_tokens: n, total_tokens: 1 + n } });
 const stream = (route, pieces) => route.fulfill({ contentType: "text/event-stream", body: events(pieces) });
-// Long enough to be seen while it grows. The scripted model repeats it slowly.
+// Long enough to be seen while it grows. The scripted model repeats it slowly; others get a schema that takes them long.
 const long = "slowly " + Array.from({ length: 120 }, (_, i) => `word${i}`).join(" ");
+async function prolong(page, is_long) {
+  const schema = { type: "array", items: { type: "integer", minimum: 0, maximum: 999 }, minItems: 300 };
+  const text = is_long && await page.inputValue("#model") !== "scripted" ? JSON.stringify(schema) : "";
+  await page.evaluate((text) => { document.querySelector("#schema").value = text; }, text);
+}
+async function sendLong(page) {
+  await prolong(page, true);
+  await send(page, long, 2000);
+  // Read when it was sent.
+  await prolong(page, false);
+}
 const hostile = "<img src=x onerror=\"window.broken=1\"></span></li><script>window.broken=1</script><b>bold</b>";
 
 async function chat() {
@@ -84,7 +96,7 @@ async function chat() {
   assert.equal(await page.inputValue("#message"), "");
 
   console.log("stream and stop: pieces come one by one, and no more after Stop");
-  await send(page, long, 2000);
+  await sendLong(page);
   const length = async () => (await last(page, "assistant").textContent()).length;
   await page.waitForFunction(() => document.querySelectorAll("#log li[data-role=assistant]").length === 2);
   const lengths = new Set();
@@ -111,7 +123,7 @@ async function chat() {
   await page.waitForFunction(() => document.querySelector("#line").getAttribute("points")?.includes(" "));
 
   console.log("a new conversation while an answer runs: nothing of the old one is left");
-  await send(page, long, 2000);
+  await sendLong(page);
   await page.waitForFunction(() => document.querySelector("#log li:last-child span").textContent.length > 5
     && document.querySelector("#log li:last-child").dataset.role === "assistant");
   await page.click("#clear");
@@ -143,7 +155,7 @@ async function chat() {
   await page.unroute("**/v1/chat/completions");
 
   console.log("reload: an answer that runs is ended, and the page begins anew");
-  await send(page, long, 2000);
+  await sendLong(page);
   await page.waitForFunction(() => !document.querySelector("#stop").disabled);
   await page.reload();
   await page.waitForFunction(() => document.querySelector("#model").options.length > 0);
@@ -193,6 +205,8 @@ async function keyboard() {
   for (const id of ["model", "message", "send", "clear", "max", "temperature", "SUMMARY"]) {
     assert.ok(reached.has(id), `${id}: ${[...reached]}`);
   }
+  await prolong(page, true);
+  await page.fill("#max", "2000");
   await page.focus("#message");
   await page.keyboard.type(long);
   await page.keyboard.press("Enter");
