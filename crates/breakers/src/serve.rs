@@ -10,6 +10,7 @@ use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, 
 use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
 use breakers_model::stages::Stage;
 use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
+use breakers_serve::upstreams::{Secret, Upstream, UpstreamNews, UpstreamStatus, UpstreamsConfig};
 use breakers_serve::{BatchConfig, Keys, ServeConfig, Server};
 use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig, SavedPrefixes, SavedPrefixesError};
 use breakers_structured::Forms;
@@ -97,6 +98,22 @@ pub(crate) struct ServeArgs {
     /// times. This process runs those before the first of them.
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["registry", "matrices", "prefixes"])]
     stage: Vec<String>,
+    /// Serve no model, but pass requests on to this server of OpenAI's protocol (http://HOST:PORT); may be
+    /// given several times. Requests go where their beginning has been read before, or to whoever has least
+    /// to do.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["name", "model", "matrices", "registry", "alias", "data",
+        "upstreams", "tool_format", "stage", "prefixes"])]
+    upstream: Vec<String>,
+    /// The environment variable that holds the key for all --upstream.
+    #[arg(long, value_name = "NAME", requires = "upstream")]
+    upstream_key_env: Option<String>,
+    /// The file that holds the key for all --upstream.
+    #[arg(long, value_name = "FILE", requires = "upstream", conflicts_with = "upstream_key_env")]
+    upstream_key_file: Option<PathBuf>,
+    /// A file of servers instead, with names and keys for each (TOML; see docs/serving.md).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "model", "matrices", "registry", "alias", "data",
+        "tool_format", "stage", "prefixes"])]
+    upstreams: Option<PathBuf>,
     /// The form in which the model calls functions [default: what its chat template tells].
     #[arg(long, value_name = "NAME")]
     tool_format: Option<ToolFormatSpec>,
@@ -117,6 +134,10 @@ impl ServeArgs {
         if let Some(name) = &self.name {
             model.model.clone_from(name);
         }
+        if let Some(mut upstreams) = self.upstreams()? {
+            upstreams.observer = Some(Arc::new(tell));
+            return Self::run_server(Server::new(config).with_upstreams(upstreams));
+        }
         let mut server = Server::new(config);
         if self.registry.is_none() || self.name.is_some() {
             let stages = stage::connect(&self.stage)?;
@@ -131,6 +152,10 @@ impl ServeArgs {
                 .map_err(|error| Error::Usage(error.to_string()))?;
             server = server.with_registry(Arc::new(registry));
         }
+        Self::run_server(server)
+    }
+
+    fn run_server(server: Server) -> Result<ExitCode> {
         let ended = server.run(|address| eprintln!("listening on http://{address}/v1"))?;
         if ended.n_cut > 0 {
             eprintln!("{} connections were cut off", ended.n_cut);
@@ -159,6 +184,30 @@ impl ServeArgs {
         });
         config.validate().map_err(usage)?;
         Ok(config)
+    }
+
+    /// The servers of a front, if this is one.
+    fn upstreams(&self) -> Result<Option<UpstreamsConfig>> {
+        let usage = |error: breakers_serve::Error| Error::Usage(error.to_string());
+        if let Some(file) = &self.upstreams {
+            return UpstreamsConfig::read(file).map(Some).map_err(usage);
+        }
+        if self.upstream.is_empty() {
+            return Ok(None);
+        }
+        let key = match (&self.upstream_key_env, &self.upstream_key_file) {
+            (Some(name), _) => Some(Secret::from_env(name).map_err(usage)?),
+            (None, Some(file)) => Some(Secret::from_file(file).map_err(usage)?),
+            (None, None) => None,
+        };
+        let upstreams = self.upstream.iter().map(|url| {
+            let mut upstream = Upstream::new(url);
+            upstream.key.clone_from(&key);
+            upstream
+        });
+        let config = UpstreamsConfig::new(upstreams);
+        config.validate().map_err(usage)?;
+        Ok(Some(config))
     }
 
     /// The model's card. Its revision names all that determines the answers.
@@ -257,6 +306,27 @@ impl Loader for Files {
         let program = env!("CARGO_PKG_VERSION");
         card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
         Ok(self.0.engine(&model, loaded, card, Vec::new()).map_err(told)?)
+    }
+}
+
+/// Prints how the servers of a front are.
+fn tell(news: UpstreamNews<'_>) {
+    let line = |status: &UpstreamStatus| {
+        let reason = status.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        format!("{} is {}{reason}", status.name, status.condition)
+    };
+    match news {
+        UpstreamNews::Start(all) => {
+            for (i, status) in all.iter().enumerate() {
+                let models = match status.models.is_empty() {
+                    true => "no models".to_owned(),
+                    false => status.models.join(", "),
+                };
+                eprintln!("upstream {}: {} at {}: {models}", i + 1, line(status), status.url);
+            }
+        }
+        UpstreamNews::Changed(status) => eprintln!("{}", line(status)),
+        _ => {}
     }
 }
 

@@ -96,6 +96,28 @@ impl ApiError {
         Self::new(status, kind, code, message)
     }
 
+    /// As [`no_model`](Self::no_model), with the models that there are.
+    #[cfg(feature = "upstreams")]
+    pub(crate) fn no_model_of(model: &str, all: &[String]) -> Self {
+        let there = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+        let error = Self::no_model(model);
+        Self { message: format!("{} There are: {there}.", error.message), ..error }
+    }
+
+    /// A server behind this front failed.
+    #[cfg(feature = "upstreams")]
+    pub(crate) fn upstream(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, "server_error", code, message)
+    }
+
+    /// No server behind this front can be asked for a model.
+    #[cfg(feature = "upstreams")]
+    pub(crate) fn no_upstream(model: &str) -> Self {
+        let message = format!("no server that has the model `{model}` can be asked now");
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "no_upstream", message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..error }
+    }
+
     pub(crate) fn no_route(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
         let message = format!("Unknown request URL: {method} {path}.");

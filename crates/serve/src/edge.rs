@@ -78,7 +78,8 @@ pub(crate) async fn pass(Shared(state): Shared<Arc<State>>, mut request: Request
     }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
-        headers.insert("x-request-id", id);
+        // A server behind a front has named it already.
+        headers.entry("x-request-id").or_insert(id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

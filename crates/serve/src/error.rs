@@ -85,6 +85,44 @@ pub enum Error {
         /// What is wrong with it: another server uses it, or it cannot be read or written.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// Servers behind a front and models of its own: a front has none.
+    #[cfg(feature = "upstreams")]
+    #[error("a front serves no models, files or batches of its own")]
+    MixedFront,
+    /// The address of a server behind a front is wrong.
+    #[cfg(feature = "upstreams")]
+    #[error(
+        "{url:?} is no address of a server; expected http://HOST[:PORT][/PATH] (https is left to a proxy)"
+    )]
+    UpstreamUrl {
+        /// The address, without a password.
+        url: String,
+    },
+    /// The key for a server behind a front is wrong. It is not shown.
+    #[cfg(feature = "upstreams")]
+    #[error("the key in {origin} is wrong: {message}")]
+    UpstreamKey {
+        /// Where it is.
+        origin: String,
+        /// What is wrong.
+        message: &'static str,
+    },
+    /// A file about servers behind a front cannot be read.
+    #[cfg(feature = "upstreams")]
+    #[error("cannot read {}: {source}", path.display())]
+    ReadUpstreams {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: Arc<std::io::Error>,
+    },
+    /// A file about servers behind a front is wrong.
+    #[cfg(feature = "upstreams")]
+    #[error("the servers are described wrongly: {message}")]
+    Upstreams {
+        /// What is wrong.
+        message: String,
+    },
     /// The server's thread has panicked.
     #[error("the server has panicked")]
     Panicked,

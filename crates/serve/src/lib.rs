@@ -27,6 +27,8 @@ mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod texts;
+#[cfg(feature = "upstreams")]
+pub mod upstreams;
 mod vectors;
 
 #[cfg(feature = "batches")]

@@ -3,7 +3,7 @@
 //! times.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use breakers_core::{ModelLoad, Usage};
@@ -79,6 +79,7 @@ struct Loads {
     pausing: ByModel<Gauge>,
     held_bytes: ByModel<Gauge>,
     max_bytes: ByModel<Gauge>,
+    usage: ByModel<Gauge<f64, AtomicU64>>,
     kept: ByModel<Gauge>,
     passes: ByModel<Counter>,
     rows: ByModel<Counter>,
@@ -100,6 +101,8 @@ impl Loads {
         );
         gauge("kv_cache_limit_bytes", "Bytes that they may take, where there is a limit", &self.max_bytes);
         gauge("prefix_cache_sequences", "Sequences of ended texts that are kept", &self.kept);
+        let help = "The share of them that is taken, where there is a limit, 1 for all";
+        r.register("kv_cache_usage_perc", help, self.usage.clone());
         let mut counter =
             |name: &str, help: &str, counter: &ByModel<Counter>| r.register(name, help, counter.clone());
         counter("forward_passes", "Passes of the model", &self.passes);
@@ -121,6 +124,9 @@ impl Loads {
             if let Some(value) = value {
                 gauge.get_or_create(&model).set(i64::try_from(value).unwrap_or(i64::MAX));
             }
+        }
+        if let Some(max) = load.max_bytes {
+            self.usage.get_or_create(&model).set(load.held_bytes as f64 / max.max(1) as f64);
         }
         for (counter, value) in [
             (&self.passes, load.n_passes),
@@ -211,6 +217,12 @@ impl Metrics {
         seconds("request_queue_time", "From the request to a free slot", &m.queue);
         m.loads.register(r);
         metrics
+    }
+
+    /// Where others add what they count.
+    #[cfg(feature = "upstreams")]
+    pub(crate) fn registry_mut(&mut self) -> &mut Registry {
+        &mut self.registry
     }
 
     /// A text was accepted and waits.

@@ -33,6 +33,10 @@ const REST_TIME: Duration = Duration::from_secs(1);
 
 /// All routes, without the checks that come before them.
 pub(crate) fn router(state: Arc<State>) -> Router {
+    #[cfg(feature = "upstreams")]
+    if state.front.is_some() {
+        return crate::upstreams::router(state);
+    }
     let router = Router::new();
     #[cfg(feature = "registry")]
     let router = if state.registry.is_some() { router.merge(crate::registry::routes()) } else { router };
@@ -267,7 +271,7 @@ async fn model(
     found.map(|model| json(answer::json(&model))).ok_or_else(|| ApiError::no_model(&id))
 }
 
-async fn health() -> Response {
+pub(crate) async fn health() -> Response {
     json(r#"{"status":"ok"}"#.to_owned())
 }
 
@@ -297,16 +301,16 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
     response
 }
 
-async fn show_metrics(Shared(state): Shared<Arc<State>>) -> Response {
+pub(crate) async fn show_metrics(Shared(state): Shared<Arc<State>>) -> Response {
     let mut response = Response::new(Body::from(state.metrics.encode(&state.hosted())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
     response
 }
 
-async fn no_route(method: Method, uri: Uri) -> Response {
+pub(crate) async fn no_route(method: Method, uri: Uri) -> Response {
     ApiError::no_route(method.as_str(), uri.path()).into_response()
 }
 
-async fn no_method(method: Method, uri: Uri) -> Response {
+pub(crate) async fn no_method(method: Method, uri: Uri) -> Response {
     ApiError::no_method(method.as_str(), uri.path()).into_response()
 }

@@ -53,6 +53,8 @@ pub struct Server {
     embedders: Vec<(String, HostedEmbedder)>,
     #[cfg(feature = "registry")]
     registry: Option<Arc<crate::registry::Registry>>,
+    #[cfg(feature = "upstreams")]
+    upstreams: Option<crate::upstreams::UpstreamsConfig>,
     environment: Arc<dyn Environment>,
 }
 
@@ -80,6 +82,8 @@ impl Server {
             embedders: Vec::new(),
             #[cfg(feature = "registry")]
             registry: None,
+            #[cfg(feature = "upstreams")]
+            upstreams: None,
             environment,
         }
     }
@@ -110,6 +114,13 @@ impl Server {
         self
     }
 
+    /// A front: requests are passed on to other servers. It has no models of its own.
+    #[cfg(feature = "upstreams")]
+    pub fn with_upstreams(mut self, upstreams: crate::upstreams::UpstreamsConfig) -> Self {
+        self.upstreams = Some(upstreams);
+        self
+    }
+
     /// The same server with other clocks and random numbers.
     pub fn with_environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = environment;
@@ -123,9 +134,24 @@ impl Server {
         let has_registry = registry.is_some();
         #[cfg(not(feature = "registry"))]
         let has_registry = false;
+        #[cfg(feature = "upstreams")]
+        let upstreams = self.upstreams;
+        #[cfg(feature = "upstreams")]
+        let is_front = upstreams.is_some();
+        #[cfg(not(feature = "upstreams"))]
+        let is_front = false;
         let Self { config, models, embedders, environment, .. } = self;
         config.validate()?;
-        if models.is_empty() && embedders.is_empty() && !has_registry {
+        let has_models = !models.is_empty() || !embedders.is_empty() || has_registry;
+        #[cfg(feature = "upstreams")]
+        if is_front {
+            #[cfg(feature = "batches")]
+            let has_models = has_models || config.batches.is_some();
+            if has_models {
+                return Err(Error::MixedFront);
+            }
+        }
+        if !has_models && !is_front {
             return Err(Error::NoModel);
         }
         let mut hosted = BTreeMap::new();
@@ -159,7 +185,17 @@ impl Server {
         let slots = Arc::new(Slots::new(config.limits.max_texts, config.limits.max_waiting));
         let (phase, _) = watch::channel(Phase::Serving);
         let started = environment.unix_time();
-        let metrics = Metrics::new();
+        #[cfg_attr(not(feature = "upstreams"), expect(unused_mut, reason = "only fronts add to it"))]
+        let mut metrics = Metrics::new();
+        #[cfg(feature = "upstreams")]
+        let front = match upstreams {
+            Some(upstreams) => {
+                let front = Arc::new(crate::upstreams::Front::new(upstreams, Arc::clone(&environment))?);
+                front.register(metrics.registry_mut());
+                Some(front)
+            }
+            None => None,
+        };
         let responses = Store::new(config.limits.stored_responses, config.limits.stored_bytes);
         #[cfg(feature = "batches")]
         let batches = config.batches.as_ref().map(crate::batches::Batches::open).transpose()?.map(Arc::new);
@@ -175,6 +211,8 @@ impl Server {
             environment,
             phase,
             started,
+            #[cfg(feature = "upstreams")]
+            front,
             #[cfg(feature = "batches")]
             batches,
         })
@@ -189,6 +227,10 @@ impl Server {
         let runtime = runtime(&state)?;
         let listener = listen(&runtime, state.config.address)?;
         let address = address_of(&listener, &state)?;
+        #[cfg(feature = "upstreams")]
+        if let Some(front) = &state.front {
+            runtime.block_on(front.start());
+        }
         let inside = Arc::clone(&state);
         let serve = move || {
             let ended = runtime.block_on(serve(Arc::clone(&inside), listener));
@@ -215,6 +257,10 @@ impl Server {
         let address = address_of(&listener, &state)?;
         let ended = runtime.block_on(async {
             watch_signals(&state)?;
+            #[cfg(feature = "upstreams")]
+            if let Some(front) = &state.front {
+                front.start().await;
+            }
             on_start(address);
             Ok(serve(Arc::clone(&state), listener).await)
         });
@@ -341,6 +387,12 @@ async fn serve(state: Arc<State>, listener: TcpListener) -> Ended {
     let router = routes::router(Arc::clone(&state)).layer(checks);
     if state.config.canary {
         tokio::spawn(test_models(Arc::clone(&state)));
+    }
+    #[cfg(feature = "upstreams")]
+    if let Some(front) = &state.front {
+        for server in 0..front.n_servers() {
+            tokio::spawn(Arc::clone(front).watch(server));
+        }
     }
     #[cfg(feature = "batches")]
     tokio::spawn(crate::batches::dispatch(Arc::clone(&state)));

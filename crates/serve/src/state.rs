@@ -39,6 +39,9 @@ pub(crate) struct State {
     pub(crate) phase: watch::Sender<Phase>,
     /// When the server started, in seconds since 1970.
     pub(crate) started: u64,
+    /// The servers to which requests are passed on, if this is a front.
+    #[cfg(feature = "upstreams")]
+    pub(crate) front: Option<Arc<crate::upstreams::Front>>,
     /// Files, batches and jobs, if the server keeps any.
     #[cfg(feature = "batches")]
     pub(crate) batches: Option<Arc<crate::batches::Batches>>,

@@ -17,4 +17,6 @@ mod requests;
 mod responses;
 mod shelf;
 mod support;
+mod upstreams;
+mod upstreams_load;
 mod vectors;

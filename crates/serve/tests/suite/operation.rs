@@ -179,6 +179,7 @@ fn models_tell_what_they_are_busy_with() {
         ("num_requests_paused", 1.0),
         ("kv_cache_used_bytes", 2.0),
         ("kv_cache_limit_bytes", 3.0),
+        ("kv_cache_usage_perc", 2.0 / 3.0),
         ("prefix_cache_sequences", 4.0),
         ("forward_passes_total", 5.0),
         ("forward_rows_total", 6.0),
