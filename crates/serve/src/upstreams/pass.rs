@@ -222,8 +222,8 @@ async fn pass(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
             }
             return Ok(respond(parts, body));
         }
-        Some(Err(Refusal::Reply(parts, body))) => return Ok(respond(parts, body)),
-        Some(Err(Refusal::Own(error))) => return Err(error),
+        Some(Err(Refusal::Reply(parts, body))) => return Ok(respond(*parts, body)),
+        Some(Err(Refusal::Own(error))) => return Err(*error),
         Some(Ok(Answered::Stream(passing))) => (passing.parts.headers.clone(), Begun::Yes(passing)),
         None => {
             let early = early.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -387,7 +387,7 @@ impl Feeder {
             let last = tokio::select! {
                 answered = answering.as_mut() => match answered {
                     Ok(Answered::Stream(passing)) => return Some(passing),
-                    Ok(Answered::Whole(parts, body)) => self.form.refusal(Refusal::Reply(parts, body)),
+                    Ok(Answered::Whole(parts, body)) => self.form.refusal(Refusal::Reply(Box::new(parts), body)),
                     Err(refusal) => self.form.refusal(refusal),
                 },
                 _ = tokio::time::sleep(self.state.config.limits.ping_time) => {

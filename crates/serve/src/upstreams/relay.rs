@@ -85,8 +85,8 @@ pub(super) struct Passing {
 
 /// No answer: that of a server, or why there is none.
 pub(super) enum Refusal {
-    Reply(Parts, Bytes),
-    Own(ApiError),
+    Reply(Box<Parts>, Bytes),
+    Own(Box<ApiError>),
 }
 
 /// Why a try failed.
@@ -100,11 +100,11 @@ struct Failure {
 
 impl Failure {
     fn own(error: ApiError) -> Self {
-        Self { rank: 0, refusal: Refusal::Own(error), is_unsent: false }
+        Self { rank: 0, refusal: Refusal::Own(Box::new(error)), is_unsent: false }
     }
 
     fn reply(rank: u8, parts: Parts, body: Bytes) -> Self {
-        Self { rank, refusal: Refusal::Reply(parts, body), is_unsent: false }
+        Self { rank, refusal: Refusal::Reply(Box::new(parts), body), is_unsent: false }
     }
 }
 
@@ -152,7 +152,7 @@ impl Relay {
                 Err(Refusal::Reply(parts, body))
             }
             Some(refusal) => Err(refusal),
-            None => Err(Refusal::Own(ApiError::no_upstream(&self.model))),
+            None => Err(Refusal::Own(Box::new(ApiError::no_upstream(&self.model)))),
         }
     }
 
