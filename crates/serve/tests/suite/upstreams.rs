@@ -173,7 +173,8 @@ fn bytes_and_headers_pass_through_and_keys_do_not() {
 
 #[test]
 fn what_fails_before_its_first_byte_goes_to_another_server() {
-    let ways: [(&str, fn(&Got, &mut TcpStream)); 7] = [
+    type Way = fn(&Got, &mut TcpStream);
+    let ways: [(&str, Way); 7] = [
         ("closes", |_, _| {}),
         ("503", |_, s| reply(s, "503 Service Unavailable", "", "{}")),
         ("429", |_, s| reply(s, "429 Too Many Requests", "", "{}")),

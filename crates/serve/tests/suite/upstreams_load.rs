@@ -61,7 +61,7 @@ fn conversations_stay_where_their_beginning_is() {
     assert_eq!(n, 800);
     assert!(n_hits * 100 >= n * 95, "{n_hits} of {n}");
     let shares: Vec<usize> = servers.iter().map(|server| server.got.lock().unwrap().len()).collect();
-    println!("{n_hits} of {n} follow-up turns went where the beginning is; requests by server {shares:?}");
+    eprintln!("{n_hits} of {n} follow-up turns went where the beginning is; requests by server {shares:?}");
     assert!(shares.iter().all(|share| *share > 50), "{shares:?}");
     let hits = metric(&client.get("/metrics").text, "breakers_upstream_affinity_total{result=\"hit\"}");
     assert!(hits >= n_hits as f64, "{hits}");
@@ -92,7 +92,7 @@ fn one_beginning_for_all_does_not_overload_its_server() {
         }
     });
     let most: Vec<usize> = most.iter().map(|most| most.load(Ordering::SeqCst)).collect();
-    println!("32 at a time with one beginning: at most {most:?} at each server");
+    eprintln!("32 at a time with one beginning: at most {most:?} at each server");
     // Evenly they were 8 each. One that has 12 or more has half as many again as the least loaded, or 4 more.
     assert!(most.iter().all(|most| (3..=13).contains(most)), "{most:?}");
 }
@@ -166,7 +166,7 @@ fn a_rolling_restart_fails_no_request() {
         }
         stop.store(true, Ordering::SeqCst);
     });
-    println!("{} requests during 6 restarts, none failed", n_done.load(Ordering::SeqCst));
+    eprintln!("{} requests during 6 restarts, none failed", n_done.load(Ordering::SeqCst));
     let ended = client.get("/metrics").text;
     assert!(n_done.load(Ordering::SeqCst) > 120, "{ended}");
 }
