@@ -28,8 +28,8 @@ impl StageServer {
         Self { model, name: cache.into(), cache: factory, sequences: BTreeMap::new(), failure: None }
     }
 
-    /// The same with another cache than the plain one. Its layers are those of the stage: what it does with one
-    /// must not depend on the layer's number.
+    /// The same with another cache than the plain one. Its layers are those of the stage: what it does with
+    /// one must not depend on the layer's number.
     pub fn with_cache(
         mut self,
         cache: impl Fn(&CacheShape) -> Result<Box<dyn KvCache>, breakers_kv_cache::Error> + Send + 'static,
