@@ -90,6 +90,8 @@ struct Paused<D> {
     tenant: Arc<str>,
     priority: Priority,
     n_overtaken: usize,
+    /// How many texts had left for good when it paused.
+    n_left: u64,
     decoding: Decoding,
     drafter: PredictedDrafter<D>,
 }
@@ -125,6 +127,8 @@ pub(super) struct Driver<M, D> {
     limits: Limits,
     /// Texts that have begun and left the batch to others.
     paused: Vec<Paused<D>>,
+    /// Texts that have left for good.
+    n_left: u64,
     /// What a token takes; 0 as long as that is not known.
     bytes_per_token: f64,
     /// What is only counted.
@@ -149,6 +153,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
             budget,
             limits,
             paused,
+            n_left: 0,
             bytes_per_token,
             counts: ModelLoad::default(),
             make_drafter,
@@ -336,20 +341,25 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
         let Some((decoding, drafter)) = self.batch.leave(text) else { return false };
         self.keep(&tenant, &decoding);
         self.counts.n_pauses += 1;
-        self.paused.push(Paused { ticket, tenant, priority, n_overtaken, decoding, drafter });
+        let n_left = self.n_left;
+        self.paused.push(Paused { ticket, tenant, priority, n_overtaken, n_left, decoding, drafter });
         true
     }
 
-    /// Lets paused texts go on: those first that somebody waits for, of them the first first.
+    /// Lets paused texts go on: those first that somebody waits for, of them the first first. What the others
+    /// hold only grows until one of them leaves, so that there is no room for a text before that.
     fn resume(&mut self, done: &mut Done) {
         let first = |paused: &&Paused<D>| (paused.priority == Priority::Background, paused.ticket);
         while let Some(next) = self.paused.iter().min_by_key(first) {
+            if next.n_left == self.n_left && !self.batch.is_empty() {
+                break;
+            }
             let (ticket, priority, n_tokens) = (next.ticket, next.priority, next.decoding.tokens().len());
             if !self.has_room(priority, n_tokens) {
                 break;
             }
             let Some(at) = self.paused.iter().position(|paused| paused.ticket == ticket) else { break };
-            let Paused { tenant, n_overtaken, mut decoding, drafter, .. } = self.paused.remove(at);
+            let Paused { tenant, n_overtaken, n_left, mut decoding, drafter, .. } = self.paused.remove(at);
             let start = match self.start(&tenant, decoding.tokens()) {
                 Start::Soon => Start::Empty,
                 start => start,
@@ -367,7 +377,15 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
                     self.owners.push(Owner { ticket, text, tenant, priority, n_overtaken });
                 }
                 Err(_) if !self.batch.is_empty() => {
-                    self.paused.push(Paused { ticket, tenant, priority, n_overtaken, decoding, drafter });
+                    self.paused.push(Paused {
+                        ticket,
+                        tenant,
+                        priority,
+                        n_overtaken,
+                        n_left,
+                        decoding,
+                        drafter,
+                    });
                     break;
                 }
                 Err(error) => {
@@ -522,6 +540,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     /// model allows it.
     fn end(&mut self, owner: Owner) {
         let Some((decoding, drafter)) = self.batch.leave(owner.text) else { return };
+        self.n_left += 1;
         self.idle.push(drafter);
         self.keep(&owner.tenant, &decoding);
     }
@@ -551,6 +570,7 @@ impl<M: LanguageModel, D: Drafter> Driver<M, D> {
     /// Ends a text and its sequence.
     fn close(&mut self, text: TextId) {
         if let Some((decoding, drafter)) = self.batch.leave(text) {
+            self.n_left += 1;
             self.model.close(decoding.sequence());
             self.idle.push(drafter);
         }
