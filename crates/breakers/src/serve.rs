@@ -18,6 +18,29 @@ use breakers_structured::tools::ToolFormatSpec;
 
 use crate::stage;
 
+/// Flags that say something about models, of which a front has none.
+const OF_MODELS: [&str; 19] = [
+    "name",
+    "model",
+    "matrices",
+    "threads",
+    "ctx",
+    "device",
+    "isa",
+    "cache",
+    "draft",
+    "draft_length",
+    "registry",
+    "alias",
+    "cache_mb",
+    "max_mb",
+    "max_pass",
+    "prefixes",
+    "data",
+    "stage",
+    "tool_format",
+];
+
 /// Flags of `breakers serve`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServeArgs {
@@ -101,8 +124,7 @@ pub(crate) struct ServeArgs {
     /// Serve no model, but pass requests on to this server of OpenAI's protocol (http://HOST:PORT); may be
     /// given several times. Requests go where their beginning has been read before, or to whoever has least
     /// to do.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["name", "model", "matrices", "registry", "alias", "data",
-        "upstreams", "tool_format", "stage", "prefixes"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = OF_MODELS, conflicts_with = "upstreams")]
     upstream: Vec<String>,
     /// The environment variable that holds the key for all --upstream.
     #[arg(long, value_name = "NAME", requires = "upstream")]
@@ -111,8 +133,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "upstream", conflicts_with = "upstream_key_env")]
     upstream_key_file: Option<PathBuf>,
     /// A file of servers instead, with names and keys for each (TOML; see docs/serving.md).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "model", "matrices", "registry", "alias", "data",
-        "tool_format", "stage", "prefixes"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = OF_MODELS)]
     upstreams: Option<PathBuf>,
     /// The form in which the model calls functions [default: what its chat template tells].
     #[arg(long, value_name = "NAME")]

@@ -31,8 +31,9 @@ fn server(folder: &Path, small: &str) -> (ServerHandle, Arc<Registry>, Version) 
     let models = folder.join("models");
     std::fs::create_dir(&models).unwrap();
     let file = models.join("small.gguf");
-    // A link where that is possible.
-    std::fs::hard_link(small, &file).or_else(|_| std::fs::copy(small, &file).map(drop)).unwrap();
+    // A link where that is possible, and not to another link, which would lead out of the folder.
+    let small = std::fs::canonicalize(small).unwrap();
+    std::fs::hard_link(&small, &file).or_else(|_| std::fs::copy(&small, &file).map(drop)).unwrap();
     let registry =
         Registry::open(RegistryConfig::new(folder.join("registry.db"), &models), Arc::new(Files)).unwrap();
     let registry = Arc::new(registry);

@@ -47,6 +47,11 @@ fn impossible_command_lines_exit_with_2_and_say_why() {
         (&["serve", "--keys", "no/such/keys.toml"], "no/such/keys.toml"),
         (&["serve", "--api-key", "k", "--no-keys"], "--no-keys"),
         (&["serve", "--max-texts", "0"], "max_texts"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--draft", "ngram"], "--draft"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--max-mb", "9"], "--max-mb"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--upstreams", "x.toml"], "--upstreams"),
+        (&["serve", "--upstreams", "no/such/file.toml"], "no/such/file.toml"),
+        (&["serve", "--prefixes", "x", "--cache-mb", "0"], "--cache-mb"),
     ] {
         let output = breakers(arguments);
         let stderr = stderr(&output);
