@@ -295,8 +295,8 @@ impl OptimizeArgs {
     fn usage(&self, client: &Client, versions: [&str; 2]) -> Result<[Counts; 2]> {
         let rows = client.admin("/admin/usage", None)?;
         Ok(versions.map(|version| {
-            let of_version = |row: &&Value| row["alias"] == *self.alias || row["model"] == *self.alias;
-            let rows = list(&rows).iter().filter(|row| row["version"] == *version).filter(of_version);
+            let is_asked = |row: &&Value| row["model"] == *self.alias && row["version"] == *version;
+            let rows = list(&rows).iter().filter(is_asked);
             rows.fold(Counts::default(), |sum, row| sum.plus(row))
         }))
     }
