@@ -9,13 +9,15 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
-    /// OpenAI's own. It has no `top_k`, `min_p` or repetition penalty, so a request that uses one is refused.
+    /// OpenAI's own. It has no `top_k`, `min_p` or repetition penalty, and no forms of answers but JSON, so
+    /// a request that uses one is refused.
     #[default]
     OpenAi,
-    /// llama.cpp's server and compatible ones: `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n`.
+    /// llama.cpp's server and compatible ones: `top_k`, `min_p`, `repeat_penalty`, `repeat_last_n`, and
+    /// `grammar` for choices. Its grammars are neither Lark's nor regular expressions, so these are refused.
     LlamaCpp,
-    /// vLLM and compatible servers: `top_k`, `min_p`. Their repetition penalty looks at the whole text and
-    /// not at a window, so a request that uses it is refused.
+    /// vLLM and compatible servers, such as `breakers serve`: `top_k`, `min_p`, `structured_outputs`. Their
+    /// repetition penalty looks at the whole text and not at a window, so a request that uses it is refused.
     Vllm,
 }
 

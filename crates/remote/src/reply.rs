@@ -262,8 +262,11 @@ fn usage_of(wire: &WireUsage) -> Usage {
     }
     if let Some(details) = &wire.completion_tokens_details {
         usage.reasoning = details.reasoning_tokens.unwrap_or(0);
-        usage.accepted = details.accepted_prediction_tokens.unwrap_or(0);
-        usage.drafted = usage.accepted.saturating_add(details.rejected_prediction_tokens.unwrap_or(0));
+        usage.predicted = details.accepted_prediction_tokens.unwrap_or(0);
+        usage.mispredicted = details.rejected_prediction_tokens.unwrap_or(0);
+        // An endpoint tells of no other drafts.
+        usage.accepted = usage.predicted;
+        usage.drafted = usage.predicted.saturating_add(usage.mispredicted);
     }
     usage
 }

@@ -100,7 +100,12 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
             }
         }
     }
-    respond(request, route, &need, &mut body)?;
+    tools(request, route, &need, &mut body)?;
+    form(config, request, route, &mut body)?;
+    // It may be left out, since it never changes an answer; OpenAI's interface has it for chats alone.
+    if let Some(prediction) = request.prediction.as_ref().filter(|_| can.prediction && route == Route::Chat) {
+        body.insert("prediction".to_owned(), json!({"type": "content", "content": prediction}));
+    }
     if config.stream {
         body.insert("stream".to_owned(), json!(true));
         body.insert("stream_options".to_owned(), json!({"include_usage": true}));
@@ -112,15 +117,14 @@ pub(crate) fn body(config: &RemoteConfig, request: &ChatRequest) -> Result<(Rout
     Ok((route, body.into()))
 }
 
-/// Adds the tools and the format of the answer.
-fn respond(
+/// Adds the tools.
+fn tools(
     request: &ChatRequest,
     route: Route,
     need: &impl Fn(bool, &str) -> Result<(), CallError>,
     body: &mut Map<String, Value>,
 ) -> Result<(), CallError> {
     let bad = |param: &str, message: &str| Err(CallError::bad_request(param, message));
-    let is_chat = route == Route::Chat;
     if request.tools.is_empty() {
         if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
             return bad("tool_choice", "there are no tools to choose from");
@@ -128,40 +132,81 @@ fn respond(
         if request.parallel_tool_calls.is_some() {
             return bad("parallel_tool_calls", "there are no tools");
         }
-    } else {
-        need(is_chat, "tools for a text that is continued as it is")?;
-        let tools: Result<Vec<Value>, _> = request.tools.iter().map(|tool| value(&tool.to_json())).collect();
-        body.insert("tools".to_owned(), tools?.into());
-        let choice = match &request.tool_choice {
-            ToolChoice::Auto => json!("auto"),
-            ToolChoice::None => json!("none"),
-            ToolChoice::Required => json!("required"),
-            ToolChoice::Function(name) => {
-                if !request.tools.iter().any(|tool| tool.name == *name) {
-                    return bad("tool_choice", "there is no tool of this name");
-                }
-                json!({"type": "function", "function": {"name": name}})
-            }
-            _ => return bad("tool_choice", "a choice that this build does not know"),
-        };
-        body.insert("tool_choice".to_owned(), choice);
-        if let Some(parallel) = request.parallel_tool_calls {
-            body.insert("parallel_tool_calls".to_owned(), json!(parallel));
-        }
+        return Ok(());
     }
-    let format = match &request.response {
-        ResponseFormat::Text => return Ok(()),
-        ResponseFormat::JsonObject => json!({"type": "json_object"}),
-        ResponseFormat::JsonSchema(schema) => {
+    need(route == Route::Chat, "tools for a text that is continued as it is")?;
+    let tools: Result<Vec<Value>, _> = request.tools.iter().map(|tool| value(&tool.to_json())).collect();
+    body.insert("tools".to_owned(), tools?.into());
+    let choice = match &request.tool_choice {
+        ToolChoice::Auto => json!("auto"),
+        ToolChoice::None => json!("none"),
+        ToolChoice::Required => json!("required"),
+        ToolChoice::Function(name) => {
+            if !request.tools.iter().any(|tool| tool.name == *name) {
+                return bad("tool_choice", "there is no tool of this name");
+            }
+            json!({"type": "function", "function": {"name": name}})
+        }
+        _ => return bad("tool_choice", "a choice that this build does not know"),
+    };
+    body.insert("tool_choice".to_owned(), choice);
+    if let Some(parallel) = request.parallel_tool_calls {
+        body.insert("parallel_tool_calls".to_owned(), json!(parallel));
+    }
+    Ok(())
+}
+
+/// Adds the form of the answer.
+fn form(
+    config: &RemoteConfig,
+    request: &ChatRequest,
+    route: Route,
+    body: &mut Map<String, Value>,
+) -> Result<(), CallError> {
+    let unsupported = |feature: &str| Err(CallError::unsupported(&config.card.id, feature));
+    let (name, form) = match (&request.response, config.dialect) {
+        (ResponseFormat::Text, _) => return Ok(()),
+        (ResponseFormat::JsonObject, _) => ("response_format", json!({"type": "json_object"})),
+        (ResponseFormat::JsonSchema(schema), _) => {
             let (name, strict) = (&schema.name, schema.strict);
             let schema = value(&schema.schema)?;
-            json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": strict}})
+            let schema = json!({"name": name, "schema": schema, "strict": strict});
+            ("response_format", json!({"type": "json_schema", "json_schema": schema}))
         }
-        _ => return bad("response", "a form that this build does not know"),
+        (ResponseFormat::Regex(regex), Dialect::Vllm) => ("structured_outputs", json!({"regex": regex})),
+        (ResponseFormat::Lark(grammar), Dialect::Vllm) => ("structured_outputs", json!({"grammar": grammar})),
+        (ResponseFormat::Choice(texts), Dialect::Vllm) => ("structured_outputs", json!({"choice": texts})),
+        (ResponseFormat::Choice(texts), Dialect::LlamaCpp) => ("grammar", json!(gbnf_of(texts))),
+        (ResponseFormat::Regex(_), _) => return unsupported("regular expressions outside vLLM's dialect"),
+        (ResponseFormat::Lark(_), _) => return unsupported("grammars outside vLLM's dialect"),
+        (ResponseFormat::Choice(_), _) => return unsupported("choices in OpenAI's dialect"),
+        _ => return Err(CallError::bad_request("response", "a form that this build does not know")),
     };
-    need(is_chat, "a form for a text that is continued as it is")?;
-    body.insert("response_format".to_owned(), format);
+    if name == "response_format" && route != Route::Chat {
+        return unsupported("a form for a text that is continued as it is");
+    }
+    body.insert(name.to_owned(), form);
     Ok(())
+}
+
+/// A grammar of just these texts, in llama.cpp's notation.
+fn gbnf_of(texts: &[String]) -> String {
+    let mut out = "root ::=".to_owned();
+    for (i, text) in texts.iter().enumerate() {
+        out.push_str(if i == 0 { " \"" } else { " | \"" });
+        for c in text.chars() {
+            match c {
+                '"' | '\\' => out.extend(['\\', c]),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                c if c.is_control() => out.push_str(&format!("\\U{:08X}", u32::from(c))),
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+    out
 }
 
 /// Adds how tokens are drawn. Settings that change nothing are not sent.

@@ -200,8 +200,8 @@ fn usage_of(reply: &ChatReply) -> Value {
         "prompt_tokens_details": {"cached_tokens": usage.cached_prompt},
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning,
-            "accepted_prediction_tokens": usage.accepted,
-            "rejected_prediction_tokens": usage.drafted.saturating_sub(usage.accepted),
+            "accepted_prediction_tokens": usage.predicted,
+            "rejected_prediction_tokens": usage.mispredicted,
         },
     })
 }

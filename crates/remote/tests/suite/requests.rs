@@ -127,6 +127,25 @@ fn dialects_and_other_forms() {
     assert_eq!((&body["repeat_penalty"], &body["repeat_last_n"]), (&json!(1.1), &json!(64)));
     assert!(sent(&penalized, vllm).unwrap_err().contains("repetition_penalty"));
 
+    let choice = || ResponseFormat::Choice(vec!["yes".to_owned(), "\"no\"\n\\".to_owned()]);
+    for (form, expected) in [
+        (ResponseFormat::Regex("[a-z]+".to_owned()), json!({"regex": "[a-z]+"})),
+        (ResponseFormat::Lark("start: \"a\"".to_owned()), json!({"grammar": "start: \"a\""})),
+        (choice(), json!({"choice": ["yes", "\"no\"\n\\"]})),
+    ] {
+        let body = sent(&question().with_response(form), vllm).unwrap().1;
+        assert_eq!(body["structured_outputs"], expected);
+    }
+    let body = sent(&question().with_response(choice()), llama).unwrap().1;
+    assert_eq!(body["grammar"], r#"root ::= "yes" | "\"no\"\n\\""#);
+
+    // Whoever says that the endpoint uses predictions has them sent; to others they are no use.
+    let predicted = question().with_prediction("a text");
+    let knows = |config: &mut RemoteConfig| config.card.capabilities.prediction = true;
+    let body = sent(&predicted, knows).unwrap().1;
+    assert_eq!(body["prediction"], json!({"type": "content", "content": "a text"}));
+    assert_eq!(sent(&predicted, |_| {}).unwrap().1.get("prediction"), None);
+
     let text = |config: &mut RemoteConfig| {
         config.card.capabilities.text = true;
         config.card.capabilities.tokens = true;
@@ -172,6 +191,10 @@ fn what_cannot_be_honoured_is_refused() {
         (parallel, &nothing, "BadRequest"),
         (ChatRequest::new("text").with_tools([tool()], ToolChoice::Auto), &texts, "Unsupported"),
         (ChatRequest::new("text").with_response(ResponseFormat::JsonObject), &texts, "Unsupported"),
+        (question().with_response(ResponseFormat::Regex("a".to_owned())), &nothing, "Unsupported"),
+        (question().with_response(ResponseFormat::Regex("a".to_owned())), &llama, "Unsupported"),
+        (question().with_response(ResponseFormat::Lark("start: A".to_owned())), &llama, "Unsupported"),
+        (question().with_response(ResponseFormat::Choice(vec!["a".to_owned()])), &nothing, "Unsupported"),
         (question().with_seed(u64::from(u32::MAX)), &llama, "BadRequest"),
         (
             ChatRequest::new(Message::user("").with_tool_call(ToolCall::new("c", "f", "{}"))),

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State as Shared};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -31,6 +31,7 @@ static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::n
 pub(crate) fn routes() -> Router<Arc<State>> {
     Router::new()
         .route("/admin/models", get(models))
+        .route("/admin/models/{alias}", delete(retire))
         .route("/admin/models/{alias}/history", get(history))
         .route("/admin/models/{alias}/deploy", post(deploy))
         .route("/admin/models/{alias}/rollback", post(rollback))
@@ -168,6 +169,15 @@ async fn rollback(Shared(state): Shared<Arc<State>>, alias: Name, request: Reque
     work(&state, request, move |registry, Rollback { expect }| registry.rollback(&alias, expect)).await
 }
 
+async fn retire(Shared(state): Shared<Arc<State>>, alias: Name, request: Request) -> Answer {
+    let alias = name(alias)?;
+    // In the query, since clients send no body with this method.
+    let [expect] = query(&request, ["expect"])?;
+    let wrong = |_| ApiError::field("expect", "`expect`: it is no number");
+    let expect = expect.map(|value| value.parse()).transpose().map_err(wrong)?;
+    work(&state, request, move |registry, Nothing {}| registry.retire(&alias, expect)).await
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Weights {
@@ -266,23 +276,27 @@ async fn canary(Shared(state): Shared<Arc<State>>, wanted: Name, request: Reques
     work(&state, request, move |registry, canary: Canary| registry.set_canary(&wanted, &canary)).await
 }
 
-async fn usage(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
-    let (mut since, mut tenant, mut model) = (0, None, None);
+/// The values of these fields of the query.
+///
+/// # Errors
+/// Other fields.
+fn query<const N: usize>(request: &Request, names: [&str; N]) -> Result<[Option<String>; N], ApiError> {
+    let mut values = [const { None }; N];
     let query = request.uri().query().unwrap_or_default();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*name {
-            "since" => {
-                let wrong = |_| ApiError::field("since", "`since`: it is no number of seconds since 1970");
-                since = value.parse().map_err(wrong)?;
-            }
-            "tenant" => tenant = Some(value.into_owned()),
-            "model" => model = Some(value.into_owned()),
-            _ => {
-                let message = format!("`{name:.40}` is none of since, tenant, model");
-                return Err(ApiError::field(name.into_owned(), message));
-            }
-        }
+        let Some(place) = names.iter().position(|known| *known == name) else {
+            let message = format!("`{name:.40}` is none of {}", names.join(", "));
+            return Err(ApiError::field(name.into_owned(), message));
+        };
+        values[place] = Some(value.into_owned());
     }
+    Ok(values)
+}
+
+async fn usage(Shared(state): Shared<Arc<State>>, request: Request) -> Answer {
+    let [since, tenant, model] = query(&request, ["since", "tenant", "model"])?;
+    let wrong = |_| ApiError::field("since", "`since`: it is no number of seconds since 1970");
+    let since = since.map_or(Ok(0), |value| value.parse()).map_err(wrong)?;
     work(&state, request, move |registry, Nothing {}| {
         Ok(List::new(registry.usage(since, tenant.as_deref(), model.as_deref())?))
     })

@@ -7,6 +7,7 @@
 //! | go back to what was before | [`Registry::rollback`] |
 //! | let several versions share the requests | [`Registry::set_weights`] |
 //! | ask a version in secret and compare | [`Registry::set_shadow`] |
+//! | take a name away | [`Registry::retire`] |
 //! | see who used what | [`Registry::usage`] |
 //!
 //! A version is a file, and its name is the file's hash. An *alias* is the name that requests use. What an
@@ -380,6 +381,7 @@ impl Registry {
     /// that answers already.
     pub fn set_shadow(&self, alias: &str, version: Option<&str>, expect: Option<i64>) -> Result<ModelRoute> {
         self.inner.change(alias, expect, |store, current| {
+            let current = current.filter(|current| !current.is_retired());
             let current = current.ok_or_else(|| RegistryError::NoAlias { alias: alias.to_owned() })?;
             let shadow =
                 version.map(|version| store.version(version)).transpose()?.map(|version| version.name);
@@ -409,6 +411,21 @@ impl Registry {
         })
     }
 
+    /// Takes an alias away: requests to it are refused from now on, and those that run are finished. Its
+    /// history stays, and a rollback or a deployment brings it back.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoAlias`], [`RegistryError::Taken`], [`RegistryError::Conflict`],
+    /// [`RegistryError::Database`].
+    pub fn retire(&self, alias: &str, expect: Option<i64>) -> Result<ModelRoute> {
+        self.inner.change(alias, expect, |_, current| {
+            let current = current.filter(|current| !current.is_retired());
+            let current = current.ok_or_else(|| RegistryError::NoAlias { alias: alias.to_owned() })?;
+            let (shares, back) = (Vec::new(), Some(current.id));
+            Ok(NewRoute { action: RouteAction::Retire, shares, shadow: None, back })
+        })
+    }
+
     /// A version by its name, or by 8 or more digits that its hash begins with.
     ///
     /// # Errors
@@ -429,12 +446,14 @@ impl Registry {
         Ok(versions)
     }
 
-    /// What each alias stands for.
+    /// What each alias stands for; those that were taken away stand for nothing and are left out.
     ///
     /// # Errors
     /// [`RegistryError::Database`].
     pub fn routes(&self) -> Result<Vec<ModelRoute>> {
-        self.inner.store().routes()
+        let mut routes = self.inner.store().routes()?;
+        routes.retain(|route| !route.is_retired());
+        Ok(routes)
     }
 
     /// Everything that an alias has stood for, the latest first.
@@ -742,7 +761,9 @@ impl Inner {
         let old = self.live();
         let mut routes = old.routes.clone();
         for (alias, route) in new {
-            if let Some(route) = LiveRoute::new(route, &loaded) {
+            if route.is_retired() {
+                routes.remove(&alias);
+            } else if let Some(route) = LiveRoute::new(route, &loaded) {
                 routes.insert(alias, Arc::new(route));
             }
         }
@@ -770,7 +791,7 @@ impl Inner {
             if live.routes.get(&route.alias).is_some_and(|live| live.route.id >= route.id) {
                 continue;
             }
-            let result = match lock(&self.reserved).contains(&route.alias) {
+            let result = match !route.is_retired() && lock(&self.reserved).contains(&route.alias) {
                 true => Err(RegistryError::Taken { alias: route.alias.clone() }),
                 false => Ok(()),
             };

@@ -144,6 +144,11 @@ pub struct ModelRoute {
 }
 
 impl ModelRoute {
+    /// Whether no version answers: the alias was taken away.
+    pub fn is_retired(&self) -> bool {
+        self.shares.is_empty()
+    }
+
     /// All versions that it needs.
     pub(super) fn versions(&self) -> BTreeSet<&str> {
         let answering = self.shares.iter().map(|share| share.version.as_str());
@@ -181,6 +186,8 @@ pub enum RouteAction {
     Weights,
     /// Another version is asked in secret, or none anymore.
     Shadow,
+    /// No version answers: there is no such name anymore.
+    Retire,
 }
 
 /// What was used on a day.
@@ -409,7 +416,7 @@ impl Store {
         self.rows(&format!("{VERSION} ORDER BY created DESC, name"), [], version_row, version)
     }
 
-    /// What each alias stands for.
+    /// What each alias stands for, also those that were taken away.
     pub(super) fn routes(&self) -> Result<Vec<ModelRoute>> {
         let sql = format!("{ROUTE} WHERE id IN (SELECT max(id) FROM routes GROUP BY alias) ORDER BY alias");
         self.rows(&sql, [], route_row, route)

@@ -137,6 +137,54 @@ fn a_rollback_leads_to_what_was_before() {
 }
 
 #[test]
+fn a_name_can_be_taken_away_and_brought_back() {
+    let place = Place::new();
+    let registry = place.open();
+    let server = serve(&registry, config());
+    let client = Client::new(&server);
+    let other_registry = place.open();
+    let other_server = serve(&other_registry, config());
+    let other = Client::new(&other_server);
+    let [a, b] =
+        ["a", "b"].map(|name| place.add(&registry, &format!("{name}.gguf"), &format!("says {name}")));
+    assert_eq!(client.delete("/admin/models/m").status, 404);
+    registry.deploy("m", &a, None).unwrap();
+    let second = registry.deploy("m", &b, None).unwrap();
+    until("the other server follows", || other.get("/v1/models/m").status == 200 && said(&other, "m") == "b");
+    let delete = |query: String| client.delete(&format!("/admin/models/m?{query}"));
+    let late = delete(format!("expect={}", second.id - 1));
+    assert_eq!((late.status, said(&client, "m").as_str()), (409, "b"));
+
+    assert_eq!((delete("expect=x".into()).status, delete("force=1".into()).status), (400, 400));
+    let gone = delete(format!("expect={}", second.id));
+    assert_eq!((gone.status, &gone.json()["action"]), (200, &json!("retire")), "{}", gone.text);
+    let none = json!([]);
+    for (client, registry) in [(&client, &registry), (&other, &other_registry)] {
+        until("the name is gone", || chat(client, "m", &json!({})).status == 404);
+        assert_eq!(
+            (&client.get("/v1/models").json()["data"], &client.get("/ready").json()["models"]),
+            (&none, &json!({}))
+        );
+        assert_eq!(client.get("/admin/models").json()["data"], none);
+        until("b is let go", || registry.version(&b).unwrap().state == VersionState::Retired);
+    }
+    assert!(matches!(registry.set_shadow("m", Some(&a), None), Err(RegistryError::NoAlias { .. })));
+    assert_eq!(client.delete("/admin/models/m").status, 404, "it is gone already");
+    // A server that starts now has nothing to load.
+    assert_eq!(chat(&Client::new(&serve(&place.open(), config())), "m", &json!({})).status, 404);
+
+    registry.rollback("m", None).unwrap();
+    assert_eq!(said(&client, "m"), "b");
+    registry.retire("m", None).unwrap();
+    registry.deploy("m", &a, None).unwrap();
+    assert_eq!(said(&client, "m"), "a");
+    until("the other server follows", || other.get("/v1/models/m").status == 200 && said(&other, "m") == "a");
+    // Back to nothing, which is what there was before.
+    assert!(registry.rollback("m", None).unwrap().is_retired());
+    assert_eq!(chat(&client, "m", &json!({})).status, 404);
+}
+
+#[test]
 fn who_asks_decides_between_versions_that_share_a_name() {
     let place = Place::new();
     let registry = place.open();
