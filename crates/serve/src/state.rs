@@ -73,6 +73,9 @@ impl State {
                 None => {}
             }
         }
+        if self.embedders.contains_key(id) {
+            return Err(ApiError::unsupported("model", format!("`{id}` makes vectors and no texts")));
+        }
         Err(ApiError::no_model(id))
     }
 

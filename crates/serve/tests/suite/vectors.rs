@@ -107,6 +107,8 @@ fn vectors_of_texts_and_tokens() {
         assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (status, Some(param)));
     }
     assert_eq!(post(json!({"model": "e", "input": "x", "dimensions": 2})).status, 200);
+    let text = client.post("/v1/completions", r#"{"model": "e", "prompt": "x"}"#);
+    assert_eq!((text.status, &text.json()["error"]["code"]), (400, &json!("unsupported_parameter")));
     assert_eq!(post(json!({"model": "e", "input": "fail"})).status, 500);
     let metrics = client.get("/metrics").text;
     assert_eq!(crate::support::metric(&metrics, "breakers_num_requests_running{"), 0.0);
