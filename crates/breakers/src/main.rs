@@ -1,7 +1,9 @@
 //! The program `breakers`: local language models from the command line.
 
 mod batch;
+mod engine;
 mod form;
+mod heap;
 mod optimize;
 mod serve;
 mod stage;

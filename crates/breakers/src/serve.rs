@@ -6,17 +6,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use breakers_cli::{CacheArgs, DraftArgs, Error, LoadedModel, ModelArgs, Result, draft_model};
-use breakers_core::{BoxError, ChatModel, ModelCard, Tokenizer};
+use breakers_cli::{Error, LoadedModel, Result};
+use breakers_core::{BoxError, ChatModel, ModelCard};
 use breakers_model::stages::Stage;
 use breakers_serve::registry::{FileFormat, Loader, Registry, RegistryConfig, Version};
 use breakers_serve::upstreams::{Secret, Upstream, UpstreamNews, UpstreamStatus, UpstreamsConfig};
 use breakers_serve::{BatchConfig, Keys, ServeConfig, Server};
-use breakers_spec_decode::{DrafterSpec, Engine, EngineConfig, SavedPrefixes, SavedPrefixesError};
-use breakers_structured::Forms;
-use breakers_structured::tools::ToolFormatSpec;
+use breakers_spec_decode::{SavedPrefixes, SavedPrefixesError};
 
-use crate::stage;
+use crate::engine::EngineArgs;
+use crate::{heap, stage};
 
 /// Flags that say something about models, of which a front has none.
 const OF_MODELS: [&str; 19] = [
@@ -48,11 +47,7 @@ pub(crate) struct ServeArgs {
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     name: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
-    #[command(flatten)]
-    draft: DraftArgs,
+    engine: EngineArgs,
     /// The address to listen on. One that other machines can reach needs keys.
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     host: IpAddr,
@@ -70,14 +65,6 @@ pub(crate) struct ServeArgs {
     /// The name by which clients ask for the model [default: its own, or that of its file].
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
-    /// How many texts are generated at a time; further ones wait.
-    #[arg(long, visible_alias = "parallel", default_value_t = 8, value_name = "N")]
-    max_texts: usize,
-    /// Megabytes of keys and values up to which what ended texts have read is kept, so that the next turn of
-    /// a conversation, or another question behind the same instructions, reads only what is new; 0 keeps
-    /// none.
-    #[arg(long, default_value_t = 1024, value_name = "MB")]
-    cache_mb: usize,
     /// A folder in which what texts have read is kept over restarts: keys and values, and the tokens that
     /// they are of. It is for the cache f16 or f32 on the CPU.
     #[arg(long, value_name = "FOLDER")]
@@ -85,10 +72,6 @@ pub(crate) struct ServeArgs {
     /// Megabytes that the files in that folder may take.
     #[arg(long, default_value_t = 4000, value_name = "MB", requires = "prefixes", value_parser = clap::value_parser!(u32).range(1..))]
     prefixes_mb: u32,
-    /// Megabytes of keys and values that all texts may take, kept ones included: further texts wait until
-    /// they fit in, and the latest pause where running ones grow [default: what there is].
-    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
-    max_mb: Option<u32>,
     /// About how many milliseconds a pass may take while texts are being written: longer prompts are read in
     /// pieces.
     #[arg(long, default_value_t = 80, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -135,25 +118,23 @@ pub(crate) struct ServeArgs {
     /// A file of servers instead, with names and keys for each (TOML; see docs/serving.md).
     #[arg(long, value_name = "FILE", conflicts_with_all = OF_MODELS)]
     upstreams: Option<PathBuf>,
-    /// The form in which the model calls functions [default: what its chat template tells].
-    #[arg(long, value_name = "NAME")]
-    tool_format: Option<ToolFormatSpec>,
 }
 
 impl ServeArgs {
     /// Serves until the program is asked to end. Exit code 1 if answers were cut off then.
     pub(crate) fn run(&self) -> Result<ExitCode> {
+        heap::share();
         // What is wrong with flags is told before a model is loaded.
         let config = self.config()?;
-        if self.prefixes.is_some() && self.cache_mb == 0 {
+        if self.prefixes.is_some() && self.engine.cache_mb == 0 {
             return Err(Error::Usage("--prefixes keeps what --cache-mb keeps, which is 0".to_owned()));
         }
         if self.registry.is_some() && self.name.is_none() && self.alias.is_some() {
             return Err(Error::Usage("--alias names MODEL, and none is given".to_owned()));
         }
-        let mut model = self.model.clone();
+        let mut engine = self.engine.clone();
         if let Some(name) = &self.name {
-            model.model.clone_from(name);
+            engine.model.model.clone_from(name);
         }
         if let Some(mut upstreams) = self.upstreams()? {
             upstreams.observer = Some(Arc::new(tell));
@@ -162,10 +143,10 @@ impl ServeArgs {
         let mut server = Server::new(config);
         if self.registry.is_none() || self.name.is_some() {
             let stages = stage::connect(&self.stage)?;
-            model.layers = stages.iter().map(|stage| stage.layers().start).min().map(|end| 0..end);
-            let loaded = model.load()?;
-            let card = self.card(&model, &loaded)?;
-            server = server.with_model(self.engine(&model, loaded, card, stages)?);
+            engine.model.layers = stages.iter().map(|stage| stage.layers().start).min().map(|end| 0..end);
+            let loaded = engine.model.load()?;
+            let card = engine.card(&loaded, self.alias.as_deref())?;
+            server = server.with_model(self.hosted(&engine, loaded, card, stages)?);
         }
         if let (Some(database), Some(folder)) = (&self.registry, &self.models_dir) {
             let config = RegistryConfig::new(database, folder);
@@ -196,8 +177,8 @@ impl ServeArgs {
         };
         config.allow_no_keys = self.no_keys;
         config.hosts.clone_from(&self.allow_host);
-        config.limits.max_texts = self.max_texts;
-        config.limits.max_waiting = self.max_waiting.unwrap_or(self.max_texts.saturating_mul(4));
+        config.limits.max_texts = self.engine.max_texts;
+        config.limits.max_waiting = self.max_waiting.unwrap_or(self.engine.max_texts.saturating_mul(4));
         config.batches = self.data.as_ref().map(|folder| {
             let mut batches = BatchConfig::new(folder);
             batches.grace = Duration::from_secs_f64(self.grace);
@@ -231,72 +212,16 @@ impl ServeArgs {
         Ok(Some(config))
     }
 
-    /// The model's card. Its revision names all that determines the answers.
-    fn card(&self, model: &ModelArgs, loaded: &LoadedModel) -> Result<ModelCard> {
-        let file = Path::new(&loaded.name);
-        // A name of the catalog may hold a dot, which begins no extension.
-        let name = match (file.extension(), file.file_stem()) {
-            (Some(extension), Some(stem)) if extension == "gguf" => stem.to_string_lossy().into_owned(),
-            _ => loaded.name.clone(),
-        };
-        let mut card = ModelCard::new(self.alias.clone().unwrap_or(name));
-        // Matrices of another file are not part of the model's hash.
-        if model.matrices.is_none() {
-            let file = model.provenance(&[loaded])?.models.into_iter().next();
-            let version = env!("CARGO_PKG_VERSION");
-            card.revision = file.map(|file| format!("{} {} {version}", file.sha256, self.cache.cache));
-        }
-        Ok(card)
-    }
-
-    fn engine(
+    fn hosted(
         &self,
-        model: &ModelArgs,
+        engine: &EngineArgs,
         loaded: LoadedModel,
         card: ModelCard,
         stages: Vec<Stage>,
     ) -> Result<Arc<dyn ChatModel>> {
-        let mut runner = self.cache.runner(&loaded.model)?;
-        if !stages.is_empty() {
-            let cache = self.cache.cache.to_ascii_lowercase();
-            let refused = |error: breakers_model::Error| Error::Usage(format!("--stage: {error}"));
-            runner = runner.with_stages(stages, &cache).map_err(refused)?;
-        }
-        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.model.tokenizer().clone());
-        let template = loaded.model.chat_template()?.cloned();
-        let mut forms = Forms::new(Arc::clone(&tokenizer))?;
-        let told = || ToolFormatSpec::of_model(&loaded.model.info().name, template.as_ref()?.source());
-        match self.tool_format.or_else(told) {
-            Some(format) => forms = forms.with_calls(format),
-            None => eprintln!(
-                "note: the template of {} does not tell how it calls functions: requests with `tools` are refused; \
-                 --tool-format names a form",
-                loaded.name
-            ),
-        }
-        let mut config = EngineConfig::default();
-        config.max_texts = self.max_texts;
-        config.draft_length = self.draft.length();
-        config.cache_bytes = self.cache_mb.saturating_mul(1_000_000);
-        config.max_bytes = self.max_mb.map(|mb| (mb as usize).saturating_mul(1_000_000));
+        let mut config = engine.config();
         config.max_pass = Some(Duration::from_millis(self.max_pass));
-        let spec = self.draft.draft.clone().unwrap_or_default();
-        // Loaded once; each text drafts with sequences of its own.
-        let draft = spec.model().map(|name| model.load_other(name)).transpose()?;
-        let target = loaded;
-        let make = move |spec: &DrafterSpec| -> breakers_spec_decode::Result<_> {
-            spec.make(|_| Ok(draft_model(draft.as_ref().unwrap_or(&target), &target)))
-        };
-        // A drafter that does not fit the model is an error now, and not at the first request.
-        drop(make(&spec)?);
-        let mut engine = Engine::new(runner, tokenizer)
-            .with_drafter(move || make(&spec))
-            .with_forms(Arc::new(forms))
-            .with_config(config)
-            .with_card(card);
-        if let Some(template) = template {
-            engine = engine.with_format(Arc::new(template));
-        }
+        let mut engine = engine.engine(loaded, card, stages, config)?;
         if let Some(folder) = &self.prefixes {
             let mut saved = SavedPrefixes::new(folder);
             saved.max_bytes = u64::from(self.prefixes_mb) * 1_000_000;
@@ -315,18 +240,18 @@ impl Loader for Files {
         if version.format != FileFormat::Gguf {
             return Err("only GGUF files are served".into());
         }
-        let mut model = self.0.model.clone();
-        model.model = path.to_str().ok_or("the path is not UTF-8")?.to_owned();
+        let mut engine = self.0.engine.clone();
+        engine.model.model = path.to_str().ok_or("the path is not UTF-8")?.to_owned();
         let told = |error| match error {
             Error::Usage(message) => message,
             Error::Failed(error) => breakers_core::chain(&*error, ": "),
             error => format!("{error:?}"),
         };
-        let loaded = model.load().map_err(told)?;
+        let loaded = engine.model.load().map_err(told)?;
         let mut card = ModelCard::new(&version.name);
         let program = env!("CARGO_PKG_VERSION");
-        card.revision = Some(format!("{} {} {program}", version.name, self.0.cache.cache));
-        Ok(self.0.engine(&model, loaded, card, Vec::new()).map_err(told)?)
+        card.revision = Some(format!("{} {} {program}", version.name, engine.cache.cache));
+        Ok(self.0.hosted(&engine, loaded, card, Vec::new()).map_err(told)?)
     }
 }
 

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use breakers_cli::{CacheArgs, Error, ModelArgs, Result, cache_named};
 use breakers_model::stages::{Stage, StageServer, Stream};
 
+use crate::heap;
+
 /// Flags of `breakers stage`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StageArgs {
@@ -30,6 +32,7 @@ pub(crate) struct StageArgs {
 
 impl StageArgs {
     pub(crate) fn run(&self) -> Result<ExitCode> {
+        heap::share();
         if !self.listen.ip().is_loopback() && !self.trust_network {
             let message = format!(
                 "--listen {}: a stage has no keys and no encryption; --trust-network says that the network is \
