@@ -354,6 +354,8 @@ async def cancel(arguments, failures):
         sizes = []
         for _ in range(4):
             m = await run(arguments.requests // 4)
+            # What is free is returned every ten seconds.
+            await asyncio.sleep(12)
             sizes.append(server.resident())
     reasons = ("cancelled_waiting", "cancelled_prompt", "cancelled")
     result = {**sent, "texts": {reason: int(m.get(reason, 0)) for reason in reasons}}

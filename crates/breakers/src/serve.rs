@@ -123,7 +123,7 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     /// Serves until the program is asked to end. Exit code 1 if answers were cut off then.
     pub(crate) fn run(&self) -> Result<ExitCode> {
-        heap::share();
+        heap::tend();
         // What is wrong with flags is told before a model is loaded.
         let config = self.config()?;
         if self.prefixes.is_some() && self.engine.cache_mb == 0 {

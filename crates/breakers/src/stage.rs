@@ -32,7 +32,7 @@ pub(crate) struct StageArgs {
 
 impl StageArgs {
     pub(crate) fn run(&self) -> Result<ExitCode> {
-        heap::share();
+        heap::tend();
         if !self.listen.ip().is_loopback() && !self.trust_network {
             let message = format!(
                 "--listen {}: a stage has no keys and no encryption; --trust-network says that the network is \
