@@ -1,9 +1,9 @@
 //! How memory that is not needed anymore is returned to the system.
 
-/// Keeps the process no larger than what it holds. By default, glibc gives each thread a heap of its own, and what is
-/// free in one is neither used by others nor returned. Here all share one (the kernels allocate nothing in their
-/// loops, so that this costs no speed), and what is free in it is returned every few seconds. Whoever sets
-/// `MALLOC_ARENA_MAX` decides otherwise.
+/// Keeps the process no larger than what it holds. By default, glibc gives each thread a heap of its own, and
+/// what is free in one is neither used by others nor returned. Here all share one (the kernels allocate
+/// nothing in their loops, so that this costs no speed), and what is free in it is returned every few
+/// seconds. Whoever sets `MALLOC_ARENA_MAX` decides otherwise.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn tend() {
     const PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
