@@ -17,7 +17,7 @@ pub(crate) struct EngineArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
-    pub(crate) cache: CacheArgs,
+    cache: CacheArgs,
     #[command(flatten)]
     draft: DraftArgs,
     /// How many texts are generated at a time; further ones wait.
@@ -60,10 +60,14 @@ impl EngineArgs {
         // Matrices of another file are not part of the model's hash.
         if self.model.matrices.is_none() {
             let file = self.model.provenance(&[loaded])?.models.into_iter().next();
-            let version = env!("CARGO_PKG_VERSION");
-            card.revision = file.map(|file| format!("{} {} {version}", file.sha256, self.cache.cache));
+            card.revision = file.map(|file| self.revision(&file.sha256));
         }
         Ok(card)
+    }
+
+    /// What tells a model from all others: the hash of its file, its cache, and the version of this program.
+    pub(crate) fn revision(&self, file: &str) -> String {
+        format!("{file} {} {}", self.cache.cache, env!("CARGO_PKG_VERSION"))
     }
 
     /// The loaded model as one that answers. The layers that it lacks are those of `stages`.

@@ -10,7 +10,7 @@ pub(crate) fn tend() {
     if std::env::var_os("MALLOC_ARENA_MAX").is_some() {
         return;
     }
-    // SAFETY: it sets a number within the C library; other threads may allocate at the same time.
+    // SAFETY: it sets a number within the C library, and no thread but this one has begun.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let tender = std::thread::Builder::new().name("breakers-heap".to_owned());
     // Without the thread, the process is only larger.

@@ -249,8 +249,7 @@ impl Loader for Files {
         };
         let loaded = engine.model.load().map_err(told)?;
         let mut card = ModelCard::new(&version.name);
-        let program = env!("CARGO_PKG_VERSION");
-        card.revision = Some(format!("{} {} {program}", version.name, engine.cache.cache));
+        card.revision = Some(engine.revision(&version.name));
         Ok(self.0.hosted(&engine, loaded, card, Vec::new()).map_err(told)?)
     }
 }

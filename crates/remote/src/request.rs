@@ -164,6 +164,15 @@ fn form(
     body: &mut Map<String, Value>,
 ) -> Result<(), CallError> {
     let unsupported = |feature: &str| Err(CallError::unsupported(&config.card.id, feature));
+    let is_empty = match &request.response {
+        ResponseFormat::Regex(text) | ResponseFormat::Lark(text) => text.is_empty(),
+        ResponseFormat::Choice(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
+        _ => false,
+    };
+    if is_empty {
+        // Servers take it for none, and answer with any text.
+        return Err(CallError::bad_request("response", "the form, or one of its choices, is empty"));
+    }
     let (name, form) = match (&request.response, config.dialect) {
         (ResponseFormat::Text, _) => return Ok(()),
         (ResponseFormat::JsonObject, _) => ("response_format", json!({"type": "json_object"})),

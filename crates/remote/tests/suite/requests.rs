@@ -173,6 +173,7 @@ fn what_cannot_be_honoured_is_refused() {
     let incapable = |config: &mut RemoteConfig| config.card.capabilities = Capabilities::default();
     let texts = |config: &mut RemoteConfig| config.card.capabilities.text = true;
     let llama = |config: &mut RemoteConfig| config.dialect = Dialect::LlamaCpp;
+    let vllm = |config: &mut RemoteConfig| config.dialect = Dialect::Vllm;
     type Case<'a> = (ChatRequest, &'a dyn Fn(&mut RemoteConfig), &'a str);
     let cases: Vec<Case<'_>> = vec![
         (ChatRequest::new("text"), &nothing, "Unsupported"),
@@ -191,6 +192,10 @@ fn what_cannot_be_honoured_is_refused() {
         (parallel, &nothing, "BadRequest"),
         (ChatRequest::new("text").with_tools([tool()], ToolChoice::Auto), &texts, "Unsupported"),
         (ChatRequest::new("text").with_response(ResponseFormat::JsonObject), &texts, "Unsupported"),
+        (question().with_response(ResponseFormat::Regex(String::new())), &vllm, "BadRequest"),
+        (question().with_response(ResponseFormat::Lark(String::new())), &vllm, "BadRequest"),
+        (question().with_response(ResponseFormat::Choice(Vec::new())), &vllm, "BadRequest"),
+        (question().with_response(ResponseFormat::Choice(vec![String::new()])), &vllm, "BadRequest"),
         (question().with_response(ResponseFormat::Regex("a".to_owned())), &nothing, "Unsupported"),
         (question().with_response(ResponseFormat::Regex("a".to_owned())), &llama, "Unsupported"),
         (question().with_response(ResponseFormat::Lark("start: A".to_owned())), &llama, "Unsupported"),

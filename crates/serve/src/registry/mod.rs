@@ -226,6 +226,15 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
+/// The state of an alias that there is.
+///
+/// # Errors
+/// [`RegistryError::NoAlias`], also if it was taken away.
+fn present<'r>(alias: &str, current: Option<&'r ModelRoute>) -> Result<&'r ModelRoute> {
+    let current = current.filter(|current| !current.is_retired());
+    current.ok_or_else(|| RegistryError::NoAlias { alias: alias.to_owned() })
+}
+
 /// What a panic said.
 fn panic_text(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
@@ -381,8 +390,7 @@ impl Registry {
     /// that answers already.
     pub fn set_shadow(&self, alias: &str, version: Option<&str>, expect: Option<i64>) -> Result<ModelRoute> {
         self.inner.change(alias, expect, |store, current| {
-            let current = current.filter(|current| !current.is_retired());
-            let current = current.ok_or_else(|| RegistryError::NoAlias { alias: alias.to_owned() })?;
+            let current = present(alias, current)?;
             let shadow =
                 version.map(|version| store.version(version)).transpose()?.map(|version| version.name);
             if let Some(shadow) =
@@ -419,8 +427,7 @@ impl Registry {
     /// [`RegistryError::Database`].
     pub fn retire(&self, alias: &str, expect: Option<i64>) -> Result<ModelRoute> {
         self.inner.change(alias, expect, |_, current| {
-            let current = current.filter(|current| !current.is_retired());
-            let current = current.ok_or_else(|| RegistryError::NoAlias { alias: alias.to_owned() })?;
+            let current = present(alias, current)?;
             let (shares, back) = (Vec::new(), Some(current.id));
             Ok(NewRoute { action: RouteAction::Retire, shares, shadow: None, back })
         })
