@@ -122,7 +122,10 @@ fn a_job_that_is_handed_in_twice_runs_once() {
     };
     let first = job("0123456789abcdef", "once");
     assert_eq!(client.post("/v1/jobs", &first).json()["status"], "queued");
-    std::fs::write(folder.path().join("spool/0123456789abcdef.job.json"), &first).unwrap();
+    // As a whole, as our client does it: the server may look at any moment.
+    std::fs::write(folder.path().join("whole"), &first).unwrap();
+    std::fs::rename(folder.path().join("whole"), folder.path().join("spool/0123456789abcdef.job.json"))
+        .unwrap();
     assert_eq!(client.post("/v1/jobs", &first).status, 200);
     let done = client.get("/v1/jobs/0123456789abcdef?wait=20").json();
     assert_eq!((&done["status"], &done["response"]["status_code"]), (&json!("completed"), &json!(200)));
